@@ -1,0 +1,32 @@
+# Everything a fresh clone needs: Python >= 3.11 with venv, and make.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.DEFAULT_GOAL := compare
+.PHONY: compare test quick lint report bench clean
+
+$(VENV)/.installed: pyproject.toml paravirt_mm/_version.py
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	touch $@
+
+compare: $(VENV)/.installed ## compare allocators on the machines of the package
+	$(BIN)/paravirt-mm compare
+
+test: $(VENV)/.installed ## the whole suite
+	$(BIN)/pytest -n auto --dist loadfile
+
+quick: $(VENV)/.installed ## the part of the suite that takes seconds
+	$(BIN)/pytest -m "not slow"
+
+lint: $(VENV)/.installed ## format, lint, types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+report: $(VENV)/.installed ## write the published comparison again
+	$(BIN)/python reports/compare.py
+
+clean:
+	rm -rf $(VENV) build dist

@@ -1,0 +1,58 @@
+"""``paravirt-mm machines``: what ships with the package."""
+
+from __future__ import annotations
+
+import json
+
+import click
+from tabulate import tabulate
+
+from paravirt_mm.machine.model import Machine
+from paravirt_mm.report.values import printable, size
+from paravirt_mm.sources import bundled, bundled_machines, load
+
+
+@click.command()
+@click.argument("name", required=False, metavar="[NAME|LOG]")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def command(name: str | None, as_json: bool) -> None:
+    """List the machines that ship with the package, or show one: its memory map, and where it comes
+    from.
+
+    NAME may also be a log or machine file: this shows what was understood of it.
+    """
+    if name is not None:
+        from paravirt_mm.sources.machine_file import write_json, write_toml
+
+        machine = load(name)
+        click.echo(write_json(machine) if as_json else write_toml(machine))
+        return
+    machines = [bundled(each) for each in bundled_machines()]
+    if as_json:
+        click.echo(json.dumps([_record(machine) for machine in machines], indent=1))
+        return
+    rows = [
+        [
+            m.name,
+            size(m.memory_map.ram_pages().total),
+            len(m.memory_map.ram_pages()),
+            m.mode.name,
+            printable(m.provenance.title),
+        ]
+        for m in machines
+    ]
+    click.echo(tabulate(rows, ["machine", "RAM", "pieces", "mode", ""]))
+
+
+def _record(machine: Machine) -> dict[str, object]:
+    ram = machine.memory_map.ram_pages()
+    return {
+        "name": machine.name,
+        "ram_bytes": ram.total,
+        "ram_pieces": len(ram),
+        "mode": machine.mode.name,
+        "title": machine.provenance.title,
+        "source": machine.provenance.source,
+        "kernel_release": machine.provenance.kernel_release,
+        "assumed": list(machine.provenance.assumed),
+    }

@@ -1,0 +1,101 @@
+"""``paravirt-mm run``: one scenario, step by step."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from paravirt_mm.cli.main import ExitCode
+from paravirt_mm.cli.output import emit
+from paravirt_mm.engine.trace import RunStarted
+from paravirt_mm.measure.figures import FIGURES, Group
+from paravirt_mm.report.comparison import machine_title
+from paravirt_mm.report.narrative import narrate
+from paravirt_mm.report.tracefile import trace_lines
+from paravirt_mm.report.values import printable, show, size
+from paravirt_mm.scenario import Outcome, Run, Scenario
+from paravirt_mm.sources import load
+
+
+@click.command()
+@click.argument("machine", metavar="LOG|MACHINE")
+@click.option(
+    "-a",
+    "--allocator",
+    default="incremental:variant=linux,kernel=4.19",
+    show_default=True,
+    metavar="SPEC",
+)
+@click.option("-b", "--backend", default="native", show_default=True, metavar="SPEC")
+@click.option(
+    "--trace", "trace_path", metavar="FILE", type=click.Path(dir_okay=False, path_type=Path),
+    help="Write every event, one JSON object a line.",
+)  # fmt: skip
+@click.option(
+    "--boot", type=click.IntRange(1), help="Which boot of a log with several. [default: 1]"
+)
+@click.option(
+    "--json", "as_json", is_flag=True, help="Print verdict, findings and figures as JSON."
+)
+def command(
+    machine: str,
+    allocator: str,
+    backend: str,
+    trace_path: Path | None,
+    boot: int | None,
+    as_json: bool,
+) -> int:
+    """Run one scenario and show it step by step: what is mapped, which pages become tables, what is
+    handed over, and all figures.
+
+    Numbers in brackets are events of the trace.
+    """
+    scenario = Scenario.of(load(machine, boot), allocator, backend)
+    run = scenario.run()
+    if trace_path is not None:
+        emit("\n".join(trace_lines(run.trace)), trace_path)
+    click.echo(_as_json(run) if as_json else _as_text(run))
+    return {
+        Outcome.OK: ExitCode.OK,
+        Outcome.PANIC: ExitCode.OK,
+        Outcome.ERROR: ExitCode.PLUGIN,
+    }.get(run.verdict.outcome, ExitCode.FINDINGS)
+
+
+def _as_json(run: Run) -> str:
+    return json.dumps(
+        {
+            "machine": run.scenario.machine.name,
+            "allocator": str(run.scenario.allocator),
+            "backend": str(run.scenario.backend),
+            "outcome": run.verdict.outcome,
+            "verdict": str(run.verdict),
+            "findings": [str(finding) for finding in run.findings],
+            "figures": dict(run.figures),
+        },
+        indent=1,
+    )
+
+
+def _as_text(run: Run) -> str:
+    lines = [machine_title(run.scenario.machine)]
+    lines.append(f"{run.scenario.allocator} under {run.scenario.backend}")
+    events = run.trace.events
+    if events and isinstance(events[0], RunStarted):
+        for name, (low, high) in events[0].boot.places:
+            lines.append(f"  {name + ':':<16}{low:#x}-{high:#x} ({size(high - low)})")
+    lines.append("")
+    lines += narrate(run.trace)
+    lines += ["", f"verdict: {printable(str(run.verdict))}"]
+    lines += [f"  {printable(str(finding))}" for finding in run.findings[:20]]
+    for group in Group:
+        cells = [
+            f"{name} {show(figure, run.figures[name])}"
+            for name, figure in FIGURES.items()
+            if figure.group is group and run.figures.get(name)
+        ]
+        if cells:
+            lines.append(f"{group + ':':<8}{'; '.join(cells)}")
+    return "\n".join(lines)

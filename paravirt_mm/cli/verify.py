@@ -1,0 +1,55 @@
+"""``paravirt-mm verify``: subcommands that check a model against reality, the core's and those of
+plugins.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from paravirt_mm.cli.main import LazyGroup
+from paravirt_mm.scenario import default_registry
+
+_OWN: dict[str, tuple[str, str]] = {}
+
+
+class _VerifyGroup(LazyGroup):
+    """The core's verifiers, and whatever plugins add through ``pvmm_verifiers``."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._loaded = False
+
+    def _load_plugins(self) -> None:
+        if self._loaded:
+            return
+        self._loaded = True
+        for plugin in default_registry().plugins.values():
+            if "pvmm_verifiers" in plugin.hooks:
+                for verifier in plugin.create().pvmm_verifiers() or ():
+                    self.add_command(verifier)
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return all names."""
+        self._load_plugins()
+        return super().list_commands(ctx)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Return one verifier."""
+        if cmd_name not in self._lazy:
+            self._load_plugins()
+        return super().get_command(ctx, cmd_name)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the list of verifiers."""
+        self._load_plugins()
+        super().format_commands(ctx, formatter)
+
+
+@click.group(cls=_VerifyGroup, lazy=_OWN)
+def command() -> None:
+    """Check the models against reality: real kernel code, boot logs, real Xen, a CPU.
+
+    Exit code 0 only when everything agrees.
+    """

@@ -1,0 +1,1 @@
+"""One run: memblock, the direct-map builder, page tables, the page-status ledger, the trace."""

@@ -1,0 +1,193 @@
+"""What a hook sees of a run: the machine, and how far the kernel has come. Plugins read it, only
+the engine changes it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import attrs
+
+from paravirt_mm.engine.ledger import Ledger
+from paravirt_mm.engine.memblock import Memblock
+from paravirt_mm.engine.pages import PageRun, page_count
+from paravirt_mm.engine.split import Piece, merge_equal, promote_to_large, split_by_alignment
+from paravirt_mm.engine.steps import Map, Promote
+from paravirt_mm.engine.tables import Batch, Tree
+from paravirt_mm.machine.model import BootState, CpuFeatures, KernelImage, Machine, Span
+from paravirt_mm.machine.paging import PAGE_SHIFT, PagingMode
+from paravirt_mm.machine.ranges import RangeSet, align_down, align_up
+
+
+@attrs.frozen
+class Promise:
+    """What an allocator promises before its first step.
+
+    ``direct_map`` is what the direct map will cover in the end (bytes, ascending, disjoint): no
+    more and no less. ``brk_pages`` is how many pages of brk it sets aside for tables. ``new_root``
+    tells whether it starts a tree of its own; otherwise it grows the one that the kernel booted
+    with.
+    """
+
+    direct_map: tuple[Span, ...]
+    brk_pages: int = 0
+    new_root: bool = False
+
+
+class Boot:
+    """The state of a run, as hooks see it. Addresses are bytes, ends exclusive, unless a name says
+    pfn.
+    """
+
+    def __init__(self, machine: Machine, state: BootState) -> None:
+        self.machine = machine
+        self.state = state
+        reserved = state.taken(machine)
+        self._memory = machine.memory_map.ram_pages()
+        self._reserved = reserved
+        self._memblock = Memblock(self._memory, self._reserved)
+        self._tree = Tree(machine.mode)
+        for level, spans in state.tables.items():
+            for span in spans:
+                self._tree.adopt(level, *span)
+        for span in state.direct_mapped:
+            self._tree.adopt_mapping(*span)
+        self._ledger = Ledger()
+        self._reachable = RangeSet(state.mapped)
+        self._tables = RangeSet(
+            (start >> PAGE_SHIFT, end >> PAGE_SHIFT) for start, end in state.boot_tables
+        )
+        self._boot_tables = self._tables.copy()
+        self._reservation: list[PageRun] = []
+        self._brk_used = 0
+        self._brk_pages = 0
+        self._waiting: list[Batch] = []
+        self._batches: list[Batch] = []
+        self._max_pfn_mapped = state.max_pfn_mapped
+
+    @property
+    def mode(self) -> PagingMode:
+        """The paging mode."""
+        return self.machine.mode
+
+    @property
+    def kernel(self) -> KernelImage:
+        """Where the kernel lies on this platform."""
+        return self.state.kernel_of(self.machine)
+
+    @property
+    def features(self) -> CpuFeatures:
+        """CPU features as the platform leaves them."""
+        return self.state.features
+
+    @property
+    def largest_level(self) -> int:
+        """Highest level whose entries may map pages (1: only 4 KiB pages)."""
+        return self.features.largest_level(self.mode)
+
+    @property
+    def memblock(self) -> Memblock:
+        """RAM and reservations."""
+        return self._memblock
+
+    @property
+    def tree(self) -> Tree:
+        """The direct-map tree as it stands."""
+        return self._tree
+
+    @property
+    def ledger(self) -> Ledger:
+        """Which pages are read-only."""
+        return self._ledger
+
+    @property
+    def max_pfn_mapped(self) -> int:
+        """The kernel's variable: one past the highest pfn mapped so far."""
+        return self._max_pfn_mapped
+
+    @property
+    def brk_free(self) -> PageRun:
+        """Brk pages set aside for tables that are still free, ascending."""
+        first = self.kernel.brk_start >> PAGE_SHIFT
+        return PageRun(first + self._brk_used, max(0, self._brk_pages - self._brk_used))
+
+    @property
+    def brk_beyond(self) -> PageRun:
+        """Free brk pages beyond those set aside for tables, for kernels that extend brk in need."""
+        kernel = self.kernel
+        first = (kernel.brk_start >> PAGE_SHIFT) + max(self._brk_used, self._brk_pages)
+        return PageRun(first, max(0, (kernel.brk_end >> PAGE_SHIFT) - first))
+
+    @property
+    def reservation(self) -> tuple[PageRun, ...]:
+        """Pages set aside for tables and not used yet, in the order in which they were given."""
+        return tuple(run for run in self._reservation if run.count)
+
+    @property
+    def waiting(self) -> tuple[Batch, ...]:
+        """Batches that are built and wait to be handed over or attached."""
+        return tuple(self._waiting)
+
+    @property
+    def waiting_tables(self) -> int:
+        """How many tables wait."""
+        return sum(batch.count for batch in self._waiting)
+
+    def is_reachable(self, start: int, end: int) -> bool:
+        """Tell whether the kernel can write all of ``[start, end)`` now."""
+        return self._reachable.covers(start, end)
+
+    def reachable(self, start: int, end: int) -> Iterator[Span]:
+        """Yield the parts of ``[start, end)`` that the kernel can write now, ascending."""
+        return self._reachable.within(start, end)
+
+    def table_pages(self, start: int, end: int) -> Iterator[Span]:
+        """Yield the bytes of ``[start, end)`` whose pages are page tables, boot tables included."""
+        for low, high in self._tables.within(start >> PAGE_SHIFT, -(-end >> PAGE_SHIFT)):
+            yield low << PAGE_SHIFT, high << PAGE_SHIFT
+
+    def reserved_pages(self, start: int, end: int) -> Iterator[Span]:
+        """Yield the bytes of ``[start, end)`` that are set aside for tables and not used yet."""
+        for run in self.reservation:
+            low, high = run.span
+            if max(low, start) < min(high, end):
+                yield max(low, start), min(high, end)
+
+    def split(self, step: Map) -> list[Piece]:
+        """Return the pieces, by page size, in which the range of ``step`` will be mapped."""
+        pieces = split_by_alignment(self.mode, step.start, step.end, self.largest_level)
+        if step.promote is Promote.BEFORE_MERGE:
+            pieces = self._promote(pieces)
+        pieces = merge_equal(pieces)
+        if step.promote is Promote.AFTER_MERGE:
+            pieces = self._promote(pieces)
+        return pieces
+
+    def _promote(self, pieces: list[Piece]) -> list[Piece]:
+        return promote_to_large(
+            self.mode, pieces, self.largest_level, self.memblock, self.machine.map_limit
+        )
+
+    def fillable(self, step: Map) -> tuple[int, RangeSet] | None:
+        """Return where entries of ``step.skip_empty_level`` may be filled; None: everywhere."""
+        level = step.skip_empty_level
+        if not level or level > self.mode.root_level:
+            return None
+        span = self.mode.entry_span(level)
+        known = self.machine.memory_map.known()
+        return level, RangeSet((align_down(low, span), align_up(high, span)) for low, high in known)
+
+    def tables_needed(self, step: Map) -> int:
+        """Return how many table pages ``step`` would need now."""
+        only = self.fillable(step)
+        spans: dict[int, RangeSet] = {}
+        for piece in self.split(step):
+            plan = self.tree.plan(piece.start, piece.end, piece.level, only)
+            for level, new in plan.spans.items():
+                spans.setdefault(level, RangeSet()).update(new)
+        return sum(new.total // self.mode.table_span(level) for level, new in spans.items())
+
+    @property
+    def tables_made(self) -> int:
+        """Tables built since boot."""
+        return sum(page_count(batch.runs) for batch in self._batches)

@@ -1,0 +1,87 @@
+"""memblock: which RAM there is, which of it is taken, and the search from the top.
+
+Source: mm/memblock.c of Linux 3.6 and 4.19 (memblock_find_in_range, memblock_reserve). Addresses
+are bytes, ends exclusive.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from paravirt_mm.engine.pages import PageRun
+from paravirt_mm.machine.paging import PAGE_SHIFT, PAGE_SIZE
+from paravirt_mm.machine.ranges import RangeSet, align_down, align_up
+
+
+class Memblock:
+    """RAM and reservations of one run. Plugins search it; only the engine reserves."""
+
+    __slots__ = ("_memory", "_reserved")
+
+    def __init__(self, memory: RangeSet, reserved: RangeSet) -> None:
+        self._memory = memory
+        self._reserved = reserved
+
+    def memory(self, start: int = 0, end: int = 1 << 64) -> Iterator[tuple[int, int]]:
+        """Yield the RAM inside ``[start, end)``, ascending, whole pages only."""
+        return self._memory.within(start, end)
+
+    def is_memory(self, start: int, end: int) -> bool:
+        """Tell whether ``[start, end)`` is all RAM without a hole (memblock_is_region_memory)."""
+        return self._memory.covers(start, end)
+
+    def reserved(self) -> Iterator[tuple[int, int]]:
+        """Yield the merged reservations, ascending."""
+        return iter(self._reserved)
+
+    def free_descending(self, start: int, end: int) -> Iterator[tuple[int, int]]:
+        """Yield free RAM inside ``[start, end)``, highest first; page 0 is never free."""
+        start = max(start, PAGE_SIZE)
+        for low, high in self._memory.descending(start, end):
+            gaps = list(self._reserved.gaps(low, high))
+            yield from reversed(gaps)
+
+    def find_top_down(self, start: int, end: int, size: int, align: int = PAGE_SIZE) -> int | None:
+        """Return the highest aligned address where ``size`` free bytes fit in ``[start, end)``.
+
+        The address is the end of a free range less ``size``, rounded down to ``align``, in the
+        highest free range where that does not fall below the range's start. None: nothing fits.
+        """
+        for low, high in self.free_descending(start, end):
+            candidate = align_down(high - size, align)
+            if candidate >= low:
+                return candidate
+        return None
+
+    def find_bottom_up(self, start: int, end: int, size: int, align: int = PAGE_SIZE) -> int | None:
+        """Return the lowest aligned address where ``size`` free bytes fit in ``[start, end)``."""
+        start = max(start, PAGE_SIZE)
+        for low, high in self._memory.within(start, end):
+            for gap_low, gap_high in self._reserved.gaps(low, high):
+                candidate = align_up(gap_low, align)
+                if candidate + size <= gap_high:
+                    return candidate
+        return None
+
+    def pages_top_down(self, start: int, end: int, count: int) -> list[PageRun]:
+        """Return up to ``count`` free pages of ``[start, end)``, each the highest one left.
+
+        That is what ``count`` single-page searches with a reservation after each would give.
+        """
+        runs: list[PageRun] = []
+        for low, high in self.free_descending(start, end):
+            first, last = align_up(low, PAGE_SIZE) >> PAGE_SHIFT, high >> PAGE_SHIFT
+            if first >= last:
+                continue
+            taken = min(last - first, count)
+            runs.append(PageRun(last - 1, taken, -1))
+            count -= taken
+            if not count:
+                break
+        return runs
+
+    def _reserve(self, start: int, end: int) -> None:
+        self._reserved.add(start, end)
+
+    def _release(self, start: int, end: int) -> None:
+        self._reserved.discard(start, end)

@@ -1,0 +1,79 @@
+"""Runs of pages: the unit in which tables are allocated, handed over and counted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from enum import StrEnum
+
+import attrs
+
+from paravirt_mm.machine.paging import PAGE_SHIFT
+
+
+@attrs.frozen
+class PageRun:
+    """``count`` pages from pfn ``start`` upward (``step`` 1) or downward (``step`` -1), in that
+    order.
+    """
+
+    start: int
+    count: int
+    step: int = 1
+
+    @property
+    def low(self) -> int:
+        """The lowest pfn of the run."""
+        return self.start if self.step > 0 else self.start - self.count + 1
+
+    @property
+    def high(self) -> int:
+        """One past the highest pfn of the run."""
+        return self.start + self.count if self.step > 0 else self.start + 1
+
+    @property
+    def span(self) -> tuple[int, int]:
+        """The bytes that the run covers."""
+        return self.low << PAGE_SHIFT, self.high << PAGE_SHIFT
+
+    def head(self, count: int) -> PageRun:
+        """Return the first ``count`` pages."""
+        return PageRun(self.start, count, self.step)
+
+    def tail(self, skip: int) -> PageRun:
+        """Return what follows the first ``skip`` pages."""
+        return PageRun(self.start + skip * self.step, self.count - skip, self.step)
+
+    @classmethod
+    def of_span(cls, start: int, end: int) -> PageRun:
+        """Return the pages of bytes ``[start, end)`` (page aligned), ascending."""
+        return cls(start >> PAGE_SHIFT, (end - start) >> PAGE_SHIFT)
+
+
+class Source(StrEnum):
+    """Where pages for tables were taken from."""
+
+    BRK = "brk"
+    MEMBLOCK = "memblock"
+    RESERVATION = "reservation"
+
+
+@attrs.frozen
+class TablePages:
+    """An allocator's answer: one run, and where it came from."""
+
+    run: PageRun
+    source: Source
+
+
+def page_count(runs: Iterable[PageRun]) -> int:
+    """Return how many pages the runs hold."""
+    return sum(run.count for run in runs)
+
+
+def deal(runs: Iterable[PageRun], count: int) -> Iterator[PageRun]:
+    """Yield the first ``count`` pages of ``runs``, run by run."""
+    for run in runs:
+        taken = min(run.count, count)
+        if taken > 0:
+            yield run.head(taken)
+            count -= taken

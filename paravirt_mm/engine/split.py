@@ -1,0 +1,86 @@
+"""How one range of physical memory is split by page size before it is mapped.
+
+Source: arch/x86/mm/init.c: init_memory_mapping of Linux 3.6, split_mem_range and
+adjust_range_page_size_mask of 3.9 and 4.19.
+"""
+
+from __future__ import annotations
+
+import attrs
+
+from paravirt_mm.engine.memblock import Memblock
+from paravirt_mm.machine.paging import PAGE_SIZE, PagingMode
+from paravirt_mm.machine.ranges import align_down, align_up
+
+
+@attrs.frozen
+class Piece:
+    """Bytes ``[start, end)`` to map with entries of at most ``level`` (1: 4k, 2: 2M, 3: 1G)."""
+
+    start: int
+    end: int
+    level: int
+
+
+def split_by_alignment(mode: PagingMode, start: int, end: int, largest: int) -> list[Piece]:
+    """Split ``[start, end)`` into at most five pieces: 4k head, 2M, 1G, 2M tail, 4k tail.
+
+    ``largest`` is the highest level whose entries may map pages. Partial pages at the edges are
+    dropped. A 32-bit kernel never uses a large page for the first 2 or 4 MiB: fixed-range MTRRs
+    live there.
+    """
+    start, end = align_down(start, PAGE_SIZE), align_down(end, PAGE_SIZE)
+    pieces: list[Piece] = []
+    position = start
+
+    def piece(stop: int, level: int) -> None:
+        nonlocal position
+        if position < stop:
+            pieces.append(Piece(position, stop, min(level, largest)))
+            position = stop
+
+    large = mode.entry_span(2)
+    last_large = align_down(end, large)
+    head = align_up(start, large)
+    if mode.is_32bit and start == 0:
+        head = large
+    piece(min(head, end), 1)
+    if 3 in mode.large_levels:
+        huge = mode.entry_span(3)
+        piece(min(align_up(position, huge), last_large), 2)
+        piece(align_down(end, huge), 3)
+    piece(last_large, 2)
+    piece(end, 1)
+    return pieces
+
+
+def promote_to_large(
+    mode: PagingMode, pieces: list[Piece], largest: int, memblock: Memblock, limit: int
+) -> list[Piece]:
+    """Let a piece use a larger page where the whole large page around it is RAM.
+
+    ``limit`` (bytes) is the end of lowmem, which a promoted page of a 32-bit kernel must not cross.
+    """
+    promoted: list[Piece] = []
+    for piece in pieces:
+        level = piece.level
+        for candidate in range(piece.level + 1, largest + 1):
+            span = mode.entry_span(candidate)
+            start, end = align_down(piece.start, span), align_up(piece.end, span)
+            if mode.is_32bit and end > limit:
+                continue
+            if memblock.is_memory(start, end):
+                level = candidate
+        promoted.append(attrs.evolve(piece, level=level))
+    return promoted
+
+
+def merge_equal(pieces: list[Piece]) -> list[Piece]:
+    """Merge neighbours that use the same page size."""
+    merged: list[Piece] = []
+    for piece in pieces:
+        if merged and merged[-1].end == piece.start and merged[-1].level == piece.level:
+            merged[-1] = attrs.evolve(merged[-1], end=piece.end)
+        else:
+            merged.append(piece)
+    return merged

@@ -1,0 +1,205 @@
+"""The trace: everything that happened in a run, in order, as small immutable events.
+
+Figures, invariants and replays are derived from it and from nothing else. An event's number is its
+place in `Trace.events`. All ranges are bytes with exclusive ends unless a field says pfn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import attrs
+
+from paravirt_mm.engine.answers import Cost, EntryKind
+from paravirt_mm.engine.pages import PageRun
+from paravirt_mm.engine.split import Piece
+from paravirt_mm.engine.steps import HandOver, Step
+from paravirt_mm.engine.tables import Batch, Leaves
+from paravirt_mm.machine.model import BootState, Machine
+
+
+@attrs.frozen
+class RunStarted:
+    """The first event: what the run is about; ``promised`` is what the allocator will map."""
+
+    machine: Machine
+    boot: BootState
+    allocator: str
+    backend: str
+    promised: tuple[tuple[int, int], ...]
+
+
+@attrs.frozen
+class StepStarted:
+    """The allocator's generator yielded a step."""
+
+    number: int
+    step: Step
+
+
+@attrs.frozen
+class RangeSplit:
+    """A range was split by page size."""
+
+    start: int
+    end: int
+    pieces: tuple[Piece, ...]
+
+
+@attrs.frozen
+class TablesReserved:
+    """The allocator set pages aside for tables."""
+
+    pages: tuple[PageRun, ...]
+
+
+@attrs.frozen
+class TablesAllocated:
+    """Pages became the tables of a batch; nothing is written to them yet."""
+
+    batch: Batch
+
+
+@attrs.frozen
+class EntriesWritten:
+    """Entries of one kind were stored into tables of ``level``.
+
+    ``owner`` is the batch whose tables they went into (-1: tables that exist since boot).
+    """
+
+    batch: int
+    level: int
+    kind: EntryKind
+    count: int
+    owner: int
+    cost: Cost
+
+
+@attrs.frozen
+class RangeMapped:
+    """Leaf entries map ``leaves``; of these bytes, ``readonly`` ranges are mapped without RW."""
+
+    leaves: Leaves
+    readonly: tuple[tuple[int, int], ...]
+
+
+@attrs.frozen
+class MadeReadonly:
+    """Tables of a batch were made read-only."""
+
+    batch: Batch
+    cost: Cost
+
+
+@attrs.frozen
+class TablesPinned:
+    """Tables of a batch were pinned: ``cost.pinned`` tells how many of which level."""
+
+    batch: Batch
+    cost: Cost
+
+
+@attrs.frozen
+class TablesAttached:
+    """A batch became part of the tree; tables that a typed platform did not pin are validated by
+    it.
+
+    ``order``: `HandOver.EACH` means that the last hand-over events and this attachment went
+    table by table, children first.
+    """
+
+    batch: Batch
+    order: HandOver
+    validated: tuple[tuple[int, int], ...]
+
+
+@attrs.frozen
+class RootActivated:
+    """CR3 was loaded. ``batch`` holds the root (None: the root that exists since boot)."""
+
+    batch: Batch | None
+    cost: Cost
+
+
+@attrs.frozen
+class SurplusReleased:
+    """Pages that were set aside and not used were given back."""
+
+    pages: tuple[PageRun, ...]
+
+
+@attrs.frozen
+class MadeWritable:
+    """Pages were made writable again; ``flipped`` of them were not."""
+
+    pages: tuple[PageRun, ...]
+    flipped: int
+    cost: Cost
+
+
+@attrs.frozen
+class Panicked:
+    """The modelled kernel gave up; it needed ``missing_tables`` pages beyond its reservation."""
+
+    reason: str
+    missing_tables: int = 0
+
+
+@attrs.frozen
+class OperationRejected:
+    """The platform refused an operation."""
+
+    operation: str
+    code: int
+
+
+@attrs.frozen
+class RunFinished:
+    """The last event of a run that came to its end: memblock's reservations."""
+
+    reserved: tuple[tuple[int, int], ...]
+
+
+Event = (
+    RunStarted
+    | StepStarted
+    | RangeSplit
+    | TablesReserved
+    | TablesAllocated
+    | EntriesWritten
+    | RangeMapped
+    | MadeReadonly
+    | TablesPinned
+    | TablesAttached
+    | RootActivated
+    | SurplusReleased
+    | MadeWritable
+    | Panicked
+    | OperationRejected
+    | RunFinished
+)
+
+
+class Trace:
+    """The events of one run, in order."""
+
+    def __init__(self) -> None:
+        self.events: list[Event] = []
+
+    @property
+    def start(self) -> RunStarted:
+        """The first event. Raises LookupError when the run failed before it."""
+        first = self.events[0] if self.events else None
+        if not isinstance(first, RunStarted):
+            raise LookupError("the trace has no start")
+        return first
+
+    def of(self, *kinds: type) -> Iterator[Event]:
+        """Yield the events of the given kinds, in order."""
+        return (event for event in self.events if isinstance(event, kinds))
+
+    def __iter__(self) -> Iterator[Event]:
+        return iter(self.events)
+
+    def __len__(self) -> int:
+        return len(self.events)

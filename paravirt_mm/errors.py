@@ -1,0 +1,47 @@
+"""One tree of exceptions; each says who or what is to blame and what to change."""
+
+from __future__ import annotations
+
+
+class ParavirtMmError(Exception):
+    """Base of everything that this package raises on purpose."""
+
+
+class InputError(ParavirtMmError):
+    """Something that was read is wrong. ``where`` is a file, or file and line, where known."""
+
+    def __init__(self, message: str, where: str | None = None) -> None:
+        super().__init__(f"{where}: {message}" if where else message)
+        self.where = where
+
+
+class SpecError(ParavirtMmError):
+    """A scenario or plugin option on the command line or in an API call is wrong."""
+
+
+class PluginError(ParavirtMmError):
+    """A plugin broke the contract or failed; ``plugin`` names it, its distribution if known."""
+
+    def __init__(self, plugin: str, message: str) -> None:
+        super().__init__(f"plugin {plugin}: {message}")
+        self.plugin = plugin
+
+
+class KernelPanic(ParavirtMmError):
+    """The modelled kernel gives up. Allocators raise it; the run ends with the verdict ``panic``.
+
+    ``missing_tables`` is how many table pages were needed beyond what was set aside for them.
+    """
+
+    def __init__(self, reason: str, missing_tables: int = 0) -> None:
+        super().__init__(reason)
+        self.missing_tables = missing_tables
+
+
+class Rejected(ParavirtMmError):
+    """The modelled hypervisor refused ``operation`` with ``code`` (a negative errno)."""
+
+    def __init__(self, operation: str, code: int) -> None:
+        super().__init__(f"{operation}: {code}")
+        self.operation = operation
+        self.code = code

@@ -1,0 +1,213 @@
+"""The contract between the core and its plugins: every hook, in the order in which a run calls
+them.
+
+How to read this file
+    A **scenario** is one machine, one *allocator* and one *backend*. The allocator decides where
+    page-table pages come from and in which order memory is mapped; the backend decides what the
+    platform demands of a page before it may be a table. Plugins decide, the core acts: a hook gets
+    read-only views and returns a value. Only the core changes state, counts, and writes the trace.
+
+How to write a plugin
+    A class made with ``attrs.frozen`` whose fields are its options, whose methods named
+    ``pvmm_...`` carry ``@hookimpl``, and whose attribute ``pvmm_api`` is `API_VERSION`; registered
+    under the entry-point group ``paravirt_mm``. What it implements makes it an allocator
+    (`pvmm_map_steps`), a backend (`pvmm_boot_state`), or an extra (anything else). A hook may take
+    fewer parameters than its specification, never others, and none with a default value.
+
+How a run goes
+    ``pvmm_boot_state`` → ``pvmm_promise`` → then for each step that ``pvmm_map_steps`` yields:
+
+    - `Map`: split by page size → (``pvmm_reserve_tables``) → for each piece
+      ``pvmm_allocate_tables``, ``pvmm_write_entries``, ``pvmm_map_readonly`` → hand over
+      (``pvmm_make_readonly``, ``pvmm_pin_tables``) and attach (``pvmm_write_entries``), at once or
+      at a later step → (``pvmm_release_tables``, ``pvmm_make_writable``).
+    - `NewRoot`, `HandOverTables`, `AttachTables`, `ActivateRoot` (``pvmm_activate_cr3``).
+
+    Hooks are called per run of pages, never per page or entry. A panic of the modelled kernel is
+    raised as `KernelPanic`; a refusal by the platform is returned as `Refusal`. Both end the run
+    with a verdict, and neither is an error.
+
+All addresses are bytes and all ends exclusive, unless a name says pfn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import pluggy
+
+from paravirt_mm.engine.answers import Cost, EntryWrite, Refusal
+from paravirt_mm.engine.boot import Boot, Promise
+from paravirt_mm.engine.pages import PageRun, TablePages
+from paravirt_mm.engine.split import Piece
+from paravirt_mm.engine.steps import Map, Step, StepResult, TableDemand
+from paravirt_mm.engine.tables import Batch
+from paravirt_mm.engine.trace import Event
+from paravirt_mm.machine.model import BootState, Machine
+
+if TYPE_CHECKING:
+    import click
+
+    from paravirt_mm.scenario import Run
+
+PROJECT = "paravirt_mm"
+"""Name of the pluggy project and of the entry-point group."""
+
+API_VERSION = 1
+"""Raised when a hook changes in a way that breaks plugins. A plugin states the version it was
+written for in ``pvmm_api``.
+"""
+
+hookspec = pluggy.HookspecMarker(PROJECT)
+hookimpl = pluggy.HookimplMarker(PROJECT)
+
+
+# -- before the first step ------------------------------------------------------------------------
+
+
+@hookspec(firstresult=True)
+def pvmm_boot_state(machine: Machine) -> BootState:  # type: ignore[empty-body]
+    """Backend: say what exists before the allocator's first step.
+
+    Called once, first of all. The answer tells what the boot page tables map, which pages they are,
+    what the platform has taken for itself, and which CPU features it leaves visible (Xen PV hides
+    large pages).
+    """
+
+
+@hookspec(firstresult=True)
+def pvmm_promise(boot: Boot) -> Promise:  # type: ignore[empty-body]
+    """Allocator: promise what the direct map will cover, and how many pages of brk are set aside
+    for tables.
+
+    Called once, before `pvmm_map_steps`. The run is checked against it: everything promised is
+    mapped in the end, and nothing else.
+    """
+
+
+@hookspec(firstresult=True)
+def pvmm_map_steps(boot: Boot) -> Generator[Step, StepResult, None]:  # type: ignore[empty-body]
+    """Allocator: yield the steps of the run, one after the other.
+
+    Each ``yield`` gives back the step's `StepResult`, and ``boot`` shows the progress made, so the
+    next step can depend on both. Raise `KernelPanic` where the modelled kernel would give up.
+    """
+
+
+# -- during a Map step ----------------------------------------------------------------------------
+
+
+@hookspec(firstresult=True)
+def pvmm_reserve_tables(boot: Boot, step: Map, pieces: Sequence[Piece]) -> Sequence[PageRun]:  # type: ignore[empty-body]
+    """Allocator: set pages aside for the tables of a `Map` step with ``reserve=True``.
+
+    ``pieces`` is the range split by page size. Called before anything of the range is mapped. Raise
+    `KernelPanic` where no space is found.
+    """
+
+
+@hookspec(firstresult=True)
+def pvmm_allocate_tables(boot: Boot, step: Step, demand: TableDemand) -> Sequence[TablePages]:  # type: ignore[empty-body]
+    """Allocator: give pages to be tables, exactly ``demand.count`` of them.
+
+    Called once a piece (and once for `NewRoot`). The core deals the pages out in the order of the
+    kernel's walk: ascending addresses, parents before children. It reserves pages from memblock by
+    itself. Raise `KernelPanic` where the modelled kernel runs out of memory.
+    """
+
+
+@hookspec(firstresult=True)
+def pvmm_write_entries(boot: Boot, write: EntryWrite) -> Cost | Refusal | None:
+    """Backend: say how entries of one kind get into tables of one level, or refuse them.
+
+    Called for entries of new tables (plain memory), for leaf entries in tables that are already
+    part of the tree, and for the entries that attach new tables. None: plain stores.
+    """
+
+
+@hookspec(firstresult=True)
+def pvmm_map_readonly(boot: Boot, start: int, end: int) -> Iterable[tuple[int, int]] | None:
+    """Backend: say which parts of the new mapping ``[start, end)`` must not be writable.
+
+    Answer with ascending page-aligned ranges inside it; None or nothing: map all of it writable.
+    """
+
+
+@hookspec(firstresult=True)
+def pvmm_make_readonly(boot: Boot, tables: Batch) -> Cost | Refusal | None:
+    """Backend: take write access to the pages of finished tables away, and say what it takes.
+
+    First of the two hand-over hooks. None: the platform does not ask for it, and nothing happens.
+    """
+
+
+@hookspec(firstresult=True)
+def pvmm_pin_tables(boot: Boot, tables: Batch) -> Cost | Refusal | None:
+    """Backend: tell the platform that pages are tables; ``Cost.pinned`` says how many of which
+    level.
+
+    Second of the two hand-over hooks. Levels that are not pinned count as validated when they are
+    attached. None: nothing to tell.
+    """
+
+
+@hookspec(firstresult=True)
+def pvmm_release_tables(boot: Boot, step: Map, surplus: Sequence[PageRun]) -> Sequence[PageRun]:  # type: ignore[empty-body]
+    """Allocator: say what of the unused reservation is given back. Called at the end of a step with
+    ``reserve=True``.
+    """
+
+
+@hookspec(firstresult=True)
+def pvmm_make_writable(boot: Boot, pages: Sequence[PageRun]) -> Cost | Refusal | None:
+    """Backend: give write access back to released pages that were mapped read-only. None: they stay
+    as they are.
+    """
+
+
+# -- other steps ----------------------------------------------------------------------------------
+
+
+@hookspec(firstresult=True)
+def pvmm_activate_cr3(boot: Boot, root: Batch | None) -> Cost | Refusal | None:
+    """Backend: load CR3. ``root`` holds the new root table, None stands for the one that exists
+    since boot.
+    """
+
+
+# -- around runs ----------------------------------------------------------------------------------
+
+
+@hookspec
+def pvmm_observe(event: Event) -> None:
+    """Observer: an event has just been added to the trace. Called for every event, in order."""
+
+
+@hookspec
+def pvmm_figures(run: Run) -> Mapping[str, int | float | str] | None:
+    """Anyone: extra columns for the comparison, by name. Called once a finished run."""
+
+
+@hookspec
+def pvmm_machines() -> Iterable[Machine] | None:
+    """Anyone: more machines, selectable by name like the ones that ship with the package."""
+
+
+@hookspec
+def pvmm_report_formats() -> Mapping[str, Any] | None:
+    """Anyone: more output formats: a name, and a function from row dictionaries to text."""
+
+
+@hookspec
+def pvmm_verifiers() -> Iterable[click.Command] | None:
+    """Anyone: more subcommands of ``paravirt-mm verify``, each checking a model against reality."""
+
+
+@hookspec
+def pvmm_models_kernel(release: str, mode: str) -> str | None:
+    """Allocator: the spec of itself that models a kernel release ("3.6.11") in a paging mode
+    ("x86_64"), or None.
+
+    Called on default instances; `verify log` uses it to find the allocator for a boot log.
+    """

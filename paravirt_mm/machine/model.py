@@ -1,0 +1,177 @@
+"""What a run is about: one machine, and what exists on it before the first page table is built."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+import attrs
+
+from paravirt_mm.errors import InputError
+from paravirt_mm.machine.e820 import MemoryMap
+from paravirt_mm.machine.paging import GIB, MIB, PAGE_SHIFT, PAGE_SIZE, X86_64, PagingMode
+from paravirt_mm.machine.ranges import RangeSet
+
+Span = tuple[int, int]
+"""A half-open range ``(start, end)``: bytes, unless the name says pfn."""
+
+
+@attrs.frozen
+class CpuFeatures:
+    """What the CPU offers: large pages in L2 (``pse``) and L3 (``gbpages``) entries, and
+    no-execute.
+    """
+
+    pse: bool = True
+    gbpages: bool = False
+    nx: bool = True
+
+    def largest_level(self, mode: PagingMode) -> int:
+        """Return the highest level whose entries may map pages under these features."""
+        if not self.pse or 2 not in mode.large_levels:
+            return 1
+        return 3 if self.gbpages and 3 in mode.large_levels else 2
+
+
+@attrs.frozen
+class KernelImage:
+    """Where the kernel lies, in bytes: ``[start, end)`` from text to bss, then its brk area.
+
+    ``brk_start``..``brk_end`` is the part of brk that early page tables may come from.
+    """
+
+    start: int
+    end: int
+    brk_start: int
+    brk_end: int
+
+    @property
+    def span(self) -> Span:
+        """All of it, from text to the end of brk."""
+        return self.start, max(self.end, self.brk_end)
+
+
+@attrs.frozen
+class Provenance:
+    """Where a machine comes from, and what of it is an assumption rather than read."""
+
+    source: str
+    title: str = ""
+    kernel_release: str | None = None
+    assumed: tuple[str, ...] = ()
+
+
+DEFAULT_KERNEL = KernelImage(
+    start=16 * MIB, end=30 * MIB, brk_start=30 * MIB, brk_end=30 * MIB + 64 * PAGE_SIZE
+)
+"""Used where a log does not say: 16 MiB is the default CONFIG_PHYSICAL_START; 256 KiB of brk for
+early tables is the amount that the incremental design argues with.
+"""
+
+LOW_RESERVED: Span = (0, 64 << 10)
+"""What CONFIG_X86_RESERVE_LOW keeps from everyone by default."""
+
+
+@attrs.frozen
+class Machine:
+    """A machine: its memory, its CPU, and what is already taken when the direct map is built.
+
+    ``reserved`` holds what memblock knows as taken (kernel image and brk included). ``boot_mapped``
+    is how many bytes from physical 0 the native startup code has mapped. ``max_low_pfn_hint``
+    overrides where lowmem ends (32-bit kernels print it). All addresses are bytes.
+    """
+
+    name: str
+    memory_map: MemoryMap
+    mode: PagingMode = X86_64
+    features: CpuFeatures = CpuFeatures()
+    kernel: KernelImage = DEFAULT_KERNEL
+    reserved: tuple[Span, ...] = ()
+    initrd: Span | None = None
+    boot_mapped: int = 512 * MIB
+    provenance: Provenance = Provenance(source="built by hand")
+    max_pfn_hint: int | None = None
+    max_low_pfn_hint: int | None = None
+
+    def __attrs_post_init__(self) -> None:
+        if not self.memory_map.ram_pages():
+            raise InputError(f"machine {self.name!r} has no whole page of RAM in its memory map")
+
+    @property
+    def max_pfn(self) -> int:
+        """One past the highest RAM pfn that the mode can address."""
+        if self.max_pfn_hint is not None:
+            return self.max_pfn_hint
+        return self.memory_map.end_pfn(1 << self.mode.physical_bits)
+
+    @property
+    def max_low_pfn(self) -> int:
+        """End of RAM below 4 GiB (64-bit) or of lowmem (32-bit), as a pfn."""
+        if self.max_low_pfn_hint is not None:
+            return self.max_low_pfn_hint
+        if self.mode.lowmem_limit is not None:
+            return min(self.max_pfn, self.mode.lowmem_limit >> PAGE_SHIFT)
+        if self.max_pfn > (4 * GIB) >> PAGE_SHIFT:
+            return self.memory_map.end_pfn(4 * GIB)
+        return self.max_pfn
+
+    @property
+    def map_limit(self) -> int:
+        """Where the direct map must end, in bytes."""
+        pfn = self.max_low_pfn if self.mode.lowmem_limit is not None else self.max_pfn
+        return pfn << PAGE_SHIFT
+
+
+@attrs.frozen
+class BootState:
+    """What exists before an allocator's first step: the answer of ``pvmm_boot_state``.
+
+    mapped
+        Physical ranges (bytes) that the boot page tables let the kernel write.
+    max_pfn_mapped
+        The kernel's variable of that name when the linear allocator starts (a pfn).
+    features
+        The CPU's features less what the platform masks.
+    kernel
+        Where the kernel lies, if the platform does not load it where ``machine.kernel`` says.
+    reserved
+        What the platform itself has taken, in bytes (boot tables, p2m list, start info ...).
+    boot_tables
+        Pages (bytes) that are page tables already; on Xen they are pinned and read-only.
+    tables
+        Spans of physical addresses, by level, for which the kernel's tree already has a table:
+        static ones, or the boot tables where the kernel grafts them into its own tree.
+    direct_mapped
+        What those tables already map of the direct map, in bytes.
+    typed
+        The platform types pages: a table must be read-only, and known to it, before it is attached.
+    places
+        Named ranges, in bytes, for people: ("p2m list", (start, end)).
+    """
+
+    mapped: tuple[Span, ...]
+    max_pfn_mapped: int
+    features: CpuFeatures
+    kernel: KernelImage | None = None
+    reserved: tuple[Span, ...] = ()
+    boot_tables: tuple[Span, ...] = ()
+    tables: Mapping[int, tuple[Span, ...]] = MappingProxyType({})
+    direct_mapped: tuple[Span, ...] = ()
+    typed: bool = False
+    places: tuple[tuple[str, Span], ...] = ()
+
+    def kernel_of(self, machine: Machine) -> KernelImage:
+        """Return where the kernel really lies."""
+        return self.kernel or machine.kernel
+
+    def taken(self, machine: Machine) -> RangeSet:
+        """Return everything, in bytes, that is taken before the direct map is built.
+
+        A platform that loads the kernel itself also says, in ``reserved``, where the initrd is.
+        """
+        taken = RangeSet(machine.reserved)
+        taken.add(*self.kernel_of(machine).span)
+        if self.kernel is None and machine.initrd is not None:
+            taken.add(*machine.initrd)
+        taken.update(self.reserved)
+        return taken

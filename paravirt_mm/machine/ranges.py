@@ -1,0 +1,271 @@
+"""Sets and maps of half-open integer ranges: what memory maps, memblock and page tables are made
+of.
+
+Positions are plain integers (bytes or pfns, the caller decides); ends are exclusive. Every
+operation costs a bisection plus the ranges it touches, never the pages that they hold.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Iterator
+from typing import Generic, TypeVar
+
+V = TypeVar("V")
+
+
+def align_down(value: int, alignment: int) -> int:
+    """Return the largest multiple of ``alignment`` that is not above ``value``."""
+    return value - value % alignment
+
+
+def align_up(value: int, alignment: int) -> int:
+    """Return the smallest multiple of ``alignment`` that is not below ``value``."""
+    return value + -value % alignment
+
+
+class RangeSet:
+    """A set of integers kept as sorted, disjoint, never touching ranges ``[start, end)``."""
+
+    __slots__ = ("_ends", "_starts")
+
+    def __init__(self, ranges: Iterable[tuple[int, int]] = ()) -> None:
+        self._starts: list[int] = []
+        self._ends: list[int] = []
+        for start, end in ranges:
+            self.add(start, end)
+
+    def copy(self) -> RangeSet:
+        """Return an independent copy."""
+        other = RangeSet()
+        other._starts = self._starts.copy()
+        other._ends = self._ends.copy()
+        return other
+
+    def add(self, start: int, end: int) -> None:
+        """Add ``[start, end)``, merging with every range it overlaps or touches."""
+        if start >= end:
+            return
+        if not self._starts or start > self._ends[-1]:
+            self._starts.append(start)
+            self._ends.append(end)
+            return
+        first = bisect_left(self._ends, start)
+        last = bisect_right(self._starts, end)
+        if first < last:
+            start = min(start, self._starts[first])
+            end = max(end, self._ends[last - 1])
+        self._starts[first:last] = [start]
+        self._ends[first:last] = [end]
+
+    def discard(self, start: int, end: int) -> None:
+        """Remove whatever of ``[start, end)`` is in the set."""
+        if start >= end:
+            return
+        first = bisect_right(self._ends, start)
+        last = bisect_left(self._starts, end)
+        if first >= last:
+            return
+        starts: list[int] = []
+        ends: list[int] = []
+        if self._starts[first] < start:
+            starts.append(self._starts[first])
+            ends.append(start)
+        if self._ends[last - 1] > end:
+            starts.append(end)
+            ends.append(self._ends[last - 1])
+        self._starts[first:last] = starts
+        self._ends[first:last] = ends
+
+    def update(self, ranges: Iterable[tuple[int, int]]) -> None:
+        """Add every range of ``ranges``."""
+        for start, end in ranges:
+            self.add(start, end)
+
+    def covers(self, start: int, end: int) -> bool:
+        """Tell whether all of ``[start, end)`` is in the set (an empty range always is)."""
+        if start >= end:
+            return True
+        index = bisect_right(self._starts, start) - 1
+        return index >= 0 and self._ends[index] >= end
+
+    def overlaps(self, start: int, end: int) -> bool:
+        """Tell whether any of ``[start, end)`` is in the set."""
+        index = bisect_right(self._ends, start)
+        return start < end and index < len(self._starts) and self._starts[index] < end
+
+    def __contains__(self, value: int) -> bool:
+        return self.covers(value, value + 1)
+
+    def within(self, start: int, end: int) -> Iterator[tuple[int, int]]:
+        """Yield, ascending, the parts of the set inside ``[start, end)``."""
+        for index in range(bisect_right(self._ends, start), len(self._starts)):
+            if self._starts[index] >= end:
+                return
+            yield max(self._starts[index], start), min(self._ends[index], end)
+
+    def gaps(self, start: int, end: int) -> Iterator[tuple[int, int]]:
+        """Yield, ascending, the parts of ``[start, end)`` that are not in the set."""
+        position = start
+        for low, high in self.within(start, end):
+            if position < low:
+                yield position, low
+            position = high
+        if position < end:
+            yield position, end
+
+    def descending(self, start: int, end: int) -> Iterator[tuple[int, int]]:
+        """Yield the parts of the set inside ``[start, end)``, highest first."""
+        for index in range(bisect_left(self._starts, end) - 1, -1, -1):
+            if self._ends[index] <= start:
+                return
+            yield max(self._starts[index], start), min(self._ends[index], end)
+
+    def difference(self, other: RangeSet) -> RangeSet:
+        """Return what is in this set and not in ``other``."""
+        result = RangeSet()
+        for start, end in self:
+            result.update(other.gaps(start, end))
+        return result
+
+    def intersection(self, other: RangeSet) -> RangeSet:
+        """Return what is in both sets."""
+        result = RangeSet()
+        for start, end in self:
+            result.update(other.within(start, end))
+        return result
+
+    @property
+    def total(self) -> int:
+        """How many integers are in the set."""
+        return sum(self._ends) - sum(self._starts)
+
+    @property
+    def first(self) -> int:
+        """The lowest member. Raises IndexError when the set is empty."""
+        return self._starts[0]
+
+    @property
+    def end(self) -> int:
+        """One past the highest member. Raises IndexError when the set is empty."""
+        return self._ends[-1]
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        return iter(zip(self._starts, self._ends, strict=True))
+
+    def __len__(self) -> int:
+        return len(self._starts)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, RangeSet):
+            return NotImplemented
+        return self._starts == other._starts and self._ends == other._ends
+
+    __hash__ = None  # type: ignore[assignment]  # mutable: hashing it would be a mistake
+
+    def __repr__(self) -> str:
+        return f"RangeSet({[(hex(start), hex(end)) for start, end in self]})"
+
+
+class RangeMap(Generic[V]):
+    """A map from integers to values, kept as sorted, disjoint ranges; equal ones are merged."""
+
+    __slots__ = ("_ends", "_starts", "_values")
+
+    def __init__(self) -> None:
+        self._starts: list[int] = []
+        self._ends: list[int] = []
+        self._values: list[V] = []
+
+    def set(self, start: int, end: int, value: V) -> None:
+        """Give every integer of ``[start, end)`` the value ``value``."""
+        if start >= end:
+            return
+        first = bisect_right(self._ends, start)
+        last = bisect_left(self._starts, end)
+        starts: list[int] = []
+        ends: list[int] = []
+        values: list[V] = []
+        if first < last and self._starts[first] < start:
+            starts.append(self._starts[first])
+            ends.append(start)
+            values.append(self._values[first])
+        elif first and self._ends[first - 1] == start:
+            first -= 1
+            starts.append(self._starts[first])
+            ends.append(start)
+            values.append(self._values[first])
+        if values and values[-1] == value:
+            ends[-1] = end
+        else:
+            starts.append(start)
+            ends.append(end)
+            values.append(value)
+        if first < last and self._ends[last - 1] > end:
+            tail_end, tail = self._ends[last - 1], self._values[last - 1]
+        elif last < len(self._starts) and self._starts[last] == end:
+            tail_end, tail = self._ends[last], self._values[last]
+            last += 1
+        else:
+            tail_end, tail = end, value
+        if tail_end > end:
+            if values[-1] == tail:
+                ends[-1] = tail_end
+            else:
+                starts.append(end)
+                ends.append(tail_end)
+                values.append(tail)
+        self._starts[first:last] = starts
+        self._ends[first:last] = ends
+        self._values[first:last] = values
+
+    def clear(self, start: int, end: int) -> None:
+        """Forget the values of ``[start, end)``."""
+        if start >= end:
+            return
+        first = bisect_right(self._ends, start)
+        last = bisect_left(self._starts, end)
+        kept: list[tuple[int, int, V]] = []
+        if first < last:
+            if self._starts[first] < start:
+                kept.append((self._starts[first], start, self._values[first]))
+            if self._ends[last - 1] > end:
+                kept.append((end, self._ends[last - 1], self._values[last - 1]))
+            self._starts[first:last] = [low for low, _, _ in kept]
+            self._ends[first:last] = [high for _, high, _ in kept]
+            self._values[first:last] = [value for _, _, value in kept]
+
+    def get(self, position: int) -> V | None:
+        """Return the value at ``position``, or None where there is none."""
+        index = bisect_right(self._starts, position) - 1
+        if index >= 0 and position < self._ends[index]:
+            return self._values[index]
+        return None
+
+    def within(self, start: int, end: int) -> Iterator[tuple[int, int, V]]:
+        """Yield, ascending, ``(start, end, value)`` of what is known inside ``[start, end)``."""
+        for index in range(bisect_right(self._ends, start), len(self._starts)):
+            if self._starts[index] >= end:
+                return
+            yield (
+                max(self._starts[index], start),
+                min(self._ends[index], end),
+                self._values[index],
+            )
+
+    def segments(self, start: int, end: int) -> Iterator[tuple[int, int, V | None]]:
+        """Yield ``(start, end, value)`` for all of ``[start, end)``; None: nothing is known."""
+        position = start
+        for low, high, value in self.within(start, end):
+            if position < low:
+                yield position, low, None
+            yield low, high, value
+            position = high
+        if position < end:
+            yield position, end, None
+
+    def __iter__(self) -> Iterator[tuple[int, int, V]]:
+        return iter(zip(self._starts, self._ends, self._values, strict=True))
+
+    def __len__(self) -> int:
+        return len(self._starts)

@@ -1,0 +1,1 @@
+"""Figures, each defined once and derived from the trace alone."""

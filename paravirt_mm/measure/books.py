@@ -1,0 +1,197 @@
+"""One pass over a trace: the sums and sets that all figures are computed from.
+
+Nothing here comes from the engine's state, so that two plugins can never be counted differently.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from functools import cached_property
+
+from paravirt_mm.engine.answers import Cost, Way
+from paravirt_mm.engine.ledger import Ledger
+from paravirt_mm.engine.pages import PageRun, Source, page_count
+from paravirt_mm.engine.steps import HandOver, Map
+from paravirt_mm.engine.trace import (
+    EntriesWritten,
+    MadeReadonly,
+    MadeWritable,
+    Panicked,
+    RangeMapped,
+    RangeSplit,
+    RootActivated,
+    RunFinished,
+    StepStarted,
+    TablesAllocated,
+    TablesAttached,
+    TablesPinned,
+    TablesReserved,
+    Trace,
+)
+from paravirt_mm.machine.paging import PAGE_SHIFT
+from paravirt_mm.machine.ranges import RangeSet
+
+
+class Books:
+    """What a trace adds up to. Page numbers are pfns, everything else bytes or counts."""
+
+    def __init__(self, trace: Trace) -> None:
+        start = trace.start
+        self.machine = start.machine
+        self.mode = start.machine.mode
+        self.boot = start.boot
+        self.kernel = start.boot.kernel_of(start.machine)
+        self.reserved_runs: list[PageRun] = []
+        self.by_source: Counter[Source] = Counter()
+        self.by_level: Counter[int] = Counter()
+        self.table_pages = RangeSet()
+        self.from_reservation = RangeSet()
+        self.contiguous_pages = 0
+        self.missing_tables = 0
+        self.ledger = Ledger()
+        self.pins: Counter[int] = Counter()
+        self.validations: Counter[int] = Counter()
+        self.writes: Counter[Way] = Counter()
+        self.hypercalls: Counter[str] = Counter()
+        self.batches = 0
+        self.tlb_flushes = 0
+        self.mapped_bytes: Counter[int] = Counter()
+        self.map_steps = 0
+        self.rounds = 0
+        self.peak_unhooked = 0
+        self.reserved_after = RangeSet()
+        self._waiting = 0
+        self._later = False
+        for low, high in start.boot.boot_tables:
+            self.ledger.start_readonly(low >> PAGE_SHIFT, high >> PAGE_SHIFT)
+        for event in trace:
+            self._enter(event)
+
+    def _enter(self, event: object) -> None:
+        match event:
+            case StepStarted(step=Map() as step):
+                self.map_steps += 1
+                self._later = step.hand_over is HandOver.LATER
+                self.rounds += not self._later
+            case TablesReserved():
+                self.reserved_runs += event.pages
+                self._contiguous(event.pages)
+            case TablesAllocated():
+                self._allocated(event)
+            case EntriesWritten():
+                self.writes[event.cost.way] += event.count
+                self._spend(event.cost)
+            case RangeMapped():
+                size = event.leaves.end - event.leaves.start
+                self.mapped_bytes[event.leaves.level] += size
+                for low, high in event.readonly:
+                    self.ledger.set_readonly(low >> PAGE_SHIFT, high >> PAGE_SHIFT, readonly=True)
+            case MadeReadonly():
+                for run in event.batch.runs:
+                    self.ledger.set_readonly(run.low, run.high, readonly=True)
+                self._spend(event.cost)
+            case TablesPinned():
+                self._pinned(event.cost)
+            case TablesAttached():
+                self.validations.update(dict(event.validated))
+                if event.order is HandOver.LATER:
+                    self.rounds += self._waiting > 0
+                    self._waiting = 0
+            case RootActivated():
+                self._pinned(event.cost)
+                for level in event.cost.pinned:
+                    # Pinned after all: it was counted as validated when it was attached.
+                    self.validations[level] -= event.cost.pinned[level]
+            case MadeWritable():
+                for run in event.pages:
+                    self.ledger.set_readonly(run.low, run.high, readonly=False)
+                self._spend(event.cost)
+            case Panicked():
+                self.missing_tables = event.missing_tables
+            case RunFinished():
+                self.reserved_after = RangeSet(event.reserved)
+            case RangeSplit() | StepStarted():
+                pass
+
+    def _allocated(self, event: TablesAllocated) -> None:
+        batch = event.batch
+        self.by_level.update(batch.by_level)
+        for part in batch.pages:
+            self.by_source[part.source] += part.run.count
+            self.table_pages.add(part.run.low, part.run.high)
+            if part.source is Source.RESERVATION:
+                self.from_reservation.add(part.run.low, part.run.high)
+            else:
+                # One search and one reservation a page: nothing contiguous is demanded.
+                self.contiguous_pages = max(self.contiguous_pages, 1)
+        if self._later or self.mode.root_level in batch.by_level:
+            self._waiting += batch.count
+            self.peak_unhooked = max(self.peak_unhooked, self._waiting)
+        else:
+            # Handed over one by one: unfinished is at most one table of each level, from the top
+            # down to the leaf.
+            self.peak_unhooked = max(self.peak_unhooked, len(batch.by_level))
+
+    def _contiguous(self, runs: tuple[PageRun, ...]) -> None:
+        self.contiguous_pages = max(self.contiguous_pages, *(run.count for run in runs), 0)
+
+    def _pinned(self, cost: Cost) -> None:
+        self.pins.update(cost.pinned)
+        self._spend(cost)
+
+    def _spend(self, cost: Cost) -> None:
+        self.hypercalls.update(cost.hypercalls)
+        self.batches += cost.batches
+        self.tlb_flushes += cost.flushes
+
+    # -- derived ------------------------------------------------------------------------------
+
+    @property
+    def tables(self) -> int:
+        """Page-table pages in use at the end, those that exist since boot not counted."""
+        return sum(self.by_level.values())
+
+    @property
+    def reserved(self) -> int:
+        """Pages set aside for tables."""
+        return page_count(self.reserved_runs)
+
+    @property
+    def used(self) -> int:
+        """Reserved pages that became tables."""
+        return self.by_source[Source.RESERVATION]
+
+    def unused(self) -> RangeSet:
+        """Pfns that were set aside for tables and did not become any."""
+        held = RangeSet((run.low, run.high) for run in self.reserved_runs)
+        return held.difference(self.from_reservation)
+
+    def free(self) -> RangeSet:
+        """Bytes of RAM that are free when the run ends."""
+        return self.machine.memory_map.ram_pages().difference(self.reserved_after)
+
+    @cached_property
+    def _flips(self) -> tuple[int, int, int]:
+        """All flips; those of pages that end the run writable; and the most that one page saw."""
+        total = wasted = most = 0
+        for low, high, status in self.ledger:
+            flips = (high - low) * status.flips
+            total += flips
+            wasted += 0 if status.readonly else flips
+            most = max(most, status.flips)
+        return total, wasted, most
+
+    @property
+    def flips(self) -> int:
+        """Changes of pages between writable and not writable."""
+        return self._flips[0]
+
+    @property
+    def flips_wasted(self) -> int:
+        """Flips of pages that end the run writable."""
+        return self._flips[1]
+
+    @property
+    def max_flips(self) -> int:
+        """The most flips that one page saw."""
+        return self._flips[2]

@@ -1,0 +1,1 @@
+"""Tables, data files and pages for people, made from figures."""

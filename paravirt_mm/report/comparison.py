@@ -1,0 +1,217 @@
+"""The comparison: every scenario of every machine, as rows, and as tables that fit a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import attrs
+from tabulate import tabulate
+
+from paravirt_mm.machine.model import Machine
+from paravirt_mm.measure.figures import FIGURES, Group
+from paravirt_mm.registry import PluginSpec, Registry
+from paravirt_mm.report.values import MISSING, headers, printable, show, size
+from paravirt_mm.scenario import Outcome, Run, Scenario
+
+DEFAULT_ALLOCATORS = (
+    "legacy_linear:kernel=2.6.39",
+    "legacy_linear:kernel=3.6",
+    "incremental:variant=linux,kernel=4.19",
+    "incremental:variant=hpa",
+)
+DEFAULT_BACKENDS = ("native", "xen")
+
+WIDTH = 100
+"""Columns of text that a table may take."""
+_GAP = 2
+
+KEY_FIGURES = tuple(name for name, figure in FIGURES.items() if figure.key)
+
+
+def label(spec: PluginSpec) -> str:
+    """Return a plugin spec as a row title: its name and the values of its options."""
+    return printable(" ".join([spec.name, *(value for _, value in spec.options)]))
+
+
+@attrs.frozen
+class Row:
+    """One scenario of the comparison: what it was, how it ended, and its figures."""
+
+    machine: str
+    allocator: str
+    backend: str
+    verdict: str
+    outcome: Outcome
+    figures: dict[str, Any]
+
+    @classmethod
+    def of(cls, run: Run) -> Row:
+        """Make the row of a finished run."""
+        scenario = run.scenario
+        return cls(
+            machine=scenario.machine.name,
+            allocator=str(scenario.allocator),
+            backend=str(scenario.backend),
+            verdict=str(run.verdict),
+            outcome=run.verdict.outcome,
+            figures=dict(run.figures),
+        )
+
+    def as_record(self) -> dict[str, Any]:
+        """Return the row as one flat mapping, for JSON and CSV."""
+        return {
+            "machine": self.machine,
+            "allocator": self.allocator,
+            "backend": self.backend,
+            "outcome": str(self.outcome),
+            "verdict": self.verdict,
+            **self.figures,
+        }
+
+
+def compare(
+    machines: Iterable[Machine],
+    allocators: Sequence[str] = DEFAULT_ALLOCATORS,
+    backends: Sequence[str] = DEFAULT_BACKENDS,
+    registry: Registry | None = None,
+) -> Iterator[list[Row]]:
+    """Run every allocator under every backend; yield the rows of one machine after the other.
+
+    Raises `SpecError` for a wrong spec; a plugin that fails gives rows with the verdict ``error``.
+    """
+    for machine in machines:
+        yield [
+            Row.of(Scenario.of(machine, allocator, backend).run(registry))
+            for allocator in allocators
+            for backend in backends
+        ]
+
+
+def machine_title(machine: Machine) -> str:
+    """Return one line about a machine."""
+    ram = size(machine.memory_map.ram_pages().total)
+    pieces = len(machine.memory_map.ram_pages())
+    title = f" ({machine.provenance.title})" if machine.provenance.title else ""
+    return printable(
+        f"{machine.name}: {ram} of RAM in {pieces} pieces, {machine.mode.title}{title}"
+    )
+
+
+def table(rows: Sequence[Row], figures: Sequence[str], style: str = "simple") -> str:
+    """Return a table of the given figures, one line a scenario; the verdict is always there."""
+    titles = [*_FIXED, *headers(list(figures))]
+    cells = [[*_fixed_cells(row), *(_cell(row, name) for name in figures)] for row in rows]
+    align = ("left",) * len(_FIXED) + ("right",) * len(figures)
+    return tabulate(
+        cells, titles, tablefmt=style, colalign=align if cells else None, disable_numparse=True
+    )
+
+
+_FIXED = ("allocator", "backend", "verdict")
+
+
+def _fixed_cells(row: Row) -> list[str]:
+    return [
+        label(PluginSpec.parse(row.allocator)),
+        label(PluginSpec.parse(row.backend)),
+        str(row.outcome),
+    ]
+
+
+def _cell(row: Row, name: str) -> str:
+    if name not in row.figures:
+        return MISSING
+    value = row.figures[name]
+    return show(FIGURES[name], value) if name in FIGURES else printable(str(value))
+
+
+def fit(rows: Sequence[Row], figures: Sequence[str]) -> Iterator[list[str]]:
+    """Divide figures among as many tables as it takes to keep each within `WIDTH` columns."""
+    fixed = sum(
+        max(len(title), *(len(_fixed_cells(row)[column]) for row in rows)) + _GAP
+        for column, title in enumerate(_FIXED)
+    )
+    chosen: list[str] = []
+    width = fixed
+    for name, title in zip(figures, headers(list(figures)), strict=True):
+        needed = max(len(title), *(len(_cell(row, name)) for row in rows)) + _GAP
+        if chosen and width + needed > WIDTH + _GAP:
+            yield chosen
+            chosen, width = [], fixed
+        chosen.append(name)
+        width += needed
+    if chosen:
+        yield chosen
+
+
+def tables(rows: Sequence[Row], style: str = "simple", wide: bool = False) -> str:
+    """Return the short table, or with ``wide`` the tables of every group of figures.
+
+    The short table is one table: key figures that do not fit are left to ``wide``.
+    """
+    extra = [name for name in (rows[0].figures if rows else ()) if name not in FIGURES]
+    if wide:
+        parts = [
+            table(rows, chosen, style)
+            for group in Group
+            for chosen in fit(
+                rows, _told(rows, [n for n, f in FIGURES.items() if f.group is group])
+            )
+        ]
+        parts += [table(rows, chosen, style) for chosen in fit(rows, extra)]
+    else:
+        parts = [table(rows, next(fit(rows, [*extra, *KEY_FIGURES]), []), style)]
+    return "\n\n".join([*parts, *_footnotes(rows)])
+
+
+def summary(rows: Sequence[Row], style: str = "simple") -> str:
+    """Return one line for each allocator and backend over all machines."""
+    seen: dict[tuple[str, str], list[Row]] = {}
+    for row in rows:
+        seen.setdefault((row.allocator, row.backend), []).append(row)
+    cells = []
+    for (allocator, backend), group in seen.items():
+        good = [row.figures for row in group if row.outcome is Outcome.OK]
+        verdicts = " ".join(
+            f"{sum(row.outcome is outcome for row in group)} {outcome}"
+            for outcome in Outcome
+            if any(row.outcome is outcome for row in group)
+        )
+        tables_made = sum(figures["tables"] for figures in good)
+        flips = sum(figures["flips"] for figures in good)
+        cells.append(
+            [
+                label(PluginSpec.parse(allocator)),
+                label(PluginSpec.parse(backend)),
+                verdicts,
+                str(tables_made),
+                str(sum(figures["waste"] for figures in good)),
+                str(flips),
+                f"{flips / tables_made:.2f}" if tables_made else "-",
+                str(sum(figures["flips_wasted"] for figures in good)),
+                size(max((figures["tables_below_16m"] for figures in good), default=0)),
+                size(max((figures["tables_below_4g"] for figures in good), default=0)),
+            ]
+        )
+    titles = [
+        "allocator", "backend", "verdicts", "tables", "waste", "flips", "/table", "wasted",
+        "max<16M", "max<4G",
+    ]  # fmt: skip
+    align = ("left", "left", "left", *("right",) * 7)
+    return tabulate(cells, titles, tablefmt=style, colalign=align, disable_numparse=True)
+
+
+def _footnotes(rows: Sequence[Row]) -> list[str]:
+    """Verdicts that need more than a word, each once, with the scenarios that ended so."""
+    reasons: dict[str, list[str]] = {}
+    for row in rows:
+        if row.outcome is not Outcome.OK:
+            who = f"{label(PluginSpec.parse(row.allocator))}/{label(PluginSpec.parse(row.backend))}"
+            reasons.setdefault(printable(row.verdict), []).append(who)
+    return [f"{', '.join(who)}: {reason}" for reason, who in reasons.items()]
+
+
+def _told(rows: Sequence[Row], names: Sequence[str]) -> list[str]:
+    """Figures that say something for at least one row: neither missing nor 0 everywhere."""
+    return [name for name in names if any(row.figures.get(name) for row in rows)]

@@ -1,0 +1,145 @@
+"""A scenario: one machine, one allocator, one backend, observers; run it, see how it ends."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Mapping
+from enum import StrEnum
+from functools import cached_property
+from types import MappingProxyType
+from typing import Any
+
+import attrs
+
+from paravirt_mm.engine.build import ContractBroken, build
+from paravirt_mm.engine.trace import OperationRejected, Panicked, Trace
+from paravirt_mm.errors import PluginError
+from paravirt_mm.machine.model import Machine
+from paravirt_mm.registry import Manager, PluginSpec, Registry
+from paravirt_mm.verify.invariants import Finding, check
+
+
+class Outcome(StrEnum):
+    """How a run ended."""
+
+    OK = "ok"
+    PANIC = "panic"
+    REJECTED = "rejected"
+    VIOLATION = "violation"
+    ERROR = "error"
+
+
+@attrs.frozen
+class Verdict:
+    """The end of a run in one line."""
+
+    outcome: Outcome
+    detail: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.outcome}: {self.detail}" if self.detail else str(self.outcome)
+
+
+@attrs.frozen(slots=False)
+class Run:
+    """A finished run: its trace, the findings of the invariants, and its verdict.
+
+    ``extra`` holds the columns that plugins added through ``pvmm_figures``.
+    """
+
+    scenario: Scenario
+    trace: Trace
+    verdict: Verdict
+    findings: tuple[Finding, ...] = ()
+    extra: Mapping[str, Any] = MappingProxyType({})
+
+    @cached_property
+    def figures(self) -> Mapping[str, Any]:
+        """Every figure of `paravirt_mm.measure`, by name; empty where the run failed at once."""
+        from paravirt_mm.measure.figures import measure
+
+        if not self.trace.events:
+            return {}
+        return {**measure(self.trace), **self.extra}
+
+
+@attrs.frozen
+class Scenario:
+    """One machine, one allocator, one backend, and any observers (instances of plugin classes)."""
+
+    machine: Machine
+    allocator: PluginSpec
+    backend: PluginSpec
+    observers: tuple[Any, ...] = ()
+
+    @classmethod
+    def of(cls, machine: Machine, allocator: str, backend: str, *observers: Any) -> Scenario:
+        """Make a scenario from specs as they are written on the command line."""
+        return cls(machine, PluginSpec.parse(allocator), PluginSpec.parse(backend), observers)
+
+    def run(self, registry: Registry | None = None) -> Run:
+        """Run it. Only wrong specs raise (`SpecError`); a plugin that fails gives the verdict
+        ``error``.
+        """
+        registry = registry or default_registry()
+        allocator = registry.get(self.allocator.name, "allocator")
+        backend = registry.get(self.backend.name, "backend")
+        named = [
+            (self.allocator.name, allocator.create(dict(self.allocator.options))),
+            (self.backend.name, backend.create(dict(self.backend.options))),
+        ]
+        extras = [(plugin.name, plugin.create()) for plugin in registry.of_role("extra")]
+        named += extras
+        named += [(f"observer{n}", observer) for n, observer in enumerate(self.observers, 1)]
+        manager = Manager(named)
+        try:
+            trace = build(self.machine, manager, str(self.allocator), str(self.backend))
+            verdict, findings = _judge(trace)
+            run = Run(self, trace, verdict, findings)
+            extra: dict[str, Any] = {}
+            for figures in manager.call("pvmm_figures", run=run):
+                extra.update(figures)
+            return attrs.evolve(run, extra=extra)
+        except ContractBroken as broken:
+            culprit = next(iter(manager.implementers(broken.hook)), "?")
+            return self._error(registry, culprit, f"{broken.hook} {broken}")
+        except Exception as error:  # a plugin may raise anything
+            modules = {type(instance).__module__: name for name, instance in named}
+            return self._error(
+                registry, _culprit(error, modules), f"{type(error).__name__}: {error}"
+            )
+
+    def _error(self, registry: Registry, name: str, message: str) -> Run:
+        plugin = registry.plugins.get(name)
+        origin = f"{name} ({plugin.origin})" if plugin else name
+        return Run(self, Trace(), Verdict(Outcome.ERROR, str(PluginError(origin, message))))
+
+
+def _judge(trace: Trace) -> tuple[Verdict, tuple[Finding, ...]]:
+    findings = tuple(check(trace))
+    for event in trace.events[-2:]:
+        if isinstance(event, Panicked):
+            return Verdict(Outcome.PANIC, event.reason), findings
+        if isinstance(event, OperationRejected):
+            return Verdict(Outcome.REJECTED, f"{event.operation}, {event.code}"), findings
+    if findings:
+        return Verdict(Outcome.VIOLATION, str(findings[0])), findings
+    return Verdict(Outcome.OK), findings
+
+
+def _culprit(error: BaseException, modules: Mapping[str, str]) -> str:
+    """Return the plugin whose code is deepest in the traceback, or "core"."""
+    name = "core"
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        name = modules.get(frame.f_globals.get("__name__", ""), name)
+    return name
+
+
+_DEFAULT: list[Registry] = []
+
+
+def default_registry() -> Registry:
+    """Return the registry of everything installed; found once a process."""
+    if not _DEFAULT:
+        _DEFAULT.append(Registry.discover())
+    return _DEFAULT[0]

@@ -1,0 +1,261 @@
+"""The rules that every run is checked against, from its trace alone.
+
+1. A table page is RAM, free, and not already a table. 2. It is reachable (boot map, brk, or direct
+map so far) when it is first written. 3. In the end the direct map is exactly what the allocator
+promised: everything once, identity, nothing else. 4. Under a platform that types pages: tables are
+handed over before they are attached, no table is mapped writable,
+   no page size is used that the platform hides, CR3 is loaded only with a complete tree that maps
+   the kernel.
+5. What was reserved and not used is free and writable in the end.
+
+(Rule 6, that a hypervisor accepts the trace operation by operation, needs a model of one: see the
+Xen plugin.) The checker keeps its own books; it shares no state with the engine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import attrs
+
+from paravirt_mm.engine.ledger import Ledger
+from paravirt_mm.engine.pages import PageRun, Source
+from paravirt_mm.engine.trace import (
+    MadeReadonly,
+    MadeWritable,
+    OperationRejected,
+    Panicked,
+    RangeMapped,
+    RootActivated,
+    RunFinished,
+    RunStarted,
+    SurplusReleased,
+    TablesAllocated,
+    TablesAttached,
+    TablesReserved,
+    Trace,
+)
+from paravirt_mm.machine.paging import PAGE_SHIFT
+from paravirt_mm.machine.ranges import RangeSet
+
+
+@attrs.frozen
+class Finding:
+    """A broken rule: its number, the event that broke it (index in the trace), an address in bytes,
+    and what is wrong.
+    """
+
+    rule: int
+    event: int
+    address: int
+    message: str
+
+    def __str__(self) -> str:
+        return f"invariant {self.rule}, event {self.event}, {self.address:#x}: {self.message}"
+
+
+def check(trace: Trace) -> list[Finding]:
+    """Return every broken rule of a trace, in the order of its events (at most one a rule and
+    event).
+    """
+    if not trace.events or not isinstance(trace.events[0], RunStarted):
+        return []
+    return list(_Checker(trace).findings())
+
+
+class _Checker:
+    def __init__(self, trace: Trace) -> None:
+        self._trace = trace
+        start = trace.start
+        self._start: RunStarted = start
+        self._boot = start.boot
+        machine = start.machine
+        self._mode = machine.mode
+        self._largest = start.boot.features.largest_level(machine.mode)
+        self._ram = machine.memory_map.ram_pages()
+        self._taken = start.boot.taken(machine)
+        kernel = start.boot.kernel_of(machine)
+        self._kernel = kernel.span
+        self._brk = RangeSet([(kernel.brk_start, kernel.brk_end)])
+        self._held = RangeSet()
+        self._tables = RangeSet(start.boot.boot_tables)
+        self._reachable = RangeSet(start.boot.mapped)
+        self._pending = RangeSet()
+        self._mapped = RangeSet(start.boot.direct_mapped)
+        self._ledger = Ledger()
+        for low, high in start.boot.boot_tables:
+            self._ledger.start_readonly(low >> PAGE_SHIFT, high >> PAGE_SHIFT)
+        self._fresh_tree = False
+        self._attached: set[int] = set()
+        self._handed_over: set[int] = set()
+        self._built: list[int] = []
+        self._released: list[tuple[int, PageRun]] = []
+        self._checks: dict[type, Callable[[int, Any], Iterator[Finding]]] = {
+            TablesReserved: self._on_reserved,
+            TablesAllocated: self._on_allocated,
+            RangeMapped: self._on_mapped,
+            MadeReadonly: self._on_readonly,
+            MadeWritable: self._on_writable,
+            TablesAttached: self._on_attached,
+            RootActivated: self._on_activated,
+            SurplusReleased: self._on_released,
+            RunFinished: self._on_finished,
+        }
+
+    def findings(self) -> Iterator[Finding]:
+        for number, event in enumerate(self._trace):
+            handler = self._checks.get(type(event))
+            if handler is not None:
+                yield from handler(number, event)
+
+    def _on_reserved(self, number: int, event: TablesReserved) -> Iterator[Finding]:
+        for run in event.pages:
+            low, high = run.span
+            yield from self._must_be_free(number, low, high)
+            self._held.add(low, high)
+
+    def _must_be_free(self, number: int, low: int, high: int) -> Iterator[Finding]:
+        for gap, _ in self._ram.gaps(low, high):
+            yield Finding(1, number, gap, "a table page is not RAM")
+            return
+        for taken, _ in self._taken.within(low, high):
+            yield Finding(1, number, taken, "a table page is taken by something else")
+            return
+
+    def _on_allocated(self, number: int, event: TablesAllocated) -> Iterator[Finding]:
+        batch = event.batch
+        if self._mode.root_level in batch.spans:
+            self._fresh_tree = True
+            self._mapped = RangeSet()
+            self._pending = RangeSet()
+        self._built.append(batch.index)
+        for part in batch.pages:
+            low, high = part.run.span
+            for again, _ in self._tables.within(low, high):
+                yield Finding(1, number, again, "a page becomes a table twice")
+                break
+            else:
+                if part.source is Source.BRK:
+                    for gap, _ in self._brk.gaps(low, high):
+                        yield Finding(1, number, gap, "a page said to be brk is not")
+                        break
+                elif part.source is Source.RESERVATION and self._held.covers(low, high):
+                    self._held.discard(low, high)
+                else:
+                    yield from self._must_be_free(number, low, high)
+            # The linear allocator writes through fixmap slots, so a page of its block need not be
+            # mapped, but only a page that the allocator holds for tables.
+            if part.source is not Source.RESERVATION:
+                for gap, _ in self._reachable.gaps(low, high):
+                    yield Finding(2, number, gap, "a table page cannot be reached yet")
+                    break
+            self._tables.add(low, high)
+            if part.source is not Source.BRK:
+                self._taken.add(low, high)
+
+    def _on_mapped(self, number: int, event: RangeMapped) -> Iterator[Finding]:
+        leaves = event.leaves
+        if leaves.level > self._largest:
+            size = self._mode.page_name(leaves.level)
+            rule = 4 if self._boot.typed else 3
+            yield Finding(rule, number, leaves.start, f"the platform has no {size} pages")
+        for again, _ in self._mapped.within(leaves.start, leaves.end):
+            yield Finding(3, number, again, "an address is mapped twice")
+            break
+        self._mapped.add(leaves.start, leaves.end)
+        for low, high in event.readonly:
+            self._ledger.set_readonly(low >> PAGE_SHIFT, high >> PAGE_SHIFT, readonly=True)
+        if self._boot.typed:
+            writable = RangeSet([(leaves.start, leaves.end)])
+            for low, high in event.readonly:
+                writable.discard(low, high)
+            for low, high in writable:
+                for first, last in self._ledger.readonly(low >> PAGE_SHIFT, high >> PAGE_SHIFT):
+                    for table, _ in self._tables.within(first << PAGE_SHIFT, last << PAGE_SHIFT):
+                        yield Finding(4, number, table, "a page table is mapped writable")
+                        return
+        self._pending.add(leaves.start, leaves.end)
+        self._advance()
+
+    def _on_readonly(self, _number: int, event: MadeReadonly) -> Iterator[Finding]:
+        for run in event.batch.runs:
+            self._ledger.set_readonly(run.low, run.high, readonly=True)
+        self._handed_over.add(event.batch.index)
+        return iter(())
+
+    def _on_writable(self, number: int, event: MadeWritable) -> Iterator[Finding]:
+        for run in event.pages:
+            low, high = run.span
+            self._ledger.set_readonly(run.low, run.high, readonly=False)
+            if self._boot.typed:
+                for table, _ in self._tables.within(low, high):
+                    yield Finding(4, number, table, "a page table is made writable")
+                    break
+
+    def _on_attached(self, number: int, event: TablesAttached) -> Iterator[Finding]:
+        batch = event.batch
+        if self._boot.typed and batch.index not in self._handed_over:
+            yield Finding(
+                4, number, batch.runs[0].span[0], "tables are attached before they are handed over"
+            )
+        self._attached.add(batch.index)
+        self._advance()
+
+    def _advance(self) -> None:
+        """Pending mappings can be written through once all tables built so far are attached and
+        live.
+        """
+        if not self._fresh_tree and len(self._attached) == len(self._built):
+            self._reachable.update(self._pending)
+            self._pending = RangeSet()
+
+    def _on_activated(self, number: int, event: RootActivated) -> Iterator[Finding]:
+        if self._boot.typed and event.batch is not None:
+            for index in self._built:
+                if index not in self._handed_over:
+                    address = event.batch.runs[0].span[0]
+                    yield Finding(4, number, address, "CR3 is loaded with tables not handed over")
+                    break
+        for gap, _ in self._mapped.gaps(*self._kernel):
+            yield Finding(4, number, gap, "CR3 is loaded with a tree that does not map the kernel")
+            break
+        if self._fresh_tree:
+            self._fresh_tree = False
+            self._reachable = RangeSet()
+        self._reachable.update(self._mapped)
+        self._pending = RangeSet()
+
+    def _on_released(self, number: int, event: SurplusReleased) -> Iterator[Finding]:
+        for run in event.pages:
+            self._held.discard(*run.span)
+            self._released.append((number, run))
+        return iter(())
+
+    def _on_finished(self, number: int, event: RunFinished) -> Iterator[Finding]:
+        if any(isinstance(last, Panicked | OperationRejected) for last in self._trace.events[-2:]):
+            return
+        promised = RangeSet(self._start.promised)
+        for low, high in promised:
+            for gap, _ in self._mapped.gaps(low, high):
+                yield Finding(3, number, gap, "promised to be mapped and is not")
+                break
+        promised.update(self._boot.direct_mapped)
+        for low, _ in self._mapped.difference(promised):
+            yield Finding(3, number, low, "mapped without having been promised")
+            break
+        for built in self._built:
+            if built not in self._attached:
+                yield Finding(3, number, 0, f"batch {built} of tables was never attached")
+                break
+        reserved = RangeSet(event.reserved)
+        for low, _ in self._held:
+            yield Finding(5, number, low, "a page set aside for tables was not given back")
+            break
+        for _, run in self._released:
+            for low, _ in reserved.within(*run.span):
+                yield Finding(5, number, low, "a page given back is still reserved")
+                break
+            for first, _ in self._ledger.readonly(run.low, run.high):
+                yield Finding(5, number, first << PAGE_SHIFT, "a page given back is read-only")
+                break

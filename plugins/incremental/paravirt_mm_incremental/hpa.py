@@ -1,0 +1,154 @@
+"""The incremental design as H. Peter Anvin proposed it on 4 October 2012, step by step.
+
+1. Map the kernel and its brk with tables from brk. 2. Map the topmost memory downward until those
+pages are used up. 3. Call the paravirt hook on all tables made so far. 4. Switch to the new tree.
+5. From the last address downward, build tables for memory that is not mapped yet until nothing is
+left or mapped memory for tables runs out. 6. Call the hook for the new tables, then attach them. 7.
+Repeat from 5.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator, Sequence
+
+import attrs
+
+from paravirt_mm import (
+    ActivateRoot,
+    AttachTables,
+    Boot,
+    HandOver,
+    HandOverTables,
+    KernelPanic,
+    Map,
+    NewRoot,
+    PageRun,
+    Promise,
+    Promote,
+    RangeSet,
+    Source,
+    Step,
+    StepResult,
+    TableDemand,
+    TablePages,
+    align_down,
+    align_up,
+    deal,
+    page_count,
+)
+
+PAGE_SHIFT = 12
+PAGE_SIZE = 1 << PAGE_SHIFT
+
+
+@attrs.frozen
+class SevenSteps:
+    """The seven steps; ``brk_pages`` of brk are there to begin with (64: the 256 KiB of the
+    proposal).
+    """
+
+    brk_pages: int = 64
+
+    def promise(self, boot: Boot) -> Promise:
+        """Promise all RAM up to the limit of the direct map, and the kernel."""
+        promised = RangeSet(boot.memblock.memory(0, boot.machine.map_limit))
+        promised.add(*_kernel(boot))
+        return Promise(tuple(promised), brk_pages=self.brk_pages, new_root=True)
+
+    def steps(self, boot: Boot) -> Generator[Step, StepResult, None]:
+        """Yield the seven steps."""
+        todo = RangeSet(boot.memblock.memory(0, boot.machine.map_limit))
+        yield NewRoot()
+        kernel = _kernel(boot)
+        yield _map(*kernel, label="1: kernel and brk")
+        todo.discard(*kernel)
+        yield from self._downward(boot, todo, "2: from the top, tables from brk")
+        yield HandOverTables("3: hook on all tables so far")
+        yield AttachTables("3: complete the tree")
+        yield ActivateRoot("4: switch to the new tree")
+        while todo:
+            before = todo.total
+            yield from self._downward(boot, todo, "5: downward, tables from mapped memory")
+            if todo.total == before:
+                raise KernelPanic("no mapped memory is left for page tables", 1)
+            yield HandOverTables("6: hook on the new tables")
+            yield AttachTables("6: attach them")
+
+    def _downward(
+        self, boot: Boot, todo: RangeSet, label: str
+    ) -> Generator[Step, StepResult, None]:
+        """Map what is left, highest first, until the pages for tables run out; shrink ``todo``."""
+        for low, high in list(todo.descending(0, todo.end)) if todo else []:
+            start = self._lowest_start(boot, low, high)
+            if start < high:
+                yield _map(start, high, label)
+                todo.discard(start, high)
+            if start > low:
+                return
+
+    def _lowest_start(self, boot: Boot, low: int, high: int) -> int:
+        """Return the lowest start from which ``[start, high)`` can be mapped with the pages at
+        hand.
+        """
+
+        def fits(start: int) -> bool:
+            needed = boot.tables_needed(_map(start, high))
+            return page_count(_free_pages(boot, needed)) >= needed
+
+        if fits(low):
+            return low
+        unit = boot.mode.table_span(1)
+        # Invariant: [high - good units] fits, one bad unit more does not.
+        top = align_up(high, unit)
+        good, bad = 0, (top - align_down(low, unit)) // unit
+        while bad - good > 1:
+            middle = (good + bad) // 2
+            if fits(top - middle * unit):
+                good = middle
+            else:
+                bad = middle
+        return min(high, top - good * unit)
+
+    def allocate(self, boot: Boot, step: Step, demand: TableDemand) -> Sequence[TablePages]:
+        """Take brk pages while there are some, then the highest free pages that are mapped."""
+        pages = list(_free_pages(boot, demand.count))
+        missing = demand.count - page_count(pages)
+        if missing:
+            raise KernelPanic("no mapped memory is left for page tables", missing)
+        brk = boot.brk_free
+        return [
+            TablePages(run, Source.BRK if brk.low <= run.low < brk.high else Source.MEMBLOCK)
+            for run in pages
+        ]
+
+
+def _map(start: int, end: int, label: str = "") -> Map:
+    return Map(start, end, label=label, promote=Promote.BEFORE_MERGE, hand_over=HandOver.LATER)
+
+
+def _kernel(boot: Boot) -> tuple[int, int]:
+    start, end = boot.kernel.span
+    return align_down(start, PAGE_SIZE), align_up(end, PAGE_SIZE)
+
+
+def _free_pages(boot: Boot, count: int) -> Iterator[PageRun]:
+    """Yield up to ``count`` pages for tables: brk first; once the tree is live, mapped memory from
+    the top.
+    """
+    for run in deal([boot.brk_free], count):
+        yield run
+        count -= run.count
+    if boot.waiting and boot.waiting[0].index == 0:
+        return
+    for low, high in boot.memblock.free_descending(0, boot.machine.map_limit):
+        for start, end in reversed(list(boot.reachable(low, high))):
+            if not count:
+                return
+            pages = (end - align_up(start, PAGE_SIZE)) >> PAGE_SHIFT
+            if pages > 0:
+                taken = min(count, pages)
+                yield PageRun((end >> PAGE_SHIFT) - 1, taken, -1)
+                count -= taken
+
+
+__all__ = ["SevenSteps"]

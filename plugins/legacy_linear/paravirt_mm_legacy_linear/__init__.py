@@ -1,0 +1,154 @@
+"""The linear allocator of Linux up to 3.7: guess how many tables a range needs, set one block
+aside, use it up.
+
+Each call of init_memory_mapping guesses anew. The formulas, and where the block is searched,
+changed with nearly every release; they stand in `paravirt_mm_legacy_linear.releases`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from typing import ClassVar
+
+import attrs
+
+from paravirt_mm import (
+    Boot,
+    KernelPanic,
+    Map,
+    PageRun,
+    Piece,
+    Promise,
+    RangeSet,
+    Source,
+    Span,
+    SpecError,
+    Step,
+    StepResult,
+    TableDemand,
+    TablePages,
+    deal,
+    hookimpl,
+    page_count,
+)
+from paravirt_mm.hookspecs import API_VERSION
+from paravirt_mm_legacy_linear.releases import (
+    Calls,
+    Change,
+    GoodEnd,
+    Guess,
+    change_for,
+    guess_pages,
+    parse_version,
+)
+
+PAGE_SHIFT = 12
+GIB = 1 << 30
+
+
+@attrs.frozen
+class LegacyLinear:
+    """Linux's linear early page-table allocator.
+
+    kernel
+        The release to model, from 2.6.27 to 3.8, for example ``3.6``.
+    good_end
+        Where the search for the block may end: ``release`` as that release did, ``mapped`` at the
+        end of what is mapped so far, ``end`` at the end of the range to be mapped. The patch
+        "revert back good_end setting for 64bit", which started the thread that this laboratory grew
+        from, is the choice ``end``.
+    guess
+        How the number of tables is estimated, where it is not as in the mainline release (see
+        `Guess`).
+    """
+
+    pvmm_api: ClassVar[int] = API_VERSION
+
+    kernel: str = "3.6"
+    good_end: GoodEnd = GoodEnd.RELEASE
+    guess: Guess | None = None
+
+    def __attrs_post_init__(self) -> None:
+        change_for(self.kernel, is_32bit=False)
+
+    def _change(self, boot: Boot) -> Change:
+        """The facts of the release."""
+        return change_for(self.kernel, is_32bit=boot.mode.is_32bit)
+
+    def _calls(self, boot: Boot) -> list[Span]:
+        """The ranges that setup_arch passes to init_memory_mapping."""
+        machine = boot.machine
+        calls = [(0, machine.max_low_pfn << PAGE_SHIFT)]
+        end = machine.max_pfn << PAGE_SHIFT
+        if boot.mode.is_32bit or machine.max_pfn <= machine.max_low_pfn:
+            return calls
+        if self._change(boot).calls is Calls.REGIONS:
+            calls += boot.memblock.memory(4 * GIB, end)
+        else:
+            calls.append((4 * GIB, end))
+        return calls
+
+    def _step(self, boot: Boot, start: int, end: int) -> Map:
+        return Map(
+            start,
+            end,
+            label="init_memory_mapping",
+            reserve=True,
+            skip_empty_level=0 if boot.mode.is_32bit else 3,
+        )
+
+    @hookimpl
+    def pvmm_promise(self, boot: Boot) -> Promise:
+        """Promise each call's range, holes included, but for 1 GiB slots without any firmware
+        entry.
+        """
+        promised = RangeSet()
+        for start, end in self._calls(boot):
+            fillable = boot.fillable(self._step(boot, start, end))
+            promised.update(fillable[1].within(start, end) if fillable else [(start, end)])
+        return Promise(direct_map=tuple(promised))
+
+    @hookimpl
+    def pvmm_map_steps(self, boot: Boot) -> Generator[Step, StepResult, None]:
+        """Map each call's range, upward."""
+        for start, end in self._calls(boot):
+            yield self._step(boot, start, end)
+
+    @hookimpl
+    def pvmm_reserve_tables(
+        self, boot: Boot, step: Map, pieces: Sequence[Piece]
+    ) -> Sequence[PageRun]:
+        """Guess how many tables the range needs and find one block for them
+        (find_early_table_space).
+        """
+        change = self._change(boot)
+        size = guess_pages(boot, self.guess or change.guess, pieces, step.end) << PAGE_SHIFT
+        good_end = change.good_end if self.good_end is GoodEnd.RELEASE else self.good_end
+        stop = step.end if good_end is GoodEnd.END else boot.max_pfn_mapped << PAGE_SHIFT
+        find = boot.memblock.find_top_down if change.top_down else boot.memblock.find_bottom_up
+        base = find(change.search_start, stop, size)
+        if base is None:
+            raise KernelPanic("Cannot find space for the kernel page tables")
+        return [PageRun.of_span(base, base + size)]
+
+    @hookimpl
+    def pvmm_allocate_tables(self, boot: Boot, demand: TableDemand) -> Sequence[TablePages]:
+        """Take the next pages of the block, upward (alloc_low_page)."""
+        left = page_count(boot.reservation)
+        if left < demand.count:
+            raise KernelPanic("alloc_low_page: ran out of memory", demand.count - left)
+        return [TablePages(run, Source.RESERVATION) for run in deal(boot.reservation, demand.count)]
+
+    @hookimpl
+    def pvmm_release_tables(self, surplus: Sequence[PageRun]) -> Sequence[PageRun]:
+        """Give back all that was not used: pgt_buf_end up to pgt_buf_top."""
+        return surplus
+
+    @hookimpl
+    def pvmm_models_kernel(self, release: str, mode: str) -> str | None:
+        """Say which spec models a release before 3.9."""
+        try:
+            change_for(release, is_32bit=mode.startswith("i386"))
+        except SpecError:
+            return None
+        return f"legacy_linear:kernel={'.'.join(map(str, parse_version(release)))}"

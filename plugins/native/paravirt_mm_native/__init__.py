@@ -1,0 +1,60 @@
+"""The native platform: a page needs nothing to become a table, and entries are plain stores."""
+
+from __future__ import annotations
+
+from types import MappingProxyType
+from typing import ClassVar
+
+import attrs
+
+from paravirt_mm import (
+    BootState,
+    Cost,
+    Machine,
+    RangeSet,
+    Span,
+    align_down,
+    align_up,
+    hookimpl,
+)
+from paravirt_mm.hookspecs import API_VERSION
+
+PAGE_SHIFT = 12
+
+
+@attrs.frozen
+class Native:
+    """Bare hardware, or a fully virtualised guest.
+
+    The startup code maps the first ``machine.boot_mapped`` bytes. A 32-bit kernel keeps those
+    tables: its direct map grows the very tree that the startup code began, and a PAE kernel's L2
+    tables are part of the image (arch/x86/kernel/head_32.S). A 64-bit kernel starts its direct map
+    with an empty root.
+    """
+
+    pvmm_api: ClassVar[int] = API_VERSION
+
+    @hookimpl
+    def pvmm_boot_state(self, machine: Machine) -> BootState:
+        """Say what the startup code has mapped, and which of its tables the kernel keeps."""
+        low: Span = (0, machine.boot_mapped)
+        # A kernel loaded elsewhere is mapped there too, in large pages.
+        large = machine.mode.entry_span(2)
+        start, end = machine.kernel.span
+        mapped = RangeSet([low, (align_down(start, large), align_up(end, large))])
+        tables: dict[int, tuple[Span, ...]] = {}
+        if machine.mode.is_32bit:
+            tables[1] = (low,)
+            if machine.mode.root_level == 3:
+                tables[2] = ((0, machine.mode.lowmem_limit or machine.map_limit),)
+        return BootState(
+            mapped=tuple(mapped),
+            max_pfn_mapped=machine.boot_mapped >> PAGE_SHIFT,
+            features=machine.features,
+            tables=MappingProxyType(tables),
+        )
+
+    @hookimpl
+    def pvmm_activate_cr3(self) -> Cost:
+        """Load CR3; everything that is not global leaves the TLB."""
+        return Cost(flushes=1)
