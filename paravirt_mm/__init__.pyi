@@ -176,7 +176,7 @@ from .machine.ranges import (
 from .machine.ranges import (
     align_up as align_up,
 )
-from .registry import (
+from .options import (
     PluginSpec as PluginSpec,
 )
 from .registry import (

@@ -16,12 +16,12 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
 import attrs
-import cattrs
 import pluggy
 
 from paravirt_mm import hookspecs
 from paravirt_mm.errors import PluginError, SpecError
 from paravirt_mm.hookspecs import API_VERSION, PROJECT
+from paravirt_mm.options import create
 
 _PREFIX = "pvmm_"
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,63}\Z")
@@ -59,19 +59,7 @@ class Plugin:
 
     def create(self, options: dict[str, str] | None = None) -> Any:
         """Make an instance; option values are text. Raises `SpecError` naming the option."""
-        known = {field.name: field for field in self.options()}
-        for key in options or {}:
-            if key not in known:
-                close = difflib.get_close_matches(key, known, 1)
-                hint = f"; did you mean {close[0]!r}?" if close else ""
-                names = ", ".join(known) or "none"
-                raise SpecError(f"{self.name} has no option {key!r}{hint} (options: {names})")
-        try:
-            return cattrs.structure(dict(options or {}), self.factory)
-        except (SpecError, PluginError):
-            raise
-        except Exception as error:  # a plugin's converter may raise anything
-            raise SpecError(f"{self.name}: {_reason(error)}") from error
+        return create(self.name, self.factory, options or {})
 
 
 @attrs.frozen
@@ -82,13 +70,6 @@ class BrokenPlugin:
     distribution: str
     version: str
     problem: str
-
-
-def _reason(error: BaseException) -> str:
-    """Return the innermost message of an error, without cattrs' wrapping."""
-    if isinstance(error, BaseExceptionGroup):
-        return "; ".join(_reason(inner) for inner in error.exceptions)
-    return str(error) or type(error).__name__
 
 
 @cache
@@ -219,36 +200,6 @@ class Registry:
 def _dist(point: EntryPoint) -> tuple[str, str]:
     dist = point.dist
     return (dist.name, dist.version) if dist else ("unknown", "")
-
-
-@attrs.frozen
-class PluginSpec:
-    """A plugin and its options as text: ``legacy_linear:kernel=3.6,good_end=end``."""
-
-    name: str
-    options: tuple[tuple[str, str], ...] = ()
-
-    @classmethod
-    def parse(cls, text: str) -> PluginSpec:
-        """Read a spec. Raises `SpecError` that shows the form."""
-        name, colon, rest = text.partition(":")
-        pairs: list[tuple[str, str]] = []
-        for part in rest.split(",") if colon else ():
-            key, equals, value = part.partition("=")
-            if not key.strip() or not equals:
-                raise SpecError(
-                    f"cannot read option {part!r} of {text!r}; "
-                    "the form is name:option=value,option=value"
-                )
-            pairs.append((key.strip(), value.strip()))
-        if not name.strip():
-            raise SpecError(f"cannot read {text!r}; the form is name:option=value,option=value")
-        return cls(name.strip(), tuple(pairs))
-
-    def __str__(self) -> str:
-        if not self.options:
-            return self.name
-        return f"{self.name}:{','.join(f'{key}={value}' for key, value in self.options)}"
 
 
 class Manager:

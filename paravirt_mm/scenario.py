@@ -15,7 +15,8 @@ from paravirt_mm.engine.build import ContractBroken, build
 from paravirt_mm.engine.trace import OperationRejected, Panicked, Trace
 from paravirt_mm.errors import PluginError
 from paravirt_mm.machine.model import Machine
-from paravirt_mm.registry import Manager, PluginSpec, Registry
+from paravirt_mm.options import PluginSpec
+from paravirt_mm.registry import Manager, Registry
 from paravirt_mm.verify.invariants import Finding, check
 
 

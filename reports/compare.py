@@ -88,7 +88,7 @@ def render() -> str:
         every += rows
         source = machine.provenance.source
         sections.append(
-            f"## {machine_title(machine)}\n\nSource: {source}.\n\n{tables(rows, 'github')}"
+            f"## {name}\n\n{machine_title(machine)}\n\nSource: {source}.\n\n{tables(rows, 'github')}"
         )
     parts += [
         "## All machines\n\n" + summary(every, "github"),

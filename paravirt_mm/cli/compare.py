@@ -27,6 +27,7 @@ from paravirt_mm.report.comparison import (
     summary,
     tables,
 )
+from paravirt_mm.report.values import printable
 from paravirt_mm.scenario import Outcome, default_registry
 from paravirt_mm.sources import bundled_machines, load_each
 
@@ -167,7 +168,9 @@ def _text(results: list[list[Row]], machines: dict[str, Machine], style: str, wi
     parts: list[str] = []
     for rows in results:
         machine = machines[rows[0].machine]
-        parts.append(f"{machine_title(machine)}\n\n{tables(rows, style, wide)}")
+        parts.append(
+            f"{printable(machine.name)}\n{machine_title(machine)}\n\n{tables(rows, style, wide)}"
+        )
     if len(results) > 1:
         everything = [row for rows in results for row in rows]
         parts.append(f"All {len(results)} machines\n\n{summary(everything, style)}")

@@ -58,8 +58,9 @@ class LazyGroup(click.Group):
             command = super().get_command(ctx, name)
             if command is not None:
                 rows.append((name, command.get_short_help_str(limit=70)))
-        with formatter.section("Commands"):
-            formatter.write_dl(rows)
+        if rows:
+            with formatter.section("Commands"):
+                formatter.write_dl(rows)
 
 
 COMMANDS = {

@@ -343,6 +343,7 @@ def _cost() -> Iterator[Figure]:
         "hcalls",
         "operations asked of the hypervisor, all kinds",
         lambda b: sum(b.hypercalls.values()),
+        key=True,
     )
     for kind in ("mmu_update", "update_va_mapping", "mmuext_op"):
         yield Figure(

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import re
+import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import attrs
+import tabulate as tabulate_module
 from tabulate import tabulate
 
 from paravirt_mm.machine.model import Machine
 from paravirt_mm.measure.figures import FIGURES, Group
-from paravirt_mm.registry import PluginSpec, Registry
+from paravirt_mm.options import PluginSpec
+from paravirt_mm.registry import Registry
 from paravirt_mm.report.values import MISSING, headers, printable, show, size
 from paravirt_mm.scenario import Outcome, Run, Scenario
 
@@ -22,6 +26,9 @@ DEFAULT_ALLOCATORS = (
 )
 DEFAULT_BACKENDS = ("native", "xen")
 
+# Titles are no wider than they are: a column of padding each would cost a figure in a terminal.
+tabulate_module.MIN_PADDING = 0
+
 WIDTH = 100
 """Columns of text that a table may take."""
 _GAP = 2
@@ -29,9 +36,16 @@ _GAP = 2
 KEY_FIGURES = tuple(name for name, figure in FIGURES.items() if figure.key)
 
 
+_TELLS_ITSELF = re.compile(r"[a-z][a-z-]{2,}|\d+(\.\d+)+")
+"""Option values that need no name beside them: a word, a kernel release."""
+
+
 def label(spec: PluginSpec) -> str:
-    """Return a plugin spec as a row title: its name and the values of its options."""
-    return printable(" ".join([spec.name, *(value for _, value in spec.options)]))
+    """Return a plugin spec as a row title: its name and its options, as short as they stay clear."""
+    parts = [
+        value if _TELLS_ITSELF.fullmatch(value) else f"{key}={value}" for key, value in spec.options
+    ]
+    return printable(" ".join([spec.name, *parts]))
 
 
 @attrs.frozen
@@ -92,10 +106,8 @@ def machine_title(machine: Machine) -> str:
     """Return one line about a machine."""
     ram = size(machine.memory_map.ram_pages().total)
     pieces = len(machine.memory_map.ram_pages())
-    title = f" ({machine.provenance.title})" if machine.provenance.title else ""
-    return printable(
-        f"{machine.name}: {ram} of RAM in {pieces} pieces, {machine.mode.title}{title}"
-    )
+    title = machine.provenance.title or machine.name
+    return printable(f"{title}: {ram} RAM, {pieces} pieces, {machine.mode.title}")
 
 
 def table(rows: Sequence[Row], figures: Sequence[str], style: str = "simple") -> str:
@@ -166,39 +178,32 @@ def tables(rows: Sequence[Row], style: str = "simple", wide: bool = False) -> st
 
 
 def summary(rows: Sequence[Row], style: str = "simple") -> str:
-    """Return one line for each allocator and backend over all machines."""
+    """Return one line for each allocator and backend: verdicts, and sums over the runs that are ok."""
     seen: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
         seen.setdefault((row.allocator, row.backend), []).append(row)
+    outcomes = [outcome for outcome in Outcome if any(row.outcome is outcome for row in rows)]
     cells = []
     for (allocator, backend), group in seen.items():
         good = [row.figures for row in group if row.outcome is Outcome.OK]
-        verdicts = " ".join(
-            f"{sum(row.outcome is outcome for row in group)} {outcome}"
-            for outcome in Outcome
-            if any(row.outcome is outcome for row in group)
-        )
         tables_made = sum(figures["tables"] for figures in good)
         flips = sum(figures["flips"] for figures in good)
         cells.append(
             [
                 label(PluginSpec.parse(allocator)),
                 label(PluginSpec.parse(backend)),
-                verdicts,
+                *(str(sum(row.outcome is outcome for row in group)) for outcome in outcomes),
                 str(tables_made),
                 str(sum(figures["waste"] for figures in good)),
                 str(flips),
-                f"{flips / tables_made:.2f}" if tables_made else "-",
+                f"{flips / tables_made:.2f}" if tables_made else MISSING,
                 str(sum(figures["flips_wasted"] for figures in good)),
                 size(max((figures["tables_below_16m"] for figures in good), default=0)),
-                size(max((figures["tables_below_4g"] for figures in good), default=0)),
             ]
         )
-    titles = [
-        "allocator", "backend", "verdicts", "tables", "waste", "flips", "/table", "wasted",
-        "max<16M", "max<4G",
-    ]  # fmt: skip
-    align = ("left", "left", "left", *("right",) * 7)
+    sums = ("tables", "waste", "flips", "/table", "wasted", "max<16M")
+    titles = ["allocator", "backend", *map(str, outcomes), *sums]
+    align = ("left", "left", *("right",) * (len(outcomes) + len(sums)))
     return tabulate(cells, titles, tablefmt=style, colalign=align, disable_numparse=True)
 
 
@@ -209,7 +214,10 @@ def _footnotes(rows: Sequence[Row]) -> list[str]:
         if row.outcome is not Outcome.OK:
             who = f"{label(PluginSpec.parse(row.allocator))}/{label(PluginSpec.parse(row.backend))}"
             reasons.setdefault(printable(row.verdict), []).append(who)
-    return [f"{', '.join(who)}: {reason}" for reason, who in reasons.items()]
+    return [
+        textwrap.fill(f"{', '.join(who)}: {reason}", WIDTH, subsequent_indent="  ")
+        for reason, who in reasons.items()
+    ]
 
 
 def _told(rows: Sequence[Row], names: Sequence[str]) -> list[str]:

@@ -1,0 +1,226 @@
+"""Every command as a user meets it: help, output, errors and exit codes."""
+
+import csv
+import io
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from paravirt_mm.cli.main import COMMANDS, ExitCode
+from paravirt_mm.measure.figures import FIGURES
+
+LAPTOP = "lenovo-x230-8g"
+
+
+def paravirt_mm(*arguments, stdin=None):
+    return subprocess.run(
+        [sys.executable, "-m", "paravirt_mm", *arguments],
+        capture_output=True,
+        text=True,
+        input=stdin,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_of_every_command_explains_itself(name):
+    result = paravirt_mm(name, "--help")
+    assert result.returncode == 0
+    assert result.stdout.startswith("Usage: ")
+    assert len(result.stdout.splitlines()) > 5
+
+
+def test_help_lists_every_command_and_the_exit_codes():
+    result = paravirt_mm("--help")
+    assert all(name in result.stdout for name in COMMANDS)
+    assert "Exit codes" in result.stdout
+
+
+def test_help_answers_at_once():
+    def seconds():
+        start = time.perf_counter()
+        paravirt_mm("--help")
+        return time.perf_counter() - start
+
+    assert min(seconds() for _ in range(5)) < 0.2
+
+
+def test_help_imports_nothing_heavy():
+    code = (
+        "import sys; from paravirt_mm.cli.main import cli; cli(['--help'], standalone_mode=False);"
+        "print([m for m in ('attrs', 'numpy', 'pluggy', 'tabulate', 'rich') if m in sys.modules])"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.splitlines()[-1] == "[]"
+
+
+def test_compare_shows_every_scenario_with_its_verdict_within_100_columns():
+    result = paravirt_mm("compare", LAPTOP)
+    assert result.returncode == ExitCode.OK
+    rows = [line for line in result.stdout.splitlines() if " native " in line or " xen " in line]
+    assert len(rows) == 8
+    assert all(" ok " in row for row in rows)
+    assert max(map(len, result.stdout.splitlines())) <= 100
+
+
+def test_compare_of_all_machines_ends_with_a_summary_and_fits_a_terminal():
+    result = paravirt_mm("compare")
+    assert result.returncode == ExitCode.OK
+    assert "All " in result.stdout
+    assert max(map(len, result.stdout.splitlines())) <= 100
+
+
+def test_wide_tables_hold_every_figure_that_says_something():
+    narrow = paravirt_mm("compare", LAPTOP, "--format", "json")
+    (row, *_) = [r for r in json.loads(narrow.stdout) if r["backend"] == "xen"]
+    wide = paravirt_mm("compare", LAPTOP, "--wide").stdout
+    assert max(map(len, wide.splitlines())) <= 100
+    for name, value in row.items():
+        if name in FIGURES and value:
+            assert FIGURES[name].header in wide
+
+
+def test_json_and_csv_hold_every_figure():
+    as_json = json.loads(paravirt_mm("compare", LAPTOP, "-f", "json").stdout)
+    text = paravirt_mm("compare", LAPTOP, "-f", "csv").stdout
+    as_csv = list(csv.DictReader(io.StringIO(text)))
+    assert len(as_json) == len(as_csv) == 8
+    for one, other in zip(as_json, as_csv, strict=True):
+        assert set(FIGURES) <= set(one)
+        assert one["verdict"] == other["verdict"]
+        assert str(one["flips"]) == other["flips"]
+
+
+@pytest.mark.parametrize("style", ["github", "grid", "html", "latex", "tsv", "plain"])
+def test_tabulate_formats(style):
+    result = paravirt_mm("compare", LAPTOP, "-a", "incremental", "-b", "native", "-f", style)
+    assert result.returncode == ExitCode.OK
+    assert "incremental" in result.stdout
+
+
+def test_output_goes_to_a_file(tmp_path):
+    target = tmp_path / "out.md"
+    result = paravirt_mm("compare", LAPTOP, "-f", "github", "-o", str(target))
+    assert result.stdout == ""
+    assert "| incremental hpa" in target.read_text(encoding="utf-8")
+
+
+def test_output_that_cannot_be_written_is_named(tmp_path):
+    result = paravirt_mm("compare", LAPTOP, "-o", str(tmp_path / "no" / "out"))
+    assert result.returncode == ExitCode.BAD_INPUT
+    assert "out: cannot be written" in result.stderr
+
+
+def test_a_log_on_standard_input(tmp_path):
+    log = (
+        "BIOS-e820: [mem 0x0000000000000000-0x000000000009fbff] usable\n"
+        "BIOS-e820: [mem 0x0000000000100000-0x000000003fffffff] usable\n"
+    )
+    result = paravirt_mm("compare", "-", "-b", "native", stdin=log)
+    assert result.returncode == ExitCode.OK
+    assert "1023" in result.stdout or "1024" in result.stdout or "1G of RAM" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["compare", "no-such-thing"], ExitCode.BAD_INPUT, "no-such-thing"),
+        (["compare", LAPTOP, "-a", "legacy_lineer"], ExitCode.USAGE, "did you mean 'legacy_linear'"),
+        (["compare", LAPTOP, "-a", "legacy_linear:kernl=3"], ExitCode.USAGE, "did you mean 'kernel'"),
+        (["compare", LAPTOP, "-a", "legacy_linear:kernel=4.4"], ExitCode.USAGE, "use incremental"),
+        (["compare", LAPTOP, "-a", "incremental:variant=x"], ExitCode.USAGE, "one of hpa, linux"),
+        (["compare", LAPTOP, "-a", "incremental:brk_pages=x"], ExitCode.USAGE, "whole number"),
+        (["compare", LAPTOP, "-a", "incremental:hpa"], ExitCode.USAGE, "the form is"),
+        (["compare", LAPTOP, "-b", "incremental"], ExitCode.USAGE, "there are: native, xen"),
+        (["compare", LAPTOP, "-f", "nonsense"], ExitCode.USAGE, "there are: json, csv"),
+        (["run", LAPTOP, "-a", "native"], ExitCode.USAGE, "no allocator 'native'"),
+        (["nonsense"], ExitCode.USAGE, "No such command"),
+    ],
+)
+def test_mistakes_are_named_with_their_remedy(arguments, code, words):
+    result = paravirt_mm(*arguments)
+    assert result.returncode == code
+    assert words in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_one_unreadable_input_does_not_stop_the_others(tmp_path):
+    bad = tmp_path / "bad.txt"
+    bad.write_text("nothing about memory\n", encoding="utf-8")
+    result = paravirt_mm("compare", str(bad), LAPTOP, "-b", "native")
+    assert result.returncode == ExitCode.BAD_INPUT
+    assert "bad.txt" in result.stderr
+    assert "incremental hpa" in result.stdout
+
+
+def test_panics_count_as_findings_only_when_asked():
+    arguments = ["compare", LAPTOP, "-a", "incremental:variant=hpa,brk_pages=3", "-b", "xen"]
+    assert paravirt_mm(*arguments).returncode == ExitCode.OK
+    result = paravirt_mm(*arguments, "--fail-on", "panic")
+    assert result.returncode == ExitCode.FINDINGS
+    assert "panic" in result.stdout
+
+
+def test_run_tells_the_story_and_writes_the_trace(tmp_path):
+    trace = tmp_path / "trace.jsonl"
+    result = paravirt_mm(
+        "run", LAPTOP, "-a", "incremental:variant=hpa", "-b", "xen", "--trace", str(trace)
+    )
+    assert result.returncode == ExitCode.OK
+    assert "4: switch to the new tree" in result.stdout
+    assert "verdict: ok" in result.stdout
+    events = [json.loads(line) for line in trace.read_text(encoding="utf-8").splitlines()]
+    assert [event["event"] for event in events] == list(range(len(events)))
+    assert events[0]["kind"] == "RunStarted"
+    assert events[-1]["kind"] == "RunFinished"
+
+
+def test_run_as_json():
+    record = json.loads(paravirt_mm("run", LAPTOP, "--json").stdout)
+    assert record["outcome"] == "ok"
+    assert record["findings"] == []
+    assert set(FIGURES) <= set(record["figures"])
+
+
+def test_machines_lists_and_shows(tmp_path):
+    assert LAPTOP in paravirt_mm("machines").stdout
+    listed = json.loads(paravirt_mm("machines", "--json").stdout)
+    assert len(listed) >= 8
+    assert all(machine["source"] for machine in listed)
+    shown = tmp_path / "copy.toml"
+    shown.write_text(paravirt_mm("machines", LAPTOP).stdout, encoding="utf-8")
+    again = paravirt_mm("compare", str(shown), "-b", "native", "-f", "json")
+    direct = paravirt_mm("compare", LAPTOP, "-b", "native", "-f", "json")
+    assert json.loads(again.stdout) == json.loads(direct.stdout)
+
+
+def test_plugins_are_listed_with_version_and_options():
+    record = json.loads(paravirt_mm("plugins", "--json").stdout)
+    roles = {plugin["name"]: plugin["role"] for plugin in record["plugins"]}
+    assert roles["legacy_linear"] == roles["incremental"] == "allocator"
+    assert roles["native"] == roles["xen"] == "backend"
+    assert all(plugin["version"] for plugin in record["plugins"])
+    assert "pvmm_map_steps" in paravirt_mm("plugins", "-v").stdout
+
+
+def test_figures_are_explained():
+    text = paravirt_mm("figures").stdout
+    assert all(name in text for name in FIGURES)
+
+
+def test_the_reader_may_go_away():
+    command = f"{sys.executable} -m paravirt_mm figures | head -1"
+    result = subprocess.run(command, shell=True, capture_output=True, text=True, check=False)
+    assert "Traceback" not in result.stderr
+    assert "BrokenPipe" not in result.stderr
+
+
+def test_control_characters_of_a_log_are_never_shown(tmp_path: Path):
+    log = tmp_path / "evil\x1b[31m.txt"
+    log.write_text("Linux version 3.6\x1b]0;owned\x07\n", encoding="utf-8")
+    result = paravirt_mm("compare", str(log))
+    assert "\x1b" not in result.stdout + result.stderr
