@@ -1,0 +1,128 @@
+"""One boot of Xen and the guest in QEMU, from the command line to the console's text."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import attrs
+
+from paravirt_mm_xen.live.errors import BootError
+
+_XEN_MEMORY_MIB = 192  # for Xen itself, besides the domain's
+_MAX_CONSOLE = 512 << 20
+_TAIL_LINES = 15
+_END = re.compile(r"^@end$", re.MULTILINE)
+_TROUBLE = (
+    (re.compile(r"\(XEN\) Panic on CPU"), "Xen panicked"),
+    (re.compile(r"\(XEN\).*(?:Dom0|domain 0|d0v\d+).*crash", re.IGNORECASE), "the guest crashed"),
+    (re.compile(r"^!", re.MULTILINE), "the guest gave up"),
+)
+
+
+@attrs.frozen
+class Boot:
+    """What to boot: files, the domain's memory, and a time limit."""
+
+    qemu: Path
+    hypervisor: Path
+    guest: Path
+    traces: Path
+    guest_mib: int
+    seconds: float
+
+    @property
+    def directory(self) -> Path:
+        """Where QEMU runs."""
+        return self.traces.parent
+
+    def command(self) -> list[str]:
+        """QEMU's command line. Software CPU; no network, no screen, console on standard output."""
+        xen = (
+            "console=com1 com1=115200,8n1 loglvl=error guest_loglvl=error"
+            f" dom0=pv dom0_mem={self.guest_mib}M dom0_max_vcpus=1"
+        )
+        # QEMU separates modules with commas (a doubled one is literal) and ends names at blanks:
+        # relative names keep the directory's own name out of it.
+        guest, traces = (
+            os.path.relpath(path, self.directory).replace(",", ",,")
+            for path in (self.guest, self.traces)
+        )
+        return [
+            *_die_with_parent(),
+            str(self.qemu.absolute()),
+            *("-accel", "tcg", "-cpu", "max,-smap", "-smp", "1"),
+            *("-m", str(self.guest_mib + _XEN_MEMORY_MIB)),
+            *("-nodefaults", "-no-user-config", "-display", "none", "-vga", "none"),
+            *("-serial", "stdio", "-monitor", "none", "-no-reboot"),
+            *("-kernel", str(self.hypervisor.absolute()), "-append", xen),
+            *("-initrd", f"{guest},{traces}"),
+        ]
+
+
+def run(boot: Boot, console: Path) -> str:
+    """Boots and waits for the machine to end; returns what the console showed.
+
+    The console's file is left for the caller to delete. Raises :class:`BootError` if QEMU cannot
+    be started, outlives its time limit (it is killed then), or ends before the guest was done.
+    """
+    timed_out = False
+    with console.open("wb") as output, _running(boot, output.fileno()) as process:
+        try:
+            process.wait(boot.seconds)
+        except subprocess.TimeoutExpired:
+            timed_out = True
+    with console.open("rb") as printed:
+        text = printed.read(_MAX_CONSOLE).decode("ascii", "replace").replace("\r", "")
+    if timed_out:
+        reason = f"no end after {boot.seconds:g} s: the guest or Xen hangs, or is too slow"
+        raise BootError(_trouble(text) or reason, _tail(text))
+    if not _END.search(text):
+        reason = f"QEMU ended with code {process.returncode} before the guest was done"
+        raise BootError(_trouble(text) or reason, _tail(text))
+    return text
+
+
+@contextlib.contextmanager
+def _running(boot: Boot, output: int) -> Iterator[subprocess.Popen[bytes]]:
+    """A process in a group of its own, which is gone when the block is left, however it is left."""
+    command = boot.command()
+    try:
+        process = subprocess.Popen(  # noqa: S603 - a list of our own making, no shell
+            command,
+            cwd=boot.directory,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    except OSError as error:
+        raise BootError(f"{command[0]} cannot be started: {error}") from None
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def _die_with_parent() -> list[str]:
+    """A prefix that has the kernel kill QEMU if this process is killed (util-linux)."""
+    setpriv = shutil.which("setpriv")
+    return [setpriv, "--pdeathsig", "KILL", "--"] if setpriv else []
+
+
+def _trouble(text: str) -> str | None:
+    return next((reason for pattern, reason in _TROUBLE if pattern.search(text)), None)
+
+
+def _tail(text: str) -> tuple[str, ...]:
+    lines = [line[:200] for line in text.splitlines() if line.strip()]
+    return tuple(lines[-_TAIL_LINES:])

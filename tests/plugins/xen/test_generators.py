@@ -1,0 +1,92 @@
+"""Generators: deterministic, well formed, and of the variety that they promise."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import subprocess
+import sys
+from collections import Counter
+
+import pytest
+from paravirt_mm_xen.generators import GENERATORS, RECORDED_FORMAT, generate, make
+from paravirt_mm_xen.live.trace import SHAPES, Trace, check
+
+from paravirt_mm.errors import SpecError
+
+RECORDED = {
+    "pin", "unpin", "update_va_mapping", "mmu_update", "write",
+    "new_baseptr", "boot_baseptr", "copy_kernel_slots", "type", "read",
+}  # fmt: skip
+
+
+def some(name: str, seed: int = 3, operations: int = 6_000) -> list[Trace]:
+    return list(generate([name], seed, operations))
+
+
+@pytest.mark.parametrize("name", GENERATORS)
+def test_traces_are_well_formed_and_end_with_every_pages_type(name: str) -> None:
+    for trace in some(name):
+        assert check(trace) is trace
+        assert trace.ops[-trace.pages :] == tuple(("type", page) for page in range(trace.pages))
+
+
+@pytest.mark.parametrize("name", GENERATORS)
+def test_the_seed_decides_everything(name: str) -> None:
+    assert some(name) == some(name)
+    assert some(name)[0].ops != some(name, seed=4)[0].ops
+    trace = some(name)[5]
+    assert make(name, 3, 5) == trace
+    assert trace.name == f"{name}-3-5"
+
+
+def test_another_process_makes_the_same_traces() -> None:
+    """String hashing differs from process to process; the traces must not."""
+    code = (
+        "import hashlib; from paravirt_mm_xen.generators import GENERATORS, generate;"
+        "text = ''.join(t.to_json() for t in generate(list(GENERATORS), 9, 3000));"
+        "print(hashlib.sha256(text.encode()).hexdigest())"
+    )
+    text = "".join(trace.to_json() for trace in generate(list(GENERATORS), 9, 3_000))
+    other = subprocess.run(
+        [sys.executable, "-c", f"import sys; sys.path[:] = {sys.path!r}\n{code}"],
+        capture_output=True, text=True, check=True, env={"PYTHONHASHSEED": "12345"},
+    )  # fmt: skip
+    assert other.stdout.strip() == hashlib.sha256(text.encode()).hexdigest()
+
+
+def test_generators_take_turns_until_there_are_enough_operations() -> None:
+    traces = list(generate(["trees", "uniform"], 1, 1_000))
+    kinds = [trace.name.split("-")[0] for trace in traces]
+    assert kinds == list(itertools.islice(itertools.cycle(["trees", "uniform"]), len(kinds)))
+    assert sum(len(trace.ops) for trace in traces) >= 1_000
+    assert sum(len(trace.ops) for trace in traces[:-1]) < 1_000
+
+
+def test_generators_stream() -> None:
+    assert next(generate(["uniform"], 1, 10**15)).name == "uniform-1-0"
+
+
+@pytest.mark.parametrize("names", [[], ["uniform", "unifrom"]])
+def test_an_unknown_generator_is_refused_at_once(names: list[str]) -> None:
+    with pytest.raises(SpecError, match="there are uniform, trees, extended"):
+        generate(names, 1, 1)
+
+
+@pytest.mark.parametrize("name", RECORDED_FORMAT)
+def test_the_recorded_format_is_kept_to_and_covered(name: str) -> None:
+    assert {operation[0] for trace in some(name) for operation in trace.ops} == RECORDED
+
+
+def test_extended_covers_every_operation() -> None:
+    operations = {op[0] for trace in some("extended", operations=20_000) for op in trace.ops}
+    assert operations == set(SHAPES)
+
+
+def test_trees_pin_and_load_all_levels_and_hit_every_kind_of_entry() -> None:
+    operations = Counter(op for trace in some("trees", operations=20_000) for op in trace.ops)
+    assert {op[1] for op in operations if op[0] == "pin"} == {1, 2, 3, 4}
+    flags = {op[4] for op in operations if op[0] == "mmu_update"}
+    assert {0, 0x65, 0x67, 0xE7, 1 << 63 | 0x67} <= flags
+    slots = {op[2] for op in operations if op[0] == "mmu_update"}
+    assert {0, 1, 255, 256, 271, 272, 511} <= slots

@@ -1,0 +1,222 @@
+"""Finding the pieces, and every way in which a boot can go wrong: with stand-ins for QEMU."""
+
+from __future__ import annotations
+
+import gzip
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import pytest
+from paravirt_mm_xen.live import BootError, MissingPieceError, Pieces, Trace, find_pieces, qemu
+from paravirt_mm_xen.live.build import build_guest, unpack_hypervisor
+from paravirt_mm_xen.live.errors import BuildError
+from paravirt_mm_xen.live.session import LiveXen
+
+TRACE = Trace("t", 1, (("unpin", 0),))
+GREETING = "@guest xen=4.17.7 pages=9\n"
+
+
+def program(path: Path, script: str) -> Path:
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+    return path
+
+
+@pytest.fixture
+def live(tmp_path: Path) -> LiveXen:
+    """A session whose QEMU the test writes; nothing of it is real."""
+    for name in ("xen.elf", "guest.elf"):
+        (tmp_path / name).write_bytes(b"\x7fELF")
+    pieces = Pieces(tmp_path / "qemu", tmp_path / "gcc", tmp_path / "xen.elf", tmp_path)
+    work = tmp_path / "work"
+    work.mkdir()
+    return LiveXen(pieces, work, tmp_path / "xen.elf", tmp_path / "guest.elf", seconds=20)
+
+
+def answer(live: LiveXen, text: str, after: str = "") -> None:
+    program(live.pieces.qemu, f"cat <<'END'\n{text}END\n{after}")
+
+
+def test_a_good_conversation(live: LiveXen) -> None:
+    answer(live, f"(XEN) hello\n{GREETING}#0 i\n@end\n")
+    assert live.replay([TRACE]) == [(-22,)]
+    assert (live.boots, live.version) == (1, "4.17.7")
+    assert list(live.directory.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("console", "says"),
+    [
+        (
+            "(XEN) ****\n(XEN) Panic on CPU 0:\n(XEN) FATAL TRAP: vector = 2\n",
+            "Xen panicked",
+        ),
+        (f"{GREETING}#0 \n(XEN) Hardware Dom0 crashed: rebooting machine in 5 seconds.\n", "crash"),
+        (f"{GREETING}!the arena is used up at trace (0x0)\n", "the guest gave up"),
+        ("", "QEMU ended with code 3"),
+        (GREETING, "QEMU ended with code 3"),
+    ],
+)
+def test_a_boot_that_ends_early_is_told_with_the_consoles_last_lines(
+    live: LiveXen, console: str, says: str
+) -> None:
+    answer(live, console, "exit 3")
+    with pytest.raises(BootError, match=says) as error:
+        live.replay([TRACE])
+    assert error.value.console == tuple(console.splitlines())[-15:]
+    assert list(live.directory.iterdir()) == []
+
+
+def test_an_end_without_a_greeting_is_refused(live: LiveXen) -> None:
+    answer(live, "@end\n")
+    with pytest.raises(BootError, match="did not greet"):
+        live.replay([TRACE])
+
+
+def gone(pid: int) -> bool:
+    stat = Path(f"/proc/{pid}/stat")
+    try:
+        return stat.read_text().rsplit(")", 1)[1].split()[0] == "Z"
+    except FileNotFoundError:
+        return True
+
+
+def test_a_hang_is_killed_with_all_its_children(live: LiveXen, tmp_path: Path) -> None:
+    live.seconds = 0.5
+    answer(live, "(XEN) booting\n", f"sleep 60 & echo $! > '{tmp_path}/child'; wait")
+    started = time.monotonic()
+    with pytest.raises(BootError, match=r"no end after 0\.5 s") as error:
+        live.replay([TRACE])
+    assert time.monotonic() - started < 10
+    assert error.value.console == ("(XEN) booting",)
+    child = int((tmp_path / "child").read_text())
+    deadline = time.monotonic() + 5
+    while not gone(child):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert list(live.directory.iterdir()) == []
+
+
+def test_a_qemu_that_cannot_start_is_told(live: LiveXen) -> None:
+    with pytest.raises(BootError):
+        live.replay([TRACE])
+
+
+@pytest.mark.skipif(shutil.which("setpriv") is None, reason="no setpriv (util-linux)")
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_qemu_does_not_outlive_its_parent(
+    live: LiveXen, tmp_path: Path, number: signal.Signals
+) -> None:
+    pid = f"'{tmp_path}/pid'"
+    program(live.pieces.qemu, f"echo $$ > {pid}.new; mv {pid}.new {pid}; exec sleep 60")
+    code = (
+        "from pathlib import Path; from paravirt_mm_xen.live import qemu;"
+        f"d = Path({str(tmp_path)!r});"
+        "qemu.run(qemu.Boot(d / 'qemu', d, d, d / 't', 1, 60), d / 'console')"
+    )
+    parent = subprocess.Popen(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        stderr=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + 20
+    try:
+        while not (tmp_path / "pid").exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        parent.send_signal(number)
+        parent.wait(20)
+    finally:
+        parent.kill()
+        parent.wait()
+    child = int((tmp_path / "pid").read_text())
+    while not gone(child):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_commas_and_blanks_in_paths_do_not_reach_qemu() -> None:
+    boot = qemu.Boot(Path("q"), Path("x"), Path("/a,b c/g,1"), Path("/a,b c/t"), 64, 1)
+    assert boot.command()[-1] == "g,,1,t"
+
+
+# ---- pieces ----
+
+
+@pytest.fixture
+def unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """What the two Debian packages unpack to, and a PATH with stand-ins for the programs."""
+    root = tmp_path / "xen"
+    (root / "boot").mkdir(parents=True)
+    (root / "usr/include/xen").mkdir(parents=True)
+    (root / "usr/include/xen/xen.h").touch()
+    with gzip.open(root / "boot/xen-4.17-amd64.gz", "wb") as image:
+        image.write(b"\x7fELF of Xen")
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    for name in ("qemu-system-x86_64", "gcc"):
+        program(programs / name, "exit 1")
+    monkeypatch.setenv("PATH", str(programs))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.delenv("PARAVIRT_MM_XEN", raising=False)
+    return root
+
+
+def test_xen_is_found_where_it_is_named(unpacked: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pieces = find_pieces(unpacked)
+    assert pieces.hypervisor == unpacked / "boot/xen-4.17-amd64.gz"
+    monkeypatch.setenv("PARAVIRT_MM_XEN", str(unpacked))
+    assert find_pieces() == pieces
+
+
+def test_xen_is_found_in_the_cache(unpacked: Path, tmp_path: Path) -> None:
+    cache = tmp_path / "cache/paravirt-mm/xen"
+    cache.parent.mkdir(parents=True)
+    unpacked.rename(cache)
+    assert find_pieces().headers == cache / "usr/include"
+
+
+@pytest.mark.parametrize(
+    ("lost", "package"),
+    [
+        ("boot/xen-4.17-amd64.gz", "xen-hypervisor-4.17-amd64"),
+        ("usr/include/xen/xen.h", "libxen-dev"),
+        ("../bin/gcc", "gcc"),
+        ("../bin/qemu-system-x86_64", "qemu-system-x86"),
+    ],
+)
+def test_a_missing_piece_names_its_package(unpacked: Path, lost: str, package: str) -> None:
+    (unpacked / lost).unlink()
+    with pytest.raises(MissingPieceError, match=package):
+        find_pieces(unpacked)
+
+
+def test_the_hypervisor_is_unpacked(unpacked: Path, tmp_path: Path) -> None:
+    assert unpack_hypervisor(find_pieces(unpacked), tmp_path).read_bytes() == b"\x7fELF of Xen"
+
+
+@pytest.mark.parametrize("content", [b"", b"MZ", b"\x1f\x8b damaged", gzip.compress(b"no ELF")])
+def test_a_damaged_hypervisor_is_refused(unpacked: Path, tmp_path: Path, content: bytes) -> None:
+    (unpacked / "boot/xen-4.17-amd64.gz").write_bytes(content)
+    with pytest.raises(MissingPieceError, match=r"xen-4\.17-amd64\.gz"):
+        unpack_hypervisor(find_pieces(unpacked), tmp_path)
+
+
+def test_a_compiler_that_fails_is_quoted(unpacked: Path, tmp_path: Path) -> None:
+    pieces = find_pieces(unpacked)
+    program(pieces.gcc, "echo 'main.c:1: error: no' >&2; exit 1")
+    with pytest.raises(BuildError, match="error: no"):
+        build_guest(pieces, tmp_path)
+
+
+def test_nothing_is_left_when_opening_fails(unpacked: Path) -> None:
+    before = set(Path(tempfile.gettempdir()).glob("paravirt-mm-xen-*"))
+    with pytest.raises(BuildError), LiveXen.open(unpacked):
+        pass
+    assert set(Path(tempfile.gettempdir()).glob("paravirt-mm-xen-*")) <= before

@@ -1,0 +1,152 @@
+"""Shrinking, with failures that are known exactly."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import pytest
+from paravirt_mm_xen.generators import make
+from paravirt_mm_xen.live.trace import Operation, Trace, check
+from paravirt_mm_xen.shrink import compact, shrink
+
+
+class Oracle:
+    """Counts rounds; a trace fails where ``fails(operations up to here)`` first holds."""
+
+    def __init__(self, fails: Callable[[Sequence[Operation]], bool]) -> None:
+        self.fails = fails
+        self.rounds = 0
+        self.widest = 0
+
+    def __call__(self, traces: Sequence[Trace]) -> list[int | None]:
+        self.rounds += 1
+        self.widest = max(self.widest, sum(len(trace.ops) for trace in traces))
+        return [self.first(check(trace)) for trace in traces]
+
+    def first(self, trace: Trace) -> int | None:
+        return next((i for i in range(len(trace.ops)) if self.fails(trace.ops[: i + 1])), None)
+
+
+def ends_with_double_pin(operations: Sequence[Operation]) -> bool:
+    """A page is pinned as any level, and pinned again as L4 later on."""
+    last = operations[-1]
+    return last[:2] == ("pin", 4) and any(
+        op[0] == "pin" and op[2] == last[2] for op in operations[:-1]
+    )
+
+
+FAILING = [
+    trace
+    for trace in (make("uniform", 11, number) for number in range(300))
+    if Oracle(ends_with_double_pin).first(trace) is not None
+][:5]
+
+
+@pytest.mark.parametrize("trace", FAILING, ids=lambda trace: trace.name)
+def test_a_random_trace_shrinks_to_the_two_operations_that_matter(trace: Trace) -> None:
+    oracle = Oracle(ends_with_double_pin)
+    found = shrink(trace, oracle)
+    assert found.minimal
+    first, second = found.trace.ops
+    assert (first[0], second[:2]) == ("pin", ("pin", 4))
+    assert found.trace.pages == 1
+    assert found.rounds == oracle.rounds <= 8
+    assert found.trace.name == f"{trace.name}-shrunk"
+
+
+def test_shrinking_is_repeatable() -> None:
+    assert shrink(FAILING[0], Oracle(ends_with_double_pin)) == shrink(
+        FAILING[0], Oracle(ends_with_double_pin)
+    )
+
+
+def test_what_cannot_be_left_out_stays_in_order() -> None:
+    needed = [("unpin", 3), ("pin", 2, 1), ("unpin", 3), ("type", 0)]
+    noise: list[Operation] = [("read", page % 4, 7) for page in range(10)]
+    operations = [step for op in needed for step in (*noise, op)]
+
+    def fails(seen: Sequence[Operation]) -> bool:
+        kept = [op[0] for op in seen if op[0] != "read"]
+        return kept == ["unpin", "pin", "unpin", "type"] and seen[-1][0] == "type"
+
+    found = shrink(Trace("t", 4, tuple(operations)), Oracle(fails))
+    assert found.trace.ops == (("unpin", 0), ("pin", 2, 1), ("unpin", 0), ("type", 2))
+
+
+def test_batches_and_fields_are_simplified() -> None:
+    batch = (
+        "mmu_update_batch",
+        ((0, 3, 1, 0x67, True), (2, 300, 1, 0x65, True), (3, 1, 1, 0x67, False)),
+    )
+
+    def fails(seen: Sequence[Operation]) -> bool:
+        return seen[-1][0] == "mmu_update_batch" and any(u[3] == 0x65 for u in seen[-1][1])
+
+    found = shrink(Trace("t", 4, (("unpin", 2), batch)), Oracle(fails))
+    assert found.trace.ops == (("mmu_update_batch", ((0, 300, 1, 0x65, True),)),)
+    update = Trace("t", 4, (("mmu_update", 3, 300, 2, 0x65, True),))
+    found = shrink(update, Oracle(lambda seen: seen[-1][0] == "mmu_update"))
+    assert found.trace.ops == (("mmu_update", 0, 0, 1, 0x65, False),)
+
+
+def test_page_numbers_that_matter_are_kept() -> None:
+    operations = tuple(("unpin", page) for page in (5, 6, 7))
+    found = shrink(Trace("t", 8, operations), Oracle(lambda seen: seen[-1] == ("unpin", 7)))
+    assert found.trace.pages == 8
+    assert found.trace.ops[-1] == ("unpin", 7)
+
+
+@pytest.mark.slow
+def test_a_long_trace_is_shrunk_within_what_a_boot_holds() -> None:
+    operations = [("unpin", i % 500) for i in range(3_000)]
+    operations[123], operations[2_900] = ("type", 17), ("type", 18)
+
+    def fails(seen: Sequence[Operation]) -> bool:
+        return seen[-1][0] == "type" and any(op[0] == "type" for op in seen[:-1])
+
+    class Fast(Oracle):
+        def first(self, trace: Trace) -> int | None:
+            types = [i for i, op in enumerate(trace.ops) if op[0] == "type"]
+            return types[1] if len(types) > 1 else None
+
+    oracle = Fast(fails)
+    found = shrink(Trace("t", 500, tuple(operations)), oracle)
+    assert found.minimal
+    assert found.trace.ops == (("type", 0), ("type", 1))
+    assert oracle.widest < 500_000
+
+
+def test_rounds_are_limited() -> None:
+    found = shrink(FAILING[0], Oracle(ends_with_double_pin), max_rounds=2)
+    assert not found.minimal
+    assert found.rounds == 2
+    assert Oracle(ends_with_double_pin).first(found.trace) == len(found.trace.ops) - 1
+
+
+def test_a_trace_that_does_not_fail_is_refused() -> None:
+    with pytest.raises(ValueError, match="t does not fail"):
+        shrink(Trace("t", 1, (("unpin", 0),)), Oracle(lambda seen: False))
+
+
+def test_compact_renumbers_pages_everywhere_and_nothing_else() -> None:
+    trace = compact(
+        "t",
+        [
+            ("mmu_update_batch", ((9, 300, 4, 0x67, True),)),
+            ("mmuext_batch", (("pin", 4, 9), ("tlb_flush", "all"), ("new_baseptr", 7))),
+            ("new_user_baseptr", None),
+            ("probe", 9 << 12, "read"),
+            ("copy_page", 4, 11),
+        ],
+    )
+    assert trace == Trace(
+        "t",
+        4,
+        (
+            ("mmu_update_batch", ((0, 300, 1, 0x67, True),)),
+            ("mmuext_batch", (("pin", 4, 0), ("tlb_flush", "all"), ("new_baseptr", 2))),
+            ("new_user_baseptr", None),
+            ("probe", 9 << 12, "read"),
+            ("copy_page", 1, 3),
+        ),
+    )
