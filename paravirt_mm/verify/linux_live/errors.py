@@ -1,0 +1,29 @@
+"""What can go wrong with a live kernel, each with a text that says what to do."""
+
+from __future__ import annotations
+
+from paravirt_mm.errors import ParavirtMmError
+
+
+class LiveLinuxError(ParavirtMmError):
+    """Base of everything that this package raises on purpose."""
+
+
+class LiveUnavailableError(LiveLinuxError):
+    """QEMU or a kernel is not there; tests skip with this text."""
+
+
+class KernelImageError(LiveLinuxError):
+    """The kernel file cannot be read, unpacked or understood."""
+
+
+class MapSpecError(LiveLinuxError, ValueError):
+    """The memory map asked for cannot be given to QEMU or booted from."""
+
+
+class GdbError(LiveLinuxError):
+    """QEMU's gdb stub answered nonsense, with an error, or not at all."""
+
+
+class BootError(LiveLinuxError):
+    """QEMU ended, or the kernel did not get to where it should, within the time allowed."""

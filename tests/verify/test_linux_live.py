@@ -1,0 +1,762 @@
+"""The live-kernel harness: its parts on small made-up data, its records, and real boots.
+
+Real boots need QEMU and a kernel (``PARAVIRT_MM_LINUX``) and skip without them, saying so.
+"""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import hashlib
+import itertools
+import json
+import lzma
+import os
+import shutil
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from paravirt_mm.verify.linux_live import (
+    BootError,
+    GdbError,
+    Kernel,
+    KernelImageError,
+    LiveUnavailableError,
+    MapSpec,
+    MapSpecError,
+    boot,
+    find_kernel,
+    find_qemu,
+    walk_direct_map,
+)
+from paravirt_mm.verify.linux_live.gdbremote import REQUIRED_REGISTERS, GdbClient
+from paravirt_mm.verify.linux_live.handover import identity_tables
+from paravirt_mm.verify.linux_live.image import (
+    decompress_payload,
+    load_segments,
+    parse_setup_header,
+)
+from paravirt_mm.verify.linux_live.kallsyms import parse_kallsyms
+from paravirt_mm.verify.linux_live.kernelmem import KernelMemory
+from paravirt_mm.verify.linux_live.qemu import kernel_parameters
+from paravirt_mm.verify.linux_live.ram import FOUR_GIB, GuestRam, RamLayout
+
+DATA = Path(__file__).parents[1] / "data" / "linux_live"
+MAPS: dict[str, dict[str, Any]] = json.loads((DATA / "maps.json").read_text())
+MIB, GIB, PAGE = 1 << 20, 1 << 30, 4096
+LEAF_SIZE = {"4k": PAGE, "2M": 2 * MIB, "1G": GIB}
+
+
+# ---------------------------------------------------------------------------------------------
+# Kernel image and symbols
+# ---------------------------------------------------------------------------------------------
+
+
+def bzimage(payload: bytes, *, version: int = 0x020F, claimed: int | None = None) -> bytes:
+    """A bzImage with one setup sector and the payload right at the protected-mode part."""
+    image = bytearray(0x1000)
+    image[0x1F1] = 1
+    image[0x201:0x206] = b"\x66HdrS"
+    struct.pack_into("<H", image, 0x206, version)
+    struct.pack_into("<H", image, 0x20E, 0x300 - 0x200)
+    image[0x300:0x311] = b"6.1.0-test (me)\0\0"
+    offset = 0x1000 - 2 * 512
+    struct.pack_into("<II", image, 0x248, offset, len(payload) if claimed is None else claimed)
+    return bytes(image) + payload
+
+
+def elf(segments: list[tuple[int, int, bytes, int]]) -> bytes:
+    """An x86-64 ELF of ``(vaddr, paddr, data, memory size)`` segments."""
+    ident = b"\x7fELF\x02\x01\x01".ljust(16, b"\0")
+    headers, body = b"", b""
+    start = 64 + 56 * len(segments)
+    for vaddr, paddr, data, size in segments:
+        place = (1, 7, start + len(body), vaddr, paddr, len(data), size, 4096)
+        headers += struct.pack("<IIQQQQQQ", *place)
+        body += data
+    fields = (ident, 2, 62, 1, 0x1000000, 64, 0, 0, 64, 56, len(segments), 0, 0, 0)
+    return struct.pack("<16sHHIQQQIHHHHHH", *fields) + headers + body
+
+
+COMPRESSORS: dict[str, Callable[[bytes], bytes]] = {
+    "gzip": gzip.compress,
+    "xz": lambda data: lzma.compress(data, check=lzma.CHECK_CRC32),
+    "bzip2": bz2.compress,
+    "lzma": lambda data: lzma.compress(data, format=lzma.FORMAT_ALONE),
+    "none": lambda data: data,
+}
+
+
+@pytest.mark.parametrize("codec", COMPRESSORS)
+def test_payload_is_unpacked(codec: str) -> None:
+    plain = elf([(0xFFFFFFFF81000000, 0x1000000, b"text", 4)]) + os.urandom(5000)
+    # The kernel's build appends the unpacked length.
+    packed = COMPRESSORS[codec](plain) + (b"" if codec == "none" else struct.pack("<I", len(plain)))
+    image = bzimage(packed)
+    header = parse_setup_header(image)
+    assert header.release == "6.1.0-test (me)"
+    assert decompress_payload(image[header.payload]) == plain
+
+
+@pytest.mark.parametrize("tool", ["zstd", "lz4"])
+def test_payload_of_an_external_codec(tool: str) -> None:
+    if shutil.which(tool) is None:
+        pytest.skip(f"the program {tool} is not installed")
+    plain = b"\x7fELF" + bytes(range(256)) * 40
+    command = [tool, "-c"] if tool == "zstd" else [tool, "-l", "-c"]
+    packed = subprocess.run(command, input=plain, capture_output=True, check=True).stdout
+    assert decompress_payload(packed + struct.pack("<I", len(plain))) == plain
+    with pytest.raises(KernelImageError, match=tool):
+        decompress_payload(packed + struct.pack("<I", len(plain) - 1))
+
+
+@pytest.mark.parametrize("codec", ["gzip", "xz", "bzip2"])
+def test_truncated_payload_is_refused(codec: str) -> None:
+    packed = COMPRESSORS[codec](os.urandom(9000))
+    with pytest.raises(KernelImageError, match=r"truncated|damaged"):
+        decompress_payload(packed[:4000])
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        (b"\0" * 0x2000, "HdrS"),
+        (b"", "HdrS"),
+        (bzimage(b"x", version=0x0207), "older"),
+        (bzimage(b"x", claimed=1 << 31), "outside"),
+    ],
+)
+def test_what_is_no_bzimage_is_refused(image: bytes, message: str) -> None:
+    with pytest.raises(KernelImageError, match=message):
+        parse_setup_header(image)
+
+
+def test_segments_of_the_kernel() -> None:
+    entry, segments = load_segments(elf([(0xFFFFFFFF81000000, 0x1000000, b"abcd", 0x3000)]))
+    assert entry == 0x1000000
+    assert [(s.paddr, s.end, s.data) for s in segments] == [(0x1000000, 0x1003000, b"abcd")]
+    for broken in (b"", b"\x7fELF", elf([]), elf([(0, 1 << 40, b"", 4)]), elf([(0, 0, b"ab", 1)])):
+        with pytest.raises(KernelImageError):
+            load_segments(broken)
+
+
+BASE = 0xFFFF_FFFF_8100_0000
+SYMBOLS = [("A", "fixed_percpu", 0), ("T", "_text", BASE)] + [
+    ("t", f"function_{n}" + "x" * (n % 190), BASE + 16 * n) for n in range(1, 3000)
+]
+
+
+def kallsyms(layout: str, symbols: list[tuple[str, str, int]] = SYMBOLS) -> bytes:
+    """The tables as ``scripts/kallsyms.c`` lays them out, with tokens of one character each."""
+
+    def align(data: bytes) -> bytes:
+        return data + b"\0" * (-len(data) % 8)
+
+    tokens = [bytes([n]) if 0x21 <= n < 0x7F else b"~%d" % n for n in range(256)]
+    table = b"".join(token + b"\0" for token in tokens)
+    starts = itertools.accumulate([0, *(len(token) + 1 for token in tokens[:-1])])
+    index = struct.pack("<256H", *starts)
+    names, markers = b"", []
+    for number, (kind, name, _) in enumerate(symbols):
+        if number % 256 == 0:
+            markers.append(len(names))
+        text = (kind + name).encode()
+        short = len(text) < 128
+        names += bytes([len(text)] if short else [len(text) & 0x7F | 0x80, len(text) >> 7]) + text
+    offsets = [a if a < 1 << 31 else BASE - 1 - a for _, _, a in symbols]
+    parts = {
+        "offsets": struct.pack(f"<{len(offsets)}i", *offsets),
+        "relative_base": struct.pack("<Q", BASE),
+        "num_syms": struct.pack("<I", len(symbols)),
+        "names": names,
+        "markers": struct.pack(f"<{len(markers)}I", *markers),
+        "seqs": bytes(3 * len(symbols)),
+        "token_table": table,
+        "token_index": index,
+    }
+    order = {
+        "5.10": "offsets relative_base num_syms names markers token_table token_index",
+        "6.1": "offsets relative_base num_syms names markers seqs token_table token_index",
+        "6.12": "num_syms names markers token_table token_index offsets relative_base seqs",
+    }[layout]
+    return align(b"rodata before") + b"".join(align(parts[name]) for name in order.split())
+
+
+@pytest.mark.parametrize("layout", ["5.10", "6.1", "6.12"])
+def test_kallsyms_of_each_layout(layout: str) -> None:
+    decoy = b"".join(b"%d\0" % digit for digit in range(10)).ljust(32, b"?")
+    found = parse_kallsyms(decoy + kallsyms(layout))
+    assert found == {name: address for _, name, address in SYMBOLS}
+
+
+@pytest.mark.parametrize("layout", ["5.10", "6.1", "6.12"])
+def test_damaged_kallsyms_are_refused(layout: str) -> None:
+    data = kallsyms(layout)
+    length = data.index(b"tfunction_1500x") - 1
+    for broken in (
+        b"",
+        data[: len(data) // 3],
+        data[:length] + b"\x7f" + data[length + 1 :],
+        data.replace(struct.pack("<Q", BASE), bytes(8)),
+    ):
+        with pytest.raises(KernelImageError, match="kallsyms"):
+            parse_kallsyms(broken)
+
+
+def test_kernel_is_found_or_what_to_do_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("PARAVIRT_MM_LINUX", raising=False)
+    with pytest.raises(LiveUnavailableError, match="fetch-linux"):
+        find_kernel()
+    with pytest.raises(LiveUnavailableError, match="no vmlinuz"):
+        find_kernel(tmp_path)
+    for release in ("6.1.0-9", "6.1.0-10", "5.10.0-99"):
+        (tmp_path / f"linux-image-{release}" / "boot").mkdir(parents=True)
+        (tmp_path / f"linux-image-{release}" / "boot" / f"vmlinuz-{release}").touch()
+    assert find_kernel(tmp_path).name == "vmlinuz-6.1.0-10"
+    monkeypatch.setenv("PARAVIRT_MM_LINUX", str(tmp_path / "linux-image-5.10.0-99"))
+    assert find_kernel().name == "vmlinuz-5.10.0-99"
+    with pytest.raises(KernelImageError, match="cannot be a vmlinuz"):
+        Kernel.load(find_kernel())
+
+
+# ---------------------------------------------------------------------------------------------
+# gdb remote protocol
+# ---------------------------------------------------------------------------------------------
+
+NAMES = [*dict.fromkeys(["rax", "rbx", *REQUIRED_REGISTERS])]
+DESCRIPTION = "<!-- <reg name='no' bitsize='64'/>\n<reg name=\"no\" bitsize=\"64\"/> -->" + "".join(
+    f'<reg name="{name}" bitsize="{32 if name == "cs" else 64}"/>' for name in NAMES
+)
+
+
+class Stub:
+    """The other end of a connection: answers from a table, and remembers what was asked."""
+
+    def __init__(self, answers: dict[str, bytes]) -> None:
+        self.answers = answers
+        self.asked: list[str] = []
+        self.ours, self._theirs = socket.socketpair()
+        self._thread = threading.Thread(target=self._serve, daemon=True)
+        self._thread.start()
+
+    def client(self, seconds: float = 5.0) -> GdbClient:
+        return GdbClient(self.ours, time.monotonic() + seconds)
+
+    def close(self) -> None:
+        self.ours.close()
+        self._thread.join(5)
+        self._theirs.close()
+
+    def _serve(self) -> None:
+        data = b""
+        while chunk := self._receive():
+            data = (data + chunk).lstrip(b"+")
+            while b"#" in data[:-2]:
+                packet, _, rest = data.partition(b"#")
+                assert int(rest[:2], 16) == sum(packet[1:]) & 0xFF
+                data = rest[2:].lstrip(b"+")
+                self.asked.append(packet[1:].decode())
+                try:
+                    self._theirs.sendall(self._answer(self.asked[-1]))
+                except OSError:  # the client has hung up on us
+                    return
+
+    def _receive(self) -> bytes:
+        try:
+            return self._theirs.recv(4096)
+        except OSError:
+            return b""
+
+    def _answer(self, command: str) -> bytes:
+        if command.startswith("qXfer"):
+            name, place = command.split(":")[3:5]
+            text = DESCRIPTION if name == "core.xml" else '<xi:include href="core.xml"/>'
+            start, size = (int(number, 16) for number in place.split(","))
+            piece = text[start : start + min(size, 100)]
+            last = start + len(piece) >= len(text)
+            return self.packet(("l" if last else "m") + piece)
+        return self.answers.get(command, self.packet("OK"))
+
+    @staticmethod
+    def packet(text: str) -> bytes:
+        return b"+$%s#%02x" % (text.encode(), sum(text.encode()) & 0xFF)
+
+
+@pytest.fixture
+def stub() -> Iterator[Callable[..., Stub]]:
+    made: list[Stub] = []
+
+    def make(**answers: bytes) -> Stub:
+        made.append(Stub(answers))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.close()
+
+
+def test_gdb_registers_are_found_by_the_stubs_description(stub: Callable[..., Stub]) -> None:
+    values = {name: 0x1111 * (number + 1) for number, name in enumerate(NAMES)}
+    packet = b"".join(values[n].to_bytes(4 if n == "cs" else 8, "little") for n in NAMES)
+    server = stub(g=Stub.packet(packet.hex()), p0=Stub.packet("2a00000000000000"))
+    client = server.client()
+    assert client.registers() == {n: values[n] for n in ("rax", "rdx", "rsi", "rdi", "rsp", "rip")}
+    assert client.read_register("rax") == 42
+    client.write_register("cs", 0x10)
+    client.insert_breakpoint(BASE)
+    number = NAMES.index("cs")
+    assert server.asked[-2:] == [f"P{number:x}=10000000", "Z1,ffffffff81000000,1"]
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (Stub.packet("E22"), "refused"),
+        (Stub.packet(""), "refused"),
+        (b"+$OK#00", "checksum"),
+        (b"+$OK#zz", "checksum"),
+        (b"-", "acknowledge"),
+        (b"+!", "no packet"),
+        (b"+$" + b"A" * (1 << 17), "more than"),
+        (b"", "within the time"),
+    ],
+)
+def test_gdb_nonsense_is_refused(stub: Callable[..., Stub], answer: bytes, message: str) -> None:
+    client = stub(**{"Z1,0,1": answer}).client(0.5)
+    with pytest.raises(GdbError, match=message):
+        client.insert_breakpoint(0)
+
+
+def test_gdb_end_of_the_machine_is_told(stub: Callable[..., Stub]) -> None:
+    client = stub(c=Stub.packet("W00")).client()
+    with pytest.raises(GdbError, match="triple fault"):
+        client.resume()
+
+
+# ---------------------------------------------------------------------------------------------
+# Guest memory, hand-over, kernel variables
+# ---------------------------------------------------------------------------------------------
+
+
+def test_guest_memory_has_the_gap_below_4_gib(tmp_path: Path) -> None:
+    layout = RamLayout(3 * GIB, GIB)
+    with GuestRam(layout) as ram:
+        ram.write(3 * GIB - 4, b"low!")
+        ram.write(FOUR_GIB, b"high")
+        assert (ram.read(3 * GIB - 4, 4), ram.read(FOUR_GIB, 4)) == (b"low!", b"high")
+        for address, size in ((3 * GIB - 4, 8), (3 * GIB, 1), (5 * GIB, 1), (-8, 4)):
+            with pytest.raises(BootError, match="no RAM"):
+                ram.read(address, size)
+        with pytest.raises(MapSpecError, match="no RAM"):
+            ram.write(FOUR_GIB - 2, b"four")
+        ram.dump(tmp_path / "dump")
+    with (tmp_path / "dump").open("rb") as dump:
+        assert os.fstat(dump.fileno()).st_size == 5 * GIB
+        assert os.fstat(dump.fileno()).st_blocks * 512 < MIB
+        assert os.pread(dump.fileno(), 4, 3 * GIB - 4) == b"low!"
+        assert os.pread(dump.fileno(), 4, FOUR_GIB) == b"high"
+        assert os.pread(dump.fileno(), 4, 3 * GIB) == bytes(4)
+
+
+def translate(tables: bytes, base: int, levels: int, address: int) -> int | None:
+    """Another walker, of one address at a time."""
+    table = base
+    for level in range(levels, 0, -1):
+        slot = address >> (12 + 9 * (level - 1)) & 511
+        (entry,) = struct.unpack_from("<Q", tables, table - base + 8 * slot)
+        if not entry & 1:
+            return None
+        if entry & 0x80:
+            size = 1 << (12 + 9 * (level - 1))
+            return int(entry & 0xFFFFFFFFFF000) // size * size + address % size
+        table = entry & 0xFFFFFFFFFF000
+    raise AssertionError("no large page met")
+
+
+@pytest.mark.parametrize("levels", [4, 5])
+def test_boot_tables_map_identity(levels: int) -> None:
+    heads = [40 * GIB + 5, 700 * GIB, 3 << 48]
+    if levels == 4:
+        heads.pop()
+    tables = identity_tables(levels, heads)
+    # Root, L4 and L3 tables on the way, four L2 and one more for each head.
+    assert len(tables) == PAGE * {4: 1 + 2 + 4 + 2, 5: 1 + 2 + 3 + 4 + 3}[levels]
+    for address in (0, 0x1234567, 4 * GIB - 1, *heads, 41 * GIB - 1):
+        assert translate(tables, 0x3000, levels, address) == address
+    assert translate(tables, 0x3000, levels, 4 * GIB) is None
+    with pytest.raises(MapSpecError, match="different GiB"):
+        identity_tables(levels, [n * GIB for n in range(200)])
+
+
+def test_kernel_variables_are_read_and_bounded() -> None:
+    at = 0x100000
+    kernel_map = 0xFFFFFFFF80000000
+    symbols = {"memblock": kernel_map + at, "e820_table": kernel_map + at + 0x200}
+    symbols["page_offset_base"] = kernel_map + at + 0x300
+    with GuestRam(RamLayout(4 * MIB)) as ram:
+        memory = KernelMemory(ram, symbols)
+        page_offset = 0xFFFF888000000000
+        ram.write(at + 0x300, struct.pack("<Q", page_offset))
+        lists = struct.pack("<5Q", 3, 128, 0, page_offset + 0x2000, 0)
+        lists += struct.pack("<5Q", 1, 128, 0, kernel_map + 0x3000, 0)
+        ram.write(at, struct.pack("<B7xQ", 1, 1 << 63) + lists)
+        # Neighbours of different nodes are one range to us.
+        regions = [(0x1000, 0x1000, 0), (0x2000, 0x3000, 1 << 32), (0x9000, 0x1000, 0)]
+        ram.write(0x2000, b"".join(struct.pack("<3Q", *region) for region in regions))
+        ram.write(0x3000, struct.pack("<3Q", 0, 0, 0))
+        state = memory.memblock()
+        assert state.bottom_up
+        assert state.memory == ((0x1000, 0x5000), (0x9000, 0xA000))
+        assert state.reserved == ()
+
+        ram.write(at + 0x200, struct.pack("<Q", kernel_map + 0x4000))
+        entries = [(0, 0x1000, 2), (0x1000, 0x1000, 1), (0x2000, 0x10, 128), (0x2010, 0xFF0, 1)]
+        packed = b"".join(struct.pack("<QQI", *entry) for entry in entries)
+        ram.write(0x4000, struct.pack("<I", len(entries)) + packed)
+        assert memory.e820() == ((0, 0x1000, 2), (0x1000, 0x3000, 1))
+
+        ram.write(0x4000, struct.pack("<I", 1 << 30))
+        with pytest.raises(BootError, match="entries"):
+            memory.e820()
+        ram.write(at + 16, struct.pack("<Q", 1 << 40))
+        with pytest.raises(BootError, match="regions"):
+            memory.memblock()
+        for address in (0, page_offset + 8 * MIB, (1 << 64) - 1):
+            with pytest.raises(BootError):
+                memory.number_at(address)
+
+
+RAM = [(0, 0x9F000), (MIB, GIB)]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"ram": []}, "at least one"),
+        ({"ram": [(5, 5)]}, "empty"),
+        ({"ram": [(0, 2000 * GIB)]}, "above 1000 GiB"),
+        ({"ram": RAM, "levels": 3}, "levels"),
+        ({"ram": RAM, "pse": False, "gbpages": True}, "1 GiB pages"),
+        ({"ram": RAM, "entry": "firmware", "reserved": [(MIB, 2 * MIB)]}, "entry='direct'"),
+        ({"ram": [(n * MIB, n * MIB + 1) for n in range(129)]}, "128"),
+        ({"ram": RAM, "command_line": "a\nb"}, "printable"),
+    ],
+)
+def test_maps_that_cannot_be_booted_are_refused(wrong: dict[str, Any], message: str) -> None:
+    with pytest.raises(MapSpecError, match=message):
+        MapSpec(**wrong)
+
+
+def test_ram_of_the_machine_covers_the_map() -> None:
+    def layout(*ram: tuple[int, int]) -> tuple[int, int]:
+        found = MapSpec(ram=ram).layout
+        return found.below_4g, found.above_4g
+
+    assert layout((0, GIB + 1)) == (GIB + MIB, 0)
+    assert layout((0, 4 * GIB - 5 * MIB)) == (4 * GIB - 5 * MIB, 0)
+    assert layout((0, GIB), (6 * GIB, 7 * GIB)) == (3 * GIB, 3 * GIB)
+    assert MapSpec(ram=RAM, memory_mib=6144).layout == RamLayout(3 * GIB, 3 * GIB)
+    with pytest.raises(MapSpecError, match="memory_mib"):
+        _ = MapSpec(ram=RAM, memory_mib=0).layout
+
+
+def test_firmware_map_becomes_parameters() -> None:
+    spec = MapSpec(ram=RAM, other=[(GIB, GIB + MIB, 3), (0xF0000, MIB, 2)], entry="firmware")
+    assert kernel_parameters(spec).split()[2:] == [
+        "memmap=exactmap",
+        "memmap=0x9f000@0x0",
+        "memmap=0x10000$0xf0000",
+        "memmap=0x3ff00000@0x100000",
+        "memmap=0x100000#0x40000000",
+    ]
+
+
+# ---------------------------------------------------------------------------------------------
+# The walker
+# ---------------------------------------------------------------------------------------------
+
+PAGE_OFFSET = 0xFFFF888000000000
+DIRECT_END = 0xFFFFC88000000000
+
+
+class Tree:
+    """Tables in a dictionary, built entry by entry."""
+
+    def __init__(self, levels: int = 4, page_offset: int = PAGE_OFFSET) -> None:
+        self.levels, self.page_offset = levels, page_offset
+        self.pages: dict[int, bytearray] = {0x1000: bytearray(PAGE)}
+        self.next = 0x2000
+
+    def slot(self, level: int, offset: int) -> tuple[bytearray, int]:
+        """Page and byte offset of the entry of ``level`` for an offset in the direct map."""
+        va = self.page_offset + offset
+        table = 0x1000
+        for at in range(self.levels, level, -1):
+            place = 8 * (va >> (12 + 9 * (at - 1)) & 511)
+            (entry,) = struct.unpack_from("<Q", self.pages[table], place)
+            if not entry:
+                entry = self.next | 0x63
+                struct.pack_into("<Q", self.pages[table], place, entry)
+                self.pages[self.next] = bytearray(PAGE)
+                self.next += PAGE
+            table = entry & ~0xFFF
+        return self.pages[table], 8 * (va >> (12 + 9 * (level - 1)) & 511)
+
+    def map(self, level: int, offset: int, entry: int) -> None:
+        page, place = self.slot(level, offset)
+        struct.pack_into("<Q", page, place, entry)
+
+    def walk(self, end: int = DIRECT_END) -> Any:
+        def read(address: int) -> bytes | None:
+            return bytes(self.pages[address]) if address in self.pages else None
+
+        return walk_direct_map(read, 0x1000, self.levels, self.page_offset, end)
+
+
+@pytest.mark.parametrize(("levels", "base"), [(4, PAGE_OFFSET), (5, 0xFF11000000000000)])
+def test_walker_lists_tables_and_runs(levels: int, base: int) -> None:
+    tree = Tree(levels, base)
+    nx, pat = 1 << 63, 1 << 12
+    for page in (1, 2, 3, 5):
+        tree.map(1, page * PAGE, page * PAGE | nx | 0x163)
+    for large in (1, 2, 511, 512):  # across a table's end
+        tree.map(2, large * 2 * MIB, large * 2 * MIB | nx | 0x1E3 | pat)
+    tree.map(3, 2 * GIB, 2 * GIB | nx | 0x1E3)
+    tree.map(3, 512 * GIB, 512 * GIB | nx | 0x1E3)
+    found = tree.walk(base + (64 << 40))
+    assert found.findings == ()
+    assert found.leaf_runs == (
+        (0x1000, 0x4000, 1),
+        (0x5000, 0x6000, 1),
+        (2 * MIB, 6 * MIB, 2),
+        (GIB - 2 * MIB, GIB + 2 * MIB, 2),
+        (2 * GIB, 3 * GIB, 3),
+        (512 * GIB, 513 * GIB, 3),
+    )
+    assert [(t.level, t.va) for t in found.tables] == [
+        (1, 0),
+        (2, 0),
+        (2, GIB),
+        (3, 0),
+        (3, 512 * GIB),
+        *([(4, 0)] if levels == 5 else []),
+    ]
+
+
+def test_walker_stays_inside_the_direct_map() -> None:
+    tree = Tree()
+    tree.map(2, 0, 0x1E3)
+    kernel = Tree(page_offset=0xFFFFFFFF80000000)
+    kernel.pages = tree.pages
+    kernel.next = tree.next
+    kernel.map(2, 0, 0x1000000 | 0x1E3)
+    assert tree.walk().leaf_runs == ((0, 2 * MIB, 2),)
+    assert tree.walk().findings == ()
+
+
+def test_walker_reports_damage() -> None:
+    tree = Tree()
+    tree.map(1, 0x5000, 0x6000 | 0x163)  # not identity
+    tree.map(2, 4 * MIB, 0x1000 | 0x63)  # leads back to the root
+    tree.map(2, 6 * MIB, 0xDEAD000 | 0x63)  # not in memory
+    tree.map(3, 1 * GIB, 0x2000 | 0x63)  # a table met before
+    tree.map(1, 0x9000, 0x9000 | 0x163)
+    found = tree.walk()
+    assert found.leaf_runs == ((0x9000, 0xA000, 1),)
+    assert sorted(text.split(" ", 1)[0] for text in found.findings) == ["L1", "L1", "L2", "L3"]
+    assert any("no identity" in text for text in found.findings)
+    assert any("not in memory" in text for text in found.findings)
+
+
+# ---------------------------------------------------------------------------------------------
+# Records of real kernels
+# ---------------------------------------------------------------------------------------------
+
+
+def load_records() -> dict[str, dict[str, Any]]:
+    records = {}
+    for file in sorted(DATA.glob("linux-*.jsonl")):
+        for line in file.read_text().splitlines():
+            record = json.loads(line)
+            records[f"{record['release']}:{record['id']}"] = record
+    return records
+
+
+RECORDS = load_records()
+
+
+def check_record(record: dict[str, Any]) -> None:
+    """What holds for any kernel, whatever the allocator: the record agrees with itself."""
+    assert record["findings"] == []
+    in_ram = [tuple(piece) for piece in record["memory"]]
+    reserved = [tuple(piece) for piece in record["reserved_after"]]
+    brk_end = record["brk_start"] + record["pgt_buf_pages"] * PAGE
+    digest = "\n".join(f"{level} {pfn:x} {va:x}" for level, pfn, va in record["tables"])
+    assert hashlib.sha256(digest.encode()).hexdigest() == record["tables_sha256"]
+    pages = [pfn for _, pfn, _ in record["tables"]]
+    assert sorted(pages) == sorted(pfn for pfn, _, _ in record["allocations"])
+    assert len(set(pages)) == len(pages)
+    for level, pfn, va in record["tables"]:
+        assert va % (1 << (12 + 9 * level)) == 0
+        assert any(start <= pfn * PAGE < end for start, end in in_ram)
+        assert any(start <= pfn * PAGE < end for start, end in reserved)
+    order = [step for _, _, step in record["allocations"]]
+    assert order == sorted(order)
+    assert set(order) <= set(range(len(record["steps"])))
+    for pfn, source, _ in record["allocations"]:
+        assert (source == "brk") == (record["brk_start"] <= pfn * PAGE < brk_end)
+    levels = {pfn: level for level, pfn, _ in record["tables"]}
+    assert sorted(record["hook_order"]) == sorted([levels[pfn], pfn] for pfn in pages)
+    for step in record["steps"]:
+        edges = [step["start"], *(end for _, end, _ in step["ranges"])]
+        assert edges[-1] == step["end"]
+        for (start, end, size), expected in zip(step["ranges"], edges, strict=False):
+            assert start == expected < end
+            assert size == "4k" or record["pse"]
+            assert size != "1G" or record["gbpages"]
+
+
+def covered(record: dict[str, Any]) -> bool:
+    """Whether every page of RAM is mapped."""
+    return all(
+        any(start <= first and last <= end for start, end in union(record["leaf_runs"]))
+        for first, last in record["memory"]
+    )
+
+
+def union(runs: list[list[int]]) -> list[list[int]]:
+    merged: list[list[int]] = []
+    for start, end, _level in sorted(runs):
+        if merged and merged[-1][1] == start:
+            merged[-1][1] = end
+        else:
+            merged.append([start, end])
+    return merged
+
+
+@pytest.mark.parametrize("name", RECORDS)
+def test_record_agrees_with_itself(name: str) -> None:
+    record = RECORDS[name]
+    check_record(record)
+    assert covered(record) == (record["panic"] is None)
+    assert {"kernel", "qemu", "command_line", "qemu_arguments"} <= record["provenance"].keys()
+
+
+def test_records_cover_what_they_should() -> None:
+    releases = {record["release"].split("-")[0].rsplit(".", 1)[0] for record in RECORDS.values()}
+    assert {"5.10", "6.1", "6.12"} <= releases
+    for release in {record["release"] for record in RECORDS.values()}:
+        mine = [record for record in RECORDS.values() if record["release"] == release]
+        sizes = {size for r in mine for s in r["steps"] for _, _, size in s["ranges"]}
+        assert sizes == {"4k", "2M", "1G"}
+        assert any(not record["pse"] for record in mine)
+        assert any(record["max_pfn"] > FOUR_GIB // PAGE for record in mine)
+        assert any(record["bottom_up"] for record in mine)
+        assert any(record["panic"] for record in mine)
+        assert any(len(record["tables"]) > record["pgt_buf_pages"] for record in mine)
+    assert {record["levels"] for record in RECORDS.values()} == {4, 5}
+
+
+# ---------------------------------------------------------------------------------------------
+# Real boots
+# ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def kernel() -> Kernel:
+    try:
+        find_qemu()
+        return Kernel.load(find_kernel())
+    except LiveUnavailableError as error:
+        pytest.skip(str(error))
+
+
+def comparable(record: dict[str, Any]) -> dict[str, Any]:
+    """A record without what differs from boot to boot or with QEMU's version."""
+    plain = json.loads(json.dumps(record))
+    return {key: plain[key] for key in plain if key not in ("id", "provenance")}
+
+
+def children() -> set[int]:
+    listing = Path(f"/proc/self/task/{threading.get_native_id()}/children").read_text()
+    return {int(pid) for pid in listing.split()}
+
+
+def test_live_boot(kernel: Kernel) -> None:
+    before = children()
+    record = boot(MapSpec(ram=[(0, 0x9FC00), (MIB, 96 * MIB)], pse=False), kernel)
+    assert record.panic is None
+    assert record.table_count["L1"] == 48
+    assert covered(record.to_json())
+    check_record(record.to_json())
+    assert children() == before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MAPS)
+def test_live_boot_is_as_recorded(kernel: Kernel, name: str) -> None:
+    spec = MapSpec(**MAPS[name]["spec"])
+    if spec.levels == 5 and not kernel.has_five_levels:
+        pytest.skip(f"kernel {kernel.release} is built without five levels")
+    record = boot(spec, kernel).to_json()
+    check_record(record)
+    assert record["levels"] == spec.levels
+    recorded = RECORDS.get(f"{kernel.release}:{name}")
+    if recorded is not None and recorded["provenance"]["kernel"] == kernel.version:
+        assert comparable(record) == comparable(recorded)
+
+
+def test_live_boot_that_takes_too_long_is_ended(kernel: Kernel) -> None:
+    before = children()
+    started = time.monotonic()
+    with pytest.raises(BootError, match=r"within the time|closed"):
+        boot(MapSpec(ram=RAM, entry="firmware"), kernel, timeout=0.3)
+    assert time.monotonic() - started < 5
+    assert children() == before
+
+
+def test_live_map_without_room_for_the_kernel(kernel: Kernel) -> None:
+    with pytest.raises(MapSpecError, match="the kernel needs RAM"):
+        boot(MapSpec(ram=[(0, 0x9F000), (MIB, 20 * MIB)]), kernel)
+    with pytest.raises(MapSpecError, match="in use"):
+        boot(MapSpec(ram=RAM, reserved=[(0x1000000, 0x1001000)]), kernel)
+
+
+def test_live_boot_leaves_no_qemu_when_it_is_killed(kernel: Kernel, tmp_path: Path) -> None:
+    if shutil.which("setpriv") is None:
+        pytest.skip("setpriv (util-linux) is not installed: QEMU cannot be tied to its parent")
+    marker = tmp_path / "qemu-pid"
+    wrapper = tmp_path / "qemu"
+    script = f'[ "$1" = --version ] || echo $$ > {marker}\nexec {find_qemu()} "$@"\n'
+    wrapper.write_text("#!/bin/sh\n" + script)
+    wrapper.chmod(0o755)
+    code = (
+        "import sys; from pathlib import Path; from paravirt_mm.verify.linux_live import *;"
+        "boot(MapSpec(ram=[(0, 1 << 30)], entry='firmware'), Path(sys.argv[1]), qemu=sys.argv[2])"
+    )
+    command = [sys.executable, "-c", code, str(kernel.vmlinuz), str(wrapper)]
+    child = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)})
+    try:
+        deadline = time.monotonic() + 20
+        while not (marker.exists() and marker.read_text().strip()):
+            assert time.monotonic() < deadline, "QEMU was not started"
+            assert child.poll() is None, "the boot ended before it could be killed"
+            time.sleep(0.02)
+    finally:
+        child.kill()
+        child.wait()
+    pid = int(marker.read_text())
+    while Path(f"/proc/{pid}").exists() and "Z" not in Path(f"/proc/{pid}/stat").read_text():
+        assert time.monotonic() < deadline, "QEMU outlived the process that had started it"
+        time.sleep(0.02)
