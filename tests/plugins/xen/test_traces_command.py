@@ -1,0 +1,115 @@
+"""``verify xen FILE...``: lines, summary, JSON, exit codes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from paravirt_mm_xen.verify_traces import answer_in_words, words, xen
+
+DATA = Path(__file__).parents[3] / "tests/data/xen"
+SAMPLE = DATA / "xen-4.17.7-sample.jsonl.xz"
+
+
+def write(tmp_path: Path, *answers: int, name: str = "t") -> Path:
+    path = tmp_path / "one.jsonl"
+    operations = [["pin", 1, 3], ["update_va_mapping", 3, 3, 101], ["pin", 1, 3], ["type", 3]]
+    path.write_text(json.dumps({"id": name, "pages": 4, "ops": operations, "rc": answers}))
+    return path
+
+
+def test_all_agree() -> None:
+    result = CliRunner().invoke(xen, [str(SAMPLE)])
+    assert result.exit_code == 0
+    assert len(result.stdout.splitlines()) == 1
+    assert "all agree" in result.stdout
+    assert "operations a CPU second" in result.stdout
+
+
+def test_a_line_for_each_trace_that_differs(tmp_path: Path) -> None:
+    path = write(tmp_path, -22, 0, -16, 9)
+    result = CliRunner().invoke(xen, [str(SAMPLE), str(path)])
+    assert result.exit_code == 1
+    first, last = result.stdout.splitlines()
+    assert first == (
+        f"{path}: t: operation 2, MMUEXT_PIN_L1_TABLE page 3: hypervisor -16 EBUSY, model 0"
+    )
+    assert "1 traces differ" in last
+
+
+def test_json(tmp_path: Path) -> None:
+    path = write(tmp_path, -22, 0, 0, 1)
+    result = CliRunner().invoke(xen, ["--json", str(path)])
+    assert result.exit_code == 1
+    report = json.loads(result.stdout)
+    assert (report["traces"], report["operations"], report["agree"]) == (1, 4, False)
+    assert report["release"] == "4.17.7"
+    assert report["differences"] == [
+        {
+            "file": str(path),
+            "trace": "t",
+            "number": 3,
+            "operation": ["type", 3],
+            "hypervisor": 1,
+            "model": 9,
+        }
+    ]
+
+
+def test_bad_input_does_not_hide_other_files(tmp_path: Path) -> None:
+    empty = tmp_path / "empty.jsonl"
+    empty.write_text("\n")
+    good = write(tmp_path, -22, 0, 0, 9)
+    result = CliRunner().invoke(xen, [str(tmp_path / "none"), str(empty), str(good)])
+    assert result.exit_code == 2
+    assert "4 operations in 1 traces: all agree" in result.stdout
+    assert "none: cannot be read" in result.stderr
+    assert "empty.jsonl: holds no trace" in result.stderr
+
+
+def test_usage() -> None:
+    assert CliRunner().invoke(xen, []).exit_code == 2
+    assert CliRunner().invoke(xen, ["--release", "2.0", str(SAMPLE)]).exit_code == 2
+    result = CliRunner().invoke(xen, ["--help"])
+    assert "Exit code: 0 all agree" in result.stdout
+
+
+def test_another_release(tmp_path: Path) -> None:
+    result = CliRunner().invoke(xen, ["--release", "ideal", str(SAMPLE)])
+    assert result.exit_code == 1
+    assert "model of Xen ideal" in result.stdout
+    assert "never replayed on a real hypervisor" in result.stderr
+
+
+def test_names_from_files_cannot_move_the_cursor(tmp_path: Path) -> None:
+    path = write(tmp_path, 1, 1, 1, 1, name="\x1b[2J\x07")
+    result = CliRunner().invoke(xen, [str(path)])
+    assert "\x1b" not in result.stdout
+    assert "?[2J?" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("name", "answer", "text"),
+    [
+        ("pin", 0, "0"),
+        ("pin", -22, "-22 EINVAL"),
+        ("write", -114003, "#PF error code 3"),
+        ("probe", -113000, "#GP error code 0"),
+        ("mmu_update_batch", -3016, "-16 EBUSY after 3 done"),
+        ("write", -77777, "not tried (the guest would have cut itself off)"),
+        ("type", 12, "type 12"),
+        ("read", 0x3067, "0x3067"),
+        ("pin", -7, "-7"),
+    ],
+)
+def test_answers_in_words(name: str, answer: int, text: str) -> None:
+    assert answer_in_words(name, answer) == text
+
+
+def test_operations_in_words() -> None:
+    assert words(("mmu_update", 1, 2, 3, 0x67, True)) == (
+        "mmu_update page 1 entry 2 := page 3 flags 0x67 preserve A/D True"
+    )
+    assert words(("tlb_flush", "all")) == '["tlb_flush", "all"]'

@@ -1,0 +1,176 @@
+"""Reading trace files: what is a trace, and what is refused, with file and line."""
+
+from __future__ import annotations
+
+import json
+import lzma
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from paravirt_mm_xen.live.trace import RecordedTrace, Trace
+from paravirt_mm_xen.mmu import traces
+from paravirt_mm_xen.mmu.traces import TraceReader, read_traces, replay
+
+from paravirt_mm.errors import InputError
+
+GOOD = {"id": "t", "pages": 4, "ops": [["pin", 1, 3], ["unpin", 3]], "rc": [-22, -22]}
+BATCH = {
+    "id": "b",
+    "pages": 4,
+    "ops": [["mmu_update_batch", [[1, 0, 2, 103, False], [1, 1, 2, 0, True]]], ["unpin", 0]],
+    "rc": [0, -22],
+}
+
+
+def line(**changes: Any) -> bytes:
+    return json.dumps(GOOD | changes).encode()
+
+
+def test_reads_lines_and_skips_empty_ones(tmp_path: Path) -> None:
+    path = tmp_path / "t.jsonl"
+    path.write_bytes(line() + b"\r\n\n" + line(id="u") + b"\n" + json.dumps(BATCH).encode())
+    found = list(read_traces(path))
+    assert [recorded.trace.name for recorded in found] == ["t", "u", "b"]
+    assert found[0] == RecordedTrace(Trace("t", 4, (("pin", 1, 3), ("unpin", 3))), (-22, -22))
+    assert found[2].trace.ops[0][1] == ((1, 0, 2, 103, False), (1, 1, 2, 0, True))
+    assert [replay(recorded) for recorded in found] == [None, None, None]
+
+
+def test_reads_compressed_files(tmp_path: Path) -> None:
+    path = tmp_path / "t.jsonl.xz"
+    path.write_bytes(lzma.compress(line()))
+    assert len(list(read_traces(path))) == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"pages": 0}, "pages"),
+        ({"pages": True}, "pages"),
+        ({"pages": 1 << 30}, "pages"),
+        ({"pages": "8"}, "pages"),
+        ({"pages": None}, "pages"),
+        ({"pages": []}, "pages"),
+        ({"ops": None}, "must be lists"),
+        ({"ops": {"pin": 1}}, "must be lists"),
+        ({"rc": [0]}, "2 operations but 1 answers"),
+        ({"rc": [0, "0"]}, "numbers only"),
+        ({"rc": [0, 1.5]}, "numbers only"),
+        ({"rc": [0, False]}, "numbers only"),
+        ({"ops": [["pin", 1, 3], "unpin"]}, "lists only"),
+        ({"ops": [["pin", 1, 3], []]}, "operation 1"),
+        ({"ops": [["pin", 1, 3], ["fly", 1]]}, "operation 1.*no such operation"),
+        ({"ops": [["pin", 1, 4], ["unpin", 3]]}, "operation 0"),
+        ({"ops": [["pin", 5, 3], ["unpin", 3]]}, "operation 0"),
+        ({"ops": [["pin", 0, 3], ["unpin", 3]]}, "operation 0"),
+        ({"ops": [["unpin", -1], ["unpin", 3]]}, "operation 0"),
+        ({"ops": [["unpin", 1.0], ["unpin", 3]]}, "operation 0"),
+        ({"ops": [["unpin", True], ["unpin", 3]]}, "operation 0"),
+        ({"ops": [["unpin", [1]], ["unpin", 3]]}, "operation 0"),
+        ({"ops": [["unpin", {"a": 1}], ["unpin", 3]]}, "operation 0|unhashable"),
+        ({"ops": [[["unpin"], 1], ["unpin", 3]]}, "operation 0"),
+        ({"ops": [["unpin"], ["unpin", 3]]}, "operation 0"),
+        ({"ops": [["write", 1, 512, 0, 0], ["unpin", 3]]}, "operation 0"),
+        ({"ops": [["write", 1, 0, 0, 1 << 64], ["unpin", 3]]}, "operation 0"),
+    ],
+)
+def test_refuses_what_is_no_trace(tmp_path: Path, changes: dict[str, Any], complaint: str) -> None:
+    path = tmp_path / "bad.jsonl"
+    path.write_bytes(line() + b"\n" + line(**changes))
+    with pytest.raises(InputError, match=complaint) as raised:
+        list(read_traces(path))
+    assert str(raised.value).startswith(f"{path}:2: ")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [b"{", b"[]", b"7", b"\xff\xfe", b"nul", b"[" * 100_000, b'{"pages": 1e999}', b"{}"],
+    ids=["open", "list", "number", "bytes", "word", "deep", "infinite", "empty"],
+)
+def test_refuses_what_is_no_object(tmp_path: Path, text: bytes) -> None:
+    path = tmp_path / "bad.jsonl"
+    path.write_bytes(text)
+    with pytest.raises(InputError, match=r"bad\.jsonl:1: "):
+        list(read_traces(path))
+
+
+def test_refuses_long_lines_and_many_traces(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "long.jsonl"
+    path.write_bytes(line() + b"\n" + line())
+    monkeypatch.setattr(traces, "MAX_TRACES", 1)
+    with pytest.raises(InputError, match="more than 1 traces"):
+        list(read_traces(path))
+    monkeypatch.setattr(traces, "MAX_LINE", 50)
+    with pytest.raises(InputError, match=r"long\.jsonl:1: line longer than 50 bytes"):
+        list(read_traces(path))
+
+
+def test_refuses_files_that_cannot_be_read(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="cannot be read"):
+        list(read_traces(tmp_path / "none.jsonl"))
+    with pytest.raises(InputError, match="cannot be read"):
+        list(read_traces(tmp_path))
+    garbage = tmp_path / "garbage.jsonl.xz"
+    garbage.write_bytes(b"not xz at all")
+    with pytest.raises(InputError, match="cannot be read"):
+        list(read_traces(garbage))
+    cut = tmp_path / "cut.jsonl.xz"
+    cut.write_bytes(lzma.compress((line() + b"\n") * 1000)[:-20])
+    with pytest.raises(InputError, match="cannot be read"):
+        list(read_traces(cut))
+
+
+def test_known_operations_are_forgotten_with_the_number_of_pages() -> None:
+    reader = TraceReader()
+    reader.read(line(), "one")
+    with pytest.raises(InputError, match="two: operation 0"):
+        reader.read(line(pages=3), "two")
+
+
+def test_an_entry_that_is_not_present_may_lie_in_another_frame() -> None:
+    """Raw frames differ from run to run; everything else about such an entry is compared."""
+    operations = (("mmu_update", 1, 0, 2, 0x66, False), ("read", 1, 0))
+    trace = Trace("raw", 4, operations)
+    assert replay(RecordedTrace(trace, (0, 0x1234_5066))) is None
+    assert replay(RecordedTrace(trace, (0, 0x1234_5064))) is not None
+    assert replay(RecordedTrace(trace, (0, 0x1234_5067))) is not None
+
+
+def test_a_difference_names_the_first_operation() -> None:
+    recorded = TraceReader().read(line(rc=[-22, 0]), "x")
+    found = replay(recorded)
+    assert found is not None
+    assert (found.number, found.operation, found.answer, found.predicted) == (
+        1,
+        ("unpin", 3),
+        0,
+        -22,
+    )
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner),
+    max_leaves=8,
+)
+NAMES = st.sampled_from(["pin", "unpin", "write", "read", "multicall", "mmuext_batch", "probe"])
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    ops=st.lists(st.tuples(NAMES, JSON, JSON).map(list) | JSON, max_size=4),
+    answers=st.lists(st.integers() | JSON, max_size=4),
+    pages=JSON | st.integers(1, 9),
+)
+def test_anything_is_a_trace_or_refused(ops: list[Any], answers: list[Any], pages: Any) -> None:
+    text = json.dumps({"pages": pages, "ops": ops, "rc": answers}).encode()
+    try:
+        recorded = TraceReader().read(text, "fuzz")
+    except InputError:
+        return
+    replay(recorded)
