@@ -174,14 +174,10 @@ class MemoryMap:
 
     def end_pfn(self, limit: int | None = None) -> int:
         """Return the pfn after the last whole page of RAM below ``limit`` bytes (0: no RAM)."""
-        last = 0
-        for start, end in self.ram():
-            if limit is not None:
-                if start >= limit:
-                    break
-                end = min(end, limit)
-            last = max(last, end >> PAGE_SHIFT)
-        return last
+        for entry in reversed(self.entries):
+            if entry.type is E820Type.RAM and (limit is None or entry.start < limit):
+                return (entry.end if limit is None else min(entry.end, limit)) >> PAGE_SHIFT
+        return 0
 
     def __iter__(self) -> Iterator[E820Entry]:
         return iter(self.entries)

@@ -38,12 +38,15 @@ class KernelImage:
     """Where the kernel lies, in bytes: ``[start, end)`` from text to bss, then its brk area.
 
     ``brk_start``..``brk_end`` is the part of brk that early page tables may come from.
+    ``linked_end`` is the linker's ``_end`` where brk is larger than what was taken of it; memory
+    from ``brk_end`` up to there is free.
     """
 
     start: int
     end: int
     brk_start: int
     brk_end: int
+    linked_end: int | None = None
 
     @property
     def span(self) -> Span:

@@ -121,6 +121,28 @@ class RangeSet:
                 return
             yield max(self._starts[index], start), min(self._ends[index], end)
 
+    def common_descending(
+        self, other: RangeSet, start: int, end: int
+    ) -> Iterator[tuple[int, int]]:
+        """Yield what is in both sets inside ``[start, end)``, highest first.
+
+        Costs a bisection for each time the two take turns: where one set has nothing, everything
+        that the other has there is skipped at once.
+        """
+        mine = bisect_left(self._starts, end) - 1
+        its = bisect_left(other._starts, end) - 1
+        while mine >= 0 and its >= 0:
+            low = max(self._starts[mine], other._starts[its], start)
+            high = min(self._ends[mine], other._ends[its], end)
+            if low < high:
+                yield low, high
+            if max(self._starts[mine], other._starts[its]) <= start:
+                return
+            if self._starts[mine] >= other._starts[its]:
+                mine = bisect_left(self._starts, other._ends[its], hi=mine) - 1
+            else:
+                its = bisect_left(other._starts, self._ends[mine], hi=its) - 1
+
     def difference(self, other: RangeSet) -> RangeSet:
         """Return what is in this set and not in ``other``."""
         result = RangeSet()

@@ -1,0 +1,146 @@
+"""What a boot log says: one machine, and the lines that a model of its kernel must reproduce.
+
+Facts keep the printed text next to its meaning, so that a disagreement can be shown in the kernel's
+own words. All numbers are bytes with exclusive ends, whatever the release prints.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Literal, TypeVar
+
+import attrs
+
+from paravirt_mm.machine.e820 import MemoryMap
+from paravirt_mm.machine.model import Machine, Span
+
+_F = TypeVar("_F", bound="Fact")
+
+Platform = Literal["native", "xen-pv", "hypervisor"]
+"""Who printed the log: Linux on (virtual) hardware, Linux as a Xen PV guest, or Xen alone."""
+
+
+@attrs.frozen
+class Fact:
+    """One printed line: its number from 1, and its text, escaped, without the logger's prefixes."""
+
+    line: int
+    text: str
+
+
+@attrs.frozen
+class MappedRange(Fact):
+    """``init_memory_mapping``: a range handed to the mapper; None where 2.6.26 prints no range."""
+
+    span: Span | None
+
+
+@attrs.frozen
+class PageRange(Fact):
+    """``... page 4k``: a part of the last `MappedRange` and the page size, as printed, it gets."""
+
+    start: int
+    end: int
+    page: str
+
+
+@attrs.frozen
+class TableBlock(Fact):
+    """``kernel direct mapping tables up to X @ A-B``: the linear allocator's guess for one call.
+
+    The text says ``up to``, an end; where it is inclusive (3.5 and later), ``up_to`` is one more.
+    """
+
+    up_to: int
+    start: int
+    end: int
+
+
+@attrs.frozen
+class BrkTable(Fact):
+    """``BRK [...] PGTABLE``: a page of brk became a page table."""
+
+    start: int
+    end: int
+
+
+@attrs.frozen
+class LastPfn(Fact):
+    """``last_pfn = ... max_arch_pfn = ...``: the end of all RAM; then of that below 4 GiB."""
+
+    pfn: int
+    max_arch_pfn: int
+
+
+@attrs.frozen
+class Reservation(Fact):
+    """``memblock_reserve`` or an entry of a reservation list, and who is named as the owner."""
+
+    start: int
+    end: int
+    owner: str
+
+    @property
+    def is_table(self) -> bool:
+        """Whether the owner is the code that allocates the direct map's tables."""
+        return self.owner == "PGTABLE" or self.owner.startswith("alloc_low_page")
+
+
+@attrs.frozen
+class Place(Fact):
+    """A named range of Xen's domain builder, from ``section``: physical, or virtual, addresses.
+
+    ``pages`` is the number of pages still to be allocated, where the line says it.
+    """
+
+    section: Literal["physical", "virtual"]
+    name: str
+    start: int
+    end: int
+    pages: int | None = None
+
+
+@attrs.frozen
+class DomainKernel(Fact):
+    """Xen's ``Dom0 kernel:`` line: word size in bits and where the image lies, in bytes."""
+
+    bits: int
+    start: int
+    end: int
+
+
+def of_kind(facts: Iterable[Fact], kind: type[_F]) -> list[_F]:
+    """Return the facts of one kind, in order."""
+    return [fact for fact in facts if isinstance(fact, kind)]
+
+
+@attrs.frozen
+class BootLog:
+    """One boot, as far as its log tells.
+
+    boot
+        Which boot of the file this is, from 1.
+    machine
+        None where the log holds no memory map; ``missing`` then says what to look for.
+    host_map
+        The map that the hypervisor printed (``Xen-e820 RAM map``), untrimmed.
+    mixed
+        Lines of two boots stand between each other; facts cannot be told apart.
+    facts
+        In the order of the log.
+    """
+
+    source: str
+    boot: int
+    platform: Platform
+    release: str | None
+    command_line: str
+    machine: Machine | None
+    missing: str | None
+    host_map: MemoryMap | None
+    mixed: bool
+    facts: tuple[Fact, ...]
+
+    def of_kind(self, kind: type[_F]) -> list[_F]:
+        """Return the facts of one kind, in order."""
+        return of_kind(self.facts, kind)

@@ -1,0 +1,34 @@
+"""The machines that come with the package: real ones, each with its provenance."""
+
+from __future__ import annotations
+
+import difflib
+from importlib import resources
+
+from paravirt_mm.errors import InputError
+from paravirt_mm.machine.model import Machine
+from paravirt_mm.sources import machine_file
+
+_FOLDER = "machines"
+
+
+def bundled_machines() -> list[str]:
+    """Return the names of the machines that the package carries, sorted."""
+    folder = resources.files("paravirt_mm") / _FOLDER
+    return sorted(
+        entry.name.removesuffix(".toml")
+        for entry in folder.iterdir()
+        if entry.name.endswith(".toml")
+    )
+
+
+def bundled(name: str) -> Machine:
+    """Return the machine called ``name``. Raises InputError with the nearest names otherwise."""
+    names = bundled_machines()
+    if name not in names:
+        near = difflib.get_close_matches(name, names, n=3, cutoff=0.4) or names
+        raise InputError(
+            f"no machine called {name[:80]!a} comes with the package; try {', '.join(near)}"
+        )
+    text = (resources.files("paravirt_mm") / _FOLDER / f"{name}.toml").read_text("utf-8")
+    return machine_file.read_toml(text, f"machines/{name}.toml")

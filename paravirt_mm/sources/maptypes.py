@@ -1,0 +1,55 @@
+"""The words for memory types: in boot logs, /proc/iomem, /sys/firmware/memmap and Xen's logs."""
+
+from __future__ import annotations
+
+import re
+
+from paravirt_mm.machine.e820 import E820Type
+
+_LOG_TYPES = {
+    "usable": E820Type.RAM,
+    "usable (kernel reserved)": E820Type.RAM,
+    "reserved": E820Type.RESERVED,
+    "ACPI data": E820Type.ACPI,
+    "ACPI NVS": E820Type.NVS,
+    "unusable": E820Type.UNUSABLE,
+    "persistent": E820Type.PMEM,
+    "persistent (type 7)": E820Type.PMEM,
+    "persistent (type 12)": E820Type.PRAM,
+    "soft reserved": E820Type.SOFT_RESERVED,
+}
+_RESOURCE_TYPES = {
+    "system ram": E820Type.RAM,
+    "system ram (kernel reserved)": E820Type.RAM,
+    "reserved": E820Type.RESERVED,
+    "unknown e820 type": E820Type.RESERVED,
+    "acpi tables": E820Type.ACPI,
+    "acpi non-volatile storage": E820Type.NVS,
+    "unusable memory": E820Type.UNUSABLE,
+    "persistent memory": E820Type.PMEM,
+    "persistent memory (legacy)": E820Type.PRAM,
+    "soft reserved": E820Type.SOFT_RESERVED,
+}
+_NUMBERED = re.compile(r"type (\d{1,10})$")
+
+
+def log_type(text: str) -> E820Type | None:
+    """Return the type that a boot log means; None where ``text`` names none.
+
+    Numbers that Linux has no words for are printed as ``type 20`` and kept as they are.
+    """
+    text = text.strip()
+    if text.startswith("(") and text.endswith(")"):
+        text = text[1:-1]
+    known = _LOG_TYPES.get(text)
+    if known is not None:
+        return known
+    if numbered := _NUMBERED.match(text):
+        number = int(numbered[1])
+        return E820Type(number) if number < 1 << 32 else None
+    return None
+
+
+def resource_type(text: str) -> E820Type | None:
+    """Return the type that a resource name of /proc/iomem or /sys/firmware/memmap means."""
+    return _RESOURCE_TYPES.get(text.strip().lower())
