@@ -2,9 +2,12 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# What `make bench` writes and `make bench-compare` compares with BASE.
+RESULT ?= build/bench.json
+BASE ?= benchmarks/base.json
 
 .DEFAULT_GOAL := compare
-.PHONY: compare test quick lint report bench clean
+.PHONY: compare test quick lint report bench bench-compare clean
 
 $(VENV)/.installed: pyproject.toml paravirt_mm/_version.py
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -27,6 +30,13 @@ lint: $(VENV)/.installed ## format, lint, types
 
 report: $(VENV)/.installed ## write the published comparison again
 	$(BIN)/python reports/compare.py
+
+bench: $(VENV)/.installed ## measure, beside the same work in C; result: $(RESULT)
+	mkdir -p $(dir $(RESULT))
+	$(BIN)/pytest benchmarks -p no:xdist --benchmark-json=$(RESULT) --benchmark-columns=min,median
+
+bench-compare: ## is RESULT better or worse than BASE?
+	@$(BIN)/python benchmarks/compare.py $(BASE) $(RESULT)
 
 clean:
 	rm -rf $(VENV) build dist

@@ -78,9 +78,12 @@ class Scenario:
         """Make a scenario from specs as they are written on the command line."""
         return cls(machine, PluginSpec.parse(allocator), PluginSpec.parse(backend), observers)
 
-    def run(self, registry: Registry | None = None) -> Run:
+    def run(self, registry: Registry | None = None, *, thorough: bool = False) -> Run:
         """Run it. Only wrong specs raise (`SpecError`); a plugin that fails gives the verdict
         ``error``.
+
+        ``thorough`` also makes the tables byte for byte and walks them, where they are not too many
+        (`paravirt_mm.verify.walk.is_small`).
         """
         registry = registry or default_registry()
         allocator = registry.get(self.allocator.name, "allocator")
@@ -95,7 +98,7 @@ class Scenario:
         manager = Manager(named)
         try:
             trace = build(self.machine, manager, str(self.allocator), str(self.backend))
-            verdict, findings = _judge(trace)
+            verdict, findings = _judge(trace, thorough)
             run = Run(self, trace, verdict, findings)
             extra: dict[str, Any] = {}
             for figures in manager.call("pvmm_figures", run=run):
@@ -116,8 +119,13 @@ class Scenario:
         return Run(self, Trace(), Verdict(Outcome.ERROR, str(PluginError(origin, message))))
 
 
-def _judge(trace: Trace) -> tuple[Verdict, tuple[Finding, ...]]:
+def _judge(trace: Trace, thorough: bool) -> tuple[Verdict, tuple[Finding, ...]]:
     findings = tuple(check(trace))
+    if thorough:
+        from paravirt_mm.verify.walk import check_image, is_small
+
+        if is_small(trace):
+            findings += tuple(check_image(trace))
     for event in trace.events[-2:]:
         if isinstance(event, Panicked):
             return Verdict(Outcome.PANIC, event.reason), findings

@@ -26,6 +26,7 @@ from paravirt_mm.report.comparison import (
     machine_title,
     summary,
     tables,
+    verification,
 )
 from paravirt_mm.report.values import printable
 from paravirt_mm.scenario import Outcome, default_registry
@@ -38,7 +39,7 @@ def _json(rows: Sequence[Row]) -> str:
 
 def _csv(rows: Sequence[Row]) -> str:
     extra = [name for row in rows for name in row.figures if name not in FIGURES]
-    fields = ["machine", "allocator", "backend", "outcome", "verdict", *FIGURES]
+    fields = ["machine", "allocator", "backend", "outcome", "verdict", "verified", *FIGURES]
     fields += dict.fromkeys(extra)
     out = io.StringIO()
     writer = csv.DictWriter(out, fields, restval="", lineterminator="\n")
@@ -171,9 +172,10 @@ def _text(results: list[list[Row]], machines: dict[str, Machine], style: str, wi
         parts.append(
             f"{printable(machine.name)}\n{machine_title(machine)}\n\n{tables(rows, style, wide)}"
         )
+    everything = [row for rows in results for row in rows]
     if len(results) > 1:
-        everything = [row for rows in results for row in rows]
         parts.append(f"All {len(results)} machines\n\n{summary(everything, style)}")
+    parts.append(verification(everything))
     return "\n\n\n".join(parts)
 
 

@@ -69,6 +69,9 @@ COMMANDS = {
     "machines": ("paravirt_mm.cli.machines", "List the machines that ship with the package."),
     "plugins": ("paravirt_mm.cli.plugins", "List plugins, their options and hooks."),
     "figures": ("paravirt_mm.cli.figures", "Explain every column of the comparison."),
+    "inspect": ("paravirt_mm.cli.inspect", "Show the page tables found in a memory dump."),
+    "sweep": ("paravirt_mm.cli.sweep", "Run very many machines, here or on a cluster."),
+    "query": ("paravirt_mm.cli.query", "Ask the result of a sweep: panics, waste, SQL."),
     "verify": ("paravirt_mm.cli.verify", "Check the models against reality."),
 }
 

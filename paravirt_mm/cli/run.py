@@ -34,6 +34,13 @@ from paravirt_mm.sources import load
     help="Write every event, one JSON object a line.",
 )  # fmt: skip
 @click.option(
+    "--image",
+    "image_path",
+    metavar="FILE",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Write the bytes of all tables, as an ELF core that standard tools open.",
+)
+@click.option(
     "--boot", type=click.IntRange(1), help="Which boot of a log with several. [default: 1]"
 )
 @click.option(
@@ -44,18 +51,24 @@ def command(
     allocator: str,
     backend: str,
     trace_path: Path | None,
+    image_path: Path | None,
     boot: int | None,
     as_json: bool,
 ) -> int:
     """Run one scenario and show it step by step: what is mapped, which pages become tables, what is
     handed over, and all figures.
 
-    Numbers in brackets are events of the trace.
+    Numbers in brackets are events of the trace. The tables of a machine that is not too large are
+    also made byte for byte, walked, and compared with the trace.
     """
     scenario = Scenario.of(load(machine, boot), allocator, backend)
-    run = scenario.run()
+    run = scenario.run(thorough=True)
     if trace_path is not None:
         emit("\n".join(trace_lines(run.trace)), trace_path)
+    if image_path is not None and run.trace.events:
+        from paravirt_mm.image.elf import write_core
+
+        write_core(run.trace, image_path)
     click.echo(_as_json(run) if as_json else _as_text(run))
     return {
         Outcome.OK: ExitCode.OK,

@@ -11,7 +11,12 @@ import click
 from paravirt_mm.cli.main import LazyGroup
 from paravirt_mm.scenario import default_registry
 
-_OWN: dict[str, tuple[str, str]] = {}
+_OWN: dict[str, tuple[str, str]] = {
+    "kernel": ("paravirt_mm.cli.verify_kernel", "Replay what real kernel code did."),
+    "log": ("paravirt_mm.cli.verify_log", "Predict what a kernel printed about its mappings."),
+    "cpu": ("paravirt_mm.cli.verify_cpu", "Let an emulated CPU walk the tables."),
+    "linux": ("paravirt_mm.cli.verify_linux", "Boot a real kernel and compare what it did."),
+}
 
 
 class _VerifyGroup(LazyGroup):

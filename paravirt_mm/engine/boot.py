@@ -11,6 +11,7 @@ import attrs
 from paravirt_mm.engine.ledger import Ledger
 from paravirt_mm.engine.memblock import Memblock
 from paravirt_mm.engine.pages import PageRun, page_count
+from paravirt_mm.engine.progress import Progress
 from paravirt_mm.engine.split import Piece, merge_equal, promote_to_large, split_by_alignment
 from paravirt_mm.engine.steps import Map, Promote
 from paravirt_mm.engine.tables import Batch, Tree
@@ -35,35 +36,18 @@ class Promise:
 
 
 class Boot:
-    """The state of a run, as hooks see it. Addresses are bytes, ends exclusive, unless a name says
-    pfn.
+    """The state of a run, as hooks see it: before the first step, or where ``progress`` says.
+
+    Addresses are bytes, ends exclusive, unless a name says pfn.
     """
 
-    def __init__(self, machine: Machine, state: BootState) -> None:
+    def __init__(
+        self, machine: Machine, state: BootState, progress: Progress | None = None
+    ) -> None:
         self.machine = machine
         self.state = state
-        reserved = state.taken(machine)
-        self._memory = machine.memory_map.ram_pages()
-        self._reserved = reserved
-        self._memblock = Memblock(self._memory, self._reserved)
-        self._tree = Tree(machine.mode)
-        for level, spans in state.tables.items():
-            for span in spans:
-                self._tree.adopt(level, *span)
-        for span in state.direct_mapped:
-            self._tree.adopt_mapping(*span)
-        self._ledger = Ledger()
-        self._reachable = RangeSet(state.mapped)
-        self._tables = RangeSet(
-            (start >> PAGE_SHIFT, end >> PAGE_SHIFT) for start, end in state.boot_tables
-        )
-        self._boot_tables = self._tables.copy()
-        self._reservation: list[PageRun] = []
-        self._brk_used = 0
-        self._brk_pages = 0
-        self._waiting: list[Batch] = []
-        self._batches: list[Batch] = []
-        self._max_pfn_mapped = state.max_pfn_mapped
+        self._now = progress or Progress(machine, state)
+        self._fillable: dict[int, RangeSet] = {}
 
     @property
     def mode(self) -> PagingMode:
@@ -88,62 +72,64 @@ class Boot:
     @property
     def memblock(self) -> Memblock:
         """RAM and reservations."""
-        return self._memblock
+        return self._now.memblock
 
     @property
     def tree(self) -> Tree:
         """The direct-map tree as it stands."""
-        return self._tree
+        return self._now.tree
 
     @property
     def ledger(self) -> Ledger:
         """Which pages are read-only."""
-        return self._ledger
+        return self._now.ledger
 
     @property
     def max_pfn_mapped(self) -> int:
         """The kernel's variable: one past the highest pfn mapped so far."""
-        return self._max_pfn_mapped
+        return self._now.max_pfn_mapped
 
     @property
     def brk_free(self) -> PageRun:
         """Brk pages set aside for tables that are still free, ascending."""
         first = self.kernel.brk_start >> PAGE_SHIFT
-        return PageRun(first + self._brk_used, max(0, self._brk_pages - self._brk_used))
-
-    @property
-    def brk_beyond(self) -> PageRun:
-        """Free brk pages beyond those set aside for tables, for kernels that extend brk in need."""
-        kernel = self.kernel
-        first = (kernel.brk_start >> PAGE_SHIFT) + max(self._brk_used, self._brk_pages)
-        return PageRun(first, max(0, (kernel.brk_end >> PAGE_SHIFT) - first))
+        return PageRun(first + self._now.brk_used, max(0, self._now.brk_pages - self._now.brk_used))
 
     @property
     def reservation(self) -> tuple[PageRun, ...]:
         """Pages set aside for tables and not used yet, in the order in which they were given."""
-        return tuple(run for run in self._reservation if run.count)
+        return tuple(self._now.reservation)
 
     @property
     def waiting(self) -> tuple[Batch, ...]:
         """Batches that are built and wait to be handed over or attached."""
-        return tuple(self._waiting)
+        return tuple(self._now.waiting)
+
+    @property
+    def oldest_waiting(self) -> Batch | None:
+        """The first of the batches that wait."""
+        return self._now.waiting[0] if self._now.waiting else None
 
     @property
     def waiting_tables(self) -> int:
         """How many tables wait."""
-        return sum(batch.count for batch in self._waiting)
+        return sum(batch.count for batch in self._now.waiting)
 
     def is_reachable(self, start: int, end: int) -> bool:
         """Tell whether the kernel can write all of ``[start, end)`` now."""
-        return self._reachable.covers(start, end)
+        return self._now.reachable.covers(start, end)
 
     def reachable(self, start: int, end: int) -> Iterator[Span]:
         """Yield the parts of ``[start, end)`` that the kernel can write now, ascending."""
-        return self._reachable.within(start, end)
+        return self._now.reachable.within(start, end)
+
+    def free_reachable(self, start: int, end: int) -> Iterator[Span]:
+        """Yield the free RAM of ``[start, end)`` that the kernel can write now, highest first."""
+        return self._now.memblock.free_among(self._now.reachable, start, end)
 
     def table_pages(self, start: int, end: int) -> Iterator[Span]:
         """Yield the bytes of ``[start, end)`` whose pages are page tables, boot tables included."""
-        for low, high in self._tables.within(start >> PAGE_SHIFT, -(-end >> PAGE_SHIFT)):
+        for low, high in self._now.tables.within(start >> PAGE_SHIFT, -(-end >> PAGE_SHIFT)):
             yield low << PAGE_SHIFT, high << PAGE_SHIFT
 
     def reserved_pages(self, start: int, end: int) -> Iterator[Span]:
@@ -173,9 +159,13 @@ class Boot:
         level = step.skip_empty_level
         if not level or level > self.mode.root_level:
             return None
-        span = self.mode.entry_span(level)
-        known = self.machine.memory_map.known()
-        return level, RangeSet((align_down(low, span), align_up(high, span)) for low, high in known)
+        if level not in self._fillable:
+            span = self.mode.entry_span(level)
+            self._fillable[level] = RangeSet(
+                (align_down(low, span), align_up(high, span))
+                for low, high in self.machine.memory_map.known()
+            )
+        return level, self._fillable[level]
 
     def tables_needed(self, step: Map) -> int:
         """Return how many table pages ``step`` would need now."""
@@ -190,4 +180,4 @@ class Boot:
     @property
     def tables_made(self) -> int:
         """Tables built since boot."""
-        return sum(page_count(batch.runs) for batch in self._batches)
+        return sum(page_count(batch.runs) for batch in self._now.batches)

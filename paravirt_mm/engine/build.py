@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from paravirt_mm.engine.answers import Answer, Cost, EntryKind, EntryWrite, Refusal
 from paravirt_mm.engine.boot import Boot, Promise
 from paravirt_mm.engine.pages import PageRun, Source, TablePages, page_count
+from paravirt_mm.engine.progress import Progress
 from paravirt_mm.engine.split import Piece
 from paravirt_mm.engine.steps import (
     ActivateRoot,
@@ -47,7 +48,6 @@ from paravirt_mm.engine.trace import (
 from paravirt_mm.errors import KernelPanic, Rejected
 from paravirt_mm.machine.model import BootState, Machine
 from paravirt_mm.machine.paging import PAGE_SHIFT
-from paravirt_mm.machine.ranges import RangeSet
 
 Links = tuple[tuple[int, int, int], ...]
 """Entries that attach new tables: (level of the parent, its batch, how many)."""
@@ -98,7 +98,8 @@ class _Run:
     def __init__(
         self, machine: Machine, state: BootState, hooks: Hooks, allocator: str, backend: str
     ) -> None:
-        self.boot = Boot(machine, state)
+        self.now = Progress(machine, state)
+        self.boot = Boot(machine, state, self.now)
         self.hooks = hooks
         self.trace = Trace()
         self.allocator, self.backend = allocator, backend
@@ -122,7 +123,7 @@ class _Run:
             raise ContractBroken("pvmm_promise", f"answered {promise!r}, not a Promise")
         kernel = self.boot.kernel
         room = max(0, kernel.brk_end - kernel.brk_start) >> PAGE_SHIFT
-        self.boot._brk_pages = min(promise.brk_pages, room)
+        self.now.brk_pages = min(promise.brk_pages, room)
         self._emit(
             RunStarted(
                 self.boot.machine,
@@ -132,8 +133,6 @@ class _Run:
                 promise.direct_map,
             )
         )
-        for low, high in self.boot.state.boot_tables:
-            self.boot._ledger.start_readonly(low >> PAGE_SHIFT, high >> PAGE_SHIFT)
         steps = self.hooks.call("pvmm_map_steps", boot=self.boot)
         if not isinstance(steps, Generator):
             raise ContractBroken("pvmm_map_steps", f"answered {steps!r}, not a generator of steps")
@@ -145,7 +144,7 @@ class _Run:
             self._emit(OperationRejected(refusal.operation, refusal.code))
         finally:
             steps.close()
-        self._emit(RunFinished(tuple(self.boot._reserved)))
+        self._emit(RunFinished(tuple(self.now.memblock.reserved())))
         return self.trace
 
     def _drive(self, steps: StepGenerator) -> None:
@@ -173,25 +172,25 @@ class _Run:
         if step.reserve:
             self._reserve(step, pieces)
         only = self.boot.fillable(step)
+        first_batch = len(self.now.batches)
         made, mapped_end = 0, 0
         for piece in pieces:
             plan = self.boot.tree.plan(piece.start, piece.end, piece.level, only)
             batch = self._grow(step, plan)
             made += batch.count
             mapped_end = max(mapped_end, plan.mapped_end)
-        self.boot._max_pfn_mapped = max(self.boot._max_pfn_mapped, mapped_end >> PAGE_SHIFT)
+        self.now.max_pfn_mapped = max(self.now.max_pfn_mapped, mapped_end >> PAGE_SHIFT)
         if step.reserve:
-            self._release(step)
+            self._release(step, first_batch)
         return StepResult(tuple(pieces), made, mapped_end)
 
     def _grow(self, step: Map, plan: MapPlan) -> Batch:
         """Allocate and fill the tables of a plan, then hand them over and attach them, or let them
         wait.
         """
-        boot = self.boot
         pages = self._allocate(step, plan)
-        batch = boot.tree.commit(plan, len(boot._batches), pages)
-        boot._batches.append(batch)
+        batch = self.now.tree.commit(plan, len(self.now.batches), pages)
+        self.now.batches.append(batch)
         if batch.count:
             self._note_tables(batch)
         for level, owner, count in plan.leaf_owner:
@@ -203,18 +202,23 @@ class _Run:
         if step.hand_over is HandOver.EACH:
             self._hand_over([batch])
             self._attach(batch, plan, plan.parents, HandOver.EACH)
-        elif batch.count:
-            boot._waiting.append(batch)
-            # Under a parent that waits too the entry is written now; others are what attaches it.
-            for level, owner, count in plan.parents:
-                if owner not in self._attached:
-                    self._write(batch, level, EntryKind.TABLE, count, owner)
-            links = tuple(link for link in plan.parents if link[1] in self._attached)
-            self._unattached.append((batch, plan, links))
+        elif batch.count or any(owner not in self._attached for _, owner, _ in plan.leaf_owner):
+            self._wait(batch, plan)
         else:
             self._attached.add(batch.index)
             self._now_reachable(plan)
         return batch
+
+    def _wait(self, batch: Batch, plan: MapPlan) -> None:
+        """Leave a batch unattached. (Without tables of its own it fills tables that wait.)"""
+        if batch.count:
+            self.now.waiting.append(batch)
+        # Under a parent that waits too the entry is written now; others are what attaches it.
+        for level, owner, count in plan.parents:
+            if owner not in self._attached:
+                self._write(batch, level, EntryKind.TABLE, count, owner)
+        links = tuple(link for link in plan.parents if link[1] in self._attached)
+        self._unattached.append((batch, plan, links))
 
     def _allocate(self, step: Step, plan: MapPlan) -> tuple[TablePages, ...]:
         mode = self.boot.mode
@@ -243,24 +247,13 @@ class _Run:
         boot = self.boot
         self._emit(TablesAllocated(batch))
         for part in batch.pages:
-            boot._tables.add(part.run.low, part.run.high)
+            self.now.tables.add(part.run.low, part.run.high)
             if part.source is Source.BRK:
-                boot._brk_used += part.run.count
+                self.now.brk_used += part.run.count
             elif part.source is Source.MEMBLOCK:
-                boot._memblock._reserve(*part.run.span)
+                self.now.memblock.reserve(*part.run.span)
             else:
-                self._take_from_reservation(part.run)
-
-    def _take_from_reservation(self, run: PageRun) -> None:
-        remaining: list[PageRun] = []
-        for held in self.boot._reservation:
-            if held.step == run.step and held.start == run.start and held.count >= run.count:
-                remaining.append(held.tail(run.count))
-            else:
-                left = RangeSet([(held.low, held.high)])
-                left.discard(run.low, run.high)
-                remaining.extend(PageRun(low, high - low) for low, high in left)
-        self.boot._reservation = remaining
+                self.now.take_reserved(part.run)
 
     def _fill_new(self, plan: MapPlan, batch: Batch) -> None:
         """Entries inside the new tables: all leaves and children that no older table owns."""
@@ -300,14 +293,14 @@ class _Run:
         answer = self.hooks.call("pvmm_map_readonly", boot=self.boot, start=start, end=end)
         readonly = tuple(answer or ())
         for low, high in readonly:
-            self.boot._ledger.set_readonly(low >> PAGE_SHIFT, high >> PAGE_SHIFT, readonly=True)
+            self.now.ledger.set_readonly(low >> PAGE_SHIFT, high >> PAGE_SHIFT, readonly=True)
         return readonly
 
     def _now_reachable(self, plan: MapPlan) -> None:
         """What the plan maps can be written from now on, provided that CR3 refers to this tree."""
         if self._tree_is_live:
             for leaf in plan.leaves:
-                self.boot._reachable.add(leaf.start, leaf.end)
+                self.now.reachable.add(leaf.start, leaf.end)
 
     # -- the reservation ----------------------------------------------------------------------
 
@@ -316,20 +309,20 @@ class _Run:
             "pvmm_reserve_tables", boot=self.boot, step=step, pieces=tuple(pieces)
         )
         runs = _runs("pvmm_reserve_tables", answer)
-        self.boot._reservation.extend(runs)
+        self.now.reservation.extend(runs)
         self._emit(TablesReserved(runs))
 
-    def _release(self, step: Map) -> None:
-        """Keep what became tables; give the rest of the reservation back, writable."""
+    def _release(self, step: Map, first_batch: int) -> None:
+        """Keep what became tables in this step; give the rest of the reservation back, writable."""
         boot = self.boot
         surplus = boot.reservation
         answer = self.hooks.call("pvmm_release_tables", boot=boot, step=step, surplus=surplus)
         released = _runs("pvmm_release_tables", answer)
-        for batch in boot._batches:
+        for batch in self.now.batches[first_batch:]:
             for part in batch.pages:
                 if part.source is Source.RESERVATION:
-                    boot._memblock._reserve(*part.run.span)
-        boot._reservation = []
+                    self.now.memblock.reserve(*part.run.span)
+        self.now.reservation = []
         if not released:
             return
         self._emit(SurplusReleased(released))
@@ -342,7 +335,8 @@ class _Run:
             cost = self._ask("pvmm_make_writable", pages=tuple(readonly))
             if cost is not None:
                 flipped = sum(
-                    boot._ledger.set_readonly(run.low, run.high, readonly=False) for run in readonly
+                    self.now.ledger.set_readonly(run.low, run.high, readonly=False)
+                    for run in readonly
                 )
                 self._emit(MadeWritable(tuple(readonly), flipped, cost))
 
@@ -354,7 +348,7 @@ class _Run:
                 cost = self._ask("pvmm_make_readonly", tables=batch)
                 if cost is not None:
                     for run in batch.runs:
-                        self.boot._ledger.set_readonly(run.low, run.high, readonly=True)
+                        self.now.ledger.set_readonly(run.low, run.high, readonly=True)
                     self._emit(MadeReadonly(batch, cost))
                 cost = self._ask("pvmm_pin_tables", tables=batch)
                 if cost is not None:
@@ -378,13 +372,13 @@ class _Run:
             self._emit(TablesAttached(batch, order, validated))
 
     def _hand_over_waiting(self, _step: HandOverTables) -> StepResult:
-        waiting = [batch for batch in self.boot._waiting if batch.index not in self._handed_over]
+        waiting = [batch for batch in self.now.waiting if batch.index not in self._handed_over]
         self._hand_over(waiting)
         return StepResult(tables=sum(batch.count for batch in waiting))
 
     def _attach_waiting(self, _step: AttachTables) -> StepResult:
         pending, self._unattached = self._unattached, []
-        self.boot._waiting = []
+        self.now.waiting = []
         for batch, plan, links in pending:
             self._attach(batch, plan, links, HandOver.LATER)
         return StepResult(tables=sum(batch.count for batch, _, _ in pending))
@@ -395,8 +389,8 @@ class _Run:
         span = (0, mode.table_span(mode.root_level))
         demand = TableDemand(*span, ((mode.root_level, 1),))
         pages = self._ask_for_tables(step, demand)
-        index = len(boot._batches)
-        boot._tree = Tree(mode, root=index)
+        index = len(self.now.batches)
+        self.now.tree = Tree(mode, root=index)
         batch = Batch(
             index=index,
             mode=mode,
@@ -407,9 +401,9 @@ class _Run:
             leaf_levels=(),
             pages=pages,
         )
-        boot._batches.append(batch)
+        self.now.batches.append(batch)
         self._note_tables(batch)
-        boot._waiting.append(batch)
+        self.now.waiting.append(batch)
         self._unattached.append((batch, None, ()))
         self._root = batch
         self._tree_is_live = False
@@ -419,7 +413,7 @@ class _Run:
         cost = self._ask("pvmm_activate_cr3", root=self._root) or Cost(flushes=1)
         if not self._tree_is_live:
             self._tree_is_live = True
-            self.boot._reachable = self.boot.tree.mapped()
+            self.now.reachable = self.boot.tree.mapped()
         self._emit(RootActivated(self._root, cost))
         return StepResult()
 

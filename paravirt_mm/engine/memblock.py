@@ -16,11 +16,17 @@ from paravirt_mm.machine.ranges import RangeSet, align_down, align_up
 class Memblock:
     """RAM and reservations of one run. Plugins search it; only the engine reserves."""
 
-    __slots__ = ("_memory", "_reserved")
+    __slots__ = ("_free", "_memory", "_reserved", "_searched")
 
     def __init__(self, memory: RangeSet, reserved: RangeSet) -> None:
         self._memory = memory
         self._reserved = reserved
+        # Kept beside the other two, so that no search walks over what is used up already.
+        self._free = memory.difference(reserved)
+        self._free.discard(0, PAGE_SIZE)
+        # What top-down searches have learnt, by (size, alignment): (end, floor) means that whatever
+        # fits below end begins at floor or lower. Free memory only shrinks, so that stays true.
+        self._searched: dict[tuple[int, int], tuple[int, int]] = {}
 
     def memory(self, start: int = 0, end: int = 1 << 64) -> Iterator[tuple[int, int]]:
         """Yield the RAM inside ``[start, end)``, ascending, whole pages only."""
@@ -36,10 +42,11 @@ class Memblock:
 
     def free_descending(self, start: int, end: int) -> Iterator[tuple[int, int]]:
         """Yield free RAM inside ``[start, end)``, highest first; page 0 is never free."""
-        start = max(start, PAGE_SIZE)
-        for low, high in self._memory.descending(start, end):
-            gaps = list(self._reserved.gaps(low, high))
-            yield from reversed(gaps)
+        return self._free.descending(start, end)
+
+    def free_among(self, ranges: RangeSet, start: int, end: int) -> Iterator[tuple[int, int]]:
+        """Yield what of ``ranges`` is free RAM inside ``[start, end)``, highest first."""
+        return self._free.common_descending(ranges, start, end)
 
     def find_top_down(self, start: int, end: int, size: int, align: int = PAGE_SIZE) -> int | None:
         """Return the highest aligned address where ``size`` free bytes fit in ``[start, end)``.
@@ -47,7 +54,17 @@ class Memblock:
         The address is the end of a free range less ``size``, rounded down to ``align``, in the
         highest free range where that does not fall below the range's start. None: nothing fits.
         """
-        for low, high in self.free_descending(start, end):
+        seen_end, floor = self._searched.get((size, align), (0, 0))
+        found = self._highest_fit(max(start, min(seen_end - size, end)), end, size, align)
+        if found is None:
+            known = floor + size if floor else end
+            found = self._highest_fit(start, min(end, known), size, align)
+        if end >= seen_end:
+            self._searched[size, align] = end, max(start, found or 0)
+        return found
+
+    def _highest_fit(self, start: int, end: int, size: int, align: int) -> int | None:
+        for low, high in self._free.descending(start, end):
             candidate = align_down(high - size, align)
             if candidate >= low:
                 return candidate
@@ -55,12 +72,10 @@ class Memblock:
 
     def find_bottom_up(self, start: int, end: int, size: int, align: int = PAGE_SIZE) -> int | None:
         """Return the lowest aligned address where ``size`` free bytes fit in ``[start, end)``."""
-        start = max(start, PAGE_SIZE)
-        for low, high in self._memory.within(start, end):
-            for gap_low, gap_high in self._reserved.gaps(low, high):
-                candidate = align_up(gap_low, align)
-                if candidate + size <= gap_high:
-                    return candidate
+        for low, high in self._free.within(start, end):
+            candidate = align_up(low, align)
+            if candidate + size <= high:
+                return candidate
         return None
 
     def pages_top_down(self, start: int, end: int, count: int) -> list[PageRun]:
@@ -80,8 +95,20 @@ class Memblock:
                 break
         return runs
 
-    def _reserve(self, start: int, end: int) -> None:
-        self._reserved.add(start, end)
+    def pages_bottom_up(self, start: int, end: int, count: int) -> list[PageRun]:
+        """Return up to ``count`` free pages of ``[start, end)``, each the lowest one left."""
+        runs: list[PageRun] = []
+        for low, high in self._free.within(start, end):
+            first, last = align_up(low, PAGE_SIZE) >> PAGE_SHIFT, high >> PAGE_SHIFT
+            taken = min(last - first, count)
+            if taken > 0:
+                runs.append(PageRun(first, taken))
+                count -= taken
+            if not count:
+                break
+        return runs
 
-    def _release(self, start: int, end: int) -> None:
-        self._reserved.discard(start, end)
+    def reserve(self, start: int, end: int) -> None:
+        """Take ``[start, end)`` (memblock_reserve). For the engine: plugins answer, it reserves."""
+        self._reserved.add(start, end)
+        self._free.discard(start, end)

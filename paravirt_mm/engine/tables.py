@@ -257,8 +257,9 @@ class Tree:
         """Work out what mapping ``[start, end)`` with pages of at most ``level`` takes.
 
         An existing entry is used as it is: a table is descended into, a large page that ``level``
-        allows stays; one that it does not allow is replaced by a table. ``only`` is a level and the
-        ranges for which entries of that level may be filled; its other entries stay empty.
+        allows stays; one that it does not allow is replaced by a table. (A 32-bit kernel replaces a
+        table by a large page, too.) ``only`` is a level and the ranges for which entries of that
+        level may be filled; its other entries stay empty.
         """
         mode = self.mode
         spans: dict[int, tuple[Span, ...]] = {}
@@ -286,7 +287,9 @@ class Tree:
                 may_be_leaf = table_level in self._leaves and table_level <= level
                 children = self._tables[table_level - 1]
                 for seg_low, seg_high, child in children.segments(first, last):
-                    if child is not None:
+                    # A 32-bit kernel sets a large page whatever is there, the startup code's tables
+                    # included (kernel_physical_mapping_init in arch/x86/mm/init_32.c).
+                    if child is not None and not (may_be_leaf and mode.is_32bit):
                         below.append((max(low, seg_low), min(high, seg_high)))
                         continue
                     for gap_low, gap_high, is_leaf in self._leaf_segments(
@@ -350,6 +353,8 @@ class Tree:
         for leaf in plan.replaced:
             self._leaves[leaf.level].discard(leaf.start, leaf.end)
         for leaf in plan.leaves:
+            if leaf.level > 1:
+                self._tables[leaf.level - 1].clear(leaf.start, leaf.end)
             self._leaves[leaf.level].add(leaf.start, leaf.end)
         return Batch(
             index=index,

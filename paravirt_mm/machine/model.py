@@ -144,6 +144,9 @@ class BootState:
     tables
         Spans of physical addresses, by level, for which the kernel's tree already has a table:
         static ones, or the boot tables where the kernel grafts them into its own tree.
+    table_pages
+        Which pages those are, where the platform knows it: pfns by level, by ascending address
+        mapped, and the root's. An image of the tables places the others by itself.
     direct_mapped
         What those tables already map of the direct map, in bytes.
     typed
@@ -159,6 +162,7 @@ class BootState:
     reserved: tuple[Span, ...] = ()
     boot_tables: tuple[Span, ...] = ()
     tables: Mapping[int, tuple[Span, ...]] = MappingProxyType({})
+    table_pages: Mapping[int, tuple[int, ...]] = MappingProxyType({})
     direct_mapped: tuple[Span, ...] = ()
     typed: bool = False
     places: tuple[tuple[str, Span], ...] = ()

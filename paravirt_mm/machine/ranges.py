@@ -99,6 +99,8 @@ class RangeSet:
 
     def within(self, start: int, end: int) -> Iterator[tuple[int, int]]:
         """Yield, ascending, the parts of the set inside ``[start, end)``."""
+        if start >= end:
+            return
         for index in range(bisect_right(self._ends, start), len(self._starts)):
             if self._starts[index] >= end:
                 return
@@ -116,14 +118,14 @@ class RangeSet:
 
     def descending(self, start: int, end: int) -> Iterator[tuple[int, int]]:
         """Yield the parts of the set inside ``[start, end)``, highest first."""
+        if start >= end:
+            return
         for index in range(bisect_left(self._starts, end) - 1, -1, -1):
             if self._ends[index] <= start:
                 return
             yield max(self._starts[index], start), min(self._ends[index], end)
 
-    def common_descending(
-        self, other: RangeSet, start: int, end: int
-    ) -> Iterator[tuple[int, int]]:
+    def common_descending(self, other: RangeSet, start: int, end: int) -> Iterator[tuple[int, int]]:
         """Yield what is in both sets inside ``[start, end)``, highest first.
 
         Costs a bisection for each time the two take turns: where one set has nothing, everything
@@ -266,6 +268,8 @@ class RangeMap(Generic[V]):
 
     def within(self, start: int, end: int) -> Iterator[tuple[int, int, V]]:
         """Yield, ascending, ``(start, end, value)`` of what is known inside ``[start, end)``."""
+        if start >= end:
+            return
         for index in range(bisect_right(self._ends, start), len(self._starts)):
             if self._starts[index] >= end:
                 return

@@ -13,10 +13,12 @@ from tabulate import tabulate
 
 from paravirt_mm.machine.model import Machine
 from paravirt_mm.measure.figures import FIGURES, Group
+from paravirt_mm.measure.lowmem32 import SEED_BRK, brk_reach, lowmem32
 from paravirt_mm.options import PluginSpec
 from paravirt_mm.registry import Registry
 from paravirt_mm.report.values import MISSING, headers, printable, show, size
 from paravirt_mm.scenario import Outcome, Run, Scenario
+from paravirt_mm.verify.verified import verified
 
 DEFAULT_ALLOCATORS = (
     "legacy_linear:kernel=2.6.39",
@@ -41,7 +43,7 @@ _TELLS_ITSELF = re.compile(r"[a-z][a-z-]{2,}|\d+(\.\d+)+")
 
 
 def label(spec: PluginSpec) -> str:
-    """Return a plugin spec as a row title: its name and its options, as short as they stay clear."""
+    """Return a plugin spec as a row title, its options as short as they stay clear."""
     parts = [
         value if _TELLS_ITSELF.fullmatch(value) else f"{key}={value}" for key, value in spec.options
     ]
@@ -57,6 +59,7 @@ class Row:
     backend: str
     verdict: str
     outcome: Outcome
+    verified: str
     figures: dict[str, Any]
 
     @classmethod
@@ -69,6 +72,7 @@ class Row:
             backend=str(scenario.backend),
             verdict=str(run.verdict),
             outcome=run.verdict.outcome,
+            verified=verified(str(scenario.allocator)),
             figures=dict(run.figures),
         )
 
@@ -80,6 +84,7 @@ class Row:
             "backend": self.backend,
             "outcome": str(self.outcome),
             "verdict": self.verdict,
+            "verified": self.verified,
             **self.figures,
         }
 
@@ -103,11 +108,19 @@ def compare(
 
 
 def machine_title(machine: Machine) -> str:
-    """Return one line about a machine."""
+    """Return a line about a machine; of a 32-bit one also what its lowmem takes and leaves out."""
     ram = size(machine.memory_map.ram_pages().total)
     pieces = len(machine.memory_map.ram_pages())
     title = machine.provenance.title or machine.name
-    return printable(f"{title}: {ram} RAM, {pieces} pieces, {machine.mode.title}")
+    lines = [printable(f"{title}: {ram} RAM, {pieces} pieces, {machine.mode.title}")]
+    lowmem = lowmem32(machine)
+    if lowmem is not None:
+        lines += [
+            f"Lowmem: {size(lowmem.lowmem)} below {lowmem.lowmem_end:#x}, "
+            f"{size(lowmem.highmem)} HIGHMEM above. In 4 KiB pages: {lowmem.tables_4k} L1 tables.",
+            f"A brk area of {size(SEED_BRK)} maps at least {size(brk_reach(machine.mode))} of it.",
+        ]
+    return "\n".join(lines)
 
 
 def table(rows: Sequence[Row], figures: Sequence[str], style: str = "simple") -> str:
@@ -178,7 +191,7 @@ def tables(rows: Sequence[Row], style: str = "simple", wide: bool = False) -> st
 
 
 def summary(rows: Sequence[Row], style: str = "simple") -> str:
-    """Return one line for each allocator and backend: verdicts, and sums over the runs that are ok."""
+    """Return a line for each allocator and backend: verdicts, sums over the runs that are ok."""
     seen: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
         seen.setdefault((row.allocator, row.backend), []).append(row)
@@ -205,6 +218,14 @@ def summary(rows: Sequence[Row], style: str = "simple") -> str:
     titles = ["allocator", "backend", *map(str, outcomes), *sums]
     align = ("left", "left", *("right",) * (len(outcomes) + len(sums)))
     return tabulate(cells, titles, tablefmt=style, colalign=align, disable_numparse=True)
+
+
+def verification(rows: Sequence[Row]) -> str:
+    """Return a line for each allocator: how far its model has been checked against reality."""
+    known = {label(PluginSpec.parse(row.allocator)): row.verified for row in rows}
+    width = max(map(len, known), default=0)
+    lines = [f"  {name:<{width}}  {text}" for name, text in known.items()]
+    return "\n".join(["Checked against real kernels (see `paravirt-mm verify`):", *lines])
 
 
 def _footnotes(rows: Sequence[Row]) -> list[str]:

@@ -228,9 +228,11 @@ class _Checker:
 
     def _on_released(self, number: int, event: SurplusReleased) -> Iterator[Finding]:
         for run in event.pages:
+            for table, _ in self._tables.within(*run.span):
+                yield Finding(5, number, table, "a page given back is a page table")
+                break
             self._held.discard(*run.span)
             self._released.append((number, run))
-        return iter(())
 
     def _on_finished(self, number: int, event: RunFinished) -> Iterator[Finding]:
         if any(isinstance(last, Panicked | OperationRejected) for last in self._trace.events[-2:]):
@@ -253,9 +255,12 @@ class _Checker:
             yield Finding(5, number, low, "a page set aside for tables was not given back")
             break
         for _, run in self._released:
-            for low, _ in reserved.within(*run.span):
+            # What was given back may have become a table since, like any other free page.
+            idle = RangeSet(self._tables.gaps(*run.span))
+            for low, _ in idle.intersection(reserved):
                 yield Finding(5, number, low, "a page given back is still reserved")
                 break
-            for first, _ in self._ledger.readonly(run.low, run.high):
-                yield Finding(5, number, first << PAGE_SHIFT, "a page given back is read-only")
-                break
+            for start, end in idle:
+                for first, _ in self._ledger.readonly(start >> PAGE_SHIFT, end >> PAGE_SHIFT):
+                    yield Finding(5, number, first << PAGE_SHIFT, "a page given back is read-only")
+                    break

@@ -49,9 +49,10 @@ from paravirt_mm.verify.linux_live.kallsyms import parse_kallsyms
 from paravirt_mm.verify.linux_live.kernelmem import KernelMemory
 from paravirt_mm.verify.linux_live.qemu import kernel_parameters
 from paravirt_mm.verify.linux_live.ram import FOUR_GIB, GuestRam, RamLayout
+from paravirt_mm.verify.linux_maps import builtin_maps
 
 DATA = Path(__file__).parents[1] / "data" / "linux_live"
-MAPS: dict[str, dict[str, Any]] = json.loads((DATA / "maps.json").read_text())
+MAPS = {named.name: named.spec for named in builtin_maps()}
 MIB, GIB, PAGE = 1 << 20, 1 << 30, 4096
 LEAF_SIZE = {"4k": PAGE, "2M": 2 * MIB, "1G": GIB}
 
@@ -706,7 +707,7 @@ def test_live_boot(kernel: Kernel) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", MAPS)
 def test_live_boot_is_as_recorded(kernel: Kernel, name: str) -> None:
-    spec = MapSpec(**MAPS[name]["spec"])
+    spec = MAPS[name]
     if spec.levels == 5 and not kernel.has_five_levels:
         pytest.skip(f"kernel {kernel.release} is built without five levels")
     record = boot(spec, kernel).to_json()

@@ -7,6 +7,7 @@ Breakpoints are set on functions that are called from other files, so that no co
 * ``kernel_physical_mapping_init``: one call a page size;
 * ``alloc_low_pages``: a table page; at its return address RAX is the page;
 * the empty function behind native's ``alloc_pte``, ``alloc_pmd`` and ``alloc_pud`` hooks;
+* ``extend_brk``, which nobody may call any more by then: a BUG;
 * ``panic``.
 
 Source of facts: Linux ``arch/x86/mm/init.c``, ``init_64.c``, ``kernel/paravirt.c``, 5.10 to 6.12.
@@ -31,6 +32,8 @@ from .walk import DirectMap, walk_direct_map
 
 DEFAULT_TIMEOUT = 120.0
 """Seconds that one boot may take in all."""
+BRK_IS_CLOSED = "extend_brk: brk is closed (kernel BUG)"
+"""Verdict, where a panic's text stands, for a kernel that dies of a BUG in extend_brk."""
 _MAX_STOPS = 2_000_000
 _PG_LEVEL_2M, _PG_LEVEL_1G = 2, 3
 _NOP_HOOKS = ("_paravirt_nop", "paravirt_nop", "nop_func")
@@ -104,6 +107,7 @@ class _Recorder:
         self._allocate = address("alloc_low_pages")
         self._hook = address(*_NOP_HOOKS)
         self._panic = address("panic")
+        self._extend = address("extend_brk")
         self._returns: dict[int, int] = {}  # return address of alloc_low_pages -> pages asked for
         self.steps: list[MappingStep] = []
         self.allocations: list[TableAllocation] = []
@@ -122,7 +126,7 @@ class _Recorder:
             raise BootError(f"stopped at {registers['rip']:#x}, not at init_mem_mapping")
         self._look_before()
         end = self.memory.number_at(registers["rsp"])
-        for address in (self._step, self._split, self._allocate, self._hook, end):
+        for address in (self._step, self._split, self._allocate, self._hook, self._extend, end):
             self.gdb.insert_breakpoint(address)
         self.gdb.remove_breakpoint(self._begin)
         for _ in range(_MAX_STOPS):
@@ -133,6 +137,9 @@ class _Recorder:
                 return
             if rip == self._panic:
                 self.panic = self._panic_text(registers["rdi"])
+                return
+            if rip == self._extend:
+                self.panic = BRK_IS_CLOSED
                 return
             self._note(rip, registers)
             self._step_over(rip)
@@ -222,6 +229,7 @@ class _Recorder:
             memory=self.before.memory,
             reserved=self.before.reserved,
             bottom_up=self.before.bottom_up,
+            kernel_end=self.memory.physical(self.memory.address_of("_end")),
             brk_start=first * PAGE_SIZE,
             pgt_buf_pages=top - first,
             max_pfn=self.max_pfn,

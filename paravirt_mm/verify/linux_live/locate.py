@@ -89,7 +89,7 @@ def find_kernel(where: Path | None = None) -> Path:
     if not text:
         raise LiveUnavailableError(
             f"no kernel to boot: set {KERNEL_VARIABLE} to a vmlinuz or to a directory that "
-            "tools/fetch-linux.sh has filled"
+            "tools/fetch-linux.sh has filled (Debian: the package linux-image-amd64, unpacked)"
         )
     path = Path(text)
     if path.is_file():
@@ -97,7 +97,10 @@ def find_kernel(where: Path | None = None) -> Path:
     patterns = ("vmlinuz-*", "boot/vmlinuz-*", "*/boot/vmlinuz-*")
     found = [file for pattern in patterns for file in path.glob(pattern) if file.is_file()]
     if not found:
-        raise LiveUnavailableError(f"{path}: no vmlinuz-* there, in boot/ or in */boot/")
+        raise LiveUnavailableError(
+            f"{path}: no vmlinuz-* there, in boot/ or in */boot/; unpack a kernel package into it "
+            "(Debian: linux-image-amd64), or let tools/fetch-linux.sh do it"
+        )
     return max(found, key=lambda file: [int(n) for n in _NUMBER.findall(file.name)])
 
 

@@ -68,13 +68,15 @@ class LiveRecord:
     """memblock's reservations when it began."""
     bottom_up: bool
     """memblock's direction: True with ``movable_node``."""
+    kernel_end: int
+    """The linker's ``_end``: where bottom-up mapping starts."""
     brk_start: int
     """First of the ``pgt_buf_pages`` brk pages for early tables."""
     pgt_buf_pages: int
     max_pfn: int
     max_low_pfn: int
     panic: str | None
-    """The panic's format string, or None."""
+    """The panic's format string (or what the kernel died of), or None."""
     steps: tuple[MappingStep, ...]
     allocations: tuple[TableAllocation, ...]
     """Table pages in the order in which they were taken."""
@@ -120,6 +122,7 @@ class LiveRecord:
             "memory": _lists(self.memory),
             "reserved": _lists(self.reserved),
             "bottom_up": self.bottom_up,
+            "kernel_end": self.kernel_end,
             "brk_start": self.brk_start,
             "pgt_buf_pages": self.pgt_buf_pages,
             "pse": int(self.pse),

@@ -29,7 +29,7 @@ PC_LOW_LIMIT = FOUR_GIB
 """QEMU's PC, told so by ``max-ram-below-4g``, keeps less RAM than this in one piece, ..."""
 _PC_LOW_SPLIT = 0xC000_0000
 """... and otherwise ends the low piece here and puts the rest at 4 GiB."""
-_PC_RAM_END = 1000 * GIB
+PC_RAM_END = 1000 * GIB
 """TCG has 40 physical address bits, and QEMU keeps the last 12 GiB below 1 TiB free on AMD."""
 
 
@@ -96,8 +96,8 @@ class MapSpec:
         for start, end, *_type in (*self.ram, *self.other, *self.reserved):
             if not 0 <= start < end <= 1 << 52:
                 raise MapSpecError(f"[{start:#x}, {end:#x}) is empty or beyond 52 bits")
-        if max(end for _, end in self.ram) > _PC_RAM_END:
-            raise MapSpecError(f"RAM above {_PC_RAM_END >> 30} GiB: QEMU's TCG cannot address it")
+        if max(end for _, end in self.ram) > PC_RAM_END:
+            raise MapSpecError(f"RAM above {PC_RAM_END >> 30} GiB: QEMU's TCG cannot address it")
         if self.gbpages and not self.pse:
             raise MapSpecError("no processor has 1 GiB pages without 2 MiB pages")
         if self.entry is Entry.FIRMWARE and self.reserved:
@@ -119,7 +119,7 @@ class MapSpec:
         """
         if self.memory_mib is not None:
             size = self.memory_mib * MIB
-            if not MIB <= size <= _PC_RAM_END - GIB:
+            if not MIB <= size <= PC_RAM_END - GIB:
                 raise MapSpecError(f"memory_mib={self.memory_mib} is not between 1 and 1022976")
             if size < PC_LOW_LIMIT:
                 return RamLayout(size)

@@ -16,6 +16,7 @@ import attrs
 from paravirt_mm import (
     Boot,
     Promise,
+    Run,
     SpecError,
     Step,
     StepResult,
@@ -25,8 +26,8 @@ from paravirt_mm import (
 )
 from paravirt_mm.hookspecs import API_VERSION
 from paravirt_mm_incremental.hpa import SevenSteps
-from paravirt_mm_incremental.linux import TopDown
-from paravirt_mm_incremental.releases import change_for, parse_version
+from paravirt_mm_incremental.linux import LinuxSteps
+from paravirt_mm_incremental.releases import BottomUp, change_for, parse_version
 
 
 class Variant(StrEnum):
@@ -46,8 +47,14 @@ class Incremental:
         For ``linux``, the release to model, for example ``4.19``.
     randomize_memory
         For ``linux``: the kernel was built with CONFIG_RANDOMIZE_MEMORY, which sets more brk aside.
+    movable_node
+        For ``linux`` from 3.13 on: booted with the parameter of that name, so that memory is given
+        out and mapped from the bottom.
     brk_pages
         Pages of brk set aside for tables; default: what the release has, 64 for ``hpa``.
+    kaslr
+        For ``linux``: the direct map is randomised (4.8 and later, some older distribution
+        kernels), which takes a table or two for the real-mode trampoline from brk.
     """
 
     pvmm_api: ClassVar[int] = API_VERSION
@@ -55,16 +62,32 @@ class Incremental:
     variant: Variant = Variant.LINUX
     kernel: str = "4.19"
     randomize_memory: bool = True
+    movable_node: bool = False
     brk_pages: int | None = None
+    kaslr: bool = False
 
     def __attrs_post_init__(self) -> None:
-        change_for(self.kernel)
+        release = change_for(self.kernel)
+        if self.movable_node and release.bottom_up is BottomUp.NO:
+            raise SpecError(f"Linux {self.kernel} does not know movable_node (3.13 and later do)")
+        if self.variant is Variant.HPA and (self.movable_node or self.kaslr):
+            raise SpecError("movable_node and kaslr are options of variant=linux")
 
     @property
-    def _design(self) -> TopDown | SevenSteps:
+    def _design(self) -> LinuxSteps | SevenSteps:
         if self.variant is Variant.HPA:
             return SevenSteps() if self.brk_pages is None else SevenSteps(self.brk_pages)
-        return TopDown(change_for(self.kernel), self.randomize_memory, self.brk_pages)
+        return self._linux
+
+    @property
+    def _linux(self) -> LinuxSteps:
+        return LinuxSteps(
+            change_for(self.kernel),
+            self.randomize_memory,
+            self.brk_pages,
+            self.movable_node,
+            self.kaslr,
+        )
 
     @hookimpl
     def pvmm_promise(self, boot: Boot) -> Promise:
@@ -82,6 +105,14 @@ class Incremental:
     ) -> Sequence[TablePages]:
         """Give pages as the variant does."""
         return self._design.allocate(boot, step, demand)
+
+    @hookimpl
+    def pvmm_figures(self, run: Run) -> dict[str, int] | None:
+        """Say how many tables were made for the trampoline, if any were."""
+        if not self.kaslr:
+            return None
+        tables = self._linux.trampoline_tables(run.scenario.machine.mode)
+        return {"trampoline_tables": tables}
 
     @hookimpl
     def pvmm_models_kernel(self, release: str) -> str | None:

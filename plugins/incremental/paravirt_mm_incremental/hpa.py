@@ -138,17 +138,17 @@ def _free_pages(boot: Boot, count: int) -> Iterator[PageRun]:
     for run in deal([boot.brk_free], count):
         yield run
         count -= run.count
-    if boot.waiting and boot.waiting[0].index == 0:
+    oldest = boot.oldest_waiting
+    if not count or (oldest is not None and oldest.index == 0):
         return
-    for low, high in boot.memblock.free_descending(0, boot.machine.map_limit):
-        for start, end in reversed(list(boot.reachable(low, high))):
+    for start, end in boot.free_reachable(0, boot.machine.map_limit):
+        pages = (end - align_up(start, PAGE_SIZE)) >> PAGE_SHIFT
+        if pages > 0:
+            taken = min(count, pages)
+            yield PageRun((end >> PAGE_SHIFT) - 1, taken, -1)
+            count -= taken
             if not count:
                 return
-            pages = (end - align_up(start, PAGE_SIZE)) >> PAGE_SHIFT
-            if pages > 0:
-                taken = min(count, pages)
-                yield PageRun((end >> PAGE_SHIFT) - 1, taken, -1)
-                count -= taken
 
 
 __all__ = ["SevenSteps"]

@@ -4,6 +4,10 @@ Map the first MiB; find a free large page as high as possible; from its end go d
 steps, mapping only RAM; in the end map what lies above it, and load CR3. A table page comes from
 brk while that lasts, then from what has been mapped most recently. Each table is handed over and
 attached as soon as it is filled.
+
+Booted with ``movable_node`` (since 3.13), memblock gives memory from the bottom, next to the
+kernel, so that tables stay off memory that may be unplugged; the map grows upward from the kernel's
+end and is completed below it last.
 """
 
 from __future__ import annotations
@@ -17,6 +21,8 @@ from paravirt_mm import (
     Boot,
     KernelPanic,
     Map,
+    PageRun,
+    PagingMode,
     Promise,
     RangeSet,
     Source,
@@ -25,22 +31,31 @@ from paravirt_mm import (
     TableDemand,
     TablePages,
     align_down,
+    align_up,
     deal,
     page_count,
 )
-from paravirt_mm_incremental.releases import Change
+from paravirt_mm_incremental.releases import BottomUp, Change, NoBlock
 
 PAGE_SHIFT = 12
+PAGE_SIZE = 1 << PAGE_SHIFT
 ISA_END = 1 << 20
+_ISA_LABEL = "ISA range"
 
 
 @attrs.frozen
-class TopDown:
-    """The steps of one release. Addresses are bytes."""
+class LinuxSteps:
+    """The steps of one release. Addresses are bytes.
+
+    ``movable_node``: booted with the parameter of that name, so memblock works from the bottom up;
+    ``kaslr``: the direct map is randomised, and a table for the trampoline comes from brk too.
+    """
 
     release: Change
     randomize_memory: bool = True
     brk_pages: int | None = None
+    movable_node: bool = False
+    kaslr: bool = False
 
     def promise(self, boot: Boot) -> Promise:
         """Promise the first MiB and all RAM up to the limit of the direct map."""
@@ -52,13 +67,31 @@ class TopDown:
         return Promise(direct_map=tuple(promised), brk_pages=pages)
 
     def steps(self, boot: Boot) -> Generator[Step, StepResult, None]:
-        """Yield the steps (init_mem_mapping, memory_map_top_down)."""
+        """Yield the steps (init_mem_mapping)."""
+        yield Map(0, ISA_END, label=_ISA_LABEL, promote=self.release.promote)
         end = boot.machine.map_limit
-        yield Map(0, ISA_END, label="ISA range", promote=self.release.promote)
+        if self.movable_node:
+            # Tables go above the kernel, so what lies there is mapped first.
+            kernel_end = _kernel_end(boot)
+            mapped = yield from self._upward(boot, kernel_end, end, _mapped_at_boot(boot))
+            yield from self._upward(boot, ISA_END, kernel_end, mapped)
+        else:
+            yield from self._downward(boot, end)
+        yield ActivateRoot()
+
+    def _downward(self, boot: Boot, end: int) -> Generator[Step, StepResult, None]:
+        """Map from the highest free large page downward, then what lies above it
+        (memory_map_top_down).
+        """
         large = boot.mode.entry_span(2)
-        # A large block of free RAM, as high as possible: Xen has a big reservation at the very top.
+        # Xen has a big reservation at the very top, which is skipped at first.
         found = boot.memblock.find_top_down(ISA_END, end, large, large)
-        real_end = (found or 0) + large
+        if found is not None:
+            real_end = found + large
+        elif self.release.no_block is NoBlock.TOP:
+            real_end = max(ISA_END, align_down(end, large))
+        else:
+            real_end = large
         step = large
         mapped, max_mapped = 0, 0
         upper = real_end
@@ -77,35 +110,94 @@ class TopDown:
         for piece in self._ram(boot, real_end, end):
             done = yield attrs.evolve(piece, tables_from=(upper, max_mapped))
             max_mapped = max(max_mapped, done.mapped_end)
-        yield ActivateRoot()
+
+    def _upward(
+        self, boot: Boot, start: int, end: int, max_mapped: int
+    ) -> Generator[Step, StepResult, int]:
+        """Map ``[start, end)`` in growing steps, upward (memory_map_bottom_up).
+
+        ``max_mapped`` is the end of what is mapped already; return where it is then.
+        """
+        step = boot.mode.entry_span(2)
+        mapped, lower = 0, start
+        while lower < end:
+            upper = min(align_up(lower + 1, step), end) if end - lower > step else end
+            this_step = 0
+            for piece in self._ram(boot, lower, upper):
+                done = yield attrs.evolve(piece, tables_from=(start, max_mapped))
+                max_mapped = max(max_mapped, done.mapped_end)
+                this_step += piece.end - piece.start
+            lower = upper
+            mapped += this_step
+            step = self.release.next_step(boot.mode, step, mapped, this_step)
+        return max_mapped
 
     def _ram(self, boot: Boot, lower: int, upper: int) -> Iterator[Map]:
         """Yield a step for each piece of RAM in ``[lower, upper)`` (init_range_memory_mapping)."""
         for low, high in boot.memblock.memory(lower, upper):
-            brk = boot.brk_free.span
+            brk = self._brk_free(boot).span
             overlaps_brk = max(low, brk[0]) < min(high, brk[1])
             yield Map(
                 low, high, label="RAM", promote=self.release.promote, use_brk=not overlaps_brk
             )
 
+    def trampoline_tables(self, mode: PagingMode) -> int:
+        """Return how many pages of brk become tables for the real-mode trampoline, right after the
+        ISA range is mapped (init_trampoline).
+
+        They map the first MiB a second time where the direct map is randomised: one for each level
+        between the root and the L2 table that is shared.
+        """
+        return mode.root_level - 3 if self.kaslr and not mode.is_32bit else 0
+
+    def _brk_free(self, boot: Boot, in_isa_range: bool = False) -> PageRun:
+        """Return the brk pages that are left."""
+        free = boot.brk_free
+        taken = 0 if in_isa_range else self.trampoline_tables(boot.mode)
+        return free.tail(min(taken, free.count))
+
     def allocate(self, boot: Boot, step: Step, demand: TableDemand) -> Sequence[TablePages]:
-        """Take pages from brk, then the highest free ones of the window (alloc_low_pages)."""
+        """Take pages from brk, then from the window (alloc_low_pages)."""
         if not isinstance(step, Map):
             raise TypeError(f"no tables are asked for in step {step!r}")
         pages: list[TablePages] = []
         wanted = demand.count
         if step.use_brk:
-            pages += [TablePages(run, Source.BRK) for run in deal([boot.brk_free], wanted)]
+            free = self._brk_free(boot, in_isa_range=step.label == _ISA_LABEL)
+            pages += [TablePages(run, Source.BRK) for run in deal([free], wanted)]
             wanted -= page_count(part.run for part in pages)
-        if wanted:
-            low, high = step.tables_from
-            found = boot.memblock.pages_top_down(low, high, wanted) if low < high else []
+        low, high = step.tables_from
+        if wanted and low < high:
+            found = self._find(boot, low, high, wanted)
             pages += [TablePages(run, Source.MEMBLOCK) for run in found]
             wanted -= page_count(found)
-        if wanted and step.use_brk and self.release.brk_fallback:
-            extended = list(deal([boot.brk_beyond], wanted))
-            pages += [TablePages(run, Source.BRK) for run in extended]
-            wanted -= page_count(extended)
         if wanted:
-            raise KernelPanic("alloc_low_pages: can not alloc memory", wanted)
+            words = self.release.panic(window_is_empty=low >= high, use_brk=step.use_brk)
+            raise KernelPanic(words, wanted)
         return pages
+
+    def _find(self, boot: Boot, low: int, high: int, wanted: int) -> list[PageRun]:
+        """Return up to ``wanted`` free pages of a window, in the order of memblock's searches."""
+        if not self.movable_node:
+            return boot.memblock.pages_top_down(low, high, wanted)
+        above = low
+        if self.release.bottom_up is BottomUp.ABOVE_KERNEL:
+            above = max(low, _kernel_end(boot))
+        upward = boot.memblock.pages_bottom_up(above, high, wanted)
+        wanted -= page_count(upward)
+        if wanted and low < above:
+            return upward + boot.memblock.pages_top_down(low, min(above, high), wanted)
+        return upward
+
+
+def _mapped_at_boot(boot: Boot) -> int:
+    """Return the kernel's max_pfn_mapped, in bytes, as it is when mapping begins: the startup code
+    of i386 and of Xen guests sets it, that of native x86_64 does not (cleanup_highmap).
+    """
+    if boot.state.typed or boot.mode.is_32bit:
+        return boot.max_pfn_mapped << PAGE_SHIFT
+    return 0
+
+
+def _kernel_end(boot: Boot) -> int:
+    return align_up(boot.kernel.linked_end or boot.kernel.span[1], PAGE_SIZE)

@@ -3,8 +3,12 @@ fallbacks.
 
 One row a change; a release behaves as the last row that is not newer than it.
 
-Source: arch/x86/mm/init.c (early_alloc_pgt_buf, memory_map_top_down, get_new_step_size,
-split_mem_range, alloc_low_pages).
+Where neighbouring releases could not be read, a row begins with the first that was seen to have the
+change: 3.13 (3.11 has not), 4.19 (4.18 has not), 5.12 (5.11 has not, 5.14 has). Rows hold mainline
+releases; what stable series took from later ones is in `BACKPORTS`.
+
+Source: arch/x86/mm/init.c (early_alloc_pgt_buf, memory_map_top_down, memory_map_bottom_up,
+get_new_step_size, split_mem_range, alloc_low_pages), mm/memblock.c (memblock_find_in_range_node).
 """
 
 from __future__ import annotations
@@ -27,25 +31,54 @@ class Growth(StrEnum):
 
 
 class BrkPages(StrEnum):
-    """How many pages of brk are set aside for the first tables."""
+    """How many pages of brk are set aside for the first tables.
+
+    A set holds the tables of the ISA range or of the first large page, one a level below the root.
+    """
 
     FIVE = "5"
     SIX = "6"
-    SIX_OR_TWELVE = "6, or 12 with CONFIG_RANDOMIZE_MEMORY"
-    BY_LEVELS = "two sets of 3 (4 with CONFIG_X86_5LEVEL), or four with CONFIG_RANDOMIZE_MEMORY"
+    SIX_OR_TWELVE = "6; 12 with CONFIG_RANDOMIZE_MEMORY"
+    EIGHT_OR_SIXTEEN = "8 (6 without a fifth level); 16 (12) with CONFIG_RANDOMIZE_MEMORY"
+
+
+class BottomUp(StrEnum):
+    """How memblock searches in bottom-up mode (``movable_node`` and hot-pluggable memory)."""
+
+    NO = "no such mode"
+    ABOVE_KERNEL = "lowest free page above the kernel; else from the top"
+    ANYWHERE = "lowest free page, or none"
+
+
+class Fallback(StrEnum):
+    """What happens where memblock has no page for a table.
+
+    The later way looks like a rescue and is none: setup_arch has closed brk before (reserve_brk),
+    and extend_brk insists on an open one. Live 6.1 dies there.
+    """
+
+    PANIC = "panic"
+    EXTEND_BRK = "where brk may serve, one more page of it is asked for, which is a BUG; else panic"
+
+
+class NoBlock(StrEnum):
+    """Where mapping begins when no free large page is found."""
+
+    BOTTOM = "at the first large page"
+    TOP = "at the last large page boundary, with a warning"
 
 
 @attrs.frozen
 class Change:
-    """What a release does. ``note`` tells what was new in it; ``brk_fallback``, that brk is
-    extended where memblock has nothing.
-    """
+    """What releases do from ``since`` on; ``note`` tells what was new."""
 
     since: Version
     brk: BrkPages
     growth: Growth
     promote: Promote
-    brk_fallback: bool
+    bottom_up: BottomUp
+    fallback: Fallback
+    no_block: NoBlock
     note: str
 
     def next_step(self, mode: PagingMode, step: int, mapped: int, last: int) -> int:
@@ -69,32 +102,67 @@ class Change:
             return 3 * sets
         return (3 if mode.is_32bit else 4) * sets
 
+    def panic(self, *, window_is_empty: bool, use_brk: bool) -> str:
+        """Return the words with which the kernel gives up."""
+        if use_brk and self.fallback is Fallback.EXTEND_BRK:
+            return "extend_brk: brk is closed (kernel BUG)"
+        function = "alloc_low_page" if self.bottom_up is BottomUp.NO else "alloc_low_pages"
+        if window_is_empty and self.fallback is Fallback.PANIC:
+            return f"{function}: ran out of memory"
+        return f"{function}: can not alloc memory"
 
+
+_5, _6, _12, _16 = (
+    BrkPages.FIVE, BrkPages.SIX, BrkPages.SIX_OR_TWELVE, BrkPages.EIGHT_OR_SIXTEEN
+)  # fmt: skip
+_LARGER, _ENOUGH = Growth.LARGER_STEP, Growth.MAPPED_ENOUGH
 _BEFORE, _AFTER = Promote.BEFORE_MERGE, Promote.AFTER_MERGE
+_NO, _ABOVE, _ANYWHERE = BottomUp.NO, BottomUp.ABOVE_KERNEL, BottomUp.ANYWHERE
+_PANIC, _EXTEND = Fallback.PANIC, Fallback.EXTEND_BRK
+_BOTTOM, _TOP = NoBlock.BOTTOM, NoBlock.TOP
 
 CHANGES: tuple[Change, ...] = (
-    Change((3, 9), BrkPages.FIVE, Growth.LARGER_STEP, _AFTER, False, "merged"),
-    Change(
-        (3, 10), BrkPages.SIX, Growth.LARGER_STEP, _BEFORE, False,
-        "a sixth page; promotion before neighbours are merged",
-    ),
-    Change(
-        (3, 19), BrkPages.SIX, Growth.MAPPED_ENOUGH, _BEFORE, False,
-        "steps grow by table size, and as soon as enough is mapped",
-    ),
-    Change(
-        (4, 8), BrkPages.SIX_OR_TWELVE, Growth.MAPPED_ENOUGH, _BEFORE, False,
-        "a randomised direct map may start anywhere in a table: twice the pages",
-    ),
-    Change(
-        (4, 16), BrkPages.SIX_OR_TWELVE, Growth.MAPPED_ENOUGH, _BEFORE, True,
-        "brk is extended where memblock finds nothing",
-    ),
-    Change(
-        (5, 11), BrkPages.BY_LEVELS, Growth.MAPPED_ENOUGH, _BEFORE, True,
-        "a further page a set for a fifth level",
-    ),
+    Change((3, 9), _5, _LARGER, _AFTER, _NO, _PANIC, _BOTTOM,
+        "merged"),
+    Change((3, 10), _6, _LARGER, _BEFORE, _NO, _PANIC, _BOTTOM,
+        "a sixth page; promotion before neighbours are merged"),
+    Change((3, 13), _6, _LARGER, _BEFORE, _ABOVE, _PANIC, _BOTTOM,
+        "movable_node: bottom-up above the kernel, then what lies below its end"),
+    Change((3, 19), _6, _ENOUGH, _BEFORE, _ABOVE, _PANIC, _BOTTOM,
+        "steps grow by table size, and as soon as enough is mapped"),
+    Change((4, 8), _12, _ENOUGH, _BEFORE, _ABOVE, _PANIC, _BOTTOM,
+        "a randomised direct map may start anywhere in a table: twice the pages, and one table for"
+        " the real-mode trampoline"),
+    Change((4, 19), _12, _ENOUGH, _BEFORE, _ABOVE, _EXTEND, _BOTTOM,
+        "more brk is asked for where memblock finds nothing"),
+    Change((5, 11), _12, _ENOUGH, _BEFORE, _ANYWHERE, _EXTEND, _BOTTOM,
+        "bottom-up searches are no longer kept above the kernel, and have no second try"),
+    Change((5, 12), _16, _ENOUGH, _BEFORE, _ANYWHERE, _EXTEND, _BOTTOM,
+        "a further page a set for the fifth level (CONFIG_X86_5LEVEL)"),
+    Change((6, 15), _16, _ENOUGH, _BEFORE, _ANYWHERE, _EXTEND, _TOP,
+        "without a free large page mapping begins at the top"),
 )  # fmt: skip
+
+
+@attrs.frozen
+class Backport:
+    """A stable series does from ``since`` on what mainline does from ``mainline`` on, in one
+    ``field`` of `Change`.
+    """
+
+    since: Version
+    mainline: Version
+    field: str
+
+
+BACKPORTS: tuple[Backport, ...] = (
+    Backport((5, 10, 15), (5, 11), "bottom_up"),
+    Backport((6, 1, 141), (6, 15), "no_block"),
+    Backport((6, 12, 31), (6, 15), "no_block"),
+)
+"""What is known of it, from the changelogs of Debian's kernels, which list those of each stable
+release; live boots of 5.10.223, 6.1.192 and 6.12.107 confirm them.
+"""
 
 
 def parse_version(kernel: str) -> Version:
@@ -108,7 +176,15 @@ def parse_version(kernel: str) -> Version:
 def change_for(kernel: str) -> Change:
     """Return what a release does. Raises `SpecError` for releases before 3.9."""
     version = parse_version(kernel)
-    rows = [change for change in CHANGES if change.since <= version]
-    if not rows:
+    if version < CHANGES[0].since:
         raise SpecError(f"incremental models kernels from 3.9 on, not {kernel}; use legacy_linear")
-    return rows[-1]
+    change = _mainline(version)
+    for backport in BACKPORTS:
+        if version[:2] == backport.since[:2] and version >= backport.since:
+            taken = getattr(_mainline(backport.mainline), backport.field)
+            change = attrs.evolve(change, **{backport.field: taken})
+    return change
+
+
+def _mainline(version: Version) -> Change:
+    return [change for change in CHANGES if change.since <= version][-1]

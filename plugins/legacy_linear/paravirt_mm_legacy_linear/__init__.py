@@ -1,4 +1,4 @@
-"""The linear allocator of Linux up to 3.7: guess how many tables a range needs, set one block
+"""The linear allocator of Linux up to 3.8: guess how many tables a range needs, set one block
 aside, use it up.
 
 Each call of init_memory_mapping guesses anew. The formulas, and where the block is searched,
@@ -27,18 +27,21 @@ from paravirt_mm import (
     StepResult,
     TableDemand,
     TablePages,
+    align_up,
     deal,
     hookimpl,
     page_count,
 )
 from paravirt_mm.hookspecs import API_VERSION
 from paravirt_mm_legacy_linear.releases import (
+    FIXMAP_ENTRIES,
     Calls,
     Change,
     GoodEnd,
     Guess,
     change_for,
     guess_pages,
+    pages_for,
     parse_version,
 )
 
@@ -51,7 +54,7 @@ class LegacyLinear:
     """Linux's linear early page-table allocator.
 
     kernel
-        The release to model, from 2.6.27 to 3.8, for example ``3.6``.
+        The release to model, from 2.6.19 (32-bit: 2.6.27) to 3.8, for example ``3.6``.
     good_end
         Where the search for the block may end: ``release`` as that release did, ``mapped`` at the
         end of what is mapped so far, ``end`` at the end of the range to be mapped. The patch
@@ -60,6 +63,11 @@ class LegacyLinear:
     guess
         How the number of tables is estimated, where it is not as in the mainline release (see
         `Guess`).
+    calls
+        Which ranges are passed to init_memory_mapping, where that is not as in the mainline release
+        (see `Calls`).
+    fixmap_entries
+        32-bit: entries of the kernel's fixmap; its tables are part of the guess.
     """
 
     pvmm_api: ClassVar[int] = API_VERSION
@@ -67,9 +75,13 @@ class LegacyLinear:
     kernel: str = "3.6"
     good_end: GoodEnd = GoodEnd.RELEASE
     guess: Guess | None = None
+    calls: Calls | None = None
+    fixmap_entries: int = FIXMAP_ENTRIES
 
     def __attrs_post_init__(self) -> None:
         change_for(self.kernel, is_32bit=False)
+        if not 0 <= self.fixmap_entries <= 1 << 20:
+            raise SpecError(f"fixmap_entries={self.fixmap_entries} is not between 0 and {1 << 20}")
 
     def _change(self, boot: Boot) -> Change:
         """The facts of the release."""
@@ -79,10 +91,17 @@ class LegacyLinear:
         """The ranges that setup_arch passes to init_memory_mapping."""
         machine = boot.machine
         calls = [(0, machine.max_low_pfn << PAGE_SHIFT)]
-        end = machine.max_pfn << PAGE_SHIFT
-        if boot.mode.is_32bit or machine.max_pfn <= machine.max_low_pfn:
+        if boot.mode.is_32bit:
             return calls
-        if self._change(boot).calls is Calls.REGIONS:
+        wanted = self.calls or self._change(boot).calls
+        if wanted is Calls.ONE:
+            # The last large page is mapped whole.
+            largest = boot.mode.entry_span(boot.largest_level)
+            return [(0, align_up(machine.memory_map.known().end, largest))]
+        if machine.max_pfn <= machine.max_low_pfn:
+            return calls
+        end = machine.max_pfn << PAGE_SHIFT
+        if wanted is Calls.REGIONS:
             calls += boot.memblock.memory(4 * GIB, end)
         else:
             calls.append((4 * GIB, end))
@@ -122,7 +141,11 @@ class LegacyLinear:
         (find_early_table_space).
         """
         change = self._change(boot)
-        size = guess_pages(boot, self.guess or change.guess, pieces, step.end) << PAGE_SHIFT
+        fixmap = change.fixmap
+        if fixmap is None:
+            fixmap = pages_for(boot, self.fixmap_entries)
+        guess = guess_pages(boot, self.guess or change.guess, pieces, step.end, fixmap)
+        size = guess << PAGE_SHIFT
         good_end = change.good_end if self.good_end is GoodEnd.RELEASE else self.good_end
         stop = step.end if good_end is GoodEnd.END else boot.max_pfn_mapped << PAGE_SHIFT
         find = boot.memblock.find_top_down if change.top_down else boot.memblock.find_bottom_up

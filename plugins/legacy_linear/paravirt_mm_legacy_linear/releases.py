@@ -30,6 +30,10 @@ class Guess(StrEnum):
     their own.
     """
 
+    LARGE_PAGES = "large-pages"
+    """L3 and L2 tables from 0 to the end of the range: nothing is mapped with small pages. With 1G
+    pages no L2 tables either.
+    """
     WHOLE = "whole"
     """From 0 to the end of the range: 1G units, 2M units (or the remainder), and the small pages at
     the end.
@@ -40,8 +44,8 @@ class Guess(StrEnum):
     thousands guessed, a handful used.
     """
     ANY_FIRST_PIECE = "any-first-piece"
-    """As `FIRST_PIECE`, wherever the first piece starts: the mainline commit before its correction,
-    in some stable trees.
+    """As `FIRST_PIECE`, wherever the first piece starts: the mainline commit before its correction
+    (3.5-rc).
     """
     PIECES = "pieces"
     """From the pieces that are really mapped, summed over them."""
@@ -60,88 +64,91 @@ class GoodEnd(StrEnum):
 
 
 class Calls(StrEnum):
-    """Which ranges above 4 GiB a 64-bit kernel passes to init_memory_mapping."""
+    """Which ranges a 64-bit kernel passes to init_memory_mapping."""
 
-    WHOLE = "one range"
-    """[4 GiB, max_pfn), holes included."""
-    REGIONS = "each region of RAM"
-    """One call for each region that ends above 4 GiB."""
+    ONE = "one"
+    """[0, end of the last firmware entry of any type), to whole large pages."""
+    TWO = "two"
+    """[0, max_low_pfn) and [4 GiB, max_pfn), holes included."""
+    REGIONS = "regions"
+    """[0, max_low_pfn), then one call for each region of RAM that ends above 4 GiB."""
 
 
 @attrs.frozen
 class Change:
-    """What a release does. ``note`` tells what was new in it."""
+    """What releases do from ``since`` on, in the mode of their table.
+
+    guess, calls
+        See there.
+    top_down
+        The block is the highest that fits (memblock); otherwise the lowest (e820, early_res).
+    search_start, good_end
+        Where the search begins (bytes) and ends.
+    fixmap
+        32-bit: tables for the fixmap are guessed too; a number of pages, or None for as many as its
+        entries need.
+    note
+        What was new.
+    """
 
     since: Version
     guess: Guess
     good_end: GoodEnd
     top_down: bool
     search_start: int
+    calls: Calls
     note: str
-    calls: Calls = Calls.WHOLE
+    fixmap: int | None = None
 
+
+_UP, _DOWN = False, True
+_MAPPED, _END = GoodEnd.MAPPED, GoodEnd.END
+_ONE, _TWO, _REGIONS = Calls.ONE, Calls.TWO, Calls.REGIONS
 
 X86_64: tuple[Change, ...] = (
-    Change(
-        (2, 6, 27), Guess.WHOLE, GoodEnd.END, False, 0x8000,
-        "ranges are split by page size, so small pages are estimated too; block from 0x8000 upward",
-    ),
-    Change(
-        (2, 6, 31), Guess.WHOLE, GoodEnd.MAPPED, False, 0x8000,
-        "the block must lie in what is mapped",
-    ),
-    Change(
-        (2, 6, 37), Guess.WHOLE, GoodEnd.MAPPED, True, 0x8000,
-        "memblock replaces early_res: the search goes from the top down",
-    ),
-    Change(
-        (2, 6, 39), Guess.WHOLE, GoodEnd.END, True, 0,
-        '"put early page table high": the block may lie in what is yet to be mapped',
-    ),
-    Change(
-        (3, 1), Guess.WHOLE, GoodEnd.MAPPED, True, 0,
-        "taken back for 64-bit: resume from S4 broke",
-    ),
-    Change(
-        (3, 5), Guess.FIRST_PIECE, GoodEnd.MAPPED, True, 0,
-        "the first piece, which uses no large pages, is added to the estimate",
-    ),
-    Change(
-        (3, 7), Guess.PIECES, GoodEnd.MAPPED, True, 0,
-        "estimated from the pieces; holes above 4 GiB are no longer mapped", Calls.REGIONS,
-    ),
-    Change(
-        (3, 8), Guess.PIECES_AND_ROOTS, GoodEnd.MAPPED, True, 0,
-        "a page for each further root entry", Calls.REGIONS,
-    ),
+    Change((2, 6, 19), Guess.LARGE_PAGES, _END, _UP, 0x8000, _ONE,
+        "everything the firmware lists is mapped, with large pages only"),
+    Change((2, 6, 27), Guess.WHOLE, _END, _UP, 0x8000, _TWO,
+        "only RAM is mapped; ranges are split by page size, so small pages are estimated too"),
+    Change((2, 6, 31), Guess.WHOLE, _MAPPED, _UP, 0x8000, _TWO,
+        "the block must lie in what is mapped"),
+    Change((2, 6, 37), Guess.WHOLE, _MAPPED, _DOWN, 0x8000, _TWO,
+        "memblock replaces early_res: the search goes from the top down"),
+    Change((2, 6, 39), Guess.WHOLE, _END, _DOWN, 0, _TWO,
+        '"put early page table high": the block may lie in what is yet to be mapped'),
+    Change((3, 1), Guess.WHOLE, _MAPPED, _DOWN, 0, _TWO,
+        "taken back, as hibernation broke (3.0.9 as well)"),
+    Change((3, 5), Guess.FIRST_PIECE, _MAPPED, _DOWN, 0, _TWO,
+        "the first piece, which uses no large pages, is added to the estimate"),
+    Change((3, 7), Guess.PIECES, _MAPPED, _DOWN, 0, _REGIONS,
+        "estimated from the pieces; holes above 4 GiB are no longer mapped"),
+    Change((3, 8), Guess.PIECES_AND_ROOTS, _MAPPED, _DOWN, 0, _REGIONS,
+        "a page for each further root entry"),
 )  # fmt: skip
 
 I386: tuple[Change, ...] = (
-    Change(
-        (2, 6, 27), Guess.WHOLE, GoodEnd.MAPPED, False, 0x7000,
-        "the first large page is always mapped with small ones; tables for the fixmap are added",
-    ),
-    Change(
-        (2, 6, 37), Guess.WHOLE, GoodEnd.MAPPED, True, 0x7000,
-        "memblock replaces early_res: the search goes from the top down",
-    ),
-    Change((2, 6, 39), Guess.WHOLE, GoodEnd.MAPPED, True, 0, "the search may reach down to 0"),
-    Change(
-        (3, 5), Guess.FIRST_PIECE, GoodEnd.MAPPED, True, 0,
-        "the first piece, which uses no large pages, is added to the estimate",
-    ),
-    Change((3, 7), Guess.PIECES, GoodEnd.MAPPED, True, 0, "estimated from the pieces"),
-    Change(
-        (3, 8), Guess.PIECES_AND_ROOTS, GoodEnd.MAPPED, True, 0,
-        "a page for each further root entry",
-    ),
+    Change((2, 6, 27), Guess.WHOLE, _MAPPED, _UP, 0x7000, _TWO,
+        "the first large page is always mapped with small ones", 2),
+    Change((2, 6, 29), Guess.WHOLE, _MAPPED, _UP, 0x7000, _TWO,
+        "the fixmap's tables are counted by its entries"),
+    Change((2, 6, 37), Guess.WHOLE, _MAPPED, _DOWN, 0x7000, _TWO,
+        "memblock replaces early_res: the search goes from the top down"),
+    Change((2, 6, 39), Guess.WHOLE, _MAPPED, _DOWN, 0, _TWO,
+        "the search may reach down to the second page"),
+    Change((3, 5), Guess.FIRST_PIECE, _MAPPED, _DOWN, 0, _TWO,
+        "the first piece, which uses no large pages, is added to the estimate"),
+    Change((3, 7), Guess.PIECES, _MAPPED, _DOWN, 0, _TWO,
+        "estimated from the pieces"),
+    Change((3, 8), Guess.PIECES_AND_ROOTS, _MAPPED, _DOWN, 0, _TWO,
+        "a page for each further root entry"),
 )  # fmt: skip
 
 FIRST_INCREMENTAL: Version = (3, 9)
+LAST_LINEAR = "3.8"
 
 FIXMAP_ENTRIES = 600
-"""Entries of the i386 fixmap (__end_of_fixed_addresses). The value depends on the configuration;
-boot logs bound it: more than one table with 8-byte entries, no more than one with 4-byte entries.
+"""Entries of the i386 fixmap (__end_of_fixed_addresses) unless told. The value depends on NR_CPUS
+and the configuration: boot logs show less than 512 to 1022.
 """
 
 
@@ -160,7 +167,8 @@ def change_for(kernel: str, *, is_32bit: bool) -> Change:
     first = changes[0].since
     if not first <= version < FIRST_INCREMENTAL:
         raise SpecError(
-            f"legacy_linear models kernels {_dotted(first)} to 3.8, not {kernel}"
+            f"legacy_linear models kernels {_dotted(first)} to {LAST_LINEAR}"
+            f"{' in this mode' if is_32bit else ''}, not {kernel}"
             + ("; use incremental" if version >= FIRST_INCREMENTAL else "")
         )
     return [change for change in changes if change.since <= version][-1]
@@ -170,8 +178,13 @@ def _dotted(version: Version) -> str:
     return ".".join(map(str, version))
 
 
-def guess_pages(boot: Boot, guess: Guess, pieces: Sequence[Piece], end: int) -> int:
-    """Return how many pages are set aside for a range that ends at ``end`` bytes."""
+def guess_pages(
+    boot: Boot, guess: Guess, pieces: Sequence[Piece], end: int, fixmap_pages: int = 0
+) -> int:
+    """Return how many pages are set aside for a range that ends at ``end`` bytes.
+
+    ``fixmap_pages`` are added for a 32-bit kernel.
+    """
     mode = boot.mode
     small, large = mode.entry_span(1), mode.entry_span(2)
     # Without a level of its own the upper directory is folded into the one below it.
@@ -188,20 +201,28 @@ def guess_pages(boot: Boot, guess: Guess, pieces: Sequence[Piece], end: int) -> 
             middle += -(-(size % huge if piece.level >= 3 else size) // large)
             lower += -(-(size % large + extra_32 if piece.level >= 2 else size) // small)
             roots += piece.start // root_span != piece.end // root_span
+    elif guess is Guess.LARGE_PAGES:
+        upper = -(-end // huge)
+        middle = 0 if largest >= 3 else -(-end // large)
+        lower = 0
     else:
         upper = -(-end // huge)
         middle = -(-(end % huge if largest >= 3 else end) // large)
         tail = end
         if largest >= 2:
             tail = end % large + extra_32
-            first = pieces[0]
+            first = pieces[0] if pieces else Piece(0, 0, 1)
             if guess is Guess.ANY_FIRST_PIECE or (
                 guess is Guess.FIRST_PIECE and first.start < large
             ):
                 tail += first.end - first.start
         lower = -(-tail // small)
-    entries = [upper, middle, lower]
+    pages = sum(pages_for(boot, entries) for entries in (upper, middle, lower))
     if mode.is_32bit:
-        entries.append(FIXMAP_ENTRIES)
-    pages = sum(align_up(count * mode.entry_bytes, PAGE_SIZE) for count in entries) >> PAGE_SHIFT
+        pages += fixmap_pages
     return pages + (roots if guess is Guess.PIECES_AND_ROOTS else 0)
+
+
+def pages_for(boot: Boot, entries: int) -> int:
+    """Return the table pages that hold so many entries."""
+    return align_up(entries * boot.mode.entry_bytes, PAGE_SIZE) >> PAGE_SHIFT

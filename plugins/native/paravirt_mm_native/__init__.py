@@ -29,10 +29,18 @@ class Native:
     The startup code maps the first ``machine.boot_mapped`` bytes. A 32-bit kernel keeps those
     tables: its direct map grows the very tree that the startup code began, and a PAE kernel's L2
     tables are part of the image (arch/x86/kernel/head_32.S). A 64-bit kernel starts its direct map
-    with an empty root.
+    with an empty root, unless told otherwise.
+
+    ident_tables
+        For a 64-bit kernel from 2.6.27 to 3.8: its direct map begins with the image's own tables
+        for the first 512 GiB (L3, level3_ident_pgt) and the first 1 GiB (L2, level2_ident_pgt) of
+        arch/x86/kernel/head_64.S, so that two tables less are taken, and the first GiB never gets a
+        1 GiB page.
     """
 
     pvmm_api: ClassVar[int] = API_VERSION
+
+    ident_tables: bool = False
 
     @hookimpl
     def pvmm_boot_state(self, machine: Machine) -> BootState:
@@ -47,6 +55,8 @@ class Native:
             tables[1] = (low,)
             if machine.mode.root_level == 3:
                 tables[2] = ((0, machine.mode.lowmem_limit or machine.map_limit),)
+        elif self.ident_tables:
+            tables = {level: ((0, machine.mode.table_span(level)),) for level in (2, 3)}
         return BootState(
             mapped=tuple(mapped),
             max_pfn_mapped=machine.boot_mapped >> PAGE_SHIFT,

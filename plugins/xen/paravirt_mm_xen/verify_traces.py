@@ -1,9 +1,8 @@
-"""``paravirt-mm verify xen FILE...``: recorded answers of the real hypervisor against the model."""
+"""Recorded answers of the real hypervisor against the model: ``paravirt-mm verify xen FILE...``."""
 
 from __future__ import annotations
 
 import json
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,12 +14,8 @@ import click
 from paravirt_mm.errors import InputError
 from paravirt_mm_xen.live.trace import Operation, RecordedTrace
 from paravirt_mm_xen.mmu.codes import describe
-from paravirt_mm_xen.mmu.releases import RECORDED, RELEASES, Release
+from paravirt_mm_xen.mmu.releases import RECORDED, Release
 from paravirt_mm_xen.mmu.traces import REFUSED_BY_GUEST, Difference, read_traces, replay
-
-EXIT_AGREE: Final = 0
-EXIT_DIFFER: Final = 1
-EXIT_BAD_INPUT: Final = 2
 
 _WORDS: Final = {
     "pin": "MMUEXT_PIN_L{0}_TABLE page {1}",
@@ -62,11 +57,9 @@ class Outcome:
     """Of files that could not be read to their end."""
 
     @property
-    def exit_code(self) -> int:
-        """For the shell."""
-        if self.errors:
-            return EXIT_BAD_INPUT
-        return EXIT_DIFFER if self.differences else EXIT_AGREE
+    def agrees(self) -> bool:
+        """Whether everything could be read, and every answer agreed."""
+        return not self.errors and not self.differences
 
     def as_dict(self) -> dict[str, Any]:
         """For ``--json``."""
@@ -75,7 +68,7 @@ class Outcome:
             "traces": self.traces,
             "operations": self.operations,
             "differing_traces": len(self.differences),
-            "agree": self.exit_code == EXIT_AGREE,
+            "agree": self.agrees,
             "cpu_seconds": round(self.seconds, 3),
             "operations_per_second": _rate(self.operations, self.seconds),
             "operations_per_second_model": _rate(self.operations, self.replay_seconds),
@@ -133,7 +126,7 @@ def _at_least_one(path: Path) -> Iterator[RecordedTrace]:
 
 def _show(text: str) -> None:
     """Replace the progress line."""
-    click.echo(f"\r\x1b[K{_printable(text)}", nl=False, err=True)
+    click.echo(f"\r\x1b[K{printable(text)}", nl=False, err=True)
 
 
 def _rate(operations: int, seconds: float) -> int:
@@ -164,7 +157,7 @@ def answer_in_words(name: str, answer: int) -> str:
 def difference_line(path: Path, found: Difference) -> str:
     """A differing trace in one line."""
     name = found.operation[0]
-    return _printable(
+    return printable(
         f"{path}: {found.recorded.trace.name}: operation {found.number},"
         f" {words(found.operation)}: hypervisor {answer_in_words(name, found.answer)},"
         f" model {answer_in_words(name, found.predicted)}"
@@ -189,42 +182,6 @@ def summary_line(outcome: Outcome) -> str:
     )
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
     """What came from a file cannot move the cursor."""
     return "".join(char if char.isprintable() else "?" for char in text)
-
-
-@click.command()
-@click.argument(
-    "files", nargs=-1, metavar="FILE...", type=click.Path(dir_okay=False, path_type=Path)
-)
-@click.option(
-    "--release",
-    default=RECORDED.name,
-    show_default=True,
-    type=click.Choice(list(RELEASES)),
-    help="Hypervisor build whose visible accidents the model reproduces.",
-)
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of lines.")
-def xen(files: tuple[Path, ...], release: str, as_json: bool) -> None:
-    """Replay recorded page-table operations on the model of Xen's page typing.
-
-    FILE holds traces (.jsonl or .jsonl.xz) with the answers of a real hypervisor.  Prints one line
-    for each trace that the model answers differently, with the first difference, and a summary.
-
-    Exit code: 0 all agree, 1 some differ, 2 a file is missing or damaged.
-    """
-    if not files:
-        raise click.UsageError("give at least one FILE of traces")
-    outcome = verify(list(files), RELEASES[release], progress=sys.stderr.isatty())
-    if as_json:
-        click.echo(json.dumps(outcome.as_dict(), indent=2))
-    else:
-        for path, found in outcome.differences:
-            click.echo(difference_line(path, found))
-        if not RELEASES[release].verified:
-            click.echo(f"note: {release} was never replayed on a real hypervisor", err=True)
-        click.echo(summary_line(outcome))
-    for error in outcome.errors:
-        click.echo(_printable(f"error: {error}"), err=True)
-    sys.exit(outcome.exit_code)

@@ -5,12 +5,24 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import click
 import pytest
-from click.testing import CliRunner
-from paravirt_mm_xen.verify_traces import answer_in_words, words, xen
+from click.testing import CliRunner, Result
+from paravirt_mm_xen.verify_traces import answer_in_words, words
+
+from paravirt_mm import SpecError
+from paravirt_mm.cli.main import cli
 
 DATA = Path(__file__).parents[3] / "tests/data/xen"
 SAMPLE = DATA / "xen-4.17.7-sample.jsonl.xz"
+
+
+def verify(*arguments: str | Path) -> tuple[int, Result]:
+    """Exit code, and what was printed."""
+    result = CliRunner().invoke(cli, ["verify", "xen", *map(str, arguments)], standalone_mode=False)
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return int(result.return_value), result
 
 
 def write(tmp_path: Path, *answers: int, name: str = "t") -> Path:
@@ -21,8 +33,8 @@ def write(tmp_path: Path, *answers: int, name: str = "t") -> Path:
 
 
 def test_all_agree() -> None:
-    result = CliRunner().invoke(xen, [str(SAMPLE)])
-    assert result.exit_code == 0
+    code, result = verify(str(SAMPLE))
+    assert code == 0
     assert len(result.stdout.splitlines()) == 1
     assert "all agree" in result.stdout
     assert "operations a CPU second" in result.stdout
@@ -30,8 +42,8 @@ def test_all_agree() -> None:
 
 def test_a_line_for_each_trace_that_differs(tmp_path: Path) -> None:
     path = write(tmp_path, -22, 0, -16, 9)
-    result = CliRunner().invoke(xen, [str(SAMPLE), str(path)])
-    assert result.exit_code == 1
+    code, result = verify(str(SAMPLE), str(path))
+    assert code == 1
     first, last = result.stdout.splitlines()
     assert first == (
         f"{path}: t: operation 2, MMUEXT_PIN_L1_TABLE page 3: hypervisor -16 EBUSY, model 0"
@@ -41,9 +53,9 @@ def test_a_line_for_each_trace_that_differs(tmp_path: Path) -> None:
 
 def test_json(tmp_path: Path) -> None:
     path = write(tmp_path, -22, 0, 0, 1)
-    result = CliRunner().invoke(xen, ["--json", str(path)])
-    assert result.exit_code == 1
-    report = json.loads(result.stdout)
+    code, result = verify("--json", str(path))
+    assert code == 1
+    report = json.loads(result.stdout)["files"]
     assert (report["traces"], report["operations"], report["agree"]) == (1, 4, False)
     assert report["release"] == "4.17.7"
     assert report["differences"] == [
@@ -62,30 +74,32 @@ def test_bad_input_does_not_hide_other_files(tmp_path: Path) -> None:
     empty = tmp_path / "empty.jsonl"
     empty.write_text("\n")
     good = write(tmp_path, -22, 0, 0, 9)
-    result = CliRunner().invoke(xen, [str(tmp_path / "none"), str(empty), str(good)])
-    assert result.exit_code == 2
+    code, result = verify(str(tmp_path / "none"), str(empty), str(good))
+    assert code == 3
     assert "4 operations in 1 traces: all agree" in result.stdout
     assert "none: cannot be read" in result.stderr
     assert "empty.jsonl: holds no trace" in result.stderr
 
 
 def test_usage() -> None:
-    assert CliRunner().invoke(xen, []).exit_code == 2
-    assert CliRunner().invoke(xen, ["--release", "2.0", str(SAMPLE)]).exit_code == 2
-    result = CliRunner().invoke(xen, ["--help"])
+    with pytest.raises(click.UsageError, match="at least one FILE"):
+        verify()
+    with pytest.raises(SpecError, match=r"no hypervisor build '2.0'; there are 4.15"):
+        verify("--release", "2.0", SAMPLE)
+    result = CliRunner().invoke(cli, ["verify", "xen", "--help"])
     assert "Exit code: 0 all agree" in result.stdout
 
 
 def test_another_release(tmp_path: Path) -> None:
-    result = CliRunner().invoke(xen, ["--release", "ideal", str(SAMPLE)])
-    assert result.exit_code == 1
+    code, result = verify("--release", "ideal", str(SAMPLE))
+    assert code == 1
     assert "model of Xen ideal" in result.stdout
     assert "never replayed on a real hypervisor" in result.stderr
 
 
 def test_names_from_files_cannot_move_the_cursor(tmp_path: Path) -> None:
     path = write(tmp_path, 1, 1, 1, 1, name="\x1b[2J\x07")
-    result = CliRunner().invoke(xen, [str(path)])
+    _, result = verify(path)
     assert "\x1b" not in result.stdout
     assert "?[2J?" in result.stdout
 

@@ -1,0 +1,152 @@
+"""``paravirt-mm inspect``: the page tables that a dump of physical memory holds."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import attrs
+import click
+
+from paravirt_mm.cli.main import ExitCode
+from paravirt_mm.machine.paging import MODES
+
+if TYPE_CHECKING:
+    from paravirt_mm.image.dump import Dump
+    from paravirt_mm.image.inspect import Inspection
+
+
+class _Number(click.ParamType[int]):
+    """A number, decimal or 0x hexadecimal."""
+
+    name = "address"
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> int:
+        """Return the number."""
+        try:
+            number = int(str(value), 0)
+        except ValueError:
+            self.fail(f"{value!r} is no number (decimal, or hexadecimal with 0x)", param, ctx)
+        if not 0 <= number < 1 << 64:
+            self.fail(f"{value!r} does not fit 64 bits", param, ctx)
+        return number
+
+
+@click.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--cr3", type=_Number(), help="Physical address of the root table.")
+@click.option("--mode", type=click.Choice(sorted(MODES)), help="The paging mode.")
+@click.option(
+    "--base", type=_Number(), default=0, help="Physical address of a raw file's first byte."
+)
+@click.option("--runs", is_flag=True, help="List the leaf runs too: what is mapped, and how.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def command(
+    file: Path, cr3: int | None, mode: str | None, base: int, runs: bool, as_json: bool
+) -> int:
+    """Show the page tables that a dump of physical memory holds, with the figures of `compare`.
+
+    FILE is an ELF core (QEMU's dump-guest-memory, a kdump vmcore, or `run --image`), or raw memory
+    (QEMU's pmemsave), which needs --cr3 and --mode. What is wrong with the dump or its tables is
+    listed, and makes the exit code 1.
+    """
+    from paravirt_mm.image.dump import open_dump
+    from paravirt_mm.image.inspect import inspect
+
+    with open_dump(file, base) as dump:
+        paging = MODES[mode] if mode is not None else dump.mode
+        root = cr3 if cr3 is not None else dump.cr3
+        if paging is None or root is None:
+            missing = " and ".join(
+                name for name, value in (("--cr3", root), ("--mode", paging)) if value is None
+            )
+            raise click.UsageError(f"{file} does not say where its tables are; give {missing}")
+        alignment = 32 if paging.name == "i386-pae" else 4096
+        result = inspect(dump, root - root % alignment, paging)
+        click.echo(_json(dump, result, runs) if as_json else _text(dump, result, runs))
+        return ExitCode.FINDINGS if dump.problems or result.findings else ExitCode.OK
+
+
+def _json(dump: Dump, result: Inspection, runs: bool) -> str:
+    record = {
+        "file": dump.path,
+        "kind": dump.kind,
+        "mode": result.mode.name,
+        "cr3": result.root,
+        "figures": dict(result.figures),
+        "direct_map": attrs.asdict(result.direct_map) if result.direct_map else None,
+        "direct_figures": dict(result.direct_figures) if result.direct_figures else None,
+        "problems": list(dump.problems),
+        "findings": [
+            {**attrs.asdict(finding), "text": str(finding)} for finding in result.findings
+        ],
+        "more_findings": result.dropped,
+    }
+    if runs:
+        record["runs"] = [attrs.asdict(run) for run in result.runs]
+    return json.dumps(record, indent=1)
+
+
+_ADDRESSES = ("lowest_table", "highest_table")
+_SIZES = ("mapped_", "tables_below_", "writable_executable")
+
+
+def _cell(name: str, value: int | None) -> str:
+    from paravirt_mm.report.values import MISSING, size
+
+    if value is None:
+        return MISSING
+    if name in _ADDRESSES:
+        return f"{value:#x}"
+    return size(value) if name.startswith(_SIZES) else str(value)
+
+
+def _text(dump: Dump, result: Inspection, runs: bool) -> str:
+    from tabulate import tabulate
+
+    from paravirt_mm.image.inspect import MEANINGS
+    from paravirt_mm.report.values import printable
+
+    direct = result.direct_figures or {}
+    rows = [
+        [name, _cell(name, value), _cell(name, direct.get(name)), MEANINGS[name]]
+        for name, value in result.figures.items()
+    ]
+    lines = [
+        f"{printable(dump.path)}: {dump.kind}, {result.mode.title}, CR3 {result.root:#x}",
+        *(
+            f"  {printable(key)}: {printable(dump.facts[key])}"
+            for key in _FACTS
+            if key in dump.facts
+        ),
+    ]
+    if result.direct_map is not None:
+        span = result.direct_map
+        lines.append(f"direct map: {span.start:#x}-{span.end - 1:#x}, physical 0 at {span.base:#x}")
+    lines += ["", tabulate(rows, ["", "all tables", "direct map", ""], disable_numparse=True)]
+    if runs:
+        lines += ["", *_runs(result)]
+    troubles = [*dump.problems, *map(str, result.findings)]
+    if result.dropped:
+        troubles.append(f"and {result.dropped} more")
+    if troubles:
+        lines += ["", "Findings:", *(f"  {printable(text)}" for text in troubles)]
+    return "\n".join(lines)
+
+
+_FACTS = ("machine", "allocator", "backend", "OSRELEASE")
+
+
+def _runs(result: Inspection) -> list[str]:
+    return [
+        f"{run.start:#018x}-{run.end - 1:#018x} -> {run.physical:#014x}"
+        f" {result.mode.page_name(run.level):>3}"
+        f" {'rw' if run.writable else 'ro'}"
+        f" {'x ' if run.executable else 'nx'}"
+        f" {'user' if run.user else 'kern'}"
+        f"{' global' if run.global_ else ''}"
+        for run in result.runs
+    ]

@@ -1,0 +1,207 @@
+"""``paravirt-mm sweep``: many machines through many scenarios, into one file."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import click
+
+from paravirt_mm.cli.main import ExitCode
+from paravirt_mm.errors import PluginError
+from paravirt_mm.options import PluginSpec
+from paravirt_mm.registry import Registry
+from paravirt_mm.report.comparison import DEFAULT_ALLOCATORS, DEFAULT_BACKENDS
+from paravirt_mm.scenario import default_registry
+from paravirt_mm.sources.parts import GeneratedPart, Part, divide
+from paravirt_mm.sweep import cluster
+from paravirt_mm.sweep.drive import drive
+from paravirt_mm.sweep.guard import close_all
+from paravirt_mm.sweep.settings import LIMIT, UNREADABLE, Settings
+from paravirt_mm.sweep.store import Store
+
+AHEAD = 2
+"""Chunks in the queue for each worker, so that none waits for the next one."""
+_SIZE = re.compile(r"(\d{1,9})([KMGT]?)", re.IGNORECASE)
+
+
+def _bytes(_context: click.Context, _option: click.Parameter, text: str) -> int:
+    match = _SIZE.fullmatch(text)
+    if match is None or not int(match[1]):
+        raise click.BadParameter(f"{text!r}; the form is 2G, 512M or a number of bytes")
+    return int(match[1]) << (10 * " KMGT".index(match[2].upper() or " "))
+
+
+@click.command()
+@click.argument("inputs", metavar="[INPUT]...", nargs=-1)
+@click.option(
+    "-o", "--output", required=True, type=click.Path(dir_okay=False, path_type=Path),
+    help="File for the result (DuckDB). If it exists, the sweep that made it is continued.",
+)  # fmt: skip
+@click.option("--generate", type=click.IntRange(1), metavar="N", help="Sweep N generated machines.")
+@click.option(
+    "--seed", type=click.IntRange(0), default=0, show_default=True, help="For --generate."
+)
+@click.option(
+    "-a", "--allocator", "allocators", multiple=True, metavar="SPEC",
+    help="Allocator, with options. May be repeated. [default: those of compare]",
+)  # fmt: skip
+@click.option(
+    "-b", "--backend", "backends", multiple=True, metavar="SPEC",
+    help="Backend. May be repeated. [default: native and xen]",
+)  # fmt: skip
+@click.option(
+    "--boot", type=click.IntRange(1), help="Which boot of a log with several. [default: 1]"
+)
+@click.option(
+    "-j", "--jobs", type=click.IntRange(1, 4096), help="Local processes. [default: all cores]"
+)
+@click.option(
+    "--scheduler", metavar="ADDRESS",
+    help="Work on a dask.distributed cluster (tcp://host:8786), whose workers see the INPUTs.",
+)  # fmt: skip
+@click.option(
+    "--time-limit", type=click.FloatRange(0.01, 86400), default=60.0, show_default=True,
+    metavar="SECONDS", help="A scenario that takes longer is stopped and marked.",
+)  # fmt: skip
+@click.option(
+    "--memory-limit", callback=_bytes, default="2G", show_default=True, metavar="SIZE",
+    help="A scenario that needs more is stopped and marked.",
+)  # fmt: skip
+@click.option(
+    "--chunk", type=click.IntRange(1, 100_000), default=16, show_default=True,
+    help="Inputs that are done, and repeated after a crash, together.",
+)  # fmt: skip
+def command(
+    inputs: tuple[str, ...],
+    output: Path,
+    generate: int | None,
+    seed: int,
+    allocators: tuple[str, ...],
+    backends: tuple[str, ...],
+    boot: int | None,
+    jobs: int | None,
+    scheduler: str | None,
+    time_limit: float,
+    memory_limit: int,
+    chunk: int,
+) -> int:
+    """Run every allocator under every backend on very many machines.
+
+    INPUT is a log, machine file, folder or archive of these, a file of kernel-oracle records
+    (.jsonl), or a name from `paravirt-mm machines`. Bad inputs and failing plugins cost their own
+    rows, which say why. Ask the result with `paravirt-mm query`.
+
+    A sweep that was killed is continued by the same command; what is stored is not done again.
+    """
+    if bool(inputs) is (generate is not None):
+        raise click.UsageError("give either INPUTs or --generate N")
+    settings = Settings(
+        allocators or DEFAULT_ALLOCATORS,
+        backends or DEFAULT_BACKENDS,
+        boot,
+        time_limit,
+        memory_limit,
+        chunk,
+    )
+    registry = default_registry()
+    _check_specs(settings, registry)
+    paths = [str(Path(name).absolute()) if os.path.lexists(name) else name for name in inputs]
+
+    def parts() -> Iterator[Part]:
+        if generate is not None:
+            return (GeneratedPart(seed, number) for number in range(generate))
+        return divide(paths)
+
+    workers = _cluster(scheduler, paths) if scheduler else _local(jobs or os.cpu_count() or 1)
+    with workers as (executor, width), Store(output, settings, registry) as store:
+        with _progress(parts) as progress:
+            drive(parts(), settings, store, executor, AHEAD * width, progress)
+        outcomes = store.outcomes()
+    counts = ", ".join(f"{count} {outcome}" for outcome, count in outcomes.items())
+    click.echo(f"{output}: {counts or 'no inputs'}")
+    if registry.broken or "error" in outcomes:
+        return ExitCode.PLUGIN
+    if UNREADABLE in outcomes:
+        return ExitCode.BAD_INPUT
+    return ExitCode.FINDINGS if {"violation", LIMIT} & outcomes.keys() else ExitCode.OK
+
+
+def _check_specs(settings: Settings, registry: Registry) -> None:
+    """Refuse wrong specs before anything is done; a broken plugin is none, it costs its rows."""
+    for broken in registry.broken:
+        origin = f"{broken.distribution} {broken.version}".strip()
+        click.echo(f"paravirt-mm: plugin {broken.name} ({origin}): {broken.problem}", err=True)
+    for role, specs in (("allocator", settings.allocators), ("backend", settings.backends)):
+        for text in specs:
+            spec = PluginSpec.parse(text)
+            try:
+                registry.get(spec.name, role).create(dict(spec.options))
+            except PluginError as error:
+                click.echo(f"paravirt-mm: {error}", err=True)
+
+
+@contextmanager
+def _local(jobs: int) -> Iterator[tuple[Executor, int]]:
+    """Threads that each look after one child process."""
+    executor = ThreadPoolExecutor(jobs, thread_name_prefix="sweep")
+    try:
+        yield executor, jobs
+    finally:
+        executor.shutdown(cancel_futures=True)
+        close_all()
+
+
+@contextmanager
+def _cluster(address: str, paths: Sequence[str]) -> Iterator[tuple[Executor, int]]:
+    with cluster.connect(address, [path for path in paths if Path(path).is_absolute()]) as workers:
+        yield workers
+
+
+@contextmanager
+def _progress(parts: Callable[[], Iterator[Part]]) -> Iterator[Callable[[int, bool], None]]:
+    """Show progress with rate and time left on a terminal; nothing elsewhere."""
+    if not sys.stderr.isatty():
+        yield lambda count, computed: None
+        return
+    total = sum(1 for _ in parts())
+    begin = time.monotonic()
+    finished = computed = 0
+
+    def line() -> str:
+        rate = computed / max(time.monotonic() - begin, 1e-9)
+        left = (total - finished) / rate if rate else float("inf")
+        eta = (
+            f"{int(left // 3600)}:{int(left % 3600 // 60):02}:{int(left % 60):02}" if rate else "?"
+        )
+        return f"{finished}/{total} inputs, {rate:.1f}/s, {eta} left"
+
+    def plain(count: int, now: bool) -> None:
+        nonlocal finished, computed
+        finished += count
+        computed += count if now else 0
+        click.echo(f"\r\x1b[K{line()}", nl=finished == total, err=True)
+
+    try:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn
+    except ImportError:
+        yield plain
+        return
+    columns = (TextColumn("sweeping"), BarColumn(), TextColumn("{task.description}"))
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("", total=total)
+
+        def rich(count: int, now: bool) -> None:
+            nonlocal finished, computed
+            finished += count
+            computed += count if now else 0
+            bar.update(task, completed=finished, description=line())
+
+        yield rich

@@ -1,0 +1,152 @@
+"""``paravirt-mm verify log``: what a kernel printed about its mappings, against the model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import groupby
+from pathlib import Path
+
+import attrs
+import click
+
+from paravirt_mm.cli.main import ExitCode
+from paravirt_mm.cli.output import progress
+from paravirt_mm.errors import InputError
+from paravirt_mm.scenario import default_registry
+from paravirt_mm.sources import read_boot_log
+from paravirt_mm.verify.log import Line, LogReport, Verdict, check_log, summary, with_reason
+from paravirt_mm.verify.variants import all_series
+from paravirt_mm.verify.verified import DATA_FILE, Evidence, record
+
+
+@click.command(
+    "log",
+    epilog="Each line shows its number in the log. = printed as predicted, - printed, + predicted,"
+    " ? cannot be checked.",
+)
+@click.argument("files", metavar="FILE...", nargs=-1, required=True)
+@click.option(
+    "--kernel", metavar="RELEASE", help="Model this release, whatever the log says: 3.2, 5.4.17."
+)
+@click.option(
+    "--boot", type=click.IntRange(1), help="Which boot of a log with several. [default: 1]"
+)
+@click.option(
+    "-v", "--verbose", is_flag=True,
+    help="Show every line; with several files only those that differ are shown otherwise.",
+)  # fmt: skip
+@click.option("--json", "as_json", is_flag=True, help="Print every line's result as JSON.")
+@click.option(
+    "--record", "record_to", is_flag=False, flag_value=str(DATA_FILE), metavar="[FILE]",
+    help="Write how far each model is verified now, for `compare` to show.",
+)  # fmt: skip
+def command(
+    files: tuple[str, ...],
+    kernel: str | None,
+    boot: int | None,
+    verbose: bool,
+    as_json: bool,
+    record_to: str | None,
+) -> ExitCode:
+    """Predict what a kernel printed about its direct map, and compare line by line.
+
+    FILE is a boot log (dmesg, journal, serial console, plain or compressed, - for standard input).
+    Its release says which allocator is modelled; what a release leaves open (configuration, stable
+    patches) is tried, and the answer names the choice under which the log agrees.
+
+    Exit code 0: no line differs, or the reason why the log cannot match is documented.
+    """
+    registry = default_registry()
+    reports: list[LogReport] = []
+    problems: list[InputError] = []
+    for path in progress(files, "predicting", len(files)):
+        try:
+            report = check_log(read_boot_log(path, boot), kernel, registry)
+            reports.append(with_reason(report, path))
+        except InputError as error:
+            problems.append(error)
+            click.echo(f"paravirt-mm: {error}", err=True)
+    if as_json:
+        click.echo(json.dumps([_as_json(report) for report in reports], indent=1))
+    elif reports:
+        click.echo(_text(reports, verbose or len(files) == 1))
+    if record_to is not None:
+        record(Path(record_to), "logs", _evidence(reports))
+    if problems:
+        return ExitCode.BAD_INPUT
+    good = all(report.agrees or report.reason for report in reports)
+    return ExitCode.OK if good else ExitCode.FINDINGS
+
+
+def _as_json(report: LogReport) -> dict[str, object]:
+    counts = {str(verdict): report.count(verdict) for verdict in Verdict}
+    return {**attrs.asdict(report), "agrees": report.agrees, "counts": counts}
+
+
+def _text(reports: Sequence[LogReport], everything: bool) -> str:
+    blocks = ["\n".join(_report(report, everything)) for report in reports]
+    if len(reports) > 1:
+        counts = summary(reports)
+        blocks.append(
+            f"{counts['logs']} logs: {counts[Verdict.MATCH]} lines match,"
+            f" {counts[Verdict.DIFFERS]} differ, {counts[Verdict.UNCHECKED]} cannot be checked;"
+            f" {counts['disagreeing']} logs disagree, {counts['explained']} with a documented"
+            f" reason, {counts['nothing to check']} with nothing to check"
+        )
+    return "\n".join(blocks)
+
+
+def _report(report: LogReport, everything: bool) -> Iterator[str]:
+    named = f"Linux {report.release}" if report.release else "release not in the log"
+    yield f"{report.source}: {', '.join(filter(None, (named, report.mode)))}"
+    if report.nothing:
+        yield f"  {report.nothing}"
+        return
+    if report.spec:
+        yield f"  {report.spec} under {report.backend}"
+    if report.also:
+        yield f"  as well: {', '.join(_runs_of_series(report.also))}"
+    for words in report.variant:
+        yield f"  agrees for: {words}" if report.agrees else f"  nearest for: {words}"
+    for line in report.lines:
+        if everything or line.verdict is Verdict.DIFFERS:
+            yield from _line(line)
+    counts = (
+        f"{report.count(Verdict.MATCH)} lines match",
+        f"{report.count(Verdict.DIFFERS)} differ",
+        f"{report.count(Verdict.UNCHECKED)} cannot be checked",
+    )
+    yield f"  {', '.join(counts)}"
+    if report.reason:
+        yield f"  reason: {report.reason}"
+
+
+def _line(line: Line) -> Iterator[str]:
+    number = f"{line.number or '':>6}"
+    if line.verdict is Verdict.MATCH:
+        yield f"{number} = {line.printed}"
+    elif line.verdict is Verdict.UNCHECKED:
+        yield f"{number} ? {line.printed}    ({line.why})"
+    else:
+        why = f"    ({line.why})" if line.why else ""
+        if line.printed is not None:
+            yield f"{number} - {line.printed}{why}"
+        if line.predicted is not None:
+            yield f"{'':>6} + {line.predicted.strip()}"
+
+
+def _runs_of_series(series: Sequence[str]) -> Iterator[str]:
+    """Yield neighbouring series together: 3.10-3.18."""
+    order = {name: number for number, name in enumerate(all_series())}
+    numbered = enumerate(sorted(series, key=lambda name: order.get(name, -1)))
+    for _, run in groupby(numbered, lambda item: order.get(item[1], -1) - item[0]):
+        names = [name for _, name in run]
+        yield names[0] if len(names) == 1 else f"{names[0]}-{names[-1]}"
+
+
+def _evidence(reports: Iterable[LogReport]) -> Iterator[Evidence]:
+    """Logs that name their release and show what the allocator did speak for its model."""
+    for report in reports:
+        if report.spec and report.release and not report.reason:
+            yield Evidence(report.spec, int(report.agrees), 1)

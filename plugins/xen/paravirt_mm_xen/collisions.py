@@ -1,0 +1,194 @@
+"""Whether what the domain builder laid out for dom0 stands where the host has no RAM.
+
+A PV dom0 sees guest-physical memory that begins at 0 and has no holes when it starts. Linux then
+makes it look like the host: where the host's map has no RAM, guest addresses are to show what the
+host has there (ACPI tables, device memory), one to one. Kernel, start info, page tables, p2m list
+and initrd lie at fixed guest addresses. Where the host has no RAM at these, something must move.
+
+Source: arch/x86/xen/setup.c (xen_memory_setup, xen_chk_is_e820_usable,
+xen_e820_resolve_conflicts) and mmu_pv.c (xen_pt_check_e820) of Linux 4.2, 4.3, 6.8 and 6.12.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from enum import IntEnum
+
+import attrs
+
+from paravirt_mm import E820Type, MemoryMap, Span, SpecError, align_down, align_up
+
+PAGE_SIZE = 4096
+ISA_END = 1 << 20
+HOLE = "hole"
+
+Version = tuple[int, ...]
+
+
+class Outcome(IntEnum):
+    """What becomes of a part that stands on something else than RAM, best first."""
+
+    MOVED = 1
+    """The kernel moves the part, or what is in its way, and boots."""
+    UNNOTICED = 2
+    """The kernel does not look; what it reads or overwrites there is not what it believes."""
+    PANIC = 3
+    """The kernel says so and stops ("... memory conflicts with E820 map")."""
+
+    @property
+    def label(self) -> str:
+        """In one word."""
+        return self.name.lower()
+
+
+FIXED = ("Loaded kernel", "Start info", "Page tables")
+MOVABLE = ("Phys-Mach map", "Init. ramdisk")
+PARTS = (*FIXED, *MOVABLE)
+"""Parts that matter after the first step of the boot; the boot stack does not."""
+
+
+@attrs.frozen
+class Change:
+    """What kernels from a release on do about conflicts.
+
+    ``checked`` parts stop the boot, ``moved`` parts are copied elsewhere, and of ``cleared`` types
+    of memory it is the memory that moves, to the end of the host's RAM.
+    """
+
+    since: Version
+    checked: tuple[str, ...]
+    moved: tuple[str, ...]
+    cleared: tuple[E820Type, ...]
+    note: str
+
+
+CHANGES: tuple[Change, ...] = (
+    Change((2, 6, 37), (), (), (), "no check"),
+    Change(
+        (4, 3), ("Loaded kernel", "Page tables"), MOVABLE, (),
+        "kernel and page tables are checked; p2m list and initrd are moved",
+    ),
+    Change(
+        (6, 12), FIXED, MOVABLE, (E820Type.NVS,),
+        "start info is checked, too; ACPI NVS is moved out of the way in the p2m",
+    ),
+)  # fmt: skip
+
+
+@attrs.frozen
+class Collision:
+    """A part of dom0 that the host's map has no RAM for.
+
+    ``where`` is what of it (guest-physical bytes), ``on`` the host's word for what is there.
+    ``can_swap`` tells whether the host has RAM beyond dom0's own to move that memory to.
+    """
+
+    part: str
+    where: Span
+    on: str
+    type: E820Type | None
+    can_swap: bool
+
+    def outcome(self, release: Version) -> Outcome:
+        """Return what a kernel of a release makes of it."""
+        change = change_for(release)
+        if self.type in change.cleared and self.part in change.checked and self.can_swap:
+            return Outcome.MOVED
+        if self.part in change.moved:
+            return Outcome.MOVED
+        return Outcome.PANIC if self.part in change.checked else Outcome.UNNOTICED
+
+    def __str__(self) -> str:
+        low, high = self.where
+        return f"{self.part} on {self.on} at {low:#x}-{high:#x}"
+
+
+def change_for(release: Version) -> Change:
+    """Return what a release does. Raises `SpecError` before the first that can be dom0."""
+    known = [change for change in CHANGES if change.since <= release]
+    if not known:
+        first = ".".join(map(str, CHANGES[0].since))
+        raise SpecError(f"Linux can be a PV dom0 from {first} on")
+    return known[-1]
+
+
+def find_collisions(
+    places: Iterable[tuple[str, Span]], host: MemoryMap, pages: int
+) -> list[Collision]:
+    """Return the collisions of a dom0 of ``pages`` pages, by part and address.
+
+    ``places`` are the named ranges of its arrangement. Memory that the firmware calls unusable is
+    RAM to dom0; the first MiB is nobody's.
+    """
+    found: list[Collision] = []
+    for part, (start, end) in places:
+        if part not in PARTS:
+            continue
+        for low, high, kind in _not_ram(host, max(start, ISA_END), end):
+            found.append(
+                Collision(
+                    part,
+                    (low, high),
+                    kind.label if kind is not None else HOLE,
+                    kind,
+                    kind is not None and _can_swap(host, kind, low, pages),
+                )
+            )
+    return sorted(found, key=lambda one: (PARTS.index(one.part), one.where))
+
+
+def _not_ram(host: MemoryMap, start: int, end: int) -> Iterator[tuple[int, int, E820Type | None]]:
+    position = start
+    for entry in host.entries:
+        low, high = max(entry.start, position), min(entry.end, end)
+        if low >= high:
+            continue
+        if position < low:
+            yield position, low, None
+        if entry.type not in (E820Type.RAM, E820Type.UNUSABLE):
+            yield low, high, entry.type
+        position = high
+    if position < end:
+        yield position, end, None
+
+
+def _can_swap(host: MemoryMap, kind: E820Type, address: int, pages: int) -> bool:
+    """Tell whether an entry of the host's map has a counterpart of RAM behind dom0's memory."""
+    for entry in host.entries:
+        if entry.type is kind and entry.start <= address < entry.end:
+            size = align_up(entry.end, PAGE_SIZE) - align_down(entry.start, PAGE_SIZE)
+            return any(
+                ram.type is E820Type.RAM
+                and ram.end - ram.start >= size
+                and ram.end - size >= pages * PAGE_SIZE
+                for ram in host.entries
+            )
+    return False
+
+
+def summary(found: Sequence[Collision], release: Version | None = None) -> str:
+    """Return collisions in a few words, for a column.
+
+    With a release: what becomes of the parts, worst first. Without: which parts, and from which
+    release on a kernel boots.
+    """
+    if not found:
+        return "none"
+    if release is not None:
+        worst: dict[str, Outcome] = {}
+        for one in found:
+            worst[one.part] = max(one.outcome(release), worst.get(one.part, Outcome.MOVED))
+        return "; ".join(
+            f"{outcome.label}: {', '.join(part for part in worst if worst[part] is outcome)}"
+            for outcome in sorted(set(worst.values()), reverse=True)
+        )
+    parts = ", ".join(dict.fromkeys(one.part for one in found))
+    return f"{parts}: {needs(found)}"
+
+
+def needs(found: Sequence[Collision]) -> str:
+    """Return from which release on Linux boots in spite of collisions."""
+    for change in CHANGES:
+        if all(one.outcome(change.since) is Outcome.MOVED for one in found):
+            return f"needs Linux {'.'.join(map(str, change.since))}"
+    return "no release of Linux boots"

@@ -1,0 +1,81 @@
+"""``paravirt-mm verify xen``: its options; what it does is imported when it runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+
+@click.command()
+@click.argument(
+    "files", nargs=-1, metavar="[FILE]...", type=click.Path(dir_okay=False, path_type=Path)
+)
+@click.option(
+    "--live", is_flag=True,
+    help="Boot real Xen in QEMU and compare its answers with the model's: to fresh operations, and "
+    "to runs of the allocators in a small guest.",
+)  # fmt: skip
+@click.option(
+    "--runs", is_flag=True,
+    help="Replay whole runs of the allocators in guests of several sizes: on the model, with "
+    "--live on real Xen too.",
+)  # fmt: skip
+@click.option("--seed", default=1, show_default=True, help="Of fresh operations.")
+@click.option(
+    "--ops", default=100_000, show_default=True, type=click.IntRange(1, 10_000_000),
+    help="How many fresh operations, at least.",
+)  # fmt: skip
+@click.option(
+    "-g", "--generator", "generators", multiple=True, metavar="NAME",
+    help="Of fresh operations: uniform, trees, extended. May be repeated. [default: all]",
+)  # fmt: skip
+@click.option(
+    "--size", "sizes", multiple=True, type=click.IntRange(64, 4096), metavar="MIB",
+    help="Guests for runs, 64 to 4096 MiB. May be repeated. [default: 64; --runs: 64, 256, 512]",
+)  # fmt: skip
+@click.option(
+    "-a", "--allocator", "allocators", multiple=True, metavar="SPEC",
+    help="Allocators for runs. May be repeated. [default: two linear, two incremental]",
+)  # fmt: skip
+@click.option(
+    "--xen", "directory", type=click.Path(file_okay=False, path_type=Path), metavar="DIR",
+    help="Where the Debian packages of Xen are unpacked. [default: $PARAVIRT_MM_XEN, "
+    "~/.cache/paravirt-mm/xen, /]",
+)  # fmt: skip
+@click.option(
+    "--release", metavar="VERSION", help="Hypervisor build to model. [default: the one recorded]"
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of lines.")
+def xen(
+    files: tuple[Path, ...],
+    live: bool,
+    runs: bool,
+    seed: int,
+    ops: int,
+    generators: tuple[str, ...],
+    sizes: tuple[int, ...],
+    allocators: tuple[str, ...],
+    directory: Path | None,
+    release: str | None,
+    as_json: bool,
+) -> int:
+    """Check the model of Xen's page typing against the real hypervisor.
+
+    FILE holds operations with recorded answers of real Xen (.jsonl or .jsonl.xz); each is replayed
+    on the model. --live boots real Xen (needs QEMU, gcc, and Xen's packages unpacked by
+    tools/fetch-xen.sh) and asks it fresh operations; a trace that is answered differently is shrunk
+    and printed, ready to be a FILE. Runs are what the allocators do when they build a direct map,
+    as hypercalls: every one must be accepted.
+
+    Exit code: 0 all agree, 1 some differ, 3 a file is missing or damaged, or a piece for --live is
+    missing.
+    """
+    from paravirt_mm_xen.verify_xen import Request, verify
+
+    if not (files or live or runs):
+        raise click.UsageError("give at least one FILE of traces, or --live, or --runs")
+    return verify(
+        Request(files, live, runs, seed, ops, generators, sizes, allocators, directory, release),
+        as_json=as_json,
+    )

@@ -1,0 +1,37 @@
+"""What all tests share. Facts come with the tests; ``shared`` is material beside the checkout, used
+where it is there.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+pytest_plugins = ["paravirt_mm.testing.fixtures", "pytester"]
+
+CHECKOUT = Path(__file__).resolve().parents[1]
+
+# The same examples in every run, so that a red test is red for everyone; HYPOTHESIS_PROFILE=search
+# looks further.
+_common = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
+settings.register_profile("default", derandomize=True, database=None, max_examples=40, **_common)
+settings.register_profile("search", max_examples=2000, **_common)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
+
+
+@pytest.fixture(scope="session")
+def checkout() -> Path:
+    """The top folder of the source tree."""
+    return CHECKOUT
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder ``shared`` beside the checkout; the test is skipped without it."""
+    folder = CHECKOUT.parent / "shared"
+    if not folder.is_dir():
+        pytest.skip("needs the folder 'shared' beside the checkout")
+    return folder

@@ -1,0 +1,129 @@
+"""RangeSet and RangeMap against `portion` and against plain sets and dicts of single integers."""
+
+from __future__ import annotations
+
+import itertools
+
+import portion
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from paravirt_mm import RangeMap, RangeSet, align_down, align_up
+
+LIMIT = 40
+span = st.tuples(st.integers(0, LIMIT), st.integers(0, LIMIT)).map(lambda s: (min(s), max(s)))
+operations = st.lists(st.tuples(st.sampled_from(["add", "discard"]), span), max_size=30)
+
+
+def _build(ops: list[tuple[str, tuple[int, int]]]) -> tuple[RangeSet, portion.Interval, set[int]]:
+    ranges, oracle, plain = RangeSet(), portion.empty(), set[int]()
+    for name, (start, end) in ops:
+        part = portion.closedopen(start, end)
+        if name == "add":
+            ranges.add(start, end)
+            oracle |= part
+            plain |= set(range(start, end))
+        else:
+            ranges.discard(start, end)
+            oracle -= part
+            plain -= set(range(start, end))
+    return ranges, oracle, plain
+
+
+def _pairs(interval: portion.Interval) -> list[tuple[int, int]]:
+    return [] if interval.empty else [(part.lower, part.upper) for part in interval]
+
+
+@given(operations)
+def test_add_and_discard_are_union_and_difference(ops: list[tuple[str, tuple[int, int]]]) -> None:
+    ranges, oracle, plain = _build(ops)
+    assert list(ranges) == _pairs(oracle)
+    assert ranges.total == len(plain)
+    assert len(ranges) == len(_pairs(oracle))
+
+
+@given(operations, span)
+def test_questions_about_a_range(
+    ops: list[tuple[str, tuple[int, int]]], at: tuple[int, int]
+) -> None:
+    ranges, oracle, plain = _build(ops)
+    start, end = at
+    inside = set(range(start, end))
+    assert list(ranges.within(start, end)) == _pairs(oracle & portion.closedopen(start, end))
+    assert list(ranges.gaps(start, end)) == _pairs(portion.closedopen(start, end) - oracle)
+    assert list(ranges.descending(start, end)) == list(ranges.within(start, end))[::-1]
+    assert ranges.covers(start, end) is (inside <= plain)
+    assert ranges.overlaps(start, end) is bool(inside & plain)
+    assert (start in ranges) is (start in plain)
+
+
+@given(operations, operations)
+def test_sets_of_sets(
+    one: list[tuple[str, tuple[int, int]]], two: list[tuple[str, tuple[int, int]]]
+) -> None:
+    left, left_oracle, _ = _build(one)
+    right, right_oracle, _ = _build(two)
+    before = list(left), list(right)
+    assert list(left.difference(right)) == _pairs(left_oracle - right_oracle)
+    assert list(left.intersection(right)) == _pairs(left_oracle & right_oracle)
+    assert (left == right) is (left_oracle == right_oracle)
+    assert (list(left), list(right)) == before, "operands must not change"
+
+
+@given(operations)
+def test_copy_is_independent(ops: list[tuple[str, tuple[int, int]]]) -> None:
+    ranges, _, _ = _build(ops)
+    before = list(ranges)
+    ranges.copy().add(0, LIMIT)
+    assert list(ranges) == before
+
+
+def test_ends_of_a_set() -> None:
+    ranges = RangeSet([(5, 7), (1, 2)])
+    assert (ranges.first, ranges.end) == (1, 7)
+    for name in ("first", "end"):
+        with pytest.raises(IndexError):
+            getattr(RangeSet(), name)
+
+
+assignments = st.lists(st.tuples(span, st.one_of(st.none(), st.integers(0, 2))), max_size=30)
+
+
+@given(assignments, span)
+def test_map_is_a_dict_of_integers(
+    ops: list[tuple[tuple[int, int], int | None]], at: tuple[int, int]
+) -> None:
+    """None clears. Neighbours of equal value are one range, so that the map is canonical."""
+    ranges, plain = RangeMap[int](), dict[int, int]()
+    for (start, end), value in ops:
+        if value is None:
+            ranges.clear(start, end)
+        else:
+            ranges.set(start, end, value)
+        for position in range(start, end):
+            if value is None:
+                plain.pop(position, None)
+            else:
+                plain[position] = value
+    assert {p: v for low, high, v in ranges for p in range(low, high)} == plain
+    listed = list(ranges)
+    assert all(low < high for low, high, _ in listed)
+    for (_, end, value), (start, _, other) in itertools.pairwise(listed):
+        assert end < start or (end == start and value != other)
+    assert len(ranges) == len(listed)
+    start, end = at
+    assert all(ranges.get(p) == plain.get(p) for p in range(-1, LIMIT + 1))
+    seen = {p: v for low, high, v in ranges.segments(start, end) for p in range(low, high)}
+    assert seen == {p: plain.get(p) for p in range(start, end)}
+    assert list(ranges.within(start, end)) == [
+        part for part in ranges.segments(start, end) if part[2] is not None
+    ]
+
+
+@given(st.integers(0, 1 << 64), st.integers(1, 1 << 40))
+def test_alignment(value: int, alignment: int) -> None:
+    down, up = align_down(value, alignment), align_up(value, alignment)
+    assert down % alignment == up % alignment == 0
+    assert down <= value <= up
+    assert up - down in (0, alignment)

@@ -1,0 +1,119 @@
+"""What the kernel can write at which moment: only what a complete, live tree maps."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+
+import attrs
+import pytest
+
+from paravirt_mm import (
+    ActivateRoot,
+    AttachTables,
+    Boot,
+    CpuFeatures,
+    E820Type,
+    HandOver,
+    HandOverTables,
+    KernelImage,
+    Machine,
+    Map,
+    MemoryMap,
+    NewRoot,
+    Promise,
+    Scenario,
+    Source,
+    Step,
+    StepResult,
+    TableDemand,
+    TablePages,
+    hookimpl,
+)
+from paravirt_mm.testing import AscendingAllocator, PlainPlatform, TypingPlatform, registry_with
+
+MIB, GIB, PAGE = 1 << 20, 1 << 30, 4096
+SEEN: dict[str, bool] = {}
+
+MACHINE = Machine(
+    name="two gigabytes",
+    memory_map=MemoryMap.sanitise([(0x1000, 2 * GIB, E820Type.RAM)]),
+    features=CpuFeatures(pse=True, gbpages=False),
+    kernel=KernelImage(16 * MIB, 18 * MIB, 18 * MIB, 18 * MIB + 64 * PAGE),
+)
+
+
+@attrs.frozen
+class Watching(AscendingAllocator):
+    """Maps with tables from brk and notes, between steps, whether the middle of what it mapped can
+    be written.
+    """
+
+    @hookimpl
+    def pvmm_promise(self, boot: Boot) -> Promise:
+        return Promise(((16 * MIB, 20 * MIB), (GIB, GIB + 6 * MIB)), brk_pages=64, new_root=True)
+
+    @hookimpl
+    def pvmm_allocate_tables(
+        self, boot: Boot, step: Step, demand: TableDemand
+    ) -> Sequence[TablePages]:
+        return [TablePages(boot.brk_free.head(demand.count), Source.BRK)]
+
+    @hookimpl
+    def pvmm_map_steps(self, boot: Boot) -> Generator[Step, StepResult, None]:
+        def look(moment: str) -> None:
+            SEEN[moment] = boot.is_reachable(GIB + 2 * MIB, GIB + 4 * MIB)
+
+        yield NewRoot()
+        yield Map(16 * MIB, 20 * MIB, hand_over=HandOver.LATER)
+        yield HandOverTables()
+        yield AttachTables()
+        yield ActivateRoot()
+        look("not mapped")
+        # The first piece needs new tables, which wait. The second fits into one of them and needs
+        # none of its own.
+        yield Map(GIB, GIB + 2 * MIB, hand_over=HandOver.LATER)
+        yield Map(GIB + 2 * MIB, GIB + 6 * MIB, hand_over=HandOver.LATER)
+        look("in a table that waits")
+        yield HandOverTables()
+        look("handed over, not attached")
+        yield AttachTables()
+        look("attached")
+
+
+@pytest.mark.parametrize("backend", [PlainPlatform, TypingPlatform])
+def test_memory_under_a_waiting_table_cannot_be_written(backend: type) -> None:
+    SEEN.clear()
+    registry = registry_with(installed=False, watching=Watching, backend=backend)
+    run = Scenario.of(MACHINE, "watching", "backend").run(registry)
+    assert str(run.verdict) == "ok"
+    assert SEEN == {
+        "not mapped": False,
+        "in a table that waits": False,
+        "handed over, not attached": False,
+        "attached": True,
+    }
+
+
+@attrs.frozen
+class Impatient(Watching):
+    """Takes tables from the memory that is not reachable yet."""
+
+    @hookimpl
+    def pvmm_map_steps(self, boot: Boot) -> Generator[Step, StepResult, None]:
+        SEEN["before CR3"] = boot.is_reachable(1800 * MIB, 1801 * MIB)
+        yield NewRoot()
+        yield Map(16 * MIB, 20 * MIB, hand_over=HandOver.LATER)
+        yield HandOverTables()
+        yield AttachTables()
+        yield ActivateRoot()
+        SEEN["after CR3"] = boot.is_reachable(1800 * MIB, 1801 * MIB)
+        yield Map(GIB, GIB + 6 * MIB)
+
+
+def test_new_tree_forgets_what_the_boot_tables_mapped() -> None:
+    """CR3 decides: memory that only the boot tables mapped is out of reach after the switch."""
+    SEEN.clear()
+    registry = registry_with(installed=False, watching=Impatient, backend=PlainPlatform)
+    run = Scenario.of(MACHINE, "watching", "backend").run(registry)
+    assert str(run.verdict) == "ok"
+    assert SEEN == {"before CR3": True, "after CR3": False}

@@ -1,0 +1,308 @@
+"""The walker: every kind of entry, damage, and random trees against walks of one address."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from paravirt_mm.image.walker import (
+    Access,
+    Cpu,
+    Fault,
+    LeafRun,
+    Limits,
+    Translation,
+    Walk,
+    canonical,
+    translate,
+    walk,
+)
+from paravirt_mm.machine.paging import MODES, X86_64, PagingMode
+from paravirt_mm.testing.page_tables import ROOT, RandomTables, page_tables
+
+NX = 1 << 63
+
+
+class Memory:
+    """Physical memory by hand."""
+
+    def __init__(self, mode: PagingMode, size: int = 1 << 20) -> None:
+        self.mode = mode
+        self.data = bytearray(size)
+
+    def read(self, address: int, size: int) -> bytes | None:
+        if address < 0 or address + size > len(self.data):
+            return None
+        return bytes(self.data[address : address + size])
+
+    def put(self, table: int, index: int, entry: int) -> None:
+        layout = "<I" if self.mode.entry_bytes == 4 else "<Q"
+        struct.pack_into(layout, self.data, table + index * self.mode.entry_bytes, entry)
+
+    def chain(self, root: int = 0x1000, flags: int = 0x67) -> int:
+        """Lead entry 0 of each level to the next table; return the L1."""
+        table = root
+        for level in range(self.mode.root_level, 1, -1):
+            bare = self.mode.name == "i386-pae" and level == 3
+            self.put(table, 0, table + 0x1000 | (1 if bare else flags))
+            table += 0x1000
+        return table
+
+
+@pytest.mark.parametrize("name", sorted(MODES))
+def test_runs_holes_and_rights(name: str) -> None:
+    mode = MODES[name]
+    memory = Memory(mode)
+    leaf = memory.chain()
+    for n in range(16):
+        memory.put(leaf, n, 0x40000 + n * 4096 | 0x163)
+    for n in range(16, 20):
+        memory.put(leaf, n, 0x40000 + n * 4096 | 0x161)
+    memory.put(leaf, 30, 0x99000 | 0x163)
+    found = walk(memory, 0x1000, mode)
+    assert found.runs == (
+        LeafRun(0, 0x10000, 0x40000, 1, True, False, True, True),
+        LeafRun(0x10000, 0x14000, 0x50000, 1, False, False, True, True),
+        LeafRun(0x1E000, 0x1F000, 0x99000, 1, True, False, True, True),
+    )
+    assert list(found.holes(0, 0x40000)) == [(0x14000, 0x1E000), (0x1F000, 0x40000)]
+    assert not found.findings
+    assert [len(found.tables[level]) for level in range(1, mode.root_level + 1)] == [
+        1
+    ] * mode.root_level
+
+
+def test_rights_are_those_of_the_whole_path() -> None:
+    memory = Memory(X86_64)
+    leaf = memory.chain(flags=0x65)
+    memory.put(leaf, 0, 0x5000 | 0x67)
+    (run,) = walk(memory, 0x1000, X86_64).runs
+    assert (run.writable, run.user, run.executable) == (False, True, True)
+    memory.put(0x1000, 0, 0x2067 | NX)
+    (run,) = walk(memory, 0x1000, X86_64).runs
+    assert not run.executable
+    # Without EFER.NXE the bit is reserved.
+    found = walk(memory, 0x1000, X86_64, Cpu(nx=False))
+    assert not found.runs
+    assert [finding.kind for finding in found.findings] == ["reserved"]
+
+
+def test_large_pages_and_their_pat_bit() -> None:
+    memory = Memory(X86_64)
+    memory.put(0x1000, 0, 0x2067)
+    memory.put(0x2000, 0, 0x3067)
+    memory.put(0x3000, 1, 0x20_0000 | 0x1E3)
+    memory.put(0x3000, 2, 0x40_0000 | 0x11E3)
+    memory.put(0x2000, 1, 1 << 30 | 0x1E3)
+    found = walk(memory, 0x1000, X86_64)
+    assert [(run.start, run.end, run.physical, run.level) for run in found.runs] == [
+        (0x20_0000, 0x60_0000, 0x20_0000, 2),
+        (1 << 30, 2 << 30, 1 << 30, 3),
+    ]
+    memory.put(0x3000, 2, 0x40_0000 | 0x21E3)
+    (finding,) = walk(memory, 0x1000, X86_64).findings
+    assert (finding.kind, finding.level, finding.address) == ("reserved", 2, 0x40_0000)
+
+
+def test_pse36_reaches_above_4_gib() -> None:
+    mode = MODES["i386"]
+    memory = Memory(mode)
+    memory.put(0x1000, 768, 0x0040_0000 | 3 << 13 | 0x1E3)
+    (run,) = walk(memory, 0x1000, mode).runs
+    assert (run.start, run.physical) == (0xC000_0000, 0x3_0040_0000)
+    # Without CR4.PSE the same entry refers to a table, which is not there.
+    (finding,) = walk(memory, 0x1000, mode, Cpu(pse=False)).findings
+    assert finding.kind == "missing"
+
+
+def test_pae_root_at_32_bytes() -> None:
+    mode = MODES["i386-pae"]
+    memory = Memory(mode)
+    memory.put(0x1000 + 0x60, 3, 0x2001)
+    memory.put(0x1000, 0, 0xFFFF_FFFF_FFFF_FFFF)
+    memory.put(0x2000, 0, 0x1E3 | NX)
+    found = walk(memory, 0x1060, mode)
+    assert [(run.start, run.end) for run in found.runs] == [(0xC000_0000, 0xC020_0000)]
+    assert not found.findings
+    answer = translate(memory, 0x1060, mode, 0xC000_1234)
+    assert answer == Translation(0x1234, 2, 0x1E3 | NX)
+
+
+def test_upper_half_is_canonical() -> None:
+    memory = Memory(X86_64)
+    memory.put(0x1000, 511, 0x2067)
+    memory.put(0x2000, 511, 0x1E3)
+    (run,) = walk(memory, 0x1000, X86_64).runs
+    assert (run.start, run.end) == (0xFFFF_FFFF_C000_0000, 1 << 64)
+    assert canonical(X86_64, 0x7FFF_FFFF_FFFF) == 0x7FFF_FFFF_FFFF
+
+
+def test_loops_are_findings() -> None:
+    memory = Memory(X86_64)
+    leaf = memory.chain()
+    memory.put(leaf, 0, 0x5000 | 0x63)
+    memory.put(0x1000, 5, 0x1067)  # the root is its own child, as in a recursive mapping
+    memory.put(0x3000, 7, 0x2067)  # an L2 leads back to the L3 above it
+    found = walk(memory, 0x1000, X86_64)
+    assert [(f.kind, f.level, f.address) for f in found.findings] == [
+        ("loop", 4, 5 << 39),
+        ("loop", 2, 7 << 21),
+    ]
+    assert len(found.runs) == 1
+
+
+def test_a_shared_table_is_no_loop() -> None:
+    memory = Memory(X86_64)
+    leaf = memory.chain()
+    memory.put(leaf, 0, 0x5000 | 0x63)
+    memory.put(0x1000, 273, 0x2067)
+    found = walk(memory, 0x1000, X86_64)
+    assert not found.findings
+    assert [run.physical for run in found.runs] == [0x5000, 0x5000]
+    assert found.visits == 7
+    assert [len(found.tables[level]) for level in (1, 2, 3, 4)] == [1, 1, 1, 1]
+
+
+def test_tables_outside_of_memory() -> None:
+    memory = Memory(X86_64)
+    memory.put(0x1000, 0, 0x2067)
+    memory.put(0x2000, 3, 0x7F_FFFF_F067)
+    memory.put(0x2000, 4, 0x3067)
+    memory.put(0x3000, 0, 0x1E3)
+    found = walk(memory, 0x1000, X86_64)
+    (finding,) = found.findings
+    assert (finding.kind, finding.level, finding.address) == ("missing", 3, 3 << 30)
+    assert "L2 table" in str(finding)
+    assert len(found.runs) == 1
+    assert walk(memory, 0x1000_0000, X86_64).findings[0].kind == "missing"
+
+
+def test_address_beyond_the_cpu() -> None:
+    memory = Memory(X86_64)
+    leaf = memory.chain()
+    for n in range(4):  # the frames cross the end of 40-bit addresses
+        memory.put(leaf, n, (1 << 40) - 0x2000 + n * 0x1000 | 0x63)
+    found = walk(memory, 0x1000, X86_64, Cpu(physical_bits=40))
+    assert [(run.start, run.end) for run in found.runs] == [(0, 0x2000)]
+    assert [finding.address for finding in found.findings] == [0x2000, 0x3000]
+
+
+def test_frames_that_run_over_the_address_field() -> None:
+    """Entries that ascend by 4096 into the flags above the address are not one run."""
+    memory = Memory(X86_64)
+    leaf = memory.chain()
+    memory.put(leaf, 0, 0xF_FFFF_FFFF_F063)
+    memory.put(leaf, 1, 0x10_0000_0000_0063)  # frame 0 with a software bit
+    found = walk(memory, 0x1000, X86_64)
+    runs = [(run.start, run.physical) for run in found.runs]
+    assert runs == [(0, 0xF_FFFF_FFFF_F000), (4096, 0)]
+
+
+def test_a_tree_without_end_stops() -> None:
+    """Every entry of every table leads to one other table: 512^3 visits, if one let it."""
+    memory = Memory(X86_64)
+    for table in range(0x1000, 0x5000, 0x1000):
+        for n in range(512):
+            memory.put(table, n, table + 0x1000 | 0x67)
+    found = walk(memory, 0x1000, X86_64, limits=Limits(tables=2000, runs=50, findings=10))
+    assert found.visits <= 2000
+    assert {finding.kind for finding in found.findings} == {"limit"}
+    # The L1s map the frames of one page again and again: as many runs as entries.
+    full = walk(memory, 0x2000, MODES["i386-pae"], limits=Limits(tables=10000, runs=50))
+    assert len(full.runs) <= 50
+
+
+def test_findings_are_bounded_and_counted() -> None:
+    memory = Memory(X86_64)
+    leaf = memory.chain()
+    for n in range(512):
+        memory.put(leaf, n, 1 << 51 | 0x63)
+    found = walk(memory, 0x1000, X86_64, Cpu(physical_bits=40), Limits(findings=7))
+    assert len(found.findings) == 7
+    assert found.dropped == 505
+
+
+def test_within_visits_only_what_is_asked_for() -> None:
+    memory = Memory(X86_64)
+    leaf = memory.chain()
+    memory.put(leaf, 0, 0x5000 | 0x63)
+    memory.put(leaf, 9, 0x6000 | 0x63)
+    memory.put(0x1000, 273, 0x8067)
+    memory.put(0x8000, 0, 0x1E3)
+    start = 0xFFFF_8880_0000_0000
+    found = walk(memory, 0x1000, X86_64, within=(start, start + 4096))
+    assert [(run.start, run.level) for run in found.runs] == [(start, 3)]
+    assert sum(len(pages) for pages in found.tables.values()) == 2
+    memory.put(leaf, 8, 0x3333000 | 0x63)
+    memory.put(leaf, 10, 0x4444000 | 0x63)
+    found = walk(memory, 0x1000, X86_64, within=(0x9000, 0xA000))
+    assert [run.physical for run in found.runs] == [0x6000]
+
+
+@pytest.mark.parametrize(
+    ("access", "address", "code", "level"),
+    [
+        (Access(), 0x5000, 0, 1),
+        (Access(write=True), 0x5000, 2, 1),
+        (Access(fetch=True), 0x5000, 16, 1),
+        (Access(write=True), 0x1000, 3, 1),
+        (Access(fetch=True), 0x1000, 17, 1),
+        (Access(), 0x2000, 9, 1),
+        (Access(write=True), 0x2000, 11, 1),
+        (Access(), 1 << 39, 0, 4),
+    ],
+)
+def test_faults_say_level_entry_and_code(
+    access: Access, address: int, code: int, level: int
+) -> None:
+    memory = Memory(X86_64)
+    leaf = memory.chain()
+    memory.put(leaf, 1, 0x5000 | 0x61 | NX)
+    memory.put(leaf, 2, 1 << 51 | 0x63)
+    answer = translate(memory, 0x1000, X86_64, address, access, Cpu(physical_bits=40))
+    assert isinstance(answer, Fault)
+    assert (answer.code, answer.level, answer.address) == (code, level, address)
+    assert f"{address:#x}" in str(answer)
+
+
+# -- random trees ---------------------------------------------------------------------------------
+
+
+def edges(found: Walk, mode: PagingMode) -> Iterator[tuple[int, LeafRun | None]]:
+    for run in found.runs:
+        yield run.start, run
+        yield run.end - 1, run
+        yield (run.start + run.end) // 2, run
+    half = 1 << (mode.virtual_bits - 1)
+    spaces = [(0, half), (canonical(mode, half), canonical(mode, 2 * half - 1) + 1)]
+    for low, high in spaces:
+        for start, end in found.holes(low, high):
+            yield start, None
+            yield end - 1, None
+
+
+@given(page_tables(), st.sampled_from([Cpu(), Cpu(physical_bits=40), Cpu(nx=False)]))
+def test_the_whole_walk_agrees_with_single_addresses(tables: RandomTables, cpu: Cpu) -> None:
+    mode = tables.mode
+    found = walk(tables, ROOT, mode, cpu, Limits(tables=1 << 14, runs=1 << 14))
+    if any(finding.kind in ("loop", "limit") for finding in found.findings) or found.dropped:
+        return  # the walk of one address goes round the loop; the whole walk must not
+    probes = [*edges(found, mode)]
+    for offset in tables.addresses():
+        address = canonical(mode, offset)
+        home = [run for run in found.runs if run.start <= address < run.end]
+        probes.append((address, home[0] if home else None))
+    for address, run in probes:
+        for access in (Access(), Access(write=True), Access(fetch=True)):
+            answer = translate(tables, ROOT, mode, address, access, cpu)
+            denied = run is None or (
+                (access.write and not run.writable) or (access.fetch and not run.executable)
+            )
+            assert isinstance(answer, Fault) is denied, (hex(address), access, run, answer)
+            if run is not None and isinstance(answer, Translation):
+                assert answer.physical == run.physical + address - run.start
+                assert answer.level == run.level

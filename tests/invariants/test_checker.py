@@ -1,0 +1,153 @@
+"""The checker alone: traces that no plugin could produce, because the engine would not let it, and
+what must not be found.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import attrs
+import pytest
+
+from paravirt_mm import Boot, Map, Outcome, PageRun, Run, Trace, hookimpl
+from paravirt_mm.engine.trace import (
+    MadeReadonly,
+    MadeWritable,
+    Panicked,
+    RangeMapped,
+    RunFinished,
+    SurplusReleased,
+    TablesAllocated,
+)
+from paravirt_mm.testing import (
+    AscendingAllocator,
+    BlockAllocator,
+    PlainPlatform,
+    TypingPlatform,
+)
+from paravirt_mm.verify.invariants import check
+
+RunPair = Callable[[type[Any], type[Any]], Run]
+MIB = 1 << 20
+
+
+def _altered(trace: Trace, kind: type, change: Callable[[Any], Any]) -> Trace:
+    """Return a copy whose first event of ``kind`` is changed (None: left out)."""
+    copy = Trace()
+    done = False
+    for event in trace:
+        if not done and isinstance(event, kind):
+            done = True
+            changed = change(event)
+            copy.events += [changed] if changed is not None else []
+        else:
+            copy.events.append(event)
+    assert done, f"the trace has no {kind.__name__}"
+    return copy
+
+
+@pytest.mark.parametrize(("backend", "rule"), [(PlainPlatform, 3), (TypingPlatform, 4)])
+def test_page_size_that_the_platform_hides(
+    backend: type[Any], rule: int, run_pair: RunPair
+) -> None:
+    """On a typing platform large pages break rule 4, on another rule 3."""
+    trace = run_pair(AscendingAllocator, backend).trace
+    level = trace.start.boot.features.largest_level(trace.start.machine.mode) + 1
+    wrong = _altered(
+        trace, RangeMapped, lambda e: attrs.evolve(e, leaves=attrs.evolve(e.leaves, level=level))
+    )
+    assert [finding.rule for finding in check(wrong)] == [rule]
+    assert "the platform has no" in check(wrong)[0].message
+
+
+def test_table_made_writable(run_pair: RunPair) -> None:
+    """A table among the pages that get write access back breaks rule 4 alone."""
+    trace = run_pair(BlockAllocator, _WholeBoot).trace
+    batch = next(e for e in trace if isinstance(e, TablesAllocated)).batch
+    wrong = _altered(
+        trace, MadeWritable, lambda e: attrs.evolve(e, pages=(*e.pages, batch.runs[0]))
+    )
+    assert [finding.rule for finding in check(wrong)] == [4]
+    assert check(wrong)[0].address == batch.runs[0].span[0]
+
+
+def test_page_given_back_stays_reserved(run_pair: RunPair) -> None:
+    trace = run_pair(BlockAllocator, PlainPlatform).trace
+    released = next(e for e in trace if isinstance(e, SurplusReleased)).pages[0]
+    wrong = _altered(
+        trace,
+        RunFinished,
+        lambda e: attrs.evolve(e, reserved=(*e.reserved, released.span)),
+    )
+    assert {finding.rule for finding in check(wrong)} == {5}
+
+
+def test_table_never_made_readonly(run_pair: RunPair) -> None:
+    trace = run_pair(AscendingAllocator, TypingPlatform).trace
+    wrong = _altered(trace, MadeReadonly, lambda _: None)
+    assert {finding.rule for finding in check(wrong)} == {4}
+
+
+def test_finding_names_event_and_address(run_pair: RunPair) -> None:
+    trace = run_pair(AscendingAllocator, PlainPlatform).trace
+    wrong = _altered(
+        trace,
+        RangeMapped,
+        lambda e: attrs.evolve(e, leaves=attrs.evolve(e.leaves, end=e.leaves.end + 16 * MIB)),
+    )
+    found = check(wrong)
+    events = [n for n, event in enumerate(wrong) if isinstance(event, RangeMapped)]
+    assert found[0].event in events
+    assert str(found[0]).startswith(f"invariant 3, event {found[0].event}, {found[0].address:#x}")
+
+
+def test_run_that_gave_up_promises_nothing(run_pair: RunPair) -> None:
+    """After a panic the direct map is not complete, and the reservation not given back; neither is
+    a finding.
+    """
+    trace = run_pair(BlockAllocator, PlainPlatform).trace
+    cut = Trace()
+    for event in trace:
+        if isinstance(event, SurplusReleased):
+            break
+        cut.events.append(event)
+    cut.events += [Panicked("ran out of memory"), trace.events[-1]]
+    assert check(cut) == []
+
+
+def test_trace_without_a_start_has_no_findings() -> None:
+    assert check(Trace()) == []
+
+
+@attrs.frozen
+class _WholeBoot(TypingPlatform):
+    """All memory can be written since boot, and nothing of it is in the kernel's own tree."""
+
+    @hookimpl
+    def pvmm_boot_state(self, machine: Any) -> Any:
+        state = TypingPlatform.pvmm_boot_state(self, machine)
+        return attrs.evolve(state, mapped=((0, machine.map_limit),), direct_mapped=(), tables={})
+
+
+@attrs.frozen
+class _UsesReleasedPages(BlockAllocator):
+    """Correct: the surplus of the first step, given back, serves the steps after it."""
+
+    @hookimpl
+    def pvmm_reserve_tables(self, boot: Boot, step: Map) -> Sequence[PageRun]:
+        spare = 0 if boot.tables_made else 600
+        return BlockAllocator(spare).pvmm_reserve_tables(boot, step)
+
+
+@pytest.mark.parametrize("backend", [PlainPlatform, _WholeBoot])
+def test_released_pages_may_be_used_again(backend: type[Any], run_pair: RunPair) -> None:
+    """What one step gives back another may take: then it is reserved, and read-only, for good
+    reason.
+    """
+    run = run_pair(_UsesReleasedPages, backend)
+    first = next(e for e in run.trace if isinstance(e, SurplusReleased)).pages[0]
+    later = [e for e in run.trace if isinstance(e, TablesAllocated)][-1].batch.runs[0]
+    assert first.low <= later.low < first.high, "the test's allocator does not do what it says"
+    assert run.findings == ()
+    assert run.verdict.outcome is Outcome.OK

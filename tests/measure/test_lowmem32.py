@@ -1,0 +1,73 @@
+"""Lowmem arithmetic: the proposal's own numbers, and what a 32-bit kernel printed."""
+
+from __future__ import annotations
+
+import attrs
+
+from paravirt_mm import CpuFeatures, E820Type, KernelImage, Machine, MemoryMap, Scenario, bundled
+from paravirt_mm.machine.paging import I386, I386_PAE
+from paravirt_mm.measure.lowmem32 import SEED_BRK, brk_reach, lowmem32
+
+MIB, GIB = 1 << 20, 1 << 30
+
+
+def pae(*ram: tuple[int, int], brk: int = SEED_BRK) -> Machine:
+    return Machine(
+        name="pae",
+        memory_map=MemoryMap.sanitise((low, high, E820Type.RAM) for low, high in ram),
+        mode=I386_PAE,
+        features=CpuFeatures(pse=False),
+        kernel=KernelImage(16 * MIB, 30 * MIB, 30 * MIB, 30 * MIB + brk),
+    )
+
+
+def test_the_proposals_arithmetic() -> None:
+    assert SEED_BRK == 64 * 4096
+    assert brk_reach(I386_PAE) == 128 * MIB
+    assert brk_reach(I386) == 256 * MIB  # entries half as wide
+
+
+def test_four_gigabytes_with_pae() -> None:
+    figures = lowmem32(pae((0, 640 << 10), (MIB, 3 * GIB), (4 * GIB, 5 * GIB)))
+    assert figures is not None
+    assert figures.lowmem_end == figures.lowmem_limit == 896 * MIB
+    assert figures.lowmem == 895 * MIB + (640 << 10)
+    assert figures.highmem == 3 * GIB - 896 * MIB + GIB
+    assert figures.tables_4k == 448
+    assert figures.tables_4k_bytes == 1792 << 10
+    assert (figures.brk, figures.brk_reach) == (256 << 10, 128 * MIB)
+    assert not figures.brk_covers_lowmem
+
+
+def test_a_machine_that_brk_covers() -> None:
+    figures = lowmem32(pae((0, 128 * MIB)))
+    assert figures is not None
+    assert (figures.tables_4k, figures.highmem) == (64, 0)
+    assert figures.brk_covers_lowmem
+    figures = lowmem32(pae((0, 128 * MIB + 4096)))
+    assert figures is not None
+    assert not figures.brk_covers_lowmem
+
+
+def test_memory_that_pae_cannot_address_is_no_highmem() -> None:
+    figures = lowmem32(pae((0, GIB), (1 << 36, (1 << 36) + GIB)))
+    assert figures is not None
+    assert figures.highmem == GIB - 896 * MIB
+
+
+def test_table_count_is_what_a_run_needs() -> None:
+    """With 4 KiB pages alone, as many L1 tables as the arithmetic says; holes and edges
+    included.
+    """
+    machine = pae((0, 640 << 10), (MIB, 3 * MIB), (5 * MIB + 4096, 97 * MIB), (99 * MIB, GIB))
+    figures = lowmem32(machine)
+    assert figures is not None
+    fresh = attrs.evolve(machine, boot_mapped=64 * MIB)
+    run = Scenario.of(fresh, "incremental:variant=hpa", "native").run()
+    assert run.verdict.outcome == "ok"
+    # The kernel image and brk are RAM here, so that mapping RAM is mapping all.
+    assert run.figures["tables_l1"] == figures.tables_4k
+
+
+def test_64_bit_machines_have_none() -> None:
+    assert lowmem32(bundled("lenovo-x230-8g")) is None

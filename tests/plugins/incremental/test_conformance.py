@@ -1,0 +1,37 @@
+"""The incremental allocators under every backend."""
+
+from __future__ import annotations
+
+from paravirt_mm_incremental import Incremental
+
+from paravirt_mm.testing import AllocatorConformance, Expected
+
+
+class TestIncremental(AllocatorConformance):
+    plugin = Incremental
+    # The matrix has runs replayed on the model of the hypervisor; here it would only take time.
+    partners = ("native", "xen:replay_limit=0", "plain_platform", "typing_platform")
+    options = ("variant=hpa", "variant=linux,kernel=3.9", "variant=linux,kernel=6.1")
+    expected = (
+        *(
+            Expected(
+                "panic: no mapped memory is left for page tables",
+                "12 pages of brk map 12 MiB from the top, and all of it is taken",
+                allocator="*variant=hpa",
+                backend=backend,
+                machine="generated-1-6",
+            )
+            for backend in ("xen*", "typing_platform")
+        ),
+        *(
+            Expected(
+                "panic: alloc_low_page: ran out of memory",
+                "3.9 set 5 pages of brk aside; a fifth level needs more, and came with 4.14",
+                allocator="*kernel=3.9",
+                backend=backend,
+                machine=machine,
+            )
+            for backend in ("native", "plain_platform")
+            for machine in ("generated-1-3", "generated-1-11")
+        ),
+    )

@@ -1,0 +1,252 @@
+"""Runs as hypercalls: the model accepts them, counts the backend's costs, refuses what is wrong."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import attrs
+import pytest
+from paravirt_mm_xen import TableEntries, Xen
+from paravirt_mm_xen.replay import (
+    BOOT,
+    PROBE,
+    NotReplayable,
+    describe,
+    findings,
+    replay,
+    translate,
+)
+from paravirt_mm_xen.verify_xen import ALLOCATORS, guest_machine, run_all
+
+from paravirt_mm import BootState, E820Type, Machine, MemoryMap, Run, Scenario, bundled
+
+from .wrong import WRONG, Wrong, run_wrong
+
+MIB = 1 << 20
+
+
+def _run(mib: int, allocator: str, backend: str = "xen:replay_limit=0") -> Run:
+    run = Scenario.of(guest_machine(mib), allocator, backend).run()
+    assert str(run.verdict) == "ok"
+    return run
+
+
+@pytest.mark.parametrize("mib", [64, 97, 256])
+@pytest.mark.parametrize("allocator", ALLOCATORS)
+def test_the_model_accepts_a_run_and_counts_what_the_backend_charges(
+    allocator: str, mib: int
+) -> None:
+    run = _run(mib, allocator)
+    answered = replay(translate(run.trace))
+    assert answered.refused is None
+    counts, figures = answered.counts, run.figures
+    assert counts.mmu_update == figures["hypercalls_mmu_update"]
+    assert counts.update_va_mapping == figures["hypercalls_update_va_mapping"]
+    assert counts.mmuext_op == figures["hypercalls_mmuext_op"]
+    assert counts.multicalls == figures["multicall_batches"]
+    assert counts.emulated == figures["emulated_writes"]
+    assert dict(counts.pins) == {
+        level: figures[f"pins_l{level}"] for level in range(1, 5) if figures[f"pins_l{level}"]
+    }
+    # The model checks a pinned table's contents as well.
+    assert dict(counts.validations) == {
+        level: pinned + validated
+        for level in range(1, 5)
+        if (pinned := figures[f"pins_l{level}"]) + (validated := figures[f"validations_l{level}"])
+    }
+
+
+def test_a_gap_in_memory_and_a_second_range_are_replayed() -> None:
+    """RAM in three pieces, one of them above 4 GiB and in another L3 entry."""
+    machine = attrs.evolve(
+        guest_machine(128),
+        memory_map=MemoryMap.sanitise(
+            [
+                (0, 640 << 10, E820Type.RAM),
+                (MIB, 128 * MIB, E820Type.RAM),
+                (512 * MIB + 0x5000, 523 * MIB + 0x3000, E820Type.RAM),
+                (4096 * MIB, 4130 * MIB, E820Type.RAM),
+            ]
+        ),
+    )
+    for allocator in ALLOCATORS:
+        run = Scenario.of(machine, allocator, "xen").run()
+        assert str(run.verdict) == "ok", allocator
+        answered = replay(translate(run.trace))
+        assert answered.refused is None, describe(answered.refused)
+        assert answered.counts.requests == run.figures["hypercalls"]
+
+
+def test_operations_say_which_event_they_come_from() -> None:
+    run = _run(64, "incremental:variant=hpa")
+    found = translate(run.trace)
+    assert set(found.events[: found.begin]) == {BOOT}
+    assert set(found.events[found.end :]) == {PROBE}
+    for number in range(found.begin, found.end):
+        event = type(run.trace.events[found.events[number]]).__name__
+        name = found.trace.ops[number][0]
+        if number in found.stand_in:
+            assert name in ("update_va_mapping", "copy_kernel_slots")
+        elif name == "multicall":
+            kinds = {member[0] for member in found.trace.ops[number][1]}
+            assert kinds in ({"update_va"}, {"pin"})
+            assert event == ("MadeReadonly" if kinds == {"update_va"} else "TablesPinned")
+        elif name == "mmu_update":
+            assert event == "EntriesWritten"
+
+
+def test_a_run_ends_on_its_new_tree_and_is_probed_through_it() -> None:
+    run = _run(64, "incremental:variant=hpa")
+    found = translate(run.trace)
+    loads = [op for op in found.trace.ops if op[0] == "new_baseptr"]
+    assert len({op[1] for op in loads}) == 2
+    assert found.trace.ops[found.end - 1] == ("unpin", loads[0][1])
+    probes = found.trace.ops[found.end :]
+    assert {op[0] for op in probes} == {"probe"}
+    expected = found.expected[found.end :]
+    # Data can be written, tables above L1 cannot, and behind the end nothing is mapped.
+    assert set(expected) == {0, -114003, -114000}
+    assert len(probes) > 8
+
+
+def test_linux_changes_upper_entries_by_hypercall_even_in_ordinary_pages() -> None:
+    """Only there do the two ways differ; what is stored is the same."""
+    faithful = _run(64, "incremental:variant=hpa")
+    design = _run(64, "incremental:variant=hpa", "xen:replay_limit=0,table_entries=store")
+    assert faithful.figures["hypercall_writes"] - design.figures["hypercall_writes"] == 34
+    assert faithful.figures["direct_writes"] + 34 == design.figures["direct_writes"]
+    for run in (faithful, design):
+        answered = replay(translate(run.trace))
+        assert answered.refused is None
+        assert answered.counts.mmu_update == run.figures["hypercalls_mmu_update"]
+
+
+@pytest.mark.parametrize("wrong", WRONG.values(), ids=WRONG)
+def test_what_is_wrong_is_refused(wrong: Wrong) -> None:
+    """The backend, which keeps no types, says what the model of the hypervisor says."""
+    run = run_wrong(wrong)
+    found = translate(run.trace, probes=False)
+    refused = replay(found).refused
+    assert refused is not None
+    operation = refused.operation
+    if operation[0] == "multicall":
+        operation = operation[1][-refused.code // 1000]
+    assert (str(operation[0]), refused.errno) == (wrong.operation, wrong.code)
+    assert type(run.trace.events[refused.event]).__name__ == wrong.event
+    (finding,) = findings(run.trace, 1 << 30)
+    assert finding.rule == 6
+    assert finding.event == refused.event
+    assert "refuses" in finding.message
+    if wrong.backend_says is not None:
+        strict = run_wrong(wrong, trusting=False)
+        assert str(strict.verdict) == wrong.backend_says
+
+
+def test_tables_must_be_read_only_in_the_tree_that_is_not_loaded_yet() -> None:
+    """The kernel's boot tables lie in its image; a new tree that maps that writable is refused."""
+
+    machine = guest_machine(64)
+    state = Xen().pvmm_boot_state(machine)
+    assert isinstance(state, BootState)
+    _, static = state.boot_tables
+    assert machine.kernel.start <= static[0] < static[1] <= machine.kernel.brk_start
+    run = _run(64, "incremental:variant=hpa")
+    found = translate(run.trace)
+    pages = range(static[0] >> 12, static[1] >> 12)
+    hole = (MIB - (640 << 10)) >> 12
+    entries = [
+        op
+        for number, op in enumerate(found.trace.ops)
+        if op[0] == "store" and number >= found.begin and op[3] + hole in pages
+    ]
+    assert len(entries) == len(pages) == 3
+    assert {op[4] for op in entries} == {0x65}
+    # The same run with one of these entries writable.
+    number = found.trace.ops.index(entries[0])
+    ops = list(found.trace.ops)
+    ops[number] = (*ops[number][:4], 0x67)
+    changed = attrs.evolve(found, trace=attrs.evolve(found.trace, ops=tuple(ops)))
+    refused = replay(changed).refused
+    assert refused is not None
+    assert refused.operation[0] == "multicall"
+    assert refused.errno == -16
+
+
+def test_every_operation_matters() -> None:
+    """Left out one at a time, each kind of operation that hands tables over is missed later."""
+    run = _run(64, "incremental:variant=linux")
+    found = translate(run.trace)
+    for name in ("update_va_mapping", "update_va", "mmu_update"):
+        numbers = [n for n in range(found.begin, found.end) if found.trace.ops[n][0] == name]
+        assert numbers
+        ops = list(found.trace.ops)
+        del ops[numbers[0]]
+        events = [event for n, event in enumerate(found.events) if n != numbers[0]]
+        expected = [answer for n, answer in enumerate(found.expected) if n != numbers[0]]
+        changed = attrs.evolve(
+            found,
+            trace=attrs.evolve(found.trace, ops=tuple(ops)),
+            events=tuple(events),
+            expected=tuple(expected),
+            end=found.end - 1,
+        )
+        assert replay(changed).refused is not None, name
+
+
+def test_findings_leave_large_guests_alone() -> None:
+    run = run_wrong(WRONG["attached before it is handed over"])
+    assert findings(run.trace, 1 << 20) == []
+    assert findings(run.trace, 1 << 30)
+
+
+def test_32_bit_guests_are_not_replayed() -> None:
+    machine = bundled("qemu-pae-320m")
+    run = Scenario.of(machine, "legacy_linear:kernel=3.6", "xen").run()
+    with pytest.raises(NotReplayable, match="64-bit"):
+        translate(run.trace)
+    assert findings(run.trace, 1 << 40) == []
+    assert run.figures["xen_model"] == "not verified on a real hypervisor"
+
+
+def test_native_runs_are_not_replayed() -> None:
+    run = Scenario.of(guest_machine(64), ALLOCATORS[0], "native").run()
+    with pytest.raises(NotReplayable):
+        translate(run.trace)
+    assert findings(run.trace, 1 << 40) == []
+
+
+def test_every_run_in_reach_is_replayed_and_says_so() -> None:
+    figures = _figures(64, "xen")
+    assert figures["xen_model"] == "accepts"
+    assert _figures(64, "xen:replay_limit=63")["xen_model"] == "not asked"
+
+
+def _figures(mib: int, backend: str) -> Any:
+    return Scenario.of(guest_machine(mib), "incremental:variant=linux", backend).run().figures
+
+
+def test_a_refused_run_shows_in_the_figures() -> None:
+    run = run_wrong(WRONG["attached before it is handed over"])
+    figures = Xen().pvmm_figures(run)
+    assert figures is not None
+    assert str(figures["xen_model"]).startswith("refuses: the hypervisor refuses mmu_update page")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mib", [1024, 4096])
+def test_the_model_accepts_large_guests(mib: int) -> None:
+    for result in run_all([mib], ALLOCATORS):
+        assert result.ok, result.line()
+
+
+def test_panics_are_replayed_up_to_there() -> None:
+    """A linear allocator that runs out of pages: what it did until then is accepted."""
+    machine: Machine = attrs.evolve(guest_machine(64), max_pfn_hint=(64 * MIB) >> 12)
+    run = Scenario.of(machine, "incremental:variant=hpa,brk_pages=2", "xen").run()
+    assert str(run.verdict).startswith("panic")
+    answered = replay(translate(run.trace))
+    assert answered.refused is None
+
+
+def test_table_entries_option() -> None:
+    assert Xen().table_entries is TableEntries.HYPERCALL

@@ -1,0 +1,139 @@
+"""``verify xen --live`` and ``--runs``: what is printed, exit codes."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from paravirt_mm import InputError, SpecError
+from paravirt_mm.cli.main import ExitCode, cli
+from paravirt_mm_xen import verify_xen
+from paravirt_mm_xen.live import ENVIRONMENT, MissingPieceError, Trace, find_pieces
+from paravirt_mm_xen.mmu.traces import predict
+from paravirt_mm_xen.verify_xen import guest_machine, run_all
+
+SAMPLE = Path(__file__).parents[3] / "tests/data/xen/xen-4.17.7-sample.jsonl.xz"
+
+
+def verify(*arguments: str | Path) -> tuple[int, Result]:
+    """Exit code, and what was printed."""
+    result = CliRunner().invoke(cli, ["verify", "xen", *map(str, arguments)], standalone_mode=False)
+    if result.exception is not None:
+        raise result.exception
+    return int(result.return_value), result
+
+
+def test_runs_on_the_model() -> None:
+    code, result = verify("--runs", "--size", "64", "-a", "incremental:variant=hpa")
+    assert code == ExitCode.OK
+    (line,) = result.stdout.splitlines()
+    assert line.startswith(
+        "64 MiB, incremental:variant=hpa: 26,598 operations accepted by the model"
+    )
+    assert "34 mmu_update, 35 update_va_mapping, 35 mmuext_op" in line
+
+
+def test_runs_as_json() -> None:
+    code, result = verify("--runs", "--size", "64", "-a", "legacy_linear:kernel=3.6", "--json")
+    assert code == ExitCode.OK
+    report = json.loads(result.stdout)
+    assert report["agree"] is True
+    (run,) = report["runs"]
+    assert (run["mib"], run["verdict"], run["ok"], run["xen"]) == (64, "ok", True, False)
+    assert run["counts"]["update_va_mapping"] == 12
+    assert run["refused"] is None
+
+
+def test_a_run_that_does_not_come_to_its_end_is_a_finding() -> None:
+    code, result = verify("--runs", "--size", "64", "-a", "incremental:variant=hpa,brk_pages=2")
+    assert code == ExitCode.FINDINGS
+    assert "accepted by the model, but panic" in result.stdout
+
+
+def test_missing_pieces_name_the_debian_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And the files are read all the same."""
+    monkeypatch.setattr("paravirt_mm_xen.live.pieces.shutil.which", lambda name: f"/usr/bin/{name}")
+    code, result = verify("--live", "--xen", tmp_path, SAMPLE)
+    assert code == ExitCode.BAD_INPUT
+    assert "xen-hypervisor-4.17-amd64" in result.stderr
+    assert "all agree" in result.stdout
+    code, result = verify("--live", "--runs", "--xen", tmp_path, "--json")
+    assert code == ExitCode.BAD_INPUT
+    report = json.loads(result.stdout)
+    assert report["agree"] is False
+    assert "xen-hypervisor-4.17-amd64" in report["missing"]
+    assert "runs" not in report
+
+
+def test_a_missing_program_names_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("paravirt_mm_xen.live.pieces.shutil.which", lambda _: None)
+    code, result = verify("--live")
+    assert code == ExitCode.BAD_INPUT
+    assert "install the Debian package qemu-system-x86" in result.stderr
+
+
+def test_wrong_specs() -> None:
+    with pytest.raises(SpecError):
+        list(run_all([64], ["nobody"]))
+    with pytest.raises(InputError):
+        guest_machine(32)
+
+
+def test_listing_verifiers_imports_neither_model_nor_live() -> None:
+    import subprocess
+    import sys
+
+    code = (
+        "import sys; from click.testing import CliRunner; from paravirt_mm.cli.main import cli\n"
+        "out = CliRunner().invoke(cli, ['verify', '--help']).stdout\n"
+        "assert 'xen' in out\n"
+        "heavy = [m for m in sys.modules if m.startswith(('paravirt_mm_xen.mmu', "
+        "'paravirt_mm_xen.live', 'paravirt_mm_xen.replay', 'numpy'))]\n"
+        "assert not heavy, heavy\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.fixture
+def pieces() -> None:
+    try:
+        find_pieces()
+    except MissingPieceError as error:
+        if ENVIRONMENT in os.environ:
+            raise
+        pytest.skip(str(error))
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("pieces")
+def test_live_asks_fresh_operations_and_runs() -> None:
+    code, result = verify("--live", "--ops", "3000", "--seed", "7", "--json")
+    assert code == ExitCode.OK
+    report = json.loads(result.stdout)
+    assert report["live"]["agree"] is True
+    assert report["live"]["operations"] >= 3000
+    assert report["live"]["xen"]
+    assert [run["mib"] for run in report["runs"]] == [64] * 4
+    assert all(run["ok"] and run["xen"] for run in report["runs"])
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("pieces")
+def test_a_wrong_model_is_shrunk_to_a_reproducer(monkeypatch: pytest.MonkeyPatch) -> None:
+    def wrong(trace: Trace, release: object) -> list[int]:
+        return [0 if answer == -16 else answer for answer in predict(trace)]
+
+    monkeypatch.setattr(verify_xen, "predict", wrong)
+    monkeypatch.setattr(verify_xen, "run_all", lambda *_: iter(()))
+    code, result = verify("--live", "--ops", "2000", "--generator", "trees")
+    assert code == ExitCode.FINDINGS
+    lines = result.stdout.splitlines()
+    reproducer = next(json.loads(line) for line in lines if line.startswith("{"))
+    assert -16 in reproducer["rc"]
+    assert len(reproducer["ops"]) < 12

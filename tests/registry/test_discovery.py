@@ -1,0 +1,121 @@
+"""Finding plugins through entry points: real metadata on a path of its own, broken neighbours
+included.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from paravirt_mm.registry import Registry
+from paravirt_mm.testing import AscendingAllocator
+
+Install = Callable[..., Path]
+GOOD = """
+    from paravirt_mm.testing import AscendingAllocator
+    class Good(AscendingAllocator):
+        pass
+"""
+
+
+@pytest.fixture
+def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
+    """``install(distribution, version, entry_points, module_text, folder="site")``: put a
+    distribution on the path.
+    """
+
+    def put(
+        name: str, version: str, points: dict[str, str], code: str = GOOD, folder: str = "site"
+    ) -> Path:
+        site = tmp_path / folder
+        site.mkdir(exist_ok=True)
+        module = name.replace("-", "_")
+        (site / f"{module}.py").write_text(textwrap.dedent(code))
+        info = site / f"{module}-{version}.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+        lines = [f"{key} = {value}" for key, value in points.items()]
+        (info / "entry_points.txt").write_text("[paravirt_mm]\n" + "\n".join(lines) + "\n")
+        monkeypatch.syspath_prepend(str(site))
+        return site
+
+    return put
+
+
+def test_third_party_plugin_is_found(install: Install) -> None:
+    install("pvmm-good-one", "1.2", {"good_one": "pvmm_good_one:Good"})
+    registry = Registry.discover()
+    plugin = registry.plugins["good_one"]
+    assert issubclass(plugin.factory, AscendingAllocator)
+    assert plugin.origin == "pvmm-good-one 1.2"
+    assert plugin.role == "allocator"
+    assert registry.broken == []
+
+
+def test_built_in_plugins_come_through_the_same_group() -> None:
+    """Core knows no plugin by name: these are entry points like any other."""
+    plugins = Registry.discover().plugins
+    built_in = {name for name, plugin in plugins.items() if plugin.distribution == "paravirt-mm"}
+    assert {"native", "xen", "legacy_linear", "incremental"} <= built_in
+
+
+BROKEN = {
+    "import error": ("import no_such_module_at_all", "No module named 'no_such_module_at_all'"),
+    "syntax error": ("def broken(:", "SyntaxError"),
+    "exit at import": ("raise SystemExit(3)", "SystemExit"),
+    "no such class": ("x = 1", "no attribute 'Good'"),
+    "not a plugin": ("Good = 3", "must name a class"),
+}
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_broken_plugin_is_named_and_stops_nobody(kind: str, install: Install) -> None:
+    code, words = BROKEN[kind]
+    module = f"pvmm-bad-{kind.replace(' ', '-')}"
+    install(module, "0.9", {"bad": f"{module.replace('-', '_')}:Good"}, code)
+    install("pvmm-good-two", "1.0", {"good_two": "pvmm_good_two:Good"}, folder="other")
+    registry = Registry.discover()
+    (broken,) = registry.broken
+    assert (broken.name, broken.distribution, broken.version) == ("bad", module, "0.9")
+    assert words in broken.problem
+    assert {"good_two", "native", "xen"} <= set(registry.plugins)
+
+
+def test_interrupt_is_not_swallowed(install: Install) -> None:
+    install("pvmm-stop", "1", {"stop": "pvmm_stop:Good"}, "raise KeyboardInterrupt")
+    with pytest.raises(KeyboardInterrupt):
+        Registry.discover()
+
+
+def test_two_distributions_want_one_name(install: Install) -> None:
+    """Neither silently wins: the one that sorts first has it, and the other is told."""
+    install("pvmm-aaa", "1.0", {"same": "pvmm_aaa:Good"})
+    install("pvmm-bbb", "2.0", {"same": "pvmm_bbb:Good"}, folder="other")
+    registry = Registry.discover()
+    assert registry.plugins["same"].distribution == "pvmm-aaa"
+    (broken,) = registry.broken
+    assert broken.distribution == "pvmm-bbb"
+    assert "taken by pvmm-aaa 1.0" in broken.problem
+
+
+def test_editable_install_beside_a_wheel_is_one_plugin(install: Install) -> None:
+    """The same distribution twice on the path (a wheel, and the source tree's own metadata) is no
+    conflict.
+    """
+    install("pvmm-twice", "1.0", {"twice": "pvmm_twice:Good"}, folder="wheel")
+    install("pvmm-twice", "1.1", {"twice": "pvmm_twice:Good"}, folder="editable")
+    registry = Registry.discover()
+    assert "twice" in registry.plugins
+    assert registry.broken == []
+
+
+def test_one_point_listed_twice_is_one_plugin(install: Install) -> None:
+    site = install("pvmm-dup", "1.0", {"dup": "pvmm_dup:Good"})
+    points = site / "pvmm_dup-1.0.dist-info" / "entry_points.txt"
+    points.write_text(points.read_text() + "dup  =  pvmm_dup:Good\n")
+    registry = Registry.discover()
+    assert "dup" in registry.plugins
+    assert registry.broken == []

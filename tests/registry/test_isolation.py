@@ -1,0 +1,186 @@
+"""A plugin that fails while it runs: its scenario says so, by name, and others go on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from typing import Any, ClassVar
+
+import attrs
+import pytest
+
+from paravirt_mm import (
+    API_VERSION,
+    Boot,
+    Machine,
+    Map,
+    Outcome,
+    PageRun,
+    Scenario,
+    SpecError,
+    bundled,
+    hookimpl,
+)
+from paravirt_mm.testing import AscendingAllocator, BlockAllocator, PlainPlatform, registry_with
+
+
+@attrs.frozen
+class Divides(AscendingAllocator):
+    @hookimpl
+    def pvmm_map_steps(self, boot: Boot) -> Any:
+        yield Map(0, 1 // 0)
+
+
+@attrs.frozen
+class NoGenerator(AscendingAllocator):
+    @hookimpl
+    def pvmm_map_steps(self, boot: Boot) -> Any:
+        return [Map(0, 4096)]
+
+
+@attrs.frozen
+class StrangeStep(AscendingAllocator):
+    @hookimpl
+    def pvmm_map_steps(self, boot: Boot) -> Generator[Any, Any, None]:
+        yield "map everything"
+
+
+@attrs.frozen
+class TooFewPages(AscendingAllocator):
+    @hookimpl
+    def pvmm_allocate_tables(self) -> Any:
+        return []
+
+
+@attrs.frozen
+class StrangePages(AscendingAllocator):
+    @hookimpl
+    def pvmm_allocate_tables(self) -> Any:
+        return [PageRun(256, 1)]
+
+
+@attrs.frozen
+class NoPromise(AscendingAllocator):
+    @hookimpl
+    def pvmm_promise(self) -> Any:
+        return [(0, 4096)]
+
+
+@attrs.frozen
+class StrangeReservation(BlockAllocator):
+    @hookimpl
+    def pvmm_reserve_tables(self) -> Any:
+        return [(0, 4096)]
+
+
+ALLOCATORS = {
+    "raises": (Divides, "ZeroDivisionError"),
+    "no generator": (NoGenerator, "pvmm_map_steps"),
+    "strange step": (StrangeStep, "not a step"),
+    "too few pages": (TooFewPages, "gave 0 pages where"),
+    "strange pages": (StrangePages, "not TablePages"),
+    "no promise": (NoPromise, "not a Promise"),
+    "strange reservation": (StrangeReservation, "not runs of pages"),
+}
+
+
+@pytest.fixture(scope="module")
+def machine() -> Machine:
+    return bundled("qemu-512m")
+
+
+@pytest.mark.parametrize(("allocator", "words"), ALLOCATORS.values(), ids=ALLOCATORS)
+def test_failing_allocator_is_named(allocator: type[Any], words: str, machine: Machine) -> None:
+    registry = registry_with(installed=False, mine=allocator, plain=PlainPlatform)
+    run = Scenario.of(machine, "mine", "plain").run(registry)
+    assert run.verdict.outcome is Outcome.ERROR
+    assert "plugin mine (unregistered)" in str(run.verdict)
+    assert words in str(run.verdict)
+
+
+@attrs.frozen
+class StrangeState(PlainPlatform):
+    @hookimpl
+    def pvmm_boot_state(self, machine: Machine) -> Any:
+        return {"mapped": ()}
+
+
+@attrs.frozen
+class StrangeCost(PlainPlatform):
+    @hookimpl
+    def pvmm_write_entries(self) -> Any:
+        return 5
+
+
+@attrs.frozen
+class FailingBackend(PlainPlatform):
+    @hookimpl
+    def pvmm_make_readonly(self) -> Any:
+        raise OSError("no such page")
+
+
+BACKENDS = {
+    "strange state": (StrangeState, "not a BootState"),
+    "strange cost": (StrangeCost, "not a Cost"),
+    "raises": (FailingBackend, "OSError: no such page"),
+}
+
+
+@pytest.mark.parametrize(("backend", "words"), BACKENDS.values(), ids=BACKENDS)
+def test_failing_backend_is_named(backend: type[Any], words: str, machine: Machine) -> None:
+    registry = registry_with(installed=False, ascending=AscendingAllocator, mine=backend)
+    run = Scenario.of(machine, "ascending", "mine").run(registry)
+    assert run.verdict.outcome is Outcome.ERROR
+    assert "plugin mine (unregistered)" in str(run.verdict)
+    assert words in str(run.verdict)
+
+
+def test_wrong_specs_raise(machine: Machine) -> None:
+    """A spec is the caller's: nothing runs, and the caller is told."""
+    for allocator in ("ascendin", "plain", "ascending:first_step=x", "ascending:x"):
+        registry = registry_with(installed=False, ascending=AscendingAllocator, plain=PlainPlatform)
+        with pytest.raises(SpecError):
+            Scenario.of(machine, allocator, "plain").run(registry)
+
+
+def test_observers_see_every_event_and_change_nothing(machine: Machine) -> None:
+    seen: list[object] = []
+
+    @attrs.frozen
+    class Observer:
+        pvmm_api: ClassVar[int] = API_VERSION
+
+        @hookimpl
+        def pvmm_observe(self, event: object) -> None:
+            seen.append(event)
+
+    registry = registry_with(installed=False, ascending=AscendingAllocator, plain=PlainPlatform)
+    alone = Scenario.of(machine, "ascending", "plain").run(registry)
+    watched = Scenario.of(machine, "ascending", "plain", Observer()).run(registry)
+    assert seen == watched.trace.events
+    assert watched.figures == alone.figures
+
+
+def test_figures_of_extras_are_added(machine: Machine) -> None:
+    @attrs.frozen
+    class Extra:
+        pvmm_api: ClassVar[int] = API_VERSION
+
+        @hookimpl
+        def pvmm_figures(self) -> dict[str, int]:
+            return {"answer": 42}
+
+    registry = registry_with(
+        installed=False, ascending=AscendingAllocator, plain=PlainPlatform, extra=Extra
+    )
+    run = Scenario.of(machine, "ascending", "plain").run(registry)
+    assert run.figures["answer"] == 42
+
+
+def test_scenarios_do_not_disturb_each_other(
+    machine: Machine, run_scenario: Callable[..., Any]
+) -> None:
+    """After a plugin has failed the next scenario of the process is as if alone."""
+    before = run_scenario(machine, "incremental", "xen").figures
+    registry = registry_with(mine=Divides)
+    assert Scenario.of(machine, "mine", "xen").run(registry).verdict.outcome is Outcome.ERROR
+    assert run_scenario(machine, "incremental", "xen").figures == before

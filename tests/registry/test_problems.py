@@ -1,0 +1,193 @@
+"""What the registry refuses, each with words that say what to change."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import attrs
+import pytest
+
+from paravirt_mm import API_VERSION, Boot, Machine, PluginError, Promise, SpecError, hookimpl
+from paravirt_mm.registry import Registry, problems
+from paravirt_mm.testing import AscendingAllocator, PlainPlatform, registry_with
+
+
+@attrs.frozen
+class Base:
+    pvmm_api: ClassVar[int] = API_VERSION
+
+
+@attrs.frozen
+class Misspelt(Base):
+    @hookimpl
+    def pvmm_promis(self, boot: Boot) -> Promise: ...  # type: ignore[empty-body]
+
+
+@attrs.frozen
+class Undecorated(Base):
+    def pvmm_promise(self, boot: Boot) -> Promise: ...  # type: ignore[empty-body]
+
+
+@attrs.frozen
+class DefaultParameter(Base):
+    @hookimpl
+    def pvmm_promise(self, boot: Boot | None = None) -> Promise: ...  # type: ignore[empty-body]
+
+
+@attrs.frozen
+class WrongParameter(Base):
+    @hookimpl
+    def pvmm_promise(self, machine: Machine) -> Promise: ...  # type: ignore[empty-body]
+
+
+@attrs.frozen
+class WrongPrefix(Base):
+    @hookimpl
+    def promise(self, boot: Boot) -> Promise: ...  # type: ignore[empty-body]
+
+
+@attrs.frozen
+class NoHook(Base):
+    pass
+
+
+class NotAttrs:
+    pvmm_api: ClassVar[int] = API_VERSION
+
+    @hookimpl
+    def pvmm_observe(self, event: object) -> None: ...
+
+
+@attrs.frozen
+class NoVersion:
+    @hookimpl
+    def pvmm_observe(self, event: object) -> None: ...
+
+
+@attrs.frozen
+class Older(NoVersion):
+    pvmm_api: ClassVar[int] = API_VERSION - 1
+
+
+@attrs.frozen
+class Newer(NoVersion):
+    pvmm_api: ClassVar[int] = API_VERSION + 1
+
+
+@attrs.frozen
+class NotANumber(NoVersion):
+    pvmm_api: ClassVar[str] = "one"
+
+
+REFUSED: dict[str, tuple[Any, list[str]]] = {
+    "misspelt hook": (Misspelt, ["no hook pvmm_promis", "did you mean pvmm_promise?"]),
+    "missing decorator": (Undecorated, ["pvmm_promise lacks the decorator @hookimpl"]),
+    "default parameter": (DefaultParameter, ["'boot' must not have a default value"]),
+    "wrong parameter": (WrongParameter, ["takes 'machine'", "it may take: boot"]),
+    "wrong prefix": (WrongPrefix, ["promise has @hookimpl", "start with 'pvmm_'"]),
+    "no hook": (NoHook, ["implements no hook"]),
+    "not attrs": (NotAttrs, ["attrs.define or attrs.frozen"]),
+    "an instance": (AscendingAllocator(), ["must name a class"]),
+    "a function": (len, ["must name a class"]),
+    "no API version": (NoVersion, [f"pvmm_api = {API_VERSION}"]),
+    "older API": (Older, [f"API {API_VERSION - 1}", "update the plugin"]),
+    "newer API": (Newer, [f"API {API_VERSION + 1}", "update paravirt-mm"]),
+    "API of a strange type": (NotANumber, ["API 'one'"]),
+}
+
+
+@pytest.mark.parametrize(("factory", "words"), REFUSED.values(), ids=REFUSED)
+def test_refused_with_a_remedy(factory: Any, words: list[str]) -> None:
+    registry = Registry()
+    registry.add("mine", factory, "some-plugin", "1.2")
+    assert registry.plugins == {}
+    (broken,) = registry.broken
+    assert (broken.name, broken.distribution, broken.version) == ("mine", "some-plugin", "1.2")
+    for word in words:
+        assert word in broken.problem
+
+
+@pytest.mark.parametrize("name", ["Mine", "my-plugin", "", "1st", "a:b", "a b", "x" * 65, "a\n"])
+def test_names_must_fit_into_specs(name: str) -> None:
+    assert "lower-case" in problems(name, PlainPlatform)[0]
+
+
+def test_all_problems_are_named_at_once() -> None:
+    @attrs.frozen
+    class Many(Base):
+        @hookimpl
+        def pvmm_promis(self, boot: Boot) -> Promise: ...  # type: ignore[empty-body]
+
+        def pvmm_observe(self, event: object) -> None: ...
+
+    assert len(problems("many", Many)) == 2
+
+
+def test_name_that_is_taken() -> None:
+    """The first one stays, and the second is told who has the name."""
+    registry = Registry()
+    registry.add("mine", AscendingAllocator, "first", "1.0")
+    registry.add("mine", PlainPlatform, "second", "2.0")
+    assert registry.plugins["mine"].factory is AscendingAllocator
+    (broken,) = registry.broken
+    assert broken.distribution == "second"
+    assert "'mine' is taken by first 1.0" in broken.problem
+    assert "rename" in broken.problem
+
+
+def test_fewer_parameters_are_fine() -> None:
+    @attrs.frozen
+    class Few(Base):
+        @hookimpl
+        def pvmm_promise(self) -> Promise: ...  # type: ignore[empty-body]
+
+    assert problems("few", Few) == []
+
+
+def test_roles() -> None:
+    @attrs.frozen
+    class Observer(Base):
+        @hookimpl
+        def pvmm_observe(self, event: object) -> None: ...
+
+    registry = registry_with(
+        installed=False, one=AscendingAllocator, two=PlainPlatform, three=Observer
+    )
+    assert {name: plugin.role for name, plugin in registry.plugins.items()} == {
+        "one": "allocator",
+        "two": "backend",
+        "three": "extra",
+    }
+    assert [plugin.name for plugin in registry.of_role("extra")] == ["three"]
+
+
+def test_asking_for_what_is_not_there() -> None:
+    registry = registry_with(installed=False, ascending=AscendingAllocator, plain=PlainPlatform)
+    with pytest.raises(SpecError, match=r"no allocator 'ascendin'; did you mean 'ascending'\?"):
+        registry.get("ascendin", "allocator")
+    with pytest.raises(SpecError, match="no allocator 'plain'"):
+        registry.get("plain", "allocator")
+    assert registry.get("plain").role == "backend"
+
+
+def test_asking_for_a_broken_plugin_says_why() -> None:
+    registry = Registry()
+    registry.add("mine", Misspelt)
+    with pytest.raises(PluginError, match="pvmm_promis"):
+        registry.get("mine", "allocator")
+
+
+def test_options() -> None:
+    plugin = registry_with(installed=False, block=AscendingAllocator).get("block")
+    assert plugin.create({"first_step": "4096"}).first_step == 4096
+    with pytest.raises(SpecError, match=r"no option 'first_stp'.*did you mean 'first_step'\?"):
+        plugin.create({"first_stp": "1"})
+    with pytest.raises(SpecError, match="first_step"):
+        plugin.create({"first_step": "many"})
+
+
+def test_registry_with_refuses_what_is_wrong() -> None:
+    with pytest.raises(PluginError, match=r"mine.*pvmm_promis"):
+        registry_with(mine=Misspelt)
+    with pytest.raises(PluginError, match="taken"):
+        registry_with(native=PlainPlatform)

@@ -1,0 +1,115 @@
+"""The package as users get it: a wheel in a clean venv, and an editable install; the main job runs
+in both.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tarfile
+import venv
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.slow
+
+BUILT_IN = {"native", "xen", "legacy_linear", "incremental"}
+
+
+def _call(*command: str | Path, cwd: Path | None = None) -> str:
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    done = subprocess.run(
+        [str(part) for part in command],
+        cwd=cwd,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    assert done.returncode == 0, f"{command}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def built(checkout: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the sdist, and the wheel that was built from it."""
+    folder = tmp_path_factory.mktemp("dist")
+    _call(sys.executable, "-m", "build", "--outdir", folder, checkout)
+    return folder
+
+
+@pytest.fixture(scope="module", params=["wheel", "editable"])
+def environment(
+    request: pytest.FixtureRequest, checkout: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Path]:
+    """The scripts folder of a venv with nothing but the package and its dependencies."""
+    folder = tmp_path_factory.mktemp(request.param)
+    venv.create(folder, with_pip=True)
+    scripts = folder / "bin"
+    if request.param == "wheel":
+        (wheel,) = request.getfixturevalue("built").glob("*.whl")
+        _call(scripts / "python", "-m", "pip", "install", "--quiet", wheel)
+    else:
+        _call(scripts / "python", "-m", "pip", "install", "--quiet", "--editable", checkout)
+    return scripts
+
+
+def test_entry_points_are_found(environment: Path, tmp_path: Path) -> None:
+    code = (
+        "from paravirt_mm.registry import Registry; import json;"
+        "r = Registry.discover();"
+        "print(json.dumps([sorted(r.plugins), [b.problem for b in r.broken],"
+        " sorted({p.origin for p in r.plugins.values()})]))"
+    )
+    names, broken, origins = json.loads(_call(environment / "python", "-c", code, cwd=tmp_path))
+    assert set(names) == BUILT_IN
+    assert broken == []
+    assert len(origins) == 1
+    assert origins[0].startswith("paravirt-mm ")
+
+
+def test_main_job_runs(environment: Path, tmp_path: Path) -> None:
+    """`paravirt-mm compare` away from the source tree, on the machines of the package."""
+    output = _call(environment / "paravirt-mm", "compare", "--format", "json", cwd=tmp_path)
+    rows = json.loads(output)
+    assert {row["outcome"] for row in rows} <= {"ok", "panic", "rejected"}
+    assert {row["backend"] for row in rows} == {"native", "xen"}
+    assert len({row["machine"] for row in rows}) >= 8
+    table = _call(environment / "paravirt-mm", "compare", "lenovo-x230-8g", cwd=tmp_path)
+    for word in ("legacy_linear", "incremental", "native", "xen"):
+        assert word in table
+
+
+def test_types_and_machines_are_packaged(built: Path) -> None:
+    (wheel,) = built.glob("*.whl")
+    names = set(zipfile.ZipFile(wheel).namelist())
+    assert "paravirt_mm/py.typed" in names
+    assert sum(name.endswith(".toml") and "/machines/" in name for name in names) >= 8
+    assert {f"paravirt_mm_{name}/__init__.py" for name in BUILT_IN} <= names
+    assert not any(name.startswith(("tests/", "plugins/")) for name in names)
+    assert any(name.endswith("licenses/LICENSE") for name in names)
+
+
+def test_sdist_carries_the_tests(built: Path) -> None:
+    (sdist,) = built.glob("*.tar.gz")
+    with tarfile.open(sdist) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    assert {"pyproject.toml", "README.md", "LICENSE", "tests/conftest.py"} <= names
+
+
+def test_nothing_but_dependencies_is_needed(environment: Path) -> None:
+    """Neither pytest nor hypothesis come along, and the parts of the kit that do not need them
+    work.
+    """
+    code = (
+        "import sys, paravirt_mm.testing as kit;"
+        "machines = list(kit.generate(2)); kit.registry_with(mine=kit.AscendingAllocator);"
+        "print(len(machines), 'pytest' in sys.modules, 'hypothesis' in sys.modules)"
+    )
+    assert _call(environment / "python", "-c", code).split() == ["2", "False", "False"]

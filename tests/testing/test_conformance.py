@@ -1,0 +1,259 @@
+"""The conformance suites themselves: right plugins pass, and plugins that are wrong on purpose fail
+where they should.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import attrs
+import pytest
+
+from paravirt_mm import (
+    ActivateRoot,
+    Boot,
+    BootState,
+    Machine,
+    Map,
+    Outcome,
+    PageRun,
+    Refusal,
+    Scenario,
+    Source,
+    TableDemand,
+    TablePages,
+    hookimpl,
+)
+from paravirt_mm.testing import (
+    AllocatorConformance,
+    AscendingAllocator,
+    BackendConformance,
+    BlockAllocator,
+    Expected,
+    PlainPlatform,
+    TypingPlatform,
+    generate,
+    judge,
+    registry_with,
+)
+
+
+class TestAscending(AllocatorConformance):
+    plugin = AscendingAllocator
+    name = "ascending"
+
+
+class TestPlainPlatform(BackendConformance):
+    plugin = PlainPlatform
+
+
+class TestTypingPlatform(BackendConformance):
+    plugin = TypingPlatform
+
+
+# -- the suites find what is wrong ----------------------------------------------------------------
+
+
+@attrs.frozen
+class KernelsOwnPages(AscendingAllocator):
+    """Wrong: its tables lie in the kernel."""
+
+    @hookimpl
+    def pvmm_allocate_tables(self, boot: Boot, demand: TableDemand) -> Any:
+        first = boot.machine.kernel.start >> 12
+        return [TablePages(PageRun(first + boot.tables_made, demand.count), Source.MEMBLOCK)]
+
+
+@attrs.frozen
+class PageByPage(AscendingAllocator):
+    """Wrong: one step a 2 MiB."""
+
+    @hookimpl
+    def pvmm_map_steps(self, boot: Boot) -> Any:
+        for start, end in boot.memblock.memory(0, min(boot.machine.map_limit, 1 << 35)):
+            for low in range(start, end, 1 << 21):
+                yield Map(low, min(end, low + (1 << 21)))
+
+
+_RUNS: list[int] = []
+
+
+@attrs.frozen
+class Remembers(AscendingAllocator):
+    """Wrong: a run changes the next one."""
+
+    @hookimpl
+    def pvmm_map_steps(self, boot: Boot) -> Any:
+        _RUNS.append(1)
+        yield from AscendingAllocator.pvmm_map_steps(self, boot)
+        for _ in _RUNS:
+            yield ActivateRoot()
+
+
+@attrs.frozen
+class Silent(AscendingAllocator):
+    @hookimpl
+    def pvmm_promise(self, boot: Boot) -> Any:
+        return super().pvmm_promise(boot)
+
+
+def _fails(test: Callable[..., None], *arguments: Any) -> None:
+    with pytest.raises(AssertionError):
+        test(*arguments)
+
+
+def _allocator_suite(factory: type[Any]) -> AllocatorConformance:
+    class Suite(AllocatorConformance):
+        plugin = factory
+        name = "mine"
+
+    return Suite()
+
+
+def _backend_suite(factory: type[Any]) -> BackendConformance:
+    class Suite(BackendConformance):
+        plugin = factory
+        name = "mine"
+
+    return Suite()
+
+
+def test_broken_rule_is_found() -> None:
+    suite = _allocator_suite(KernelsOwnPages)
+    _fails(suite.test_run_is_right, "mine", "native", "generated-1-2")
+
+
+@pytest.mark.slow
+def test_broken_rule_is_found_and_shrunk() -> None:
+    _fails(_allocator_suite(KernelsOwnPages).test_any_machine)
+
+
+def test_too_many_steps_are_found() -> None:
+    _fails(_allocator_suite(PageByPage).test_work_is_done_in_runs, "mine", "plain_platform")
+
+
+def test_state_between_runs_is_found() -> None:
+    _fails(_allocator_suite(Remembers).test_run_is_repeatable, "mine", "plain_platform")
+
+
+def test_missing_words_are_found() -> None:
+    _fails(_allocator_suite(Silent).test_plugin_says_what_it_is)
+    _fails(_allocator_suite(PlainPlatform).test_plugin_is_usable)
+
+
+@attrs.frozen
+class AddsFeatures(PlainPlatform):
+    """Wrong: offers what the CPU has not."""
+
+    @hookimpl
+    def pvmm_boot_state(self, machine: Machine) -> BootState:
+        state = PlainPlatform.pvmm_boot_state(self, machine)
+        features = attrs.evolve(state.features, pse=True, gbpages=True)
+        return attrs.evolve(state, features=features)
+
+
+@attrs.frozen
+class KernelOutOfReach(PlainPlatform):
+    """Wrong: the running kernel is not mapped."""
+
+    @hookimpl
+    def pvmm_boot_state(self, machine: Machine) -> BootState:
+        state = PlainPlatform.pvmm_boot_state(self, machine)
+        return attrs.evolve(state, mapped=((0, machine.kernel.start),))
+
+
+@attrs.frozen
+class LeavesTablesWritable(TypingPlatform):
+    """Wrong: nothing is made read-only."""
+
+    @hookimpl
+    def pvmm_make_readonly(self) -> None:
+        return None
+
+
+@attrs.frozen
+class TypedWithoutTables(TypingPlatform):
+    """Wrong: its boot tables are anyone's."""
+
+    @hookimpl
+    def pvmm_boot_state(self, machine: Machine) -> Any:
+        state = TypingPlatform.pvmm_boot_state(self, machine)
+        return attrs.evolve(state, reserved=())
+
+
+@attrs.frozen
+class RefusesWithoutCode(PlainPlatform):
+    """Wrong: a refusal has a negative code."""
+
+    @hookimpl
+    def pvmm_boot_state(self, machine: Machine) -> Any:
+        return Refusal("no", 0)
+
+
+@pytest.mark.parametrize(
+    "factory", [KernelOutOfReach, TypedWithoutTables, RefusesWithoutCode], ids=str
+)
+def test_unsound_boot_state_is_found(factory: type[Any]) -> None:
+    _fails(_backend_suite(factory).test_boot_state_is_sound, "mine", "generated-1-2")
+
+
+def test_added_features_are_found() -> None:
+    names = [f"generated-1-{n}" for n in range(12)]
+    suite = _backend_suite(AddsFeatures)
+    found = 0
+    for name in names:
+        try:
+            suite.test_features_are_only_taken_away("mine", name)
+        except AssertionError:
+            found += 1
+    assert found > 3
+
+
+def test_writable_tables_are_found() -> None:
+    suite = _backend_suite(LeavesTablesWritable)
+    with pytest.raises(AssertionError):
+        suite.test_run_is_right("mine", "ascending", "generated-1-2")
+
+
+# -- judging --------------------------------------------------------------------------------------
+
+
+def test_judge() -> None:
+    machine = next(generate(1, seed=1, modes=("x86_64",)))
+    registry = registry_with(block=BlockAllocator, plain=PlainPlatform)
+    good = Scenario.of(machine, "block", "plain").run(registry)
+    assert good.verdict.outcome is Outcome.OK
+    assert judge(good) is None
+    assert judge(good, [Expected("panic", "other machine", machine="other")]) is None
+    stale = judge(good, [Expected("panic", "long ago")])
+    assert stale is not None
+    assert "stale: long ago" in stale
+    bad = Scenario.of(machine, "mine", "plain").run(
+        registry_with(mine=KernelsOwnPages, plain=PlainPlatform)
+    )
+    assert "invariant 1" in (judge(bad) or "")
+    assert "invariant 1" in (judge(bad, [Expected("violation", "findings are never right")]) or "")
+    refused = Scenario.of(machine, "block:spare=2000000", "plain").run(registry)
+    assert refused.verdict.outcome is Outcome.PANIC
+    assert judge(refused) is not None
+    assert (
+        judge(refused, [Expected("panic: no block", "asks too much", allocator="block:*")]) is None
+    )
+
+
+def test_suite_needs_three_lines(pytester: pytest.Pytester) -> None:
+    """As a third party would write it; fixtures and report header only where they are asked for."""
+    pytester.makeconftest('pytest_plugins = ["paravirt_mm.testing.fixtures"]')
+    pytester.makepyfile(
+        """
+        from paravirt_mm.testing import AllocatorConformance, AscendingAllocator
+
+        class TestMine(AllocatorConformance):
+            plugin = AscendingAllocator
+        """
+    )
+    result = pytester.runpytest("-q", "-p", "no:cacheprovider", "-k", "generated-1-2 or usable")
+    result.assert_outcomes(passed=len(_allocator_suite(AscendingAllocator).partner_specs()) + 1)
+    result = pytester.runpytest("--collect-only", "-p", "no:cacheprovider")
+    result.stdout.fnmatch_lines(["paravirt-mm *, plugins: *native (paravirt-mm *"])

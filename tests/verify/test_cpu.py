@@ -1,0 +1,243 @@
+"""An emulated CPU walks images in every mode, and random tables; it must notice what is wrong."""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from hypothesis import given, settings
+
+from paravirt_mm import CpuFeatures, E820Type, InputError, Machine, MemoryMap, Scenario
+from paravirt_mm.cli.verify_cpu import command
+from paravirt_mm.engine.trace import Trace
+from paravirt_mm.image.dump import Dump, open_dump
+from paravirt_mm.image.elf import write_core
+from paravirt_mm.image.walker import Access, Cpu, Fault, canonical, translate, walk
+from paravirt_mm.machine.paging import MODES, X86_64
+from paravirt_mm.testing.page_tables import ROOT, RandomTables, page_tables
+from paravirt_mm.verify import cpu as module
+from paravirt_mm.verify.cpu import (
+    EMULATED_BITS,
+    CpuUnavailable,
+    EmulatedCpu,
+    Seen,
+    check_cpu,
+    check_dump_on_cpu,
+)
+
+pytest.importorskip("unicorn", reason="needs unicorn (the extra 'cpu')")
+
+ALLOCATORS = ("legacy_linear:kernel=3.6", "incremental:variant=linux", "incremental:variant=hpa")
+MIB, GIB = 1 << 20, 1 << 30
+
+
+def machine_of(mode: str, size: int = 512 * MIB, **features: bool) -> Machine:
+    """RAM with an ISA hole, a hole that is no multiple of a large page, and one below 4 GiB."""
+    ram = [(0, 0x9F000), (MIB, 0x1020_3000), (0x1040_4000, min(size, 3 * GIB))]
+    if size > 3 * GIB:
+        ram.append((4 * GIB, size + GIB))
+    return Machine(
+        name=mode,
+        memory_map=MemoryMap.sanitise((low, high, E820Type.RAM) for low, high in ram),
+        mode=MODES[mode],
+        features=CpuFeatures(**{"nx": MODES[mode].has_nx, **features}),
+        boot_mapped=64 * MIB if MODES[mode].is_32bit else 512 * MIB,
+    )
+
+
+def trace_of(machine: Machine, allocator: str, backend: str) -> Trace:
+    run = Scenario.of(machine, allocator, backend).run()
+    assert run.verdict.outcome == "ok", run.verdict
+    return run.trace
+
+
+@pytest.mark.parametrize("allocator", ALLOCATORS)
+@pytest.mark.parametrize(
+    ("mode", "backend", "size", "features"),
+    [
+        ("i386", "native", 512 * MIB, {}),
+        ("i386", "native", 512 * MIB, {"pse": False}),
+        ("i386-pae", "native", 512 * MIB, {}),
+        ("i386-pae", "native", 8 * GIB, {}),
+        ("i386-pae", "native", 512 * MIB, {"pse": False, "nx": False}),
+        ("i386-pae", "xen", 512 * MIB, {}),
+        ("x86_64", "native", 512 * MIB, {}),
+        ("x86_64", "native", 16 * GIB, {"gbpages": True}),
+        ("x86_64", "native", 512 * MIB, {"nx": False}),
+        ("x86_64", "xen", 4 * GIB, {}),
+        ("x86_64-la57", "native", 512 * MIB, {}),
+        ("x86_64-la57", "native", 16 * GIB, {"gbpages": True}),
+    ],
+)
+def test_cpu_and_walker_agree(
+    mode: str, backend: str, size: int, features: dict[str, bool], allocator: str
+) -> None:
+    report = check_cpu(trace_of(machine_of(mode, size, **features), allocator, backend))
+    assert report.agrees, report.disagreements or report.findings or report.writable_tables
+    assert report.probes >= 3 * 3 * report.runs
+    assert 0 < report.faults < report.probes
+    assert report.beyond == 0
+    assert report.holes >= 4
+
+
+def test_memory_beyond_the_cpu_is_counted_apart() -> None:
+    report = check_cpu(trace_of(machine_of("x86_64", 2048 * GIB), ALLOCATORS[1], "native"))
+    assert report.agrees, report.disagreements
+    assert 0 < report.beyond <= report.faults
+
+
+class Damaged:
+    """What the walker reads is not what the CPU got: one entry differs."""
+
+    def __init__(self, dump: Dump, address: int, change: int) -> None:
+        self._dump, self._address, self._change = dump, address, change
+
+    def read(self, address: int, size: int) -> bytes | None:
+        data = self._dump.read(address, size)
+        if data is None or not address <= self._address < address + size:
+            return data
+        damaged = bytearray(data)
+        at = self._address - address
+        (entry,) = struct.unpack_from("<Q", damaged, at)
+        struct.pack_into("<Q", damaged, at, entry ^ self._change)
+        return bytes(damaged)
+
+
+@pytest.mark.parametrize("change", [1 << 0, 1 << 1, 1 << 63, 1 << 12, 1 << 30])
+def test_a_wrong_bit_is_noticed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: int
+) -> None:
+    """Presence, write permission, NX and frame bits of the last L1 entry."""
+    trace = trace_of(machine_of("x86_64", pse=False), ALLOCATORS[1], "native")
+    write_core(trace, tmp_path / "core")
+    with open_dump(tmp_path / "core") as dump:
+        assert dump.cr3 is not None
+        last = walk(dump, dump.cr3, X86_64).runs[-1]
+        answer = translate(dump, dump.cr3, X86_64, last.end - 1)
+        assert not isinstance(answer, Fault)
+        at = find_entry(dump, answer.entry)
+        wrong = Damaged(dump, at, change)
+        monkeypatch.setattr(module, "walk", lambda _memory, *rest: walk(wrong, *rest))
+        monkeypatch.setattr(module, "translate", lambda _memory, *rest: translate(wrong, *rest))
+        report = check_dump_on_cpu(dump)
+    assert report.disagreements
+    assert not report.agrees
+    assert f"{last.end - 1 & ~0xFFF:#x}"[:-3] in str(report.disagreements[0])
+
+
+def find_entry(dump: Dump, entry: int) -> int:
+    for segment in dump.segments:
+        data = dump.read(segment.start, segment.end - segment.start)
+        assert data is not None
+        at = data.find(struct.pack("<Q", entry))
+        if at >= 0:
+            return segment.start + at
+    raise AssertionError("no such entry")
+
+
+def test_a_writable_table_is_noticed(tmp_path: Path) -> None:
+    trace = trace_of(machine_of("x86_64"), ALLOCATORS[1], "native")
+    write_core(trace, tmp_path / "core")
+    with open_dump(tmp_path / "core") as dump:
+        assert not check_dump_on_cpu(dump, typed=False).writable_tables
+        assert check_dump_on_cpu(dump, typed=True).writable_tables
+
+
+def test_the_cpu_leaves_the_file_as_it_is(tmp_path: Path) -> None:
+    """Writes through the direct map reach table pages; they go to a copy."""
+    trace = trace_of(machine_of("x86_64"), ALLOCATORS[2], "native")
+    write_core(trace, tmp_path / "core")
+    before = (tmp_path / "core").read_bytes()
+    with open_dump(tmp_path / "core") as dump:
+        assert check_dump_on_cpu(dump).agrees
+    assert (tmp_path / "core").read_bytes() == before
+
+
+def test_a_dump_must_say_its_root(tmp_path: Path) -> None:
+    (tmp_path / "raw").write_bytes(bytes(8192))
+    with open_dump(tmp_path / "raw") as dump, pytest.raises(CpuUnavailable, match="CR3"):
+        check_dump_on_cpu(dump)
+
+
+def test_without_unicorn_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> None:
+        raise ImportError(name)
+
+    monkeypatch.setattr(module, "import_module", missing)
+    with pytest.raises(CpuUnavailable, match=r"paravirt-mm\[cpu\]"):
+        check_cpu(trace_of(machine_of("x86_64"), ALLOCATORS[1], "native"))
+
+
+# -- random tables --------------------------------------------------------------------------------
+
+
+def fuzz(tables: RandomTables, folder: Path) -> None:
+    mode = tables.mode
+    path = folder / "random"
+    path.write_bytes(tables.data)
+    cpu = Cpu(physical_bits=EMULATED_BITS)
+    with open_dump(path) as dump:
+        emulated = EmulatedCpu(dump, ROOT, mode)
+        emulated.calibrate()
+        addresses = tables.addresses()
+        for address in addresses[:: max(1, len(addresses) // 40)]:
+            address = canonical(mode, address + 0x7F0)
+            for access in (Access(), Access(write=True), Access(fetch=True)):
+                answer = translate(dump, ROOT, mode, address, access, cpu)
+                if isinstance(answer, Fault) and answer.entry is None:
+                    continue  # a table that is not in memory: the bus decides what the CPU reads
+                if isinstance(answer, Fault):
+                    expected = Seen(fault=answer.code)
+                else:
+                    expected = Seen(physical=answer.physical)
+                where = mode.name, hex(address), access, answer
+                assert emulated.access(address, access) == expected, where
+        emulated.close()
+
+
+@given(page_tables())
+def test_random_tables(tmp_path_factory: pytest.TempPathFactory, tables: RandomTables) -> None:
+    fuzz(tables, tmp_path_factory.getbasetemp())
+
+
+@pytest.mark.slow
+@settings(max_examples=400)
+@given(page_tables())
+def test_many_random_tables(tmp_path_factory: pytest.TempPathFactory, tables: RandomTables) -> None:
+    fuzz(tables, tmp_path_factory.getbasetemp())
+
+
+# -- the command ----------------------------------------------------------------------------------
+
+
+def test_command_on_a_machine() -> None:
+    result = CliRunner().invoke(
+        command, ["lenovo-x230-8g", "-a", ALLOCATORS[1]], standalone_mode=False
+    )
+    assert result.exception is None
+    assert result.return_value == 0
+    lines = result.output.splitlines()
+    assert [line.split()[0] for line in lines[:3]] == ["agrees"] * 3
+    assert "+la57" in lines[2]
+    assert lines[-1].startswith("3 images, ")
+
+
+def test_command_says_what_has_no_tables() -> None:
+    result = CliRunner().invoke(
+        command, ["asus-l8400-256m", "-a", ALLOCATORS[1], "-b", "xen"], standalone_mode=False
+    )
+    assert result.return_value == 0
+    assert "no tables" in result.output
+
+
+def test_command_refuses_an_unknown_machine() -> None:
+    result = CliRunner().invoke(command, ["no-such-machine"], standalone_mode=False)
+    assert isinstance(result.exception, InputError)
+
+
+@pytest.mark.slow
+def test_every_machine_of_the_package() -> None:
+    result = CliRunner().invoke(command, [], standalone_mode=False)
+    assert result.return_value == 0, result.output

@@ -1,0 +1,292 @@
+"""``verify kernel``: agreement with real kernels' records, and that every field is looked at."""
+
+from __future__ import annotations
+
+import copy
+import json
+import lzma
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from paravirt_mm import InputError, default_registry
+from paravirt_mm.cli.main import ExitCode, cli
+from paravirt_mm.verify.kernel import Replay, replay, replay_file
+
+from . import naive_linux
+
+CHOSEN = Path(__file__).parents[1] / "data" / "oracle" / "linux-kernel-oracle-40.jsonl.xz"
+KERNELS = ("linux_3_6", "linux_4_19")
+Machine = dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def machines() -> list[Machine]:
+    with lzma.open(CHOSEN, "rt", encoding="utf-8") as lines:
+        return [json.loads(line) for line in lines]
+
+
+def small(machines: list[Machine]) -> list[Machine]:
+    return [m for m in machines if all(sum(m[k]["table_count"].values()) < 200 for k in KERNELS)]
+
+
+def replayed(record: Machine) -> list[Replay]:
+    return list(replay(record, "test:1", default_registry()))
+
+
+def test_models_agree_with_the_real_kernels() -> None:
+    replays = list(replay_file(str(CHOSEN)))
+    assert len(replays) == 80
+    assert [str(r.differences[0]) for r in replays if not r.agrees] == []
+    assert {r.kernel: len(r.fields) for r in replays} == {"3.6": 10, "4.19": 10}
+    assert {r.kernel: r.spec.split(",brk")[0] for r in replays} == {
+        "3.6": "legacy_linear:kernel=3.6",
+        "4.19": "incremental:variant=linux,kernel=4.19",
+    }
+
+
+@pytest.mark.slow
+def test_models_agree_on_all_of_the_shared_oracle(shared: Path) -> None:
+    replays = list(replay_file(str(shared / "oracle" / "linux-kernel-oracle.jsonl.xz")))
+    assert len(replays) == 800
+    assert [str(r.differences[0]) for r in replays if not r.agrees] == []
+
+
+# -- every field is compared -----------------------------------------------------------------------
+
+
+def _append(field: str, item: Any) -> Callable[[Any], None]:
+    return lambda kernel: kernel[field].append(item)
+
+
+def _drop(field: str) -> Callable[[Any], None]:
+    return lambda kernel: kernel[field].pop()
+
+
+def _hash(field: str) -> Callable[[Any], None]:
+    return lambda kernel: kernel.update({field: "0" * 64})
+
+
+def _swap_hooks(kernel: Any) -> None:
+    order = kernel["hook_order"]
+    order[0], order[1] = order[1], order[0]
+
+
+def _move_table(kernel: Any) -> None:
+    kernel["tables"][0][1] += 1
+
+
+def _other_page_size(kernel: Any) -> None:
+    kernel["steps"][0]["ranges"][0][2] = "8k"
+
+
+def _other_count(kernel: Any) -> None:
+    kernel["table_count"]["L1"] += 1
+
+
+def _guess_one_more(kernel: Any) -> None:
+    kernel["guess"][0]["start"] -= 4096
+
+
+def _use_one_more(kernel: Any) -> None:
+    kernel["guess"][0]["used_end"] += 4096
+
+
+CHANGES: list[tuple[str, str, Callable[[Any], None]]] = [
+    ("linux_3_6", "guess", _guess_one_more),
+    ("linux_3_6", "guess", _use_one_more),
+    ("linux_4_19", "brk_tables", _drop("brk_tables")),
+    *[
+        (kernel, field, change)
+        for kernel in KERNELS
+        for field, change in (
+            ("panic", lambda k: k.update(panic="Out of memory")),
+            ("steps", _other_page_size),
+            ("steps", _drop("steps")),
+            ("hook_order", _swap_hooks),
+            ("hook_order_sha256", _hash("hook_order_sha256")),
+            ("tables", _move_table),
+            ("tables_sha256", _hash("tables_sha256")),
+            ("table_count", _other_count),
+            ("leaf_runs", _drop("leaf_runs")),
+            ("reserved_after", _append("reserved_after", [1 << 50, (1 << 50) + 4096])),
+        )
+    ],
+]
+
+
+@pytest.mark.parametrize(("kernel", "field", "change"), CHANGES)
+def test_a_change_of_one_field_is_found_there_alone(
+    machines: list[Machine], kernel: str, field: str, change: Callable[[Any], None]
+) -> None:
+    record = copy.deepcopy(
+        next(m for m in small(machines) if all(len(m[k]["hook_order"]) > 1 for k in KERNELS))
+    )
+    change(record[kernel])
+    (wrong,) = [r for r in replayed(record) if not r.agrees]
+    assert f"linux_{wrong.kernel.replace('.', '_')}" == kernel
+    assert [difference.field for difference in wrong.differences] == [field]
+    assert wrong.differences[0].kernel != wrong.differences[0].model
+
+
+def test_a_difference_is_told_in_the_kernels_words(machines: list[Machine]) -> None:
+    record = copy.deepcopy(small(machines)[0])
+    block = record["linux_3_6"]["guess"][0]
+    size = (block["top"] - block["start"]) >> 12
+    shown = f"[mem {block['start']:#010x}-{block['top'] - 1:#010x}] ({size} pages"
+    block["start"] += 8192
+    difference = replayed(record)[0].differences[0]
+    assert difference.place.startswith("block 1 of ")
+    assert difference.model.startswith(f"tables @ {shown}")
+    assert f"({size - 2} pages" in difference.kernel
+
+
+def test_fields_that_a_file_leaves_out_are_not_compared(machines: list[Machine]) -> None:
+    record = copy.deepcopy(small(machines)[0])
+    for kernel in KERNELS:
+        record[kernel] = {"panic": None, "tables_sha256": record[kernel]["tables_sha256"]}
+    assert [r.fields for r in replayed(record)] == [("panic", "tables_sha256")] * 2
+    record["linux_3_6"]["tables_sha256"] = "1" * 64
+    (difference,) = replayed(record)[0].differences
+    assert difference.field == "tables_sha256"
+    assert difference.place.startswith("L1 ")  # the counts: no list is there to name a table
+
+
+# -- machines that the oracle has none of ----------------------------------------------------------
+
+
+def test_the_plain_model_agrees_with_the_real_kernels_too(machines: list[Machine]) -> None:
+    checked = small(machines)
+    assert len(checked) >= 15
+    for machine in checked:
+        bare = {key: value for key, value in machine.items() if key not in KERNELS}
+        for kernel in KERNELS:
+            plain = naive_linux.record(bare)[kernel]
+            assert {key: plain[key] for key in machine[kernel]} == machine[kernel]
+
+
+def _odd(numbers: range) -> tuple[set[Any], list[str]]:
+    panics = set()
+    wrong = []
+    for number in numbers:
+        record = naive_linux.record(naive_linux.odd_machine(number))
+        panics |= {record[kernel]["panic"] for kernel in KERNELS}
+        wrong += [f"{r.machine}: {d}" for r in replayed(record) for d in r.differences]
+    return panics, wrong
+
+
+def test_odd_machines() -> None:
+    panics, wrong = _odd(range(40))
+    assert wrong == []
+    assert panics == {
+        None,
+        "Cannot find space for the kernel page tables",
+        "alloc_low_pages: can not alloc memory",
+        "extend_brk: brk is closed (kernel BUG)",
+    }
+
+
+@pytest.mark.slow
+def test_many_odd_machines() -> None:
+    _, wrong = _odd(range(40, 300))
+    assert wrong == []
+
+
+def test_thousands_of_pieces_and_petabytes() -> None:
+    pieces = [[(1 << 26) + n * 40960, (1 << 26) + n * 40960 + 12289, 1] for n in range(5000)]
+    far = [[5 << 50, (5 << 50) + (1 << 30), 2]]
+    record = naive_linux.odd_machine(1) | {
+        "e820": [[1 << 20, 1 << 26, 1], *pieces, *far],
+        "reserved": [[1 << 20, 1 << 23]],
+        "brk_start": 1 << 22,
+        "max_pfn": pieces[-1][1] >> 12,
+        "max_low_pfn": pieces[-1][1] >> 12,
+        "initial_mapped": 1 << 29,
+    }
+    record |= {kernel: {"panic": None} for kernel in KERNELS}
+    assert [r.agrees for r in replayed(record)] == [True, True]
+
+
+# -- the command, and input that is not what it should be ------------------------------------------
+
+
+def write(path: Path, *records: object) -> str:
+    path.write_text("\n".join(json.dumps(record) for record in records), encoding="utf-8")
+    return str(path)
+
+
+def test_command(tmp_path: Path, machines: list[Machine]) -> None:
+    good = small(machines)[0]
+    bad = copy.deepcopy(good)
+    bad["linux_4_19"]["tables"][0][1] += 1
+    runner = CliRunner()
+    fine = runner.invoke(cli, ["verify", "kernel", write(tmp_path / "a.jsonl", good)])
+    assert fine.exit_code == ExitCode.OK or fine.return_value == ExitCode.OK
+    assert fine.output.splitlines() == [
+        "Linux 3.6, legacy_linear:kernel=3.6: 1 of 1 machines agree in all 10 fields",
+        "Linux 4.19, incremental:variant=linux,kernel=4.19: 1 of 1 machines agree in all 10 fields",
+    ]
+    path = write(tmp_path / "b.jsonl", good, bad)
+    wrong = runner.invoke(cli, ["verify", "kernel", path], standalone_mode=False)
+    assert wrong.return_value == ExitCode.FINDINGS
+    assert f"{path}:2 {bad['id']}, Linux 4.19: tables, table 1 of " in wrong.output
+    assert "1 of 2 machines agree" in wrong.output
+    data = runner.invoke(cli, ["verify", "kernel", "--json", path], standalone_mode=False)
+    assert data.return_value == ExitCode.FINDINGS
+    content = json.loads(data.output)
+    assert [entry["agrees"] for entry in content["replays"]] == [True, True, True, False]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"e820": "x"}, r"e820: 'x' is not a list"),
+        ({"linux_3_6": 1}, r"linux_3_6: 1 is not a table"),
+        ({"linux_3_6": {"steps": [{"start": 0, "end": 1}]}}, r"steps\[0\]\.ranges: missing"),
+        ({"linux_3_6": {"steps": [{"ranges": [[0, 1]], "start": 0, "end": 0}]}}, "2 items"),
+        ({"linux_3_6": {"guess": [{"start": 0}]}}, r"guess\[0\]\.top: missing"),
+        ({"linux_3_6": {"tables": [[1, 2]]}}, r"tables\[0\]: has 2 items instead of 3"),
+        ({"linux_3_6": {"leaf_runs": [[1, 2, -1]]}}, r"leaf_runs\[0\]: -0x1 is not between"),
+        ({"linux_3_6": {"panic": 7}}, "panic: 7 is not a string"),
+        ({"linux_3_6": {"table_count": {"L1": "many"}}}, "table_count.L1: 'many' is not a number"),
+        ({"max_pfn": 1 << 60}, "max_pfn"),
+    ],
+)
+def test_wrong_input_names_file_line_and_key(
+    tmp_path: Path, machines: list[Machine], change: Machine, message: str
+) -> None:
+    good = small(machines)[0]
+    path = write(tmp_path / "x.jsonl", good, {**good, **change})
+    with pytest.raises(InputError, match=message) as caught:
+        list(replay_file(path))
+    assert str(caught.value).startswith(f"{path}:2: ")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "holds no machine"),
+        ("[1]\n", ":1: not a JSON object"),
+        ("{\n", ":1: not a JSON record"),
+        ("{}\n", ":1: e820: missing"),
+    ],
+)
+def test_files_that_are_no_oracle(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "x.jsonl"
+    path.write_text(text)
+    with pytest.raises(InputError, match=message):
+        list(replay_file(str(path)))
+
+
+def test_a_record_without_kernels_and_an_unknown_kernel(
+    tmp_path: Path, machines: list[Machine]
+) -> None:
+    bare = {key: value for key, value in machines[0].items() if key not in KERNELS}
+    with pytest.raises(InputError, match="expected a key like linux_3_6"):
+        list(replay_file(write(tmp_path / "a.jsonl", bare)))
+    old = {**bare, "linux_2_4": {"panic": None}}
+    result = CliRunner().invoke(cli, ["verify", "kernel", write(tmp_path / "b.jsonl", old)])
+    assert "no allocator models Linux 2.4" in str(result.exception)

@@ -1,0 +1,386 @@
+"""The incremental allocator against real kernels: recorded boots of 5.10, 6.1, 6.12, and live ones.
+
+Live ones need QEMU and a kernel. Where PARAVIRT_MM_LINUX names a kernel they must run; without it
+they skip, saying so.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import attrs
+import pytest
+from click.testing import CliRunner
+
+from paravirt_mm.cli.main import ExitCode
+from paravirt_mm.cli.verify_linux import command
+from paravirt_mm.errors import InputError
+from paravirt_mm.machine.e820 import E820Type, MemoryMap
+from paravirt_mm.machine.model import CpuFeatures, Machine
+from paravirt_mm.machine.paging import GIB, I386_PAE, MIB, PAGE_SIZE, TIB, X86_64_LA57
+from paravirt_mm.sources import bundled, bundled_machines
+from paravirt_mm.verify.linux import machine_of, replay, spec_of, upstream_release
+from paravirt_mm.verify.linux_live import (
+    KERNEL_VARIABLE,
+    Kernel,
+    LiveUnavailableError,
+    MapSpec,
+    MapSpecError,
+    boot,
+    find_kernel,
+    find_qemu,
+)
+from paravirt_mm.verify.linux_live.image import Segment
+from paravirt_mm.verify.linux_maps import NamedMap, builtin_maps, map_of, random_maps
+
+DATA = Path(__file__).parents[1] / "data" / "linux_live"
+FILES = sorted(DATA.glob("linux-*.jsonl"))
+RECORDS: dict[str, dict[str, Any]] = {
+    f"{record['release']}:{record['id']}": record
+    for file in FILES
+    for record in map(json.loads, file.read_text().splitlines())
+}
+MAPS = {named.name: named for named in builtin_maps()}
+DEBIAN_61 = "6.1.0-56-amd64"
+
+
+# -- recorded boots --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", RECORDS)
+def test_model_does_what_the_kernel_did(name: str) -> None:
+    found = replay(RECORDS[name], name)
+    assert [str(difference) for difference in found.differences] == []
+
+
+def test_every_field_of_a_record_is_compared() -> None:
+    about_the_boot = {"id", "release", "levels", "e820", "firmware_e820", "reserved", "bottom_up"}
+    about_the_boot |= {"kernel_end", "brk_start", "pse", "gbpages", "memory_mib", "provenance"}
+    about_the_boot |= {"cr3"}  # the root is part of the kernel image
+    record = RECORDS[f"{DEBIAN_61}:holes"]
+    assert set(replay(record, "x").fields) == record.keys() - about_the_boot
+
+
+def test_all_maps_are_recorded_for_all_releases() -> None:
+    known = {name for name, named in MAPS.items() if named.spec.levels == 4}
+    for file in FILES:
+        recorded = {json.loads(line)["id"] for line in file.read_text().splitlines()}
+        assert recorded in (set(MAPS), known), file.name
+    assert len(FILES) >= 3
+
+
+Change = Callable[[dict[str, Any]], None]
+
+
+def _shift(path: str) -> Change:
+    """Move one number, deep in a record, by a page."""
+
+    def change(record: dict[str, Any]) -> None:
+        *keys, last = [int(key) if key.isdigit() else key for key in path.split(".")]
+        place: Any = record
+        for key in keys:
+            place = place[key]
+        place[last] += PAGE_SIZE if place[last] >= PAGE_SIZE * 16 else 1
+
+    return change
+
+
+def _set(key: str, value: Any) -> Change:
+    return lambda record: record.update({key: value})
+
+
+def _swap_hooks(record: dict[str, Any]) -> None:
+    hooks = record["hook_order"]
+    hooks[0], hooks[1] = hooks[1], hooks[0]
+
+
+LIES: list[tuple[str, str, Change]] = [
+    ("holes", "steps", _shift("steps.3.start")),
+    ("holes", "steps", lambda record: record["steps"].pop()),
+    ("holes", "steps", lambda record: record["steps"][0]["ranges"][0].__setitem__(2, "2M")),
+    ("holes", "brk_tables", _shift("brk_tables.1.0")),
+    ("holes", "tables", _shift("tables.4.2")),
+    ("holes", "tables_sha256", _set("tables_sha256", "0" * 64)),
+    ("holes", "hook_order", _swap_hooks),
+    ("holes", "hook_order_sha256", _set("hook_order_sha256", "0" * 64)),
+    ("holes", "leaf_runs", _shift("leaf_runs.2.1")),
+    ("holes", "reserved_after", _shift("reserved_after.1.1")),
+    ("holes", "table_count", _shift("table_count.L1")),
+    ("holes", "allocations", lambda record: record["allocations"][3].__setitem__(1, "memblock")),
+    ("holes", "allocations", _shift("allocations.3.2")),
+    ("holes", "panic", _set("panic", "alloc_low_pages: can not alloc memory")),
+    ("holes", "max_pfn", _shift("max_pfn")),
+    ("above-4g", "max_low_pfn", _shift("max_low_pfn")),
+    ("holes", "findings", _set("findings", ["L1 leaf at offset 0x1000 is no identity: 0x2003"])),
+    ("holes", "memory", lambda record: record["memory"].pop(3)),
+    ("all-reserved", "panic", _set("panic", None)),
+    ("all-reserved", "tables", _shift("tables.2.1")),
+    # A kernel of another kind: brk pages by release, and the direction of memblock.
+    ("tiny", "pgt_buf_pages", lambda record: record["provenance"].clear()),
+    ("movable-node", "steps", _set("bottom_up", False)),
+    ("tiny", "steps", _set("bottom_up", True)),
+    ("movable-node", "steps", _shift("kernel_end")),
+    ("gbpages", "steps", _set("gbpages", 0)),
+    ("la57", "tables", _set("levels", 4)),
+]
+
+
+@pytest.mark.parametrize(("name", "field", "lie"), LIES, ids=[f"{n}-{f}" for n, f, _ in LIES])
+def test_what_differs_is_found(name: str, field: str, lie: Change) -> None:
+    record = copy.deepcopy(RECORDS[f"{DEBIAN_61}:{name}"])
+    if field == "pgt_buf_pages":
+        record["release"] = "5.10.0-32-amd64"
+    lie(record)
+    assert field in [difference.field for difference in replay(record, "x").differences]
+
+
+def test_a_difference_is_told_in_the_words_of_the_kernel() -> None:
+    record = copy.deepcopy(RECORDS[f"{DEBIAN_61}:tiny"])
+    record["steps"][1]["end"] -= PAGE_SIZE
+    (first, *_) = replay(record, "x").differences
+    assert first.place == "call 2 of 3"
+    assert first.kernel.startswith("init_memory_mapping: [mem 0x04e00000-0x04ffefff]")
+    assert first.model.startswith("init_memory_mapping: [mem 0x04e00000-0x04ffffff]")
+
+
+@pytest.mark.parametrize(
+    ("release", "version", "upstream"),
+    [
+        ("6.1.0-56-amd64", "6.1.0-56-amd64 (x) #1 SMP Debian 6.1.192-2 (2026-11-16)", "6.1.192"),
+        ("6.12.107+deb13-amd64", "6.12 #1 SMP Debian 6.12.107-1 (2026)", "6.12.107"),
+        ("6.9.3-arch1-1", "6.9.3-arch1-1 (linux@archlinux) #1 SMP", "6.9.3"),
+        ("6.9-rc1", "", "6.9"),
+    ],
+)
+def test_release_that_a_kernel_was_built_from(release: str, version: str, upstream: str) -> None:
+    record = {"release": release, "provenance": {"kernel": version}}
+    assert upstream_release(record, "x") == upstream
+    assert spec_of(record, "x") == f"incremental:variant=linux,kernel={upstream}"
+
+
+def test_machine_is_what_the_kernel_saw() -> None:
+    record = RECORDS[f"{DEBIAN_61}:la57-high"]
+    machine = machine_of(record, "x")
+    assert machine.mode is X86_64_LA57
+    assert machine.features == CpuFeatures(pse=True, gbpages=True)
+    assert [list(span) for span in machine.memory_map.ram_pages()] == record["memory"]
+    assert machine.kernel.brk_end - machine.kernel.brk_start == 16 * PAGE_SIZE
+    assert machine.kernel.linked_end == record["kernel_end"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda record: record.pop("memory"), "memory: missing"),
+        (_set("memory", [[4096]]), "memory"),
+        (_set("levels", 3), "levels"),
+        (_set("release", "none"), "release"),
+        (_set("steps", [{"start": 0}]), "steps"),
+        (_set("e820", [[0, 4096, -1]]), "e820"),
+        (_set("allocations", [[1, 2, 3]]), "allocations"),
+        (_set("brk_start", -1), "brk_start"),
+        (_set("provenance", "me"), "provenance"),
+    ],
+)
+def test_damaged_record_is_refused(change: Change, message: str) -> None:
+    record = copy.deepcopy(RECORDS[f"{DEBIAN_61}:tiny"])
+    if message == "release":
+        record["provenance"] = {}
+    change(record)
+    with pytest.raises(InputError, match=rf"file:7.*{message}"):
+        replay(record, "file:7")
+
+
+# -- maps to boot ----------------------------------------------------------------------------------
+
+
+def a_kernel(*, five_levels: bool = True) -> Kernel:
+    """A kernel of the usual place and size, with nothing in it."""
+    segment = Segment(0xFFFFFFFF81000000, 16 * MIB, b"", 55 * MIB + 1)
+    symbols = {"__pgtable_l5_enabled": 0} if five_levels else {}
+    return Kernel(Path("vmlinuz"), b"", "6.1.0", "6.1.0", 16 * MIB, (segment,), symbols)
+
+
+def test_maps_of_real_machines() -> None:
+    kernel = a_kernel()
+    hosted: dict[str, NamedMap] = {}
+    for name in bundled_machines():
+        machine = bundled(name)
+        if machine.mode.is_32bit:
+            with pytest.raises(MapSpecError, match="64-bit"):
+                map_of(machine, kernel)
+            continue
+        hosted[name] = map_of(machine, kernel)
+        check_spec(hosted[name].spec, kernel)
+        assert hosted[name].spec.pse == machine.features.pse
+        assert list(hosted[name].spec.ram) == list(machine.memory_map.ram())
+    assert len(hosted) >= 8
+
+
+def test_what_qemu_cannot_have_is_left_out() -> None:
+    memory = MemoryMap.sanitise(
+        [(0, 0x9F000, E820Type.RAM), (MIB, GIB, E820Type.RAM), (4 * GIB, 2 * TIB, E820Type.RAM)]
+    )
+    reserved = ((0, 64 << 10), (20 * MIB, 200 * MIB), (5 * GIB, 12 * GIB), (TIB, TIB + MIB))
+    machine = Machine("big", memory, X86_64_LA57, reserved=reserved)
+    kernel = a_kernel()
+    named = map_of(machine, kernel)
+    check_spec(named.spec, kernel)
+    assert named.spec.levels == 5
+    assert named.spec.ram[-1] == (4 * GIB, 1000 * GIB)
+    assert named.notes == ("without what lies above 1000 GiB",)
+    assert named.spec.reserved[0] == (71 * MIB + 1, 200 * MIB)
+    assert named.spec.reserved[1:] == tuple((n * GIB, (n + 1) * GIB) for n in range(5, 12))
+    with pytest.raises(MapSpecError, match="64-bit"):
+        map_of(attrs.evolve(machine, mode=I386_PAE), kernel)
+
+
+def test_random_maps() -> None:
+    kernel = a_kernel()
+    maps = list(random_maps(300, 5, kernel))
+    assert maps == list(random_maps(300, 5, kernel))
+    assert [named.name for named in maps[:2]] == ["random-5-0", "random-5-1"]
+    for named in maps:
+        check_spec(named.spec, kernel)
+    specs = [named.spec for named in maps]
+    assert len({spec.ram for spec in specs}) > 200
+    shapes = Counter((spec.levels, spec.pse, spec.gbpages) for spec in specs)
+    assert len(shapes) == 6
+    assert min(shapes.values()) >= 10
+    assert any(spec.command_line == "movable_node" for spec in specs)
+    assert any(len(spec.reserved) > 2 for spec in specs)
+    assert any(spec.ram[-1][1] > 100 * GIB for spec in specs)
+    assert any(end % PAGE_SIZE for spec in specs for _, end in spec.ram[1:])
+    assert next(random_maps(1, 6, kernel)) != maps[0]
+    assert all(n.spec.levels == 4 for n in random_maps(50, 5, a_kernel(five_levels=False)))
+
+
+def check_spec(spec: MapSpec, kernel: Kernel) -> None:
+    """What the harness needs of a map."""
+    start, end = kernel.physical_range
+    assert any(low <= start and end <= high for low, high in spec.ram)
+    last = max(high for _, high in spec.ram) // PAGE_SIZE * PAGE_SIZE
+    for low, high in spec.reserved:
+        assert any(a <= low and high <= b for a, b in spec.ram)
+        assert 16 <= high - low <= GIB
+        assert high <= start or low >= end
+        assert high <= last - PAGE_SIZE
+        assert spec.layout.file_offset(low, 16) is not None
+
+
+# -- the command -----------------------------------------------------------------------------------
+
+
+def run(*arguments: str) -> tuple[Any, str, str]:
+    result = CliRunner().invoke(command, arguments, standalone_mode=False)
+    if result.exception is not None:
+        raise result.exception
+    return result.return_value, result.stdout, result.stderr
+
+
+def test_recorded_boots_agree(tmp_path: Path) -> None:
+    code, out, _ = run("--replay", str(FILES[0]), "--replay", str(FILES[1]))
+    assert code is ExitCode.OK
+    assert out.count(" of ") == 2
+    assert "maps agree in every field" in out
+    assert "differs" not in out
+
+
+def test_a_difference_is_shown_and_fails(tmp_path: Path) -> None:
+    record = copy.deepcopy(RECORDS[f"{DEBIAN_61}:tiny"])
+    record["steps"][1]["start"] += PAGE_SIZE
+    record["table_count"]["L1"] += 1
+    file = tmp_path / "lie.jsonl"
+    file.write_text(json.dumps(record) + "\n" + json.dumps(RECORDS[f"{DEBIAN_61}:la57"]) + "\n")
+    code, out, _ = run("--replay", str(file))
+    assert code is ExitCode.FINDINGS
+    assert "steps, call 2 of 3" in out
+    assert "kernel  init_memory_mapping: [mem 0x04e01000-0x04ffffff]" in out
+    assert "also    table_count" in out
+    assert "1 of 2 maps agree" in out
+    code, out, _ = run("--replay", str(file), "--json")
+    assert code is ExitCode.FINDINGS
+    found = json.loads(out)
+    assert not found["agree"]
+    assert [row["verdict"] for row in found["maps"]] == ["differs", "agrees"]
+
+
+def test_files_that_are_no_records(tmp_path: Path) -> None:
+    for content in ("", "{}", "[]", "x\n"):
+        file = tmp_path / "bad.jsonl"
+        file.write_text(content)
+        with pytest.raises(InputError, match=r"bad\.jsonl"):
+            run("--replay", str(file))
+
+
+def test_what_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(KERNEL_VARIABLE, raising=False)
+    code, _, error = run("--qemu", str(tmp_path / "no-qemu"))
+    assert code is ExitCode.BAD_INPUT
+    assert "qemu-system-x86" in error
+    qemu = tmp_path / "qemu"
+    qemu.write_text("#!/bin/sh\n")
+    qemu.chmod(0o755)
+    code, _, error = run("--qemu", str(qemu))
+    assert code is ExitCode.BAD_INPUT
+    assert "linux-image-amd64" in error
+    code, _, error = run("--qemu", str(qemu), "--kernel", str(tmp_path))
+    assert code is ExitCode.BAD_INPUT
+    assert "linux-image-amd64" in error
+
+
+# -- live boots ------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def kernel() -> Kernel:
+    try:
+        find_qemu()
+        return Kernel.load(find_kernel())
+    except LiveUnavailableError as error:
+        if KERNEL_VARIABLE in os.environ:  # somebody wants these tests to run
+            raise
+        pytest.skip(str(error))
+
+
+def check_live(named: NamedMap, kernel: Kernel) -> None:
+    live = boot(named.spec, kernel)
+    record = {"id": named.name, **live.to_json(tables_up_to=len(live.tables))}
+    found = replay(record, named.name)
+    assert [str(difference) for difference in found.differences] == []
+
+
+@pytest.mark.parametrize("name", ["holes", "gbpages", "movable-node"])
+def test_live_kernel_does_what_the_model_does(kernel: Kernel, name: str) -> None:
+    check_live(MAPS[name], kernel)
+
+
+@pytest.mark.slow
+def test_live_kernel_on_all_maps(kernel: Kernel) -> None:
+    for named in builtin_maps(kernel):
+        check_live(named, kernel)
+
+
+@pytest.mark.slow
+def test_live_kernel_on_random_maps(kernel: Kernel) -> None:
+    for named in random_maps(20, 11, kernel):
+        check_live(named, kernel)
+
+
+@pytest.mark.slow
+def test_command_boots_and_records(kernel: Kernel, tmp_path: Path) -> None:
+    saved = tmp_path / "boots.jsonl"
+    code, out, _ = run("lenovo-x230-8g", "--save", str(saved))
+    assert code is ExitCode.OK, out
+    assert run("--replay", str(saved))[0] is ExitCode.OK
+    i386 = next(name for name in bundled_machines() if bundled(name).mode.is_32bit)
+    code, out, _ = run(i386, "lenovo-x230-8g")
+    assert code is ExitCode.BAD_INPUT
+    assert "only 64-bit kernels" in out
+    assert "1 of 1 maps agree in every field, 1 refused" in out

@@ -1,0 +1,321 @@
+"""``verify log``: what real kernels printed is predicted line by line; what is not, is told why."""
+
+from __future__ import annotations
+
+import json
+import re
+import tarfile
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from paravirt_mm import SpecError
+from paravirt_mm.cli.main import ExitCode, cli
+from paravirt_mm.sources import read_boot_log
+from paravirt_mm.verify.log import (
+    MAX_REASONS,
+    LogReport,
+    Verdict,
+    check_log,
+    reasons,
+    summary,
+    with_reason,
+)
+from paravirt_mm.verify.variants import all_series, candidates, version
+from paravirt_mm.verify.words import Words
+
+DATA = Path(__file__).parents[1] / "data" / "logs"
+EXPECTED: dict[str, tuple[str, int, int, int]] = json.loads((DATA / "boot-logs.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """121 boot logs of real machines, 2.6.19 to 6.12."""
+    where = tmp_path_factory.mktemp("logs")
+    with tarfile.open(DATA / "boot-logs.tar.xz") as archive:
+        archive.extractall(where, filter="data")
+    return where
+
+
+@pytest.fixture(scope="module")
+def reports(folder: Path) -> dict[str, LogReport]:
+    found = {}
+    for path in sorted(folder.iterdir()):
+        found[path.stem] = with_reason(check_log(read_boot_log(path)), str(path))
+    return found
+
+
+def check(text: str, tmp_path: Path, kernel: str | None = None) -> LogReport:
+    path = tmp_path / "log.txt"
+    path.write_text(text, encoding="utf-8")
+    return check_log(read_boot_log(path), kernel)
+
+
+@pytest.mark.slow
+def test_every_log_comes_out_as_recorded(reports: dict[str, LogReport]) -> None:
+    got = {
+        name: [
+            report.spec.partition(":")[2],
+            report.count(Verdict.MATCH),
+            report.count(Verdict.DIFFERS),
+            report.count(Verdict.UNCHECKED),
+        ]
+        for name, report in reports.items()
+    }
+    assert got == EXPECTED
+
+
+@pytest.mark.slow
+def test_every_checkable_line_is_predicted(reports: dict[str, LogReport]) -> None:
+    counts = summary(reports.values())
+    assert counts["logs"] == 121
+    assert counts["disagreeing"] == 0
+    assert counts[Verdict.MATCH] >= 1168
+    # Lines that differ are in logs with a documented reason, and nowhere else.
+    differing = [name for name, report in reports.items() if not report.agrees]
+    assert len(differing) <= MAX_REASONS
+    assert all(reports[name].reason for name in differing)
+    assert len(reasons()) <= MAX_REASONS
+
+
+@pytest.mark.slow
+def test_what_cannot_be_checked_is_told_why(reports: dict[str, LogReport]) -> None:
+    why = Counter(
+        re.sub(r"[0-9a-f]+-[0-9a-f]+", "A-B", line.why)
+        for report in reports.values()
+        for line in report.lines
+        if line.verdict is Verdict.UNCHECKED
+    )
+    assert why == {
+        "the lines of two boots stand between each other": 52,
+        "the map is missing from the log here: this line stands for it": 14,
+        "fixmap and highmem tables: their number depends on NR_CPUS": 4,
+        "depends on something in A-B that the log does not list": 1,
+    }
+
+
+@pytest.mark.slow
+def test_modes_and_eras_are_all_there(reports: dict[str, LogReport]) -> None:
+    checked = Counter(
+        (report.mode, report.spec.partition(":")[0]) for report in reports.values() if report.spec
+    )
+    assert set(checked) == {
+        (mode, allocator)
+        for mode in ("i386", "i386-pae", "x86_64")
+        for allocator in ("legacy_linear", "incremental")
+    }
+    assert all(report.backend.startswith("native") for report in reports.values() if report.spec)
+
+
+@pytest.mark.slow
+def test_the_shared_logs_are_the_committed_ones(shared: Path, folder: Path) -> None:
+    for path in (shared / "corpus" / "logs").iterdir():
+        assert (folder / path.name).read_bytes() == path.read_bytes()
+
+
+# -- one log, line by line -------------------------------------------------------------------------
+
+UBUNTU_35 = (DATA / "3.5-inclusive-ends.txt").read_text()
+UBUNTU_313 = (DATA / "3.13-i386-pae.txt").read_text()
+MEMBLOCK_49 = (DATA / "4.9-memblock-debug.txt").read_text()
+VYATTA_2632 = (DATA / "2.6.32-i386.txt").read_text()
+TIP_2626 = (DATA / "2.6.26-exclusive-ends.txt").read_text()
+
+
+def test_reservations_of_tables_are_predicted_where_the_log_has_them(tmp_path: Path) -> None:
+    report = check(MEMBLOCK_49, tmp_path)
+    tables = [line for line in report.lines if "alloc_low_pages" in str(line.printed)]
+    assert len(tables) == 2
+    assert report.count(Verdict.MATCH) == len(report.lines) == 10
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "printed"),
+    [
+        ("[mem 0x37800000-0x379fffff]", "[mem 0x37600000-0x379fffff]", "0x37600000"),
+        ("0x00200000-0x33ffffff] page 2M", "0x00200000-0x33ffffff] page 4k", "page 4k"),
+        ("last_pfn = 0x40000", "last_pfn = 0x3f000", "0x3f000"),
+    ],
+)
+def test_a_line_that_is_not_as_predicted_differs(
+    tmp_path: Path, old: str, new: str, printed: str
+) -> None:
+    assert old in UBUNTU_313
+    report = check(UBUNTU_313.replace(old, new), tmp_path)
+    wrong = [line for line in report.lines if line.verdict is Verdict.DIFFERS]
+    assert wrong
+    assert all(printed in str(line.printed) for line in wrong)
+    assert old.split("]")[0].strip("[") in " ".join(str(line.predicted) for line in wrong)
+
+
+def test_a_lost_and_an_added_line_differ(tmp_path: Path) -> None:
+    lines = UBUNTU_313.splitlines()
+    at = next(i for i, line in enumerate(lines) if "[mem 0x34000000-0x377fffff] page" in line)
+    lost = check("\n".join(lines[:at] + lines[at + 1 :]), tmp_path)
+    (line,) = [line for line in lost.lines if line.verdict is Verdict.DIFFERS]
+    assert line.printed is None
+    assert line.predicted == " [mem 0x34000000-0x377fffff] page 2M"
+    added = check("\n".join(lines[: at + 1] + lines[at:]), tmp_path)
+    (line,) = [line for line in added.lines if line.verdict is Verdict.DIFFERS]
+    assert line.predicted is None
+    assert line.number in (at + 1, at + 2)
+
+
+def test_size_of_a_block_is_always_checked(tmp_path: Path) -> None:
+    text = VYATTA_2632.replace("@ 7000-c000", "@ 7000-16000")
+    assert text != VYATTA_2632
+    report = check(text, tmp_path)
+    (line,) = [line for line in report.lines if line.verdict is Verdict.DIFFERS]
+    assert line.printed == "kernel direct mapping tables up to 10000000 @ 7000-16000"
+    assert re.fullmatch(r"kernel .* up to 10000000 @ 7000-[bcd]000", str(line.predicted))
+
+
+def test_position_of_a_block_is_unknown_where_something_unlisted_must_lie_there(
+    tmp_path: Path,
+) -> None:
+    report = check(UBUNTU_35, tmp_path)
+    (line,) = [line for line in report.lines if line.verdict is Verdict.UNCHECKED]
+    assert line.printed == "position b60c7000"
+    assert re.fullmatch("depends on something in .* that the log does not list", line.why)
+
+
+def test_position_where_no_reservation_could_put_it_differs(tmp_path: Path) -> None:
+    # Above what is mapped: the search ends below.
+    text = UBUNTU_35.replace("[mem 0x1fffc000-0x1fffffff]", "[mem 0x2fffc000-0x2fffffff]")
+    assert text != UBUNTU_35
+    report = check(text, tmp_path, "3.7")
+    (line,) = [line for line in report.lines if line.verdict is Verdict.DIFFERS]
+    assert line.why == "position"
+    assert "0x1fffc000" in str(line.predicted)
+
+
+def test_the_choice_that_fits_is_named(tmp_path: Path) -> None:
+    report = check(VYATTA_2632, tmp_path)
+    assert report.spec == "legacy_linear:kernel=2.6.32,fixmap_entries=1100"
+    assert report.variant == ("fixmap of more than 1024 entries (many CPUs, or aligned to 256)",)
+
+
+def test_a_kernel_between_two_releases(tmp_path: Path) -> None:
+    """2.6.26-tip prints as 2.6.27 does, and is modelled as that."""
+    report = check(TIP_2626, tmp_path)
+    assert (report.release, report.kernel) == ("2.6.26-tip-01876-g0609af7-dirty", "2.6.27")
+    assert report.count(Verdict.MATCH) == len(report.lines) == 11
+
+
+def test_a_log_without_release_names_all_that_agree(tmp_path: Path) -> None:
+    report = check(re.sub(r".*Linux version.*\n", "", UBUNTU_313), tmp_path)
+    assert report.release is None
+    assert {report.kernel, *report.also} == {f"3.{minor}" for minor in range(9, 19)}
+    assert report.agrees
+
+
+def test_another_kernel_than_the_logs(tmp_path: Path) -> None:
+    assert check(UBUNTU_313, tmp_path, "3.18").agrees
+    report = check(UBUNTU_313, tmp_path, "3.19")
+    assert not report.agrees  # its steps grow faster
+    assert report.kernel == "3.19"
+    with pytest.raises(SpecError, match=r"no allocator models Linux 2\.4\.37"):
+        check(UBUNTU_313, tmp_path, "2.4.37")
+
+
+def test_hypervisor_logs_have_nothing_to_check(folder: Path) -> None:
+    report = check_log(read_boot_log(folder / "xen-dom0-114688p.txt"))
+    assert report.nothing.startswith("a hypervisor's log")
+    assert report.lines == ()
+    assert report.agrees
+
+
+# -- words and candidates --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("release", "lines"),
+    [
+        ("2.6.27", ["init_memory_mapping", " 0000000000 - 0040000000 page 1G"]),
+        ("2.6.28", ["init_memory_mapping: 0000000000000000-0000000040000000"]),
+        ("3.4", ["kernel direct mapping tables up to 40000000 @ 7000-9000"]),
+        (
+            "3.5",
+            [
+                "init_memory_mapping: [mem 0x00000000-0x3fffffff]",
+                " [mem 0x00000000-0x3fffffff] page 1G",
+                "kernel direct mapping tables up to 0x3fffffff @ [mem 0x00007000-0x00008fff]",
+                "e820: last_pfn = 0x40000 max_arch_pfn = 0x400000000",
+            ],
+        ),
+        ("4.12", ["last_pfn = 0x40000 max_arch_pfn = 0x400000000"]),
+    ],
+)
+def test_words_of_a_release(release: str, lines: list[str]) -> None:
+    words = Words(version(release))
+    said = {
+        words.mapped_range(0, 1 << 30),
+        words.page_range(0, 1 << 30, "1G"),
+        words.table_block(1 << 30, 0x7000, 0x9000),
+        words.last_pfn(0x40000, 0x400000000),
+    }
+    assert set(lines) <= said
+
+
+def test_large_pages_without_pae_were_called_2m_before_4_0() -> None:
+    assert Words((3, 19)).page_name("4M") == "2M"
+    assert Words((4, 0)).page_name("4M") == "4M"
+
+
+def test_every_series_has_candidates_and_the_usual_one_is_first(registry: object) -> None:
+    from paravirt_mm import default_registry
+
+    series = list(all_series())
+    assert series[0] == "2.6.19"
+    assert series[-1] == "6.18"
+    for release in series:
+        found = candidates(release, "x86_64", "native", default_registry())
+        assert found, release
+        assert found[0].unusual == 0
+        assert len({(c.spec, c.reserved) for c in found}) == len(found)
+    assert candidates("2.4.37", "x86_64", "native", default_registry()) == []
+    assert candidates("2.6.24", "i386", "native", default_registry()) == []
+
+
+# -- the command -----------------------------------------------------------------------------------
+
+
+def run(*arguments: str) -> tuple[int, str]:
+    result = CliRunner().invoke(cli, ["verify", "log", *arguments], standalone_mode=False)
+    assert result.exception is None
+    return int(result.return_value), result.output
+
+
+def test_command_shows_a_diff(tmp_path: Path) -> None:
+    path = tmp_path / "log.txt"
+    path.write_text(UBUNTU_313.replace("0x34000000-0x377fffff]", "0x34000000-0x375fffff]"))
+    code, output = run(str(path))
+    assert code == ExitCode.FINDINGS
+    assert "    27 - init_memory_mapping: [mem 0x34000000-0x375fffff]\n" in output
+    assert "       + init_memory_mapping: [mem 0x34000000-0x377fffff]\n" in output
+    assert "    24 = [mem 0x00000000-0x000fffff] page 4k\n" in output
+    assert "    40 ? BRK [0x01b97000, 0x01b97fff] PGTABLE    (fixmap" in output
+    assert output.endswith("  11 lines match, 2 differ, 1 cannot be checked\n")
+
+
+def test_command_goes_on_after_a_file_that_cannot_be_read(tmp_path: Path) -> None:
+    good, bad = tmp_path / "good.txt", tmp_path / "bad.txt"
+    good.write_text(UBUNTU_313)
+    bad.write_text("nothing\n")
+    code, output = run(str(bad), str(good))
+    assert code == ExitCode.BAD_INPUT
+    assert "bad.txt: not a boot log" in output
+    assert "13 lines match" in output
+
+
+def test_command_prints_json_and_records(tmp_path: Path) -> None:
+    path, evidence = tmp_path / "log.txt", tmp_path / "verified.json"
+    path.write_text(UBUNTU_313)
+    code, output = run("--json", str(path), "--record", str(evidence))
+    assert code == ExitCode.OK
+    (report,) = json.loads(output)
+    assert report["counts"] == {"match": 13, "differs": 0, "cannot be checked": 1}
+    assert report["agrees"] is True
+    assert json.loads(evidence.read_text()) == {"logs": {"incremental:kernel=3.13": [1, 1]}}
