@@ -1,4 +1,4 @@
-"""Plugin options as text: ``legacy_linear:kernel=3.6,good_end=end`` and what it means to a plugin class."""
+"""Plugin options as text, ``legacy_linear:kernel=3.6``, and what they mean to a plugin class."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ _CONVERTER.register_structure_hook_func(
 
 
 def create(name: str, factory: type[Any], options: dict[str, str]) -> Any:
-    """Make an instance of a plugin class. Raises `SpecError` that names the option and what fits."""
+    """Make an instance of a plugin class. Raises `SpecError`: which option, and what fits."""
     attrs.resolve_types(factory)
     fields = {field.name: field for field in attrs.fields(factory) if field.init}
     values: dict[str, Any] = {}

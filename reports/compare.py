@@ -88,7 +88,8 @@ def render() -> str:
         every += rows
         source = machine.provenance.source
         sections.append(
-            f"## {name}\n\n{machine_title(machine)}\n\nSource: {source}.\n\n{tables(rows, 'github')}"
+            f"## {name}\n\n{machine_title(machine)}\n\n"
+            f"Source: {source}.\n\n{tables(rows, 'github')}"
         )
     parts += [
         "## All machines\n\n" + summary(every, "github"),

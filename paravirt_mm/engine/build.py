@@ -244,7 +244,6 @@ class _Run:
         return pages
 
     def _note_tables(self, batch: Batch) -> None:
-        boot = self.boot
         self._emit(TablesAllocated(batch))
         for part in batch.pages:
             self.now.tables.add(part.run.low, part.run.high)

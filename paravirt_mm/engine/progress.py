@@ -1,4 +1,4 @@
-"""How far a run has come. The engine changes it; plugins see it through `Boot`, which only reads."""
+"""How far a run has come. The engine changes it; plugins read it through `Boot`."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Checks against rules and against reality: invariants, CPU, boot logs, kernel and hypervisor replays."""
+"""Checks against rules and reality: invariants, a CPU, boot logs, real kernels' code and boots."""

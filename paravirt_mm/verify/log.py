@@ -46,7 +46,7 @@ REASONS_FILE = Path(__file__).parent / "data" / "reasons.json"
 MAX_REASONS = 5
 MAX_LINES = 10_000
 """A log with more lines about mappings than this is not compared: no kernel prints so many."""
-MAX_WORK = 1 << 20
+MAX_WORK = 1 << 17
 """Limit on candidates tried, times map entries or lines."""
 
 BACKENDS = {"native": "native", "xen-pv": "xen"}
@@ -348,7 +348,7 @@ class _Trial:
         machine = attrs.evolve(machine, reserved=(*machine.reserved, *taken))
         candidate = self.candidate
         run = Scenario.of(machine, candidate.spec, candidate.backend).run(self._registry)
-        return [fact for fact in mapping_lines(run, self._words) if type(fact) in kinds]
+        return mapping_lines(run, self._words, kinds, 2 * MAX_LINES)
 
     def _hidden(
         self,

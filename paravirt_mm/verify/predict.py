@@ -6,7 +6,8 @@ one by one. Line numbers are 0.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from itertools import islice
 
 import attrs
 
@@ -33,56 +34,56 @@ trampoline, right after its first step. They are no part of the direct map, so n
 """
 
 
-def mapping_lines(run: Run, words: Words) -> list[Fact]:
-    """Return the lines about ranges, page sizes, blocks and tables, in the kernel's order.
+def mapping_lines(
+    run: Run, words: Words, kinds: Collection[type[Fact]], limit: int = 1 << 20
+) -> list[Fact]:
+    """Return the lines of some kinds (ranges, page sizes, blocks, tables), in the kernel's order.
 
     Of the linear allocator's tables the reservations come last: kernels that print them do so when
-    they hand over to the next allocator.
+    they hand over to the next allocator. No more than ``limit`` lines are returned.
     """
+    lines = (line for line in _all_lines(run, words, kinds) if type(line) in kinds)
+    return list(islice(lines, limit))
+
+
+def _all_lines(run: Run, words: Words, kinds: Collection[type[Fact]]) -> Iterator[Fact]:
     mode = run.scenario.machine.mode
-    lines: list[Fact] = []
-    reserved: list[Reservation] = []
-    end = 0
-    calls = 0
-    brk_end = 0
+    blocks: list[Reservation] = []
+    end = brk_end = calls = 0
     elsewhere = int(run.extra.get(TRAMPOLINE_FIGURE, 0)) << PAGE_SHIFT
     for event in run.trace:
         if isinstance(event, RangeSplit):
             calls += 1
             if calls == 2:
-                lines += _brk_tables(brk_end, brk_end + elsewhere, words)
+                yield from _brk_tables(brk_end, brk_end + elsewhere, words)
             end = event.end
             span = None if words.hides_ranges else (event.start, event.end)
-            lines.append(MappedRange(0, words.mapped_range(event.start, event.end), span))
+            yield MappedRange(0, words.mapped_range(event.start, event.end), span)
             for piece in event.pieces:
                 name = words.page_name(mode.page_name(piece.level))
                 text = words.page_range(piece.start, piece.end, name)
-                lines.append(PageRange(0, text, piece.start, piece.end, name))
+                yield PageRange(0, text, piece.start, piece.end, name)
         elif isinstance(event, TablesReserved):
             start, top = event.pages[0].span
-            lines.append(TableBlock(0, words.table_block(end, start, top), end, start, top))
+            yield TableBlock(0, words.table_block(end, start, top), end, start, top)
         elif isinstance(event, TablesAllocated):
             for part in event.batch.pages:
                 start, top = part.run.span
-                if part.source is Source.RESERVATION:
-                    reserved.append(_reservation(start, top, words))
-                elif part.source is Source.BRK:
-                    lines += _brk_tables(start, top, words)
+                if part.source is Source.BRK:
+                    yield from _brk_tables(start, top, words)
                     brk_end = top
-                else:
-                    pfns = range(part.run.count)
-                    lines += [
-                        _reservation(pfn << PAGE_SHIFT, (pfn + 1) << PAGE_SHIFT, words)
-                        for pfn in (part.run.start + n * part.run.step for n in pfns)
-                    ]
-    return [*lines, *_merged(reserved, words)]
+                elif part.source is Source.RESERVATION:
+                    blocks.append(_reservation(start, top, words))
+                elif Reservation in kinds:
+                    for n in range(part.run.count):
+                        page = (part.run.start + n * part.run.step) << PAGE_SHIFT
+                        yield _reservation(page, page + PAGE_SIZE, words)
+    yield from _merged(blocks, words)
 
 
-def _brk_tables(start: int, end: int, words: Words) -> list[Fact]:
-    return [
-        BrkTable(0, words.brk_table(page, page + PAGE_SIZE), page, page + PAGE_SIZE)
-        for page in range(start, end, PAGE_SIZE)
-    ]
+def _brk_tables(start: int, end: int, words: Words) -> Iterator[BrkTable]:
+    for page in range(start, end, PAGE_SIZE):
+        yield BrkTable(0, words.brk_table(page, page + PAGE_SIZE), page, page + PAGE_SIZE)
 
 
 def _reservation(start: int, end: int, words: Words) -> Reservation:

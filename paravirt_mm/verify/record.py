@@ -27,7 +27,7 @@ from paravirt_mm.engine.trace import (
     TablesAllocated,
     TablesReserved,
 )
-from paravirt_mm.errors import KernelPanic
+from paravirt_mm.errors import InputError, KernelPanic
 from paravirt_mm.hookspecs import API_VERSION, hookimpl
 from paravirt_mm.machine.model import Machine, Span
 from paravirt_mm.machine.paging import PAGE_SHIFT, PagingMode
@@ -35,6 +35,9 @@ from paravirt_mm.machine.ranges import RangeSet
 from paravirt_mm.options import PluginSpec
 from paravirt_mm.registry import Manager, Registry
 from paravirt_mm.scenario import Run, Scenario, default_registry
+
+MAX_TABLES = 1 << 22
+"""16 GiB of tables; no more are listed one by one."""
 
 Table = tuple[int, int, int]
 """(level, pfn, physical address that the table maps from)."""
@@ -83,7 +86,8 @@ class Record:
 def measured(machine: Machine, spec: str, registry: Registry | None = None) -> tuple[Run, Record]:
     """Run an allocator natively on a machine; return the run and its record.
 
-    Raises `SpecError` for a wrong spec. A run whose verdict is ``error`` gives an empty record.
+    Raises `SpecError` for a wrong spec, InputError where the machine needs more than `MAX_TABLES`.
+    A run whose verdict is ``error`` gives an empty record.
     """
     registry = registry or default_registry()
     parsed = PluginSpec.parse(spec)
@@ -92,6 +96,11 @@ def measured(machine: Machine, spec: str, registry: Registry | None = None) -> t
     run = Scenario.of(machine, spec, "native", watch).run(registry)
     if watch.boot is None or not run.trace.events:
         return run, Record()
+    if watch.boot.tables_made > MAX_TABLES:
+        raise InputError(
+            f"machine {machine.name!r} needs {watch.boot.tables_made} tables;"
+            f" more than {MAX_TABLES} are not compared one by one"
+        )
     return run, _record(run, watch.boot, watch.stopped)
 
 

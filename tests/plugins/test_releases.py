@@ -15,8 +15,6 @@ from pathlib import Path
 
 import attrs
 import pytest
-from paravirt_mm_incremental import releases as incremental
-from paravirt_mm_legacy_linear import releases as linear
 
 from paravirt_mm import (
     MODES,
@@ -35,6 +33,8 @@ from paravirt_mm import (
 )
 from paravirt_mm.engine.trace import RangeSplit
 from paravirt_mm.verify import variants
+from paravirt_mm_incremental import releases as incremental
+from paravirt_mm_legacy_linear import releases as linear
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "kernel-releases.md"
 MIB, GIB = 1 << 20, 1 << 30

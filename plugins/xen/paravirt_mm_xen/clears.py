@@ -28,24 +28,30 @@ def cleared_entries(trace: RunTrace) -> Mapping[int, int]:
     if mode.is_32bit:
         return {}
     ram = start.machine.memory_map.ram_pages()
-    cleared = dict.fromkeys(range(2, mode.root_level), 0)
+    # Rounded to entries once: a table has few of them, however many pieces the RAM lies in.
+    used = {
+        level: _in_entries(ram, mode.entry_span(level)) for level in range(2, mode.root_level)
+    }
+    cleared = dict.fromkeys(used, 0)
     for event in trace.of(StepStarted):
         step = event.step if isinstance(event, StepStarted) else None
         if not isinstance(step, Map) or step.hand_over is not HandOver.EACH:
             continue
         for level in cleared:
-            cleared[level] += _behind(ram, step.start, step.end, mode, level)
+            cleared[level] += _behind(used[level], step.start, step.end, mode, level)
     return cleared
 
 
-def _behind(ram: RangeSet, start: int, end: int, mode: PagingMode, level: int) -> int:
-    """Count entries without RAM behind ``end`` in the last table of ``level`` that is walked."""
+def _in_entries(ram: RangeSet, entry: int) -> RangeSet:
+    return RangeSet((align_down(low, entry), align_up(high, entry)) for low, high in ram)
+
+
+def _behind(used: RangeSet, start: int, end: int, mode: PagingMode, level: int) -> int:
+    """Count entries that are not ``used`` behind ``end`` in the last table of ``level`` walked."""
     if start >= end:
         return 0
     entry = mode.entry_span(level)
     first = align_up(end, entry)
     last = align_up(end, mode.table_span(level))
-    used = RangeSet()
-    for low, high in ram.within(first, last):
-        used.add(align_down(low, entry), align_up(high, entry))
-    return (last - first - used.total) // entry
+    filled = sum(high - low for low, high in used.within(first, last))
+    return (last - first - filled) // entry

@@ -194,9 +194,10 @@ def boot_tables_needed(mode: PagingMode, end: int) -> int:
 
     A 32-bit guest always gets all four L2 tables.
     """
-    return sum(1 for _ in builder_tables(mode, end, DomainKind.DOM0)) + (
-        3 if mode.root_level == 3 else 0
-    )
+    low, high = mode.kernel_base, mode.kernel_base + end
+    spans = [mode.table_span(level) for level in range(1, mode.root_level)]
+    below_root = sum((align_up(high, span) - align_down(low, span)) // span for span in spans)
+    return 1 + below_root + (3 if mode.root_level == 3 else 0)
 
 
 def builder_tables(mode: PagingMode, end: int, kind: DomainKind) -> Iterator[tuple[int, int]]:

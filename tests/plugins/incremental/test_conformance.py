@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from paravirt_mm_incremental import Incremental
-
 from paravirt_mm.testing import AllocatorConformance, Expected
+from paravirt_mm_incremental import Incremental
 
 
 class TestIncremental(AllocatorConformance):

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import attrs
 import pytest
-from paravirt_mm_incremental import Incremental
-from paravirt_mm_incremental.releases import CHANGES, change_for
 
 from paravirt_mm import (
     MODES,
@@ -28,6 +26,8 @@ from paravirt_mm.engine.trace import (
     TablesAllocated,
     TablesAttached,
 )
+from paravirt_mm_incremental import Incremental
+from paravirt_mm_incremental.releases import CHANGES, change_for
 
 MIB, GIB, PAGE = 1 << 20, 1 << 30, 4096
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import attrs
 import pytest
-from paravirt_mm_legacy_linear import LegacyLinear
 
 from paravirt_mm import (
     CpuFeatures,
@@ -20,6 +19,7 @@ from paravirt_mm import (
 )
 from paravirt_mm.engine.trace import Panicked, TablesAllocated, TablesReserved
 from paravirt_mm.testing import generate
+from paravirt_mm_legacy_linear import LegacyLinear
 
 MIB, GIB, PAGE = 1 << 20, 1 << 30, 4096
 

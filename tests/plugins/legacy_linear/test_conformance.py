@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from paravirt_mm_legacy_linear import LegacyLinear
-
 from paravirt_mm.testing import AllocatorConformance, Expected
+from paravirt_mm_legacy_linear import LegacyLinear
 
 NO_FIVE_LEVELS = "the guess knows no fifth level, which came five years after its last release"
 NO_ROOM_BELOW = (

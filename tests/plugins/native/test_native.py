@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from paravirt_mm_native import Native
 
 from paravirt_mm import Machine, bundled
 from paravirt_mm.testing import BackendConformance, generate
+from paravirt_mm_native import Native
 
 MIB = 1 << 20
 

@@ -7,7 +7,6 @@ from typing import Any
 
 import attrs
 import pytest
-from paravirt_mm_xen import MULTICALL_ENTRIES, TableEntries, Xen
 
 from paravirt_mm import (
     MODES,
@@ -29,6 +28,7 @@ from paravirt_mm import (
 from paravirt_mm.engine.trace import MadeWritable
 from paravirt_mm.registry import Manager
 from paravirt_mm.testing import BackendConformance, Expected, generate
+from paravirt_mm_xen import MULTICALL_ENTRIES, TableEntries, Xen
 
 NO_SUCH_GUESTS = "rejected: domain builder: there are no PV guests with"
 

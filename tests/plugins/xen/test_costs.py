@@ -8,9 +8,6 @@ end of init_mem_mapping. docs/xen-costs.md tells who made the calls.
 from __future__ import annotations
 
 import pytest
-from paravirt_mm_xen.clears import cleared_entries
-from paravirt_mm_xen.replay import replay, translate
-from paravirt_mm_xen.verify_xen import guest_machine
 
 from paravirt_mm import (
     E820Type,
@@ -23,6 +20,9 @@ from paravirt_mm import (
     StepStarted,
     bundled,
 )
+from paravirt_mm_xen.clears import cleared_entries
+from paravirt_mm_xen.replay import replay, translate
+from paravirt_mm_xen.verify_xen import guest_machine
 
 MIB = 1 << 20
 BOOT = {

@@ -8,10 +8,10 @@ import itertools
 
 import attrs
 import pytest
-from paravirt_mm_xen.domain import P2mPlace, arrange, arrange_machine, loaded_kernel
-from paravirt_mm_xen.domain import boot_tables_needed as tables_needed
 
 from paravirt_mm import MODES, KernelImage, Span, bundled
+from paravirt_mm_xen.domain import P2mPlace, arrange, arrange_machine, loaded_kernel
+from paravirt_mm_xen.domain import boot_tables_needed as tables_needed
 
 
 @attrs.frozen

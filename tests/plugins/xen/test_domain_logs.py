@@ -6,20 +6,6 @@ from pathlib import Path
 
 import attrs
 import pytest
-from paravirt_mm_xen import Xen
-from paravirt_mm_xen.arrangement_log import check_arrangement, predict, read_given
-from paravirt_mm_xen.collisions import CHANGES, Collision, Outcome, find_collisions, needs, summary
-from paravirt_mm_xen.domain import (
-    DomainKind,
-    P2mPlace,
-    arrange,
-    boot_l1_pages,
-    boot_tables_needed,
-    builder_tables,
-    first_allocation,
-    high_p2m_frames,
-)
-from paravirt_mm_xen.verify_xen import guest_machine
 
 from paravirt_mm import (
     MODES,
@@ -37,6 +23,20 @@ from paravirt_mm.registry import Plugin
 from paravirt_mm.sources.bootlog import Fact
 from paravirt_mm.sources.xen import HypervisorScan
 from paravirt_mm.verify.log import Verdict
+from paravirt_mm_xen import Xen
+from paravirt_mm_xen.arrangement_log import check_arrangement, predict, read_given
+from paravirt_mm_xen.collisions import CHANGES, Collision, Outcome, find_collisions, needs, summary
+from paravirt_mm_xen.domain import (
+    DomainKind,
+    P2mPlace,
+    arrange,
+    boot_l1_pages,
+    boot_tables_needed,
+    builder_tables,
+    first_allocation,
+    high_p2m_frames,
+)
+from paravirt_mm_xen.verify_xen import guest_machine
 
 MIB = 1 << 20
 PAGE = 4096

@@ -9,10 +9,10 @@ import sys
 from collections import Counter
 
 import pytest
-from paravirt_mm_xen.generators import GENERATORS, RECORDED_FORMAT, generate, make
-from paravirt_mm_xen.live.trace import SHAPES, Trace, check
 
 from paravirt_mm.errors import SpecError
+from paravirt_mm_xen.generators import GENERATORS, RECORDED_FORMAT, generate, make
+from paravirt_mm_xen.live.trace import SHAPES, Trace, check
 
 RECORDED = {
     "pin", "unpin", "update_va_mapping", "mmu_update", "write",

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from paravirt_mm_xen.generators import GENERATORS, generate
 from paravirt_mm_xen.live import (
     ENVIRONMENT,

@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
+
 from paravirt_mm_xen.live import BootError, MissingPieceError, Pieces, Trace, find_pieces, qemu
 from paravirt_mm_xen.live.build import build_guest, unpack_hypervisor
 from paravirt_mm_xen.live.errors import BuildError

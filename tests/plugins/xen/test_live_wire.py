@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-import paravirt_mm_xen.live.wire as wire
 import pytest
+
+import paravirt_mm_xen.live.wire as wire
 from paravirt_mm_xen.live import BootError, Trace
 from paravirt_mm_xen.live.build import GUEST_SOURCES
 from paravirt_mm_xen.live.trace import MAX_BATCH, SHAPES

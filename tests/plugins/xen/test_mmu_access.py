@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from paravirt_mm_xen.mmu import BootMapping, Hypervisor
 from paravirt_mm_xen.mmu.codes import (
     EINVAL,

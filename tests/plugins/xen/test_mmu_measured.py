@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
 from paravirt_mm_xen.mmu.codes import EBUSY, EINVAL, ENOSYS, OK, PF_WRITE_PROTECTED
 from paravirt_mm_xen.mmu.entries import PSE, XEN_FRAME
 from paravirt_mm_xen.mmu.traces import TraceGuest

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from paravirt_mm_xen.mmu import MODES, PV32_PAE, PV64, BootMapping, Hypervisor
 from paravirt_mm_xen.mmu.codes import EBUSY, EINVAL, EPERM, OK
 from paravirt_mm_xen.mmu.entries import ACCESSED, GLOBAL, NX, PRESENT, RW, USER

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import attrs
 import pytest
+
 from paravirt_mm_xen.mmu import RECORDED, Hypervisor, Release
 from paravirt_mm_xen.mmu.codes import EBUSY, EINVAL, EPERM, OK
 from paravirt_mm_xen.mmu.entries import (

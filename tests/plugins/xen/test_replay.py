@@ -6,6 +6,8 @@ from typing import Any
 
 import attrs
 import pytest
+
+from paravirt_mm import BootState, E820Type, Machine, MemoryMap, Run, Scenario, bundled
 from paravirt_mm_xen import TableEntries, Xen
 from paravirt_mm_xen.replay import (
     BOOT,
@@ -17,8 +19,6 @@ from paravirt_mm_xen.replay import (
     translate,
 )
 from paravirt_mm_xen.verify_xen import ALLOCATORS, guest_machine, run_all
-
-from paravirt_mm import BootState, E820Type, Machine, MemoryMap, Run, Scenario, bundled
 
 from .wrong import WRONG, Wrong, run_wrong
 

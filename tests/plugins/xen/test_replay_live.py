@@ -10,11 +10,11 @@ from collections.abc import Iterator
 
 import attrs
 import pytest
+
+from paravirt_mm import Scenario
 from paravirt_mm_xen.live import ENVIRONMENT, LiveXen, MissingPieceError, find_pieces
 from paravirt_mm_xen.replay import replay, translate
 from paravirt_mm_xen.verify_xen import ALLOCATORS, guest_machine, run_all
-
-from paravirt_mm import Scenario
 
 from .wrong import WRONG, run_wrong
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import pytest
+
 from paravirt_mm_xen.generators import make
 from paravirt_mm_xen.live.trace import Operation, Trace, check
 from paravirt_mm_xen.shrink import compact, shrink

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from paravirt_mm.errors import InputError
 from paravirt_mm_xen.live.trace import RecordedTrace, Trace
 from paravirt_mm_xen.mmu import traces
 from paravirt_mm_xen.mmu.traces import TraceReader, read_traces, replay
-
-from paravirt_mm.errors import InputError
 
 GOOD = {"id": "t", "pages": 4, "ops": [["pin", 1, 3], ["unpin", 3]], "rc": [-22, -22]}
 BATCH = {

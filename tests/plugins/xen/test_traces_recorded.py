@@ -9,6 +9,7 @@ from pathlib import Path
 
 import attrs
 import pytest
+
 from paravirt_mm_xen.live.trace import RecordedTrace
 from paravirt_mm_xen.mmu import RECORDED, RELEASES, Hypervisor
 from paravirt_mm_xen.mmu.entries import PRESENT, RW, entry_mfn

@@ -9,11 +9,6 @@ from collections.abc import Generator, Iterable
 from typing import Any, ClassVar
 
 import attrs
-from paravirt_mm_incremental import Incremental
-from paravirt_mm_legacy_linear import LegacyLinear
-from paravirt_mm_native import Native
-from paravirt_mm_xen import Xen
-from paravirt_mm_xen.verify_xen import guest_machine
 
 from paravirt_mm import (
     AttachTables,
@@ -38,6 +33,11 @@ from paravirt_mm import (
     Way,
     hookimpl,
 )
+from paravirt_mm_incremental import Incremental
+from paravirt_mm_legacy_linear import LegacyLinear
+from paravirt_mm_native import Native
+from paravirt_mm_xen import Xen
+from paravirt_mm_xen.verify_xen import guest_machine
 
 API = 1
 GIB = 1 << 30
