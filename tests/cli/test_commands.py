@@ -6,35 +6,59 @@ import json
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from paravirt_mm.cli.main import COMMANDS, ExitCode
+from paravirt_mm.cli.main import COMMANDS, ExitCode, main
 from paravirt_mm.measure.figures import FIGURES
 
 LAPTOP = "lenovo-x230-8g"
 
 
-def paravirt_mm(*arguments, stdin=None):
-    return subprocess.run(
-        [sys.executable, "-m", "paravirt_mm", *arguments],
-        capture_output=True,
-        text=True,
-        input=stdin,
-        check=False,
-    )
+@dataclass
+class Result:
+    """How a command ended."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def in_a_process(*arguments):
+    command = [sys.executable, "-m", "paravirt_mm", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def _stdin(text):
+    return io.TextIOWrapper(io.BufferedReader(io.BytesIO(text.encode())))
+
+
+@pytest.fixture
+def paravirt_mm(capsys, monkeypatch):
+    """Run the command line as its entry point does, in this process."""
+
+    def run(*arguments, stdin=""):
+        monkeypatch.setattr(sys, "argv", ["paravirt-mm", *arguments])
+        monkeypatch.setattr(sys, "stdin", _stdin(stdin))
+        with pytest.raises(SystemExit) as end:
+            main()
+        captured = capsys.readouterr()
+        return Result(int(end.value.code or 0), captured.out, captured.err)
+
+    return run
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_help_of_every_command_explains_itself(name):
+def test_help_of_every_command_explains_itself(name, paravirt_mm):
     result = paravirt_mm(name, "--help")
     assert result.returncode == 0
     assert result.stdout.startswith("Usage: ")
     assert len(result.stdout.splitlines()) > 5
 
 
-def test_help_lists_every_command_and_the_exit_codes():
+def test_help_lists_every_command_and_the_exit_codes(paravirt_mm):
     result = paravirt_mm("--help")
     assert all(name in result.stdout for name in COMMANDS)
     assert "Exit codes" in result.stdout
@@ -43,7 +67,7 @@ def test_help_lists_every_command_and_the_exit_codes():
 def test_help_answers_at_once():
     def seconds():
         start = time.perf_counter()
-        paravirt_mm("--help")
+        in_a_process("--help")
         return time.perf_counter() - start
 
     assert min(seconds() for _ in range(5)) < 0.2
@@ -59,7 +83,7 @@ def test_help_imports_nothing_heavy():
     assert result.stdout.splitlines()[-1] == "[]"
 
 
-def test_compare_shows_every_scenario_with_its_verdict_within_100_columns():
+def test_compare_shows_every_scenario_with_its_verdict_within_100_columns(paravirt_mm):
     result = paravirt_mm("compare", LAPTOP)
     assert result.returncode == ExitCode.OK
     rows = [line for line in result.stdout.splitlines() if " native " in line or " xen " in line]
@@ -68,14 +92,14 @@ def test_compare_shows_every_scenario_with_its_verdict_within_100_columns():
     assert max(map(len, result.stdout.splitlines())) <= 100
 
 
-def test_compare_of_all_machines_ends_with_a_summary_and_fits_a_terminal():
+def test_compare_of_all_machines_ends_with_a_summary_and_fits_a_terminal(paravirt_mm):
     result = paravirt_mm("compare")
     assert result.returncode == ExitCode.OK
     assert "All " in result.stdout
     assert max(map(len, result.stdout.splitlines())) <= 100
 
 
-def test_wide_tables_hold_every_figure_that_says_something():
+def test_wide_tables_hold_every_figure_that_says_something(paravirt_mm):
     narrow = paravirt_mm("compare", LAPTOP, "--format", "json")
     (row, *_) = [r for r in json.loads(narrow.stdout) if r["backend"] == "xen"]
     wide = paravirt_mm("compare", LAPTOP, "--wide").stdout
@@ -85,7 +109,7 @@ def test_wide_tables_hold_every_figure_that_says_something():
             assert FIGURES[name].header in wide
 
 
-def test_json_and_csv_hold_every_figure():
+def test_json_and_csv_hold_every_figure(paravirt_mm):
     as_json = json.loads(paravirt_mm("compare", LAPTOP, "-f", "json").stdout)
     text = paravirt_mm("compare", LAPTOP, "-f", "csv").stdout
     as_csv = list(csv.DictReader(io.StringIO(text)))
@@ -97,26 +121,26 @@ def test_json_and_csv_hold_every_figure():
 
 
 @pytest.mark.parametrize("style", ["github", "grid", "html", "latex", "tsv", "plain"])
-def test_tabulate_formats(style):
+def test_tabulate_formats(style, paravirt_mm):
     result = paravirt_mm("compare", LAPTOP, "-a", "incremental", "-b", "native", "-f", style)
     assert result.returncode == ExitCode.OK
     assert "incremental" in result.stdout
 
 
-def test_output_goes_to_a_file(tmp_path):
+def test_output_goes_to_a_file(tmp_path, paravirt_mm):
     target = tmp_path / "out.md"
     result = paravirt_mm("compare", LAPTOP, "-f", "github", "-o", str(target))
     assert result.stdout == ""
     assert "| incremental hpa" in target.read_text(encoding="utf-8")
 
 
-def test_output_that_cannot_be_written_is_named(tmp_path):
+def test_output_that_cannot_be_written_is_named(tmp_path, paravirt_mm):
     result = paravirt_mm("compare", LAPTOP, "-o", str(tmp_path / "no" / "out"))
     assert result.returncode == ExitCode.BAD_INPUT
     assert "out: cannot be written" in result.stderr
 
 
-def test_a_log_on_standard_input(tmp_path):
+def test_a_log_on_standard_input(tmp_path, paravirt_mm):
     log = (
         "BIOS-e820: [mem 0x0000000000000000-0x000000000009fbff] usable\n"
         "BIOS-e820: [mem 0x0000000000100000-0x000000003fffffff] usable\n"
@@ -142,14 +166,14 @@ def test_a_log_on_standard_input(tmp_path):
         (["nonsense"], ExitCode.USAGE, "No such command"),
     ],
 )
-def test_mistakes_are_named_with_their_remedy(arguments, code, words):
+def test_mistakes_are_named_with_their_remedy(arguments, code, words, paravirt_mm):
     result = paravirt_mm(*arguments)
     assert result.returncode == code
     assert words in result.stderr
     assert "Traceback" not in result.stderr
 
 
-def test_one_unreadable_input_does_not_stop_the_others(tmp_path):
+def test_one_unreadable_input_does_not_stop_the_others(tmp_path, paravirt_mm):
     bad = tmp_path / "bad.txt"
     bad.write_text("nothing about memory\n", encoding="utf-8")
     result = paravirt_mm("compare", str(bad), LAPTOP, "-b", "native")
@@ -158,7 +182,7 @@ def test_one_unreadable_input_does_not_stop_the_others(tmp_path):
     assert "incremental hpa" in result.stdout
 
 
-def test_panics_count_as_findings_only_when_asked():
+def test_panics_count_as_findings_only_when_asked(paravirt_mm):
     arguments = ["compare", LAPTOP, "-a", "incremental:variant=hpa,brk_pages=3", "-b", "xen"]
     assert paravirt_mm(*arguments).returncode == ExitCode.OK
     result = paravirt_mm(*arguments, "--fail-on", "panic")
@@ -166,7 +190,7 @@ def test_panics_count_as_findings_only_when_asked():
     assert "panic" in result.stdout
 
 
-def test_run_tells_the_story_and_writes_the_trace(tmp_path):
+def test_run_tells_the_story_and_writes_the_trace(tmp_path, paravirt_mm):
     trace = tmp_path / "trace.jsonl"
     result = paravirt_mm(
         "run", LAPTOP, "-a", "incremental:variant=hpa", "-b", "xen", "--trace", str(trace)
@@ -180,14 +204,14 @@ def test_run_tells_the_story_and_writes_the_trace(tmp_path):
     assert events[-1]["kind"] == "RunFinished"
 
 
-def test_run_as_json():
+def test_run_as_json(paravirt_mm):
     record = json.loads(paravirt_mm("run", LAPTOP, "--json").stdout)
     assert record["outcome"] == "ok"
     assert record["findings"] == []
     assert set(FIGURES) <= set(record["figures"])
 
 
-def test_machines_lists_and_shows(tmp_path):
+def test_machines_lists_and_shows(tmp_path, paravirt_mm):
     assert LAPTOP in paravirt_mm("machines").stdout
     listed = json.loads(paravirt_mm("machines", "--json").stdout)
     assert len(listed) >= 8
@@ -199,7 +223,7 @@ def test_machines_lists_and_shows(tmp_path):
     assert json.loads(again.stdout) == json.loads(direct.stdout)
 
 
-def test_plugins_are_listed_with_version_and_options():
+def test_plugins_are_listed_with_version_and_options(paravirt_mm):
     record = json.loads(paravirt_mm("plugins", "--json").stdout)
     roles = {plugin["name"]: plugin["role"] for plugin in record["plugins"]}
     assert roles["legacy_linear"] == roles["incremental"] == "allocator"
@@ -208,7 +232,7 @@ def test_plugins_are_listed_with_version_and_options():
     assert "pvmm_map_steps" in paravirt_mm("plugins", "-v").stdout
 
 
-def test_figures_are_explained():
+def test_figures_are_explained(paravirt_mm):
     text = paravirt_mm("figures").stdout
     assert all(name in text for name in FIGURES)
 
@@ -224,7 +248,7 @@ def test_the_reader_may_go_away():
     assert b"BrokenPipe" not in complaint
 
 
-def test_control_characters_of_a_log_are_never_shown(tmp_path: Path):
+def test_control_characters_of_a_log_are_never_shown(tmp_path: Path, paravirt_mm):
     log = tmp_path / "evil\x1b[31m.txt"
     log.write_text("Linux version 3.6\x1b]0;owned\x07\n", encoding="utf-8")
     result = paravirt_mm("compare", str(log))

@@ -387,6 +387,9 @@ def odd_machine(number: int) -> dict[str, Any]:
     ram = join([(a, b) for a, b, k in e820 if k == 1])
     brk_pages = random.choice([1, 2, 5, 6, 12])
     brk = kernel + random.choice([0, 1, 5]) * (1 << 18) + PAGE
+    if random.random() < 0.4:
+        # Brk that ends with a large page: a step may begin right there.
+        brk = up(brk + brk_pages * PAGE, LARGE) - brk_pages * PAGE
     reserved = [(kernel, brk + brk_pages * PAGE)]
     if random.random() < 0.5:
         reserved.append((0, 1 << 16))
@@ -395,9 +398,11 @@ def odd_machine(number: int) -> dict[str, Any]:
         start = a + random.randrange(0, b - a, min(grain, b - a))
         reserved.append((start, min(b, start + random.randrange(1, 1 << 20))))
     if kind == "tight":
-        left = random.randrange(30)
+        # A few free pages, at either end of each region: tables may or may not run out.
         for a, b in ram:
-            reserved.append((a, max(a, b - left * PAGE)))
+            left = random.randrange(30) * PAGE
+            start = a + random.choice([0, left])
+            reserved.append((start, max(start, b - left)))
     max_pfn = max(b // PAGE for _, b in ram)
     low = [min(b, 1 << 32) // PAGE for a, b in ram if a < 1 << 32]
     return {
