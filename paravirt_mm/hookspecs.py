@@ -50,6 +50,9 @@ if TYPE_CHECKING:
     import click
 
     from paravirt_mm.scenario import Run
+    from paravirt_mm.sources.bootlog import Fact
+    from paravirt_mm.verify.invariants import Finding
+    from paravirt_mm.verify.log import Line
 
 PROJECT = "paravirt_mm"
 """Name of the pluggy project and of the entry-point group."""
@@ -185,6 +188,15 @@ def pvmm_observe(event: Event) -> None:
 
 
 @hookspec
+def pvmm_check(run: Run) -> Iterable[Finding] | None:
+    """Anyone: more broken rules of a finished run; the verdict becomes ``violation``.
+
+    Called once a run that neither panicked nor was refused, before `pvmm_figures`. The Xen backend
+    replays the run on its model of the hypervisor here (rule 6 of `paravirt_mm.verify.invariants`).
+    """
+
+
+@hookspec
 def pvmm_figures(run: Run) -> Mapping[str, int | float | str] | None:
     """Anyone: extra columns for the comparison, by name. Called once a finished run."""
 
@@ -202,6 +214,14 @@ def pvmm_report_formats() -> Mapping[str, Any] | None:
 @hookspec
 def pvmm_verifiers() -> Iterable[click.Command] | None:
     """Anyone: more subcommands of ``paravirt-mm verify``, each checking a model against reality."""
+
+
+@hookspec
+def pvmm_check_log(facts: Sequence[Fact]) -> Iterable[Line] | None:
+    """Anyone: predict lines of a boot log that are not Linux's, such as a hypervisor's.
+
+    Called on default instances by `verify log`, with everything that was read from the log.
+    """
 
 
 @hookspec

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from functools import cached_property
 from types import MappingProxyType
@@ -98,8 +98,7 @@ class Scenario:
         manager = Manager(named)
         try:
             trace = build(self.machine, manager, str(self.allocator), str(self.backend))
-            verdict, findings = _judge(trace, thorough)
-            run = Run(self, trace, verdict, findings)
+            run = self._judged(trace, manager, thorough)
             extra: dict[str, Any] = {}
             for figures in manager.call("pvmm_figures", run=run):
                 extra.update(figures)
@@ -113,27 +112,40 @@ class Scenario:
                 registry, _culprit(error, modules), f"{type(error).__name__}: {error}"
             )
 
+    def _judged(self, trace: Trace, manager: Manager, thorough: bool) -> Run:
+        """Return the run with its findings: the core's, and what plugins add."""
+        findings = tuple(check(trace))
+        if thorough:
+            from paravirt_mm.verify.walk import check_image, is_small
+
+            if is_small(trace):
+                findings += tuple(check_image(trace))
+        ended = _early_end(trace)
+        if ended is not None:
+            return Run(self, trace, ended, findings)
+        run = Run(self, trace, _verdict(findings), findings)
+        for more in manager.call("pvmm_check", run=run):
+            findings += tuple(more)
+        return attrs.evolve(run, verdict=_verdict(findings), findings=findings)
+
     def _error(self, registry: Registry, name: str, message: str) -> Run:
         plugin = registry.plugins.get(name)
         origin = f"{name} ({plugin.origin})" if plugin else name
         return Run(self, Trace(), Verdict(Outcome.ERROR, str(PluginError(origin, message))))
 
 
-def _judge(trace: Trace, thorough: bool) -> tuple[Verdict, tuple[Finding, ...]]:
-    findings = tuple(check(trace))
-    if thorough:
-        from paravirt_mm.verify.walk import check_image, is_small
-
-        if is_small(trace):
-            findings += tuple(check_image(trace))
+def _early_end(trace: Trace) -> Verdict | None:
+    """Return the verdict of a run that did not come to its end."""
     for event in trace.events[-2:]:
         if isinstance(event, Panicked):
-            return Verdict(Outcome.PANIC, event.reason), findings
+            return Verdict(Outcome.PANIC, event.reason)
         if isinstance(event, OperationRejected):
-            return Verdict(Outcome.REJECTED, f"{event.operation}, {event.code}"), findings
-    if findings:
-        return Verdict(Outcome.VIOLATION, str(findings[0])), findings
-    return Verdict(Outcome.OK), findings
+            return Verdict(Outcome.REJECTED, f"{event.operation}, {event.code}")
+    return None
+
+
+def _verdict(findings: Sequence[Finding]) -> Verdict:
+    return Verdict(Outcome.VIOLATION, str(findings[0])) if findings else Verdict(Outcome.OK)
 
 
 def _culprit(error: BaseException, modules: Mapping[str, str]) -> str:

@@ -103,6 +103,7 @@ def _as_text(run: Run) -> str:
     lines += narrate(run.trace)
     lines += ["", f"verdict: {printable(str(run.verdict))}"]
     lines += [f"  {printable(str(finding))}" for finding in run.findings[:20]]
+    lines += [f"{printable(name)}: {printable(str(value))}" for name, value in run.extra.items()]
     for group in Group:
         cells = [
             f"{name} {show(figure, run.figures[name])}"

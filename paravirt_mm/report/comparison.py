@@ -175,19 +175,43 @@ def tables(rows: Sequence[Row], style: str = "simple", wide: bool = False) -> st
 
     The short table is one table: key figures that do not fit are left to ``wide``.
     """
-    extra = [name for name in (rows[0].figures if rows else ()) if name not in FIGURES]
+    added = dict.fromkeys(name for row in rows for name in row.figures if name not in FIGURES)
+    numbers = [name for name in added if not _is_text(rows, name)]
     if wide:
+        groups = [[n for n, f in FIGURES.items() if f.group is group] for group in Group]
         parts = [
             table(rows, chosen, style)
-            for group in Group
-            for chosen in fit(
-                rows, _told(rows, [n for n, f in FIGURES.items() if f.group is group])
-            )
+            for names in (*groups, numbers)
+            for chosen in fit(rows, _told(rows, names))
         ]
-        parts += [table(rows, chosen, style) for chosen in fit(rows, extra)]
     else:
-        parts = [table(rows, next(fit(rows, [*extra, *KEY_FIGURES]), []), style)]
-    return "\n\n".join([*parts, *_footnotes(rows)])
+        parts = [table(rows, next(fit(rows, [*KEY_FIGURES, *numbers]), []), style)]
+    notes = [_note(rows, name) for name in added if name not in numbers]
+    return "\n\n".join([*parts, *filter(None, ["\n".join(notes)]), *_footnotes(rows)])
+
+
+def _is_text(rows: Sequence[Row], name: str) -> bool:
+    return any(isinstance(row.figures.get(name), str) for row in rows)
+
+
+def _note(rows: Sequence[Row], name: str) -> str:
+    """Return what plugins say in words, each answer with the scenarios that it is about."""
+    answers: dict[str, list[str]] = {}
+    for row in rows:
+        if name in row.figures:
+            answers.setdefault(printable(str(row.figures[name])), []).append(_who(row))
+    if len(answers) == 1:
+        return _filled(f"{printable(name)}: {next(iter(answers))}")
+    told = (f"{answer} ({', '.join(who)})" for answer, who in answers.items())
+    return _filled(f"{printable(name)}: {'; '.join(told)}")
+
+
+def _who(row: Row) -> str:
+    return f"{label(PluginSpec.parse(row.allocator))}/{label(PluginSpec.parse(row.backend))}"
+
+
+def _filled(text: str) -> str:
+    return textwrap.fill(text, WIDTH, subsequent_indent="  ")
 
 
 def summary(rows: Sequence[Row], style: str = "simple") -> str:
@@ -233,12 +257,8 @@ def _footnotes(rows: Sequence[Row]) -> list[str]:
     reasons: dict[str, list[str]] = {}
     for row in rows:
         if row.outcome is not Outcome.OK:
-            who = f"{label(PluginSpec.parse(row.allocator))}/{label(PluginSpec.parse(row.backend))}"
-            reasons.setdefault(printable(row.verdict), []).append(who)
-    return [
-        textwrap.fill(f"{', '.join(who)}: {reason}", WIDTH, subsequent_indent="  ")
-        for reason, who in reasons.items()
-    ]
+            reasons.setdefault(printable(row.verdict), []).append(_who(row))
+    return [_filled(f"{', '.join(who)}: {reason}") for reason, who in reasons.items()]
 
 
 def _told(rows: Sequence[Row], names: Sequence[str]) -> list[str]:

@@ -20,6 +20,7 @@ from paravirt_mm import (
     Map,
     MemoryMap,
     NewRoot,
+    PageRun,
     Promise,
     Scenario,
     Source,
@@ -117,3 +118,49 @@ def test_new_tree_forgets_what_the_boot_tables_mapped() -> None:
     run = Scenario.of(MACHINE, "watching", "backend").run(registry)
     assert str(run.verdict) == "ok"
     assert SEEN == {"before CR3": True, "after CR3": False}
+
+
+@attrs.frozen
+class UsesLivePages(Watching):
+    """Takes a table from a 1G page that lies in an attached table, while other tables wait."""
+
+    @hookimpl
+    def pvmm_promise(self, boot: Boot) -> Promise:
+        spans = ((16 * MIB, 20 * MIB), (4 * GIB, 4 * GIB + 2 * MIB), (5 * GIB, 6 * GIB))
+        return Promise((*spans, (7 * GIB, 7 * GIB + 2 * MIB)), brk_pages=64, new_root=True)
+
+    @hookimpl
+    def pvmm_allocate_tables(
+        self, boot: Boot, step: Step, demand: TableDemand
+    ) -> Sequence[TablePages]:
+        if demand.start == 7 * GIB and boot.is_reachable(5 * GIB, 6 * GIB):
+            SEEN["used"] = True
+            return [TablePages(PageRun(5 * GIB >> 12, demand.count), Source.MEMBLOCK)]
+        return [TablePages(boot.brk_free.head(demand.count), Source.BRK)]
+
+    @hookimpl
+    def pvmm_map_steps(self, boot: Boot) -> Generator[Step, StepResult, None]:
+        yield NewRoot()
+        yield Map(16 * MIB, 20 * MIB, hand_over=HandOver.LATER)
+        yield HandOverTables()
+        yield AttachTables()
+        yield ActivateRoot()
+        yield Map(4 * GIB, 4 * GIB + 2 * MIB, hand_over=HandOver.LATER)
+        yield Map(5 * GIB, 6 * GIB, hand_over=HandOver.LATER)
+        yield Map(7 * GIB, 7 * GIB + 2 * MIB, hand_over=HandOver.LATER)
+        yield HandOverTables()
+        yield AttachTables()
+
+
+def test_entry_of_a_live_table_counts_at_once() -> None:
+    """A leaf entry stored into an attached table maps memory now, whatever else still waits."""
+    SEEN.clear()
+    machine = attrs.evolve(
+        MACHINE,
+        memory_map=MemoryMap.sanitise([(0x1000, 8 * GIB, E820Type.RAM)]),
+        features=CpuFeatures(pse=True, gbpages=True),
+    )
+    registry = registry_with(installed=False, watching=UsesLivePages, backend=PlainPlatform)
+    run = Scenario.of(machine, "watching", "backend").run(registry)
+    assert SEEN == {"used": True}
+    assert str(run.verdict) == "ok"

@@ -186,6 +186,26 @@ def test_linear_facts_of_a_release(
     assert (row.top_down, row.search_start) == (top_down, start)
 
 
+@pytest.mark.parametrize(
+    ("kernel", "guess", "top_down", "start", "fixmap"),
+    [
+        ("2.6.27", "whole", False, 0x7000, 2),
+        ("2.6.29", "whole", False, 0x7000, None),
+        ("2.6.37", "whole", True, 0x7000, None),
+        ("2.6.39", "whole", True, 0, None),
+        ("3.5", "first-piece", True, 0, None),
+        ("3.7", "pieces", True, 0, None),
+        ("3.8", "pieces-and-roots", True, 0, None),
+    ],
+)
+def test_linear_facts_of_a_32bit_release(
+    kernel: str, guess: str, top_down: bool, start: int, fixmap: int | None
+) -> None:
+    row = linear.change_for(kernel, is_32bit=True)
+    assert (row.guess, row.good_end, row.fixmap) == (guess, "mapped", fixmap)
+    assert (row.top_down, row.search_start) == (top_down, start)
+
+
 @pytest.mark.parametrize("kernel", ["2.6.18", "3.9", "4.19", "nonsense", "3"])
 def test_kernels_without_the_linear_allocator(kernel: str) -> None:
     with pytest.raises(SpecError):

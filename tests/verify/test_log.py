@@ -7,15 +7,20 @@ import re
 import tarfile
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
 
-from paravirt_mm import SpecError
+from paravirt_mm import SpecError, default_registry
 from paravirt_mm.cli.main import ExitCode, cli
 from paravirt_mm.sources import read_boot_log
+from paravirt_mm.sources.bootlog import Fact
 from paravirt_mm.verify.log import (
+    MAX_LINES,
     MAX_REASONS,
+    Line,
     LogReport,
     Verdict,
     check_log,
@@ -227,6 +232,44 @@ def test_hypervisor_logs_have_nothing_to_check(folder: Path) -> None:
     assert report.agrees
 
 
+def test_plugins_check_lines_that_are_not_linuxs(folder: Path) -> None:
+    class Plugin:
+        hooks = ("pvmm_check_log",)
+
+        def create(self) -> Plugin:
+            return self
+
+        def pvmm_check_log(self, facts: tuple[Fact, ...]) -> list[Line]:
+            return [Line(Verdict.MATCH, fact.line, fact.text, fact.text) for fact in facts]
+
+    log = read_boot_log(folder / "xen-dom0-114688p.txt")
+    registry: Any = SimpleNamespace(plugins={"some": Plugin()})
+    report = check_log(log, registry=registry)
+    assert report.count(Verdict.MATCH) == len(log.facts) > 0
+    assert report.nothing == ""
+
+
+def test_more_lines_than_any_kernel_prints(tmp_path: Path) -> None:
+    line = "init_memory_mapping: [mem 0x00000000-0x000fffff]\n"
+    text = "BIOS-e820: [mem 0x0000000000000000-0x000000003fffffff] usable\n"
+    report = check(text + line * (MAX_LINES + 1), tmp_path)
+    assert report.count(Verdict.UNCHECKED) == MAX_LINES
+    assert report.lines[0].why == f"more than {MAX_LINES} lines about mappings"
+
+
+def test_terabytes_of_small_pages_are_no_problem(tmp_path: Path) -> None:
+    """33 million tables: none of them is looked at one by one."""
+    report = check(
+        "Linux version 4.3.0\n"
+        "BIOS-e820: [mem 0x0000000000000000-0x00003fffffffffff] usable\n"
+        "init_memory_mapping: [mem 0x00000000-0x000fffff]\n"
+        " [mem 0x00000000-0x3fffffffffff] page 4k\n",
+        tmp_path,
+    )
+    assert report.kernel == "4.3.0"
+    assert not report.agrees
+
+
 # -- words and candidates --------------------------------------------------------------------------
 
 
@@ -264,9 +307,7 @@ def test_large_pages_without_pae_were_called_2m_before_4_0() -> None:
     assert Words((4, 0)).page_name("4M") == "4M"
 
 
-def test_every_series_has_candidates_and_the_usual_one_is_first(registry: object) -> None:
-    from paravirt_mm import default_registry
-
+def test_every_series_has_candidates_and_the_usual_one_is_first() -> None:
     series = list(all_series())
     assert series[0] == "2.6.19"
     assert series[-1] == "6.18"

@@ -54,8 +54,12 @@ if TYPE_CHECKING:
     import click
 
     from paravirt_mm import Finding, Run
+    from paravirt_mm.sources.bootlog import Fact
+    from paravirt_mm.verify.log import Line
 
 EINVAL = -22
+MODEL_ACCEPTS = 6
+"""The rule that the model of the hypervisor accepts every operation of a run."""
 PAGE_SIZE = 4096
 PAGE_SHIFT = 12
 MIB = 1 << 20
@@ -268,13 +272,15 @@ class Xen:
 
         if not run.trace.events or not isinstance(run.trace.events[0], RunStarted):
             return None
-        figures: dict[str, int | float | str] = {"xen_model": "not asked"}
+        figures: dict[str, int | float | str] = {
+            "xen_model": f"not asked, the guest has over {self.replay_limit} MiB (replay_limit)"
+        }
         machine = run.scenario.machine
         figures["hypercalls_clearing"] = sum(cleared_entries(run.trace).values())
         if machine.mode.is_32bit:
             figures["xen_model"] = "not verified on a real hypervisor"
         elif is_replayable(run.trace, self.replay_limit * MIB):
-            refused = self.findings(run)
+            refused = [finding for finding in run.findings if finding.rule == MODEL_ACCEPTS]
             figures["xen_model"] = f"refuses: {refused[0].message}" if refused else "accepts"
         if self.domain is DomainKind.DOM0:
             state = self.pvmm_boot_state(machine)
@@ -283,11 +289,19 @@ class Xen:
                 figures["dom0_collisions"] = summary(found, self._release)
         return figures
 
-    def findings(self, run: Run) -> list[Finding]:
+    @hookimpl
+    def pvmm_check(self, run: Run) -> list[Finding]:
         """Check rule 6: replay a run on the model of the hypervisor, unless it is too large."""
         from paravirt_mm_xen.replay import findings
 
         return findings(run.trace, self.replay_limit * MIB)
+
+    @hookimpl
+    def pvmm_check_log(self, facts: Sequence[Fact]) -> list[Line]:
+        """Compare the arrangement that Xen printed about a dom0 with the predicted one."""
+        from paravirt_mm_xen.arrangement_log import check_arrangement
+
+        return check_arrangement(facts)
 
     @hookimpl
     def pvmm_verifiers(self) -> Iterable[click.Command]:

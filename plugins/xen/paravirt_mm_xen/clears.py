@@ -29,9 +29,7 @@ def cleared_entries(trace: RunTrace) -> Mapping[int, int]:
         return {}
     ram = start.machine.memory_map.ram_pages()
     # Rounded to entries once: a table has few of them, however many pieces the RAM lies in.
-    used = {
-        level: _in_entries(ram, mode.entry_span(level)) for level in range(2, mode.root_level)
-    }
+    used = {level: _in_entries(ram, mode.entry_span(level)) for level in range(2, mode.root_level)}
     cleared = dict.fromkeys(used, 0)
     for event in trace.of(StepStarted):
         step = event.step if isinstance(event, StepStarted) else None
