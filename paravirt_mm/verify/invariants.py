@@ -19,9 +19,12 @@ from typing import Any
 
 import attrs
 
+from paravirt_mm.engine.answers import EntryKind
 from paravirt_mm.engine.ledger import Ledger
 from paravirt_mm.engine.pages import PageRun, Source
+from paravirt_mm.engine.tables import BOOT_TREE
 from paravirt_mm.engine.trace import (
+    EntriesWritten,
     MadeReadonly,
     MadeWritable,
     OperationRejected,
@@ -81,19 +84,22 @@ class _Checker:
         self._held = RangeSet()
         self._tables = RangeSet(start.boot.boot_tables)
         self._reachable = RangeSet(start.boot.mapped)
-        self._pending = RangeSet()
         self._mapped = RangeSet(start.boot.direct_mapped)
+        # Mappings that cannot be used before the tables that hold them (by batch) are attached.
+        self._pending: list[tuple[frozenset[int], int, int]] = []
+        self._leaf_owners: tuple[int, frozenset[int]] = (BOOT_TREE, frozenset())
         self._ledger = Ledger()
         for low, high in start.boot.boot_tables:
             self._ledger.start_readonly(low >> PAGE_SHIFT, high >> PAGE_SHIFT)
         self._fresh_tree = False
-        self._attached: set[int] = set()
+        self._attached: set[int] = {BOOT_TREE}
         self._handed_over: set[int] = set()
         self._built: list[int] = []
         self._released: list[tuple[int, PageRun]] = []
         self._checks: dict[type, Callable[[int, Any], Iterator[Finding]]] = {
             TablesReserved: self._on_reserved,
             TablesAllocated: self._on_allocated,
+            EntriesWritten: self._on_written,
             RangeMapped: self._on_mapped,
             MadeReadonly: self._on_readonly,
             MadeWritable: self._on_writable,
@@ -128,7 +134,7 @@ class _Checker:
         if self._mode.root_level in batch.spans:
             self._fresh_tree = True
             self._mapped = RangeSet()
-            self._pending = RangeSet()
+            self._pending = []
         self._built.append(batch.index)
         for part in batch.pages:
             low, high = part.run.span
@@ -175,8 +181,15 @@ class _Checker:
                     for table, _ in self._tables.within(first << PAGE_SHIFT, last << PAGE_SHIFT):
                         yield Finding(4, number, table, "a page table is mapped writable")
                         return
-        self._pending.add(leaves.start, leaves.end)
+        self._pending.append((self._leaf_owners[1], leaves.start, leaves.end))
         self._advance()
+
+    def _on_written(self, _number: int, event: EntriesWritten) -> Iterator[Finding]:
+        if event.kind is EntryKind.LEAF:
+            batch, owners = self._leaf_owners
+            known = owners if batch == event.batch else frozenset()
+            self._leaf_owners = event.batch, known | {event.owner}
+        return iter(())
 
     def _on_readonly(self, _number: int, event: MadeReadonly) -> Iterator[Finding]:
         for run in event.batch.runs:
@@ -203,12 +216,16 @@ class _Checker:
         self._advance()
 
     def _advance(self) -> None:
-        """Pending mappings can be written through once all tables built so far are attached and
-        live.
-        """
-        if not self._fresh_tree and len(self._attached) == len(self._built):
-            self._reachable.update(self._pending)
-            self._pending = RangeSet()
+        """Note which mappings can be used: their tables are attached, and CR3 holds the tree."""
+        if self._fresh_tree:
+            return
+        waiting = []
+        for owners, start, end in self._pending:
+            if owners <= self._attached:
+                self._reachable.add(start, end)
+            else:
+                waiting.append((owners, start, end))
+        self._pending = waiting
 
     def _on_activated(self, number: int, event: RootActivated) -> Iterator[Finding]:
         if self._boot.typed and event.batch is not None:
@@ -224,7 +241,7 @@ class _Checker:
             self._fresh_tree = False
             self._reachable = RangeSet()
         self._reachable.update(self._mapped)
-        self._pending = RangeSet()
+        self._pending = []
 
     def _on_released(self, number: int, event: SurplusReleased) -> Iterator[Finding]:
         for run in event.pages:
