@@ -107,6 +107,7 @@ from .engine.trace import TablesReserved as TablesReserved
 from .engine.trace import (
     Trace as Trace,
 )
+from .errors import ExitCode as ExitCode
 from .errors import (
     InputError as InputError,
 )
@@ -216,6 +217,12 @@ from .sources import (
 from .sources import (
     load_all as load_all,
 )
+from .sources.bootlog import DomainKernel as DomainKernel
+from .sources.bootlog import Fact as Fact
+from .sources.bootlog import Place as Place
+from .sources.bootlog import of_kind as of_kind
 from .verify.invariants import (
     Finding as Finding,
 )
+from .verify.linux.log import LineVerdict as LineVerdict
+from .verify.linux.log import LogLine as LogLine

@@ -1,6 +1,8 @@
-"""One tree of exceptions; each says who or what is to blame and what to change."""
+"""One tree of exceptions, each saying who or what is to blame and what to change; exit codes."""
 
 from __future__ import annotations
+
+from enum import IntEnum
 
 
 class ParavirtMmError(Exception):
@@ -45,3 +47,18 @@ class Rejected(ParavirtMmError):
         super().__init__(f"{operation}: {code}")
         self.operation = operation
         self.code = code
+
+
+class ExitCode(IntEnum):
+    """What the process says when it ends."""
+
+    OK = 0
+    """Everything ran, and nothing was found that the caller asked to fail on."""
+    FINDINGS = 1
+    """A model disagrees with reality, or a scenario ended as ``--fail-on`` says."""
+    USAGE = 2
+    """The command line is wrong."""
+    BAD_INPUT = 3
+    """A log, map or dump could not be read."""
+    PLUGIN = 4
+    """A plugin is broken or failed."""

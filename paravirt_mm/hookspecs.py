@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     from paravirt_mm.scenario import Run
     from paravirt_mm.sources.bootlog import Fact
     from paravirt_mm.verify.invariants import Finding
-    from paravirt_mm.verify.log import Line
+    from paravirt_mm.verify.linux.log import LogLine
 
 PROJECT = "paravirt_mm"
 """Name of the pluggy project and of the entry-point group."""
@@ -217,7 +217,7 @@ def pvmm_verifiers() -> Iterable[click.Command] | None:
 
 
 @hookspec
-def pvmm_check_log(facts: Sequence[Fact]) -> Iterable[Line] | None:
+def pvmm_check_log(facts: Sequence[Fact]) -> Iterable[LogLine] | None:
     """Anyone: predict lines of a boot log that are not Linux's, such as a hypervisor's.
 
     Called on default instances by `verify log`, with everything that was read from the log.

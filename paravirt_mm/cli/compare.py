@@ -12,9 +12,8 @@ from typing import Any
 
 import click
 
-from paravirt_mm.cli.main import ExitCode
 from paravirt_mm.cli.output import emit, progress
-from paravirt_mm.errors import InputError
+from paravirt_mm.errors import ExitCode, InputError
 from paravirt_mm.machine.model import Machine
 from paravirt_mm.measure.figures import FIGURES
 from paravirt_mm.registry import Registry

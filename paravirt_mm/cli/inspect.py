@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import attrs
 import click
 
-from paravirt_mm.cli.main import ExitCode
+from paravirt_mm.errors import ExitCode
 from paravirt_mm.machine.paging import MODES
 
 if TYPE_CHECKING:

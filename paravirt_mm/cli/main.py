@@ -1,33 +1,17 @@
-"""``paravirt-mm``: the group of subcommands, loaded lazily, and what exit codes mean."""
+"""``paravirt-mm``: the group of subcommands, loaded lazily; errors become exit codes."""
 
 from __future__ import annotations
 
 import os
 import sys
 from collections.abc import Mapping
-from enum import IntEnum
 from importlib import import_module
 from typing import Any
 
 import click
 
 from paravirt_mm._version import __version__
-from paravirt_mm.errors import InputError, ParavirtMmError, PluginError, SpecError
-
-
-class ExitCode(IntEnum):
-    """What the process says when it ends."""
-
-    OK = 0
-    """Everything ran, and nothing was found that the caller asked to fail on."""
-    FINDINGS = 1
-    """A model disagrees with reality, or a scenario ended as ``--fail-on`` says."""
-    USAGE = 2
-    """The command line is wrong."""
-    BAD_INPUT = 3
-    """A log, map or dump could not be read."""
-    PLUGIN = 4
-    """A plugin is broken or failed."""
+from paravirt_mm.errors import ExitCode, InputError, ParavirtMmError, PluginError, SpecError
 
 
 class LazyGroup(click.Group):

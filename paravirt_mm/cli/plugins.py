@@ -8,7 +8,7 @@ from typing import Any
 import attrs
 import click
 
-from paravirt_mm.cli.main import ExitCode
+from paravirt_mm.errors import ExitCode
 from paravirt_mm.registry import Plugin
 from paravirt_mm.report.values import printable
 from paravirt_mm.scenario import default_registry

@@ -8,8 +8,8 @@ from pathlib import Path
 import click
 from tabulate import tabulate, tabulate_formats
 
-from paravirt_mm.cli.main import ExitCode
 from paravirt_mm.cli.output import emit
+from paravirt_mm.errors import ExitCode
 from paravirt_mm.report.values import printable
 from paravirt_mm.report.values import size as short
 from paravirt_mm.sweep.questions import (

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import click
 
-from paravirt_mm.cli.main import ExitCode
 from paravirt_mm.cli.output import emit
 from paravirt_mm.engine.trace import RunStarted
+from paravirt_mm.errors import ExitCode
 from paravirt_mm.measure.figures import FIGURES, Group
 from paravirt_mm.report.comparison import machine_title
 from paravirt_mm.report.narrative import narrate

@@ -13,8 +13,7 @@ from pathlib import Path
 
 import click
 
-from paravirt_mm.cli.main import ExitCode
-from paravirt_mm.errors import PluginError
+from paravirt_mm.errors import ExitCode, PluginError
 from paravirt_mm.options import PluginSpec
 from paravirt_mm.registry import Registry
 from paravirt_mm.report.comparison import DEFAULT_ALLOCATORS, DEFAULT_BACKENDS

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import attrs
 import click
 
-from paravirt_mm.cli.main import ExitCode
+from paravirt_mm.errors import ExitCode
 from paravirt_mm.machine.model import Machine
 from paravirt_mm.machine.paging import X86_64, X86_64_LA57
 

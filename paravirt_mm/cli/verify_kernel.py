@@ -10,11 +10,11 @@ from pathlib import Path
 import attrs
 import click
 
-from paravirt_mm.cli.main import ExitCode
 from paravirt_mm.cli.output import progress
+from paravirt_mm.errors import ExitCode
 from paravirt_mm.registry import Registry
 from paravirt_mm.scenario import default_registry
-from paravirt_mm.verify.kernel import Replay, replay_file
+from paravirt_mm.verify.linux.oracle import Replay, replay_file
 from paravirt_mm.verify.verified import DATA_FILE, Evidence, record
 
 

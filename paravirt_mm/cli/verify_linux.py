@@ -11,14 +11,11 @@ from typing import IO, Any
 import attrs
 import click
 
-from paravirt_mm.cli.main import ExitCode
 from paravirt_mm.cli.output import progress
-from paravirt_mm.errors import InputError
+from paravirt_mm.errors import ExitCode, InputError
 from paravirt_mm.scenario import default_registry
 from paravirt_mm.sources import load_each
-from paravirt_mm.verify.kernel import Replay
-from paravirt_mm.verify.linux import replay, replay_file
-from paravirt_mm.verify.linux_live import (
+from paravirt_mm.verify.linux.harness import (
     DEFAULT_TIMEOUT,
     BootError,
     Kernel,
@@ -29,7 +26,9 @@ from paravirt_mm.verify.linux_live import (
     find_kernel,
     find_qemu,
 )
-from paravirt_mm.verify.linux_maps import NamedMap, builtin_maps, map_of, random_maps
+from paravirt_mm.verify.linux.live import replay, replay_file
+from paravirt_mm.verify.linux.live_maps import NamedMap, builtin_maps, map_of, random_maps
+from paravirt_mm.verify.linux.oracle import Replay
 from paravirt_mm.verify.verified import DATA_FILE, Evidence, record
 
 

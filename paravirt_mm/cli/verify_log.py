@@ -10,13 +10,19 @@ from pathlib import Path
 import attrs
 import click
 
-from paravirt_mm.cli.main import ExitCode
 from paravirt_mm.cli.output import progress
-from paravirt_mm.errors import InputError
+from paravirt_mm.errors import ExitCode, InputError
 from paravirt_mm.scenario import default_registry
 from paravirt_mm.sources import read_boot_log
-from paravirt_mm.verify.log import Line, LogReport, Verdict, check_log, summary, with_reason
-from paravirt_mm.verify.variants import all_series
+from paravirt_mm.verify.linux.log import (
+    LineVerdict,
+    LogLine,
+    LogReport,
+    check_log,
+    summary,
+    with_reason,
+)
+from paravirt_mm.verify.linux.variants import all_series
 from paravirt_mm.verify.verified import DATA_FILE, Evidence, record
 
 
@@ -80,7 +86,7 @@ def command(
 
 
 def _as_json(report: LogReport) -> dict[str, object]:
-    counts = {str(verdict): report.count(verdict) for verdict in Verdict}
+    counts = {str(verdict): report.count(verdict) for verdict in LineVerdict}
     return {**attrs.asdict(report), "agrees": report.agrees, "counts": counts}
 
 
@@ -89,8 +95,8 @@ def _text(reports: Sequence[LogReport], everything: bool) -> str:
     if len(reports) > 1:
         counts = summary(reports)
         blocks.append(
-            f"{counts['logs']} logs: {counts[Verdict.MATCH]} lines match,"
-            f" {counts[Verdict.DIFFERS]} differ, {counts[Verdict.UNCHECKED]} cannot be checked;"
+            f"{counts['logs']} logs: {counts[LineVerdict.MATCH]} lines match,"
+            f" {counts[LineVerdict.DIFFERS]} differ, {counts[LineVerdict.UNCHECKED]} cannot be checked;"
             f" {counts['disagreeing']} logs disagree, {counts['explained']} with a documented"
             f" reason, {counts['nothing to check']} with nothing to check"
         )
@@ -110,23 +116,23 @@ def _report(report: LogReport, everything: bool) -> Iterator[str]:
     for words in report.variant:
         yield f"  agrees for: {words}" if report.agrees else f"  nearest for: {words}"
     for line in report.lines:
-        if everything or line.verdict is Verdict.DIFFERS:
+        if everything or line.verdict is LineVerdict.DIFFERS:
             yield from _line(line)
     counts = (
-        f"{report.count(Verdict.MATCH)} lines match",
-        f"{report.count(Verdict.DIFFERS)} differ",
-        f"{report.count(Verdict.UNCHECKED)} cannot be checked",
+        f"{report.count(LineVerdict.MATCH)} lines match",
+        f"{report.count(LineVerdict.DIFFERS)} differ",
+        f"{report.count(LineVerdict.UNCHECKED)} cannot be checked",
     )
     yield f"  {', '.join(counts)}"
     if report.reason:
         yield f"  reason: {report.reason}"
 
 
-def _line(line: Line) -> Iterator[str]:
+def _line(line: LogLine) -> Iterator[str]:
     number = f"{line.number or '':>6}"
-    if line.verdict is Verdict.MATCH:
+    if line.verdict is LineVerdict.MATCH:
         yield f"{number} = {line.printed}"
-    elif line.verdict is Verdict.UNCHECKED:
+    elif line.verdict is LineVerdict.UNCHECKED:
         yield f"{number} ? {line.printed}    ({line.why})"
     else:
         why = f"    ({line.why})" if line.why else ""

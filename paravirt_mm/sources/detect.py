@@ -101,7 +101,7 @@ def read_boot_log(spec: Spec, boot: int | None = None) -> BootLog:
     itself. A log without memory map is returned, with ``machine`` None and ``missing`` saying why.
     """
     source = printable(str(spec))
-    with _opened(spec, source) as stream:
+    with opened(spec, source) as stream:
         return scan_boot_log(cast(BinaryIO, stream), source, _name(Path(spec).name), boot)
 
 
@@ -130,14 +130,14 @@ def _files(folder: Path, source: str) -> Iterator[Path]:
 def _outcomes(path: Path, boot: int | None) -> Iterator[tuple[str, Machine | InputError]]:
     source = printable(str(path))
     try:
-        with _opened(path, source) as stream:
+        with opened(path, source) as stream:
             yield from _machines(stream, source, path.name, boot)
     except InputError as error:
         yield source, error
 
 
 @contextmanager
-def _opened(spec: Spec, source: str) -> Iterator[_Stream]:
+def opened(spec: Spec, source: str) -> Iterator[_Stream]:
     """Open for reading, decompressed; what reading can raise becomes InputError."""
     with ExitStack() as stack:
         try:

@@ -25,8 +25,8 @@ from paravirt_mm.sources.detect import (
     HEAD_BYTES,
     _files,
     _machines,
-    _opened,
     load_each,
+    opened,
 )
 from paravirt_mm.sources.lines import printable
 from paravirt_mm.sources.oracle import MAX_RECORD_BYTES
@@ -154,7 +154,7 @@ def _parts_of_file(spec: str) -> Iterator[Part]:
         if spec != "-" and not path.is_file():
             yield FilePart(spec)
             return
-        with _opened(spec, source) as stream:
+        with opened(spec, source) as stream:
             head = stream.peek(HEAD_BYTES)[:HEAD_BYTES]
             if head[_TAR_MAGIC_AT : _TAR_MAGIC_AT + 5] == b"ustar":
                 yield from _members(stream, spec, source)

@@ -18,7 +18,7 @@ from paravirt_mm.errors import InputError, ParavirtMmError
 from paravirt_mm.options import PluginSpec
 from paravirt_mm.registry import Registry
 from paravirt_mm.scenario import default_registry
-from paravirt_mm.verify.variants import configuration
+from paravirt_mm.verify.linux.variants import configuration
 
 DATA_FILE = Path(__file__).parent / "data" / "verified.json"
 MAX_BYTES = 1 << 20

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from paravirt_mm.cli.main import COMMANDS, ExitCode, main
+from paravirt_mm.cli.main import COMMANDS, main
+from paravirt_mm.errors import ExitCode
 from paravirt_mm.measure.figures import FIGURES
 
 LAPTOP = "lenovo-x230-8g"

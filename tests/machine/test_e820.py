@@ -112,6 +112,7 @@ def test_end_pfn_stops_at_the_limit():
     assert MemoryMap(()).end_pfn() == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("overlapping", [False, True])
 def test_a_hundred_thousand_entries_take_about_a_second(overlapping):
     length = 0x28000 if overlapping else 0x8000

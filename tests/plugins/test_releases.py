@@ -32,7 +32,7 @@ from paravirt_mm import (
     TablesReserved,
 )
 from paravirt_mm.engine.trace import RangeSplit
-from paravirt_mm.verify import variants
+from paravirt_mm.verify.linux import variants
 from paravirt_mm_incremental import releases as incremental
 from paravirt_mm_legacy_linear import releases as linear
 

@@ -34,6 +34,7 @@ def outcome(path: Path) -> str:
     return message
 
 
+@pytest.mark.slow
 def test_a_map_of_100_000_entries(tmp_path):
     path = tmp_path / "big.txt"
     kinds = ["usable", "reserved", "ACPI NVS"]
@@ -50,6 +51,7 @@ def test_a_map_of_100_000_entries(tmp_path):
     assert time.perf_counter() - started < 10
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("lines", "expected"),
     [

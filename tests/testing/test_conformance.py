@@ -129,6 +129,7 @@ def test_broken_rule_is_found_and_shrunk() -> None:
     _fails(_allocator_suite(KernelsOwnPages).test_any_machine)
 
 
+@pytest.mark.slow
 def test_too_many_steps_are_found() -> None:
     _fails(_allocator_suite(PageByPage).test_work_is_done_in_runs, "mine", "plain_platform")
 

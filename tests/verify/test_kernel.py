@@ -13,8 +13,9 @@ import pytest
 from click.testing import CliRunner
 
 from paravirt_mm import InputError, default_registry
-from paravirt_mm.cli.main import ExitCode, cli
-from paravirt_mm.verify.kernel import Replay, replay, replay_file
+from paravirt_mm.cli.main import cli
+from paravirt_mm.errors import ExitCode
+from paravirt_mm.verify.linux.oracle import Replay, replay, replay_file
 
 from . import naive_linux
 
@@ -224,6 +225,7 @@ def test_tables_run_out_in_the_middle_of_a_step() -> None:
     assert [r.agrees for r in replayed(record)] == [True, True]
 
 
+@pytest.mark.slow
 def test_thousands_of_pieces_and_petabytes() -> None:
     pieces = [[(1 << 26) + n * 40960, (1 << 26) + n * 40960 + 12289, 1] for n in range(5000)]
     far = [[5 << 50, (5 << 50) + (1 << 30), 2]]

@@ -18,15 +18,13 @@ import attrs
 import pytest
 from click.testing import CliRunner
 
-from paravirt_mm.cli.main import ExitCode
 from paravirt_mm.cli.verify_linux import command
-from paravirt_mm.errors import InputError
+from paravirt_mm.errors import ExitCode, InputError
 from paravirt_mm.machine.e820 import E820Type, MemoryMap
 from paravirt_mm.machine.model import CpuFeatures, Machine
 from paravirt_mm.machine.paging import GIB, I386_PAE, MIB, PAGE_SIZE, TIB, X86_64_LA57
 from paravirt_mm.sources import bundled, bundled_machines
-from paravirt_mm.verify.linux import machine_of, replay, spec_of, upstream_release
-from paravirt_mm.verify.linux_live import (
+from paravirt_mm.verify.linux.harness import (
     KERNEL_VARIABLE,
     Kernel,
     LiveUnavailableError,
@@ -36,8 +34,9 @@ from paravirt_mm.verify.linux_live import (
     find_kernel,
     find_qemu,
 )
-from paravirt_mm.verify.linux_live.image import Segment
-from paravirt_mm.verify.linux_maps import NamedMap, builtin_maps, map_of, random_maps
+from paravirt_mm.verify.linux.harness.image import Segment
+from paravirt_mm.verify.linux.live import machine_of, replay, spec_of, upstream_release
+from paravirt_mm.verify.linux.live_maps import NamedMap, builtin_maps, map_of, random_maps
 
 DATA = Path(__file__).parents[1] / "data" / "linux_live"
 FILES = sorted(DATA.glob("linux-*.jsonl"))

@@ -14,22 +14,23 @@ import pytest
 from click.testing import CliRunner
 
 from paravirt_mm import SpecError, default_registry
-from paravirt_mm.cli.main import ExitCode, cli
+from paravirt_mm.cli.main import cli
+from paravirt_mm.errors import ExitCode
 from paravirt_mm.sources import read_boot_log
 from paravirt_mm.sources.bootlog import Fact
-from paravirt_mm.verify.log import (
+from paravirt_mm.verify.linux.log import (
     MAX_LINES,
     MAX_REASONS,
-    Line,
+    LineVerdict,
+    LogLine,
     LogReport,
-    Verdict,
     check_log,
     reasons,
     summary,
     with_reason,
 )
-from paravirt_mm.verify.variants import all_series, candidates, version
-from paravirt_mm.verify.words import Words
+from paravirt_mm.verify.linux.variants import all_series, candidates, version
+from paravirt_mm.verify.linux.words import Words
 
 DATA = Path(__file__).parents[1] / "data" / "logs"
 EXPECTED: dict[str, tuple[str, int, int, int]] = json.loads((DATA / "boot-logs.json").read_text())
@@ -63,9 +64,9 @@ def test_every_log_comes_out_as_recorded(reports: dict[str, LogReport]) -> None:
     got = {
         name: [
             report.spec.partition(":")[2],
-            report.count(Verdict.MATCH),
-            report.count(Verdict.DIFFERS),
-            report.count(Verdict.UNCHECKED),
+            report.count(LineVerdict.MATCH),
+            report.count(LineVerdict.DIFFERS),
+            report.count(LineVerdict.UNCHECKED),
         ]
         for name, report in reports.items()
     }
@@ -77,7 +78,7 @@ def test_every_checkable_line_is_predicted(reports: dict[str, LogReport]) -> Non
     counts = summary(reports.values())
     assert counts["logs"] == 121
     assert counts["disagreeing"] == 0
-    assert counts[Verdict.MATCH] >= 1168 + 77  # Linux, and what the Xen plugin predicts
+    assert counts[LineVerdict.MATCH] >= 1168 + 77  # Linux, and what the Xen plugin predicts
     # Lines that differ are in logs with a documented reason, and nowhere else.
     differing = [name for name, report in reports.items() if not report.agrees]
     assert len(differing) <= MAX_REASONS
@@ -91,7 +92,7 @@ def test_what_cannot_be_checked_is_told_why(reports: dict[str, LogReport]) -> No
         re.sub(r"[0-9a-f]+-[0-9a-f]+", "A-B", line.why)
         for report in reports.values()
         for line in report.lines
-        if line.verdict is Verdict.UNCHECKED
+        if line.verdict is LineVerdict.UNCHECKED
     )
     assert why == {
         "the lines of two boots stand between each other": 52,
@@ -134,7 +135,7 @@ def test_reservations_of_tables_are_predicted_where_the_log_has_them(tmp_path: P
     report = check(MEMBLOCK_49, tmp_path)
     tables = [line for line in report.lines if "alloc_low_pages" in str(line.printed)]
     assert len(tables) == 2
-    assert report.count(Verdict.MATCH) == len(report.lines) == 10
+    assert report.count(LineVerdict.MATCH) == len(report.lines) == 10
 
 
 @pytest.mark.parametrize(
@@ -150,7 +151,7 @@ def test_a_line_that_is_not_as_predicted_differs(
 ) -> None:
     assert old in UBUNTU_313
     report = check(UBUNTU_313.replace(old, new), tmp_path)
-    wrong = [line for line in report.lines if line.verdict is Verdict.DIFFERS]
+    wrong = [line for line in report.lines if line.verdict is LineVerdict.DIFFERS]
     assert wrong
     assert all(printed in str(line.printed) for line in wrong)
     assert old.split("]")[0].strip("[") in " ".join(str(line.predicted) for line in wrong)
@@ -160,11 +161,11 @@ def test_a_lost_and_an_added_line_differ(tmp_path: Path) -> None:
     lines = UBUNTU_313.splitlines()
     at = next(i for i, line in enumerate(lines) if "[mem 0x34000000-0x377fffff] page" in line)
     lost = check("\n".join(lines[:at] + lines[at + 1 :]), tmp_path)
-    (line,) = [line for line in lost.lines if line.verdict is Verdict.DIFFERS]
+    (line,) = [line for line in lost.lines if line.verdict is LineVerdict.DIFFERS]
     assert line.printed is None
     assert line.predicted == " [mem 0x34000000-0x377fffff] page 2M"
     added = check("\n".join(lines[: at + 1] + lines[at:]), tmp_path)
-    (line,) = [line for line in added.lines if line.verdict is Verdict.DIFFERS]
+    (line,) = [line for line in added.lines if line.verdict is LineVerdict.DIFFERS]
     assert line.predicted is None
     assert line.number in (at + 1, at + 2)
 
@@ -173,7 +174,7 @@ def test_size_of_a_block_is_always_checked(tmp_path: Path) -> None:
     text = VYATTA_2632.replace("@ 7000-c000", "@ 7000-16000")
     assert text != VYATTA_2632
     report = check(text, tmp_path)
-    (line,) = [line for line in report.lines if line.verdict is Verdict.DIFFERS]
+    (line,) = [line for line in report.lines if line.verdict is LineVerdict.DIFFERS]
     assert line.printed == "kernel direct mapping tables up to 10000000 @ 7000-16000"
     assert re.fullmatch(r"kernel .* up to 10000000 @ 7000-[bcd]000", str(line.predicted))
 
@@ -182,7 +183,7 @@ def test_position_of_a_block_is_unknown_where_something_unlisted_must_lie_there(
     tmp_path: Path,
 ) -> None:
     report = check(UBUNTU_35, tmp_path)
-    (line,) = [line for line in report.lines if line.verdict is Verdict.UNCHECKED]
+    (line,) = [line for line in report.lines if line.verdict is LineVerdict.UNCHECKED]
     assert line.printed == "position b60c7000"
     assert re.fullmatch("depends on something in .* that the log does not list", line.why)
 
@@ -192,7 +193,7 @@ def test_position_where_no_reservation_could_put_it_differs(tmp_path: Path) -> N
     text = UBUNTU_35.replace("[mem 0x1fffc000-0x1fffffff]", "[mem 0x2fffc000-0x2fffffff]")
     assert text != UBUNTU_35
     report = check(text, tmp_path, "3.7")
-    (line,) = [line for line in report.lines if line.verdict is Verdict.DIFFERS]
+    (line,) = [line for line in report.lines if line.verdict is LineVerdict.DIFFERS]
     assert line.why == "position"
     assert "0x1fffc000" in str(line.predicted)
 
@@ -207,7 +208,7 @@ def test_a_kernel_between_two_releases(tmp_path: Path) -> None:
     """2.6.26-tip prints as 2.6.27 does, and is modelled as that."""
     report = check(TIP_2626, tmp_path)
     assert (report.release, report.kernel) == ("2.6.26-tip-01876-g0609af7-dirty", "2.6.27")
-    assert report.count(Verdict.MATCH) == len(report.lines) == 11
+    assert report.count(LineVerdict.MATCH) == len(report.lines) == 11
 
 
 def test_a_log_without_release_names_all_that_agree(tmp_path: Path) -> None:
@@ -241,13 +242,13 @@ def test_plugins_check_lines_that_are_not_linuxs(folder: Path) -> None:
         def create(self) -> Plugin:
             return self
 
-        def pvmm_check_log(self, facts: tuple[Fact, ...]) -> list[Line]:
-            return [Line(Verdict.MATCH, fact.line, fact.text, fact.text) for fact in facts]
+        def pvmm_check_log(self, facts: tuple[Fact, ...]) -> list[LogLine]:
+            return [LogLine(LineVerdict.MATCH, fact.line, fact.text, fact.text) for fact in facts]
 
     log = read_boot_log(folder / "xen-dom0-114688p.txt")
     registry: Any = SimpleNamespace(plugins={"some": Plugin()})
     report = check_log(log, registry=registry)
-    assert report.count(Verdict.MATCH) == len(log.facts) > 0
+    assert report.count(LineVerdict.MATCH) == len(log.facts) > 0
     assert report.nothing == ""
 
 
@@ -255,7 +256,7 @@ def test_more_lines_than_any_kernel_prints(tmp_path: Path) -> None:
     line = "init_memory_mapping: [mem 0x00000000-0x000fffff]\n"
     text = "BIOS-e820: [mem 0x0000000000000000-0x000000003fffffff] usable\n"
     report = check(text + line * (MAX_LINES + 1), tmp_path)
-    assert report.count(Verdict.UNCHECKED) == MAX_LINES
+    assert report.count(LineVerdict.UNCHECKED) == MAX_LINES
     assert report.lines[0].why == f"more than {MAX_LINES} lines about mappings"
 
 

@@ -53,9 +53,7 @@ from paravirt_mm_xen.domain import (
 if TYPE_CHECKING:
     import click
 
-    from paravirt_mm import Finding, Run
-    from paravirt_mm.sources.bootlog import Fact
-    from paravirt_mm.verify.log import Line
+    from paravirt_mm import Fact, Finding, LogLine, Run
 
 EINVAL = -22
 MODEL_ACCEPTS = 6
@@ -297,7 +295,7 @@ class Xen:
         return findings(run.trace, self.replay_limit * MIB)
 
     @hookimpl
-    def pvmm_check_log(self, facts: Sequence[Fact]) -> list[Line]:
+    def pvmm_check_log(self, facts: Sequence[Fact]) -> list[LogLine]:
         """Compare the arrangement that Xen printed about a dom0 with the predicted one."""
         from paravirt_mm_xen.arrangement_log import check_arrangement
 

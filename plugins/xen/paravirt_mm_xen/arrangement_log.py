@@ -15,9 +15,17 @@ from collections.abc import Iterable, Iterator, Mapping
 
 import attrs
 
-from paravirt_mm import MODES, PagingMode, Span
-from paravirt_mm.sources.bootlog import DomainKernel, Fact, Place, of_kind
-from paravirt_mm.verify.log import Line, Verdict
+from paravirt_mm import (
+    MODES,
+    DomainKernel,
+    Fact,
+    LineVerdict,
+    LogLine,
+    PagingMode,
+    Place,
+    Span,
+    of_kind,
+)
 from paravirt_mm_xen.domain import (
     HIGH_P2M_ADDRESS,
     PAGE_SIZE,
@@ -143,7 +151,7 @@ def _pages(physical: dict[str, Place], inserted: Place | None) -> int | None:
     return first + allocated.pages + initrd
 
 
-def check_arrangement(facts: Iterable[Fact]) -> list[Line]:
+def check_arrangement(facts: Iterable[Fact]) -> list[LogLine]:
     """Compare the arrangement in a log with the prediction, line by line.
 
     Empty where the log has none. Of the first allocation only the size is predicted: Xen takes it
@@ -154,7 +162,9 @@ def check_arrangement(facts: Iterable[Fact]) -> list[Line]:
     given = read_given(facts)
     if given is None:
         why = "the log lacks kernel or total"
-        return [Line(Verdict.UNCHECKED, place.line, place.text, None, why) for place in printed]
+        return [
+            LogLine(LineVerdict.UNCHECKED, place.line, place.text, None, why) for place in printed
+        ]
     predicted = predict(given)
     physical = {place.name: place for place in of_kind(facts, Place) if place.section == "physical"}
     first = physical.get("Dom0 alloc.")
@@ -162,25 +172,29 @@ def check_arrangement(facts: Iterable[Fact]) -> list[Line]:
     return lines + [_line(place, predicted) for place in printed]
 
 
-def _first_allocation(place: Place, predicted: Predicted, physical: Mapping[str, Place]) -> Line:
+def _first_allocation(place: Place, predicted: Predicted, physical: Mapping[str, Place]) -> LogLine:
     low, high = predicted.places["TOTAL"]
     initrd = predicted.given.initrd_bytes
     inserted = initrd if predicted.given.initrd_mapped and "Init. ramdisk" in physical else 0
     size = first_allocation(high - low, inserted)
     same = place.end - place.start == size
     text = f"Dom0 alloc.: {size:#x} bytes"
-    return Line(Verdict.MATCH if same else Verdict.DIFFERS, place.line, place.text, text, "size")
+    return LogLine(
+        LineVerdict.MATCH if same else LineVerdict.DIFFERS, place.line, place.text, text, "size"
+    )
 
 
-def _line(place: Place, predicted: Predicted) -> Line:
+def _line(place: Place, predicted: Predicted) -> LogLine:
     given = predicted.given
     if place.name not in predicted.places:
         why = "told by the kernel" if place.name == "ENTRY ADDRESS" else "not modelled"
-        return Line(Verdict.UNCHECKED, place.line, place.text, None, why)
+        return LogLine(LineVerdict.UNCHECKED, place.line, place.text, None, why)
     text = predicted.text(place.name)
     if place.name == "Phys-Mach map" and given.pages is None:
         why = "the log does not tell how many pages dom0 has"
-        return Line(Verdict.UNCHECKED, place.line, place.text, text, why)
+        return LogLine(LineVerdict.UNCHECKED, place.line, place.text, text, why)
     why = _START_INFO_SIZES[given.start_info_bytes] if place.name == "Start info" else ""
     same = (place.start, place.end) == predicted.places[place.name]
-    return Line(Verdict.MATCH if same else Verdict.DIFFERS, place.line, place.text, text, why)
+    return LogLine(
+        LineVerdict.MATCH if same else LineVerdict.DIFFERS, place.line, place.text, text, why
+    )

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import attrs
 
-from paravirt_mm.errors import SpecError
+from paravirt_mm import SpecError
 from paravirt_mm_xen.live.trace import FLUSHES, Operation, Trace
 
 READ_ONLY = 0x65  #: present, user, accessed, dirty

@@ -11,7 +11,7 @@ from typing import Any, Final
 import attrs
 import click
 
-from paravirt_mm.errors import InputError
+from paravirt_mm import InputError
 from paravirt_mm_xen.live.trace import Operation, RecordedTrace
 from paravirt_mm_xen.mmu.codes import describe
 from paravirt_mm_xen.mmu.releases import RECORDED, Release

@@ -13,8 +13,7 @@ from typing import Any
 import attrs
 import click
 
-from paravirt_mm import E820Type, InputError, Machine, MemoryMap, Scenario, SpecError
-from paravirt_mm.cli.main import ExitCode
+from paravirt_mm import E820Type, ExitCode, InputError, Machine, MemoryMap, Scenario, SpecError
 from paravirt_mm_xen import verify_live, verify_traces
 from paravirt_mm_xen.generators import GENERATORS
 from paravirt_mm_xen.live import BootError, BuildError, LiveXen, MissingPieceError

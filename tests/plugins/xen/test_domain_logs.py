@@ -22,7 +22,7 @@ from paravirt_mm import (
 from paravirt_mm.registry import Plugin
 from paravirt_mm.sources.bootlog import Fact
 from paravirt_mm.sources.xen import HypervisorScan
-from paravirt_mm.verify.log import Verdict
+from paravirt_mm.verify.linux.log import LineVerdict
 from paravirt_mm_xen import Xen
 from paravirt_mm_xen.arrangement_log import check_arrangement, predict, read_given
 from paravirt_mm_xen.collisions import CHANGES, Collision, Outcome, find_collisions, needs, summary
@@ -62,13 +62,13 @@ LOGS = _logs()
 @pytest.mark.parametrize("name", LOGS)
 def test_every_line_of_a_hypervisors_log_is_predicted(name: str) -> None:
     lines = check_arrangement(LOGS[name])
-    differing = [line for line in lines if line.verdict is Verdict.DIFFERS]
+    differing = [line for line in lines if line.verdict is LineVerdict.DIFFERS]
     assert differing == []
-    unchecked = [line for line in lines if line.verdict is Verdict.UNCHECKED]
+    unchecked = [line for line in lines if line.verdict is LineVerdict.UNCHECKED]
     assert [line.why for line in unchecked] == ["told by the kernel"]
     assert len(lines) - len(unchecked) >= 7
     for line in lines:
-        if line.verdict is Verdict.MATCH and line.why != "size":
+        if line.verdict is LineVerdict.MATCH and line.why != "size":
             assert line.printed is not None
             assert line.printed.strip() == line.predicted
 
@@ -105,7 +105,7 @@ def test_a_wrong_input_gives_other_lines(change: dict[str, object], differs: set
 
 def test_a_log_without_total_is_not_guessed_at() -> None:
     facts = [fact for fact in LOGS["dom0-114688p"] if "TOTAL" not in fact.text]
-    assert {line.verdict for line in check_arrangement(facts)} == {Verdict.UNCHECKED}
+    assert {line.verdict for line in check_arrangement(facts)} == {LineVerdict.UNCHECKED}
     assert check_arrangement([]) == []
 
 

@@ -56,6 +56,7 @@ def test_the_model_accepts_a_run_and_counts_what_the_backend_charges(
     }
 
 
+@pytest.mark.slow
 def test_a_gap_in_memory_and_a_second_range_are_replayed() -> None:
     """RAM in three pieces, one of them above 4 GiB and in another L3 entry."""
     machine = attrs.evolve(

@@ -10,7 +10,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from paravirt_mm import InputError, SpecError
-from paravirt_mm.cli.main import ExitCode, cli
+from paravirt_mm.cli.main import cli
+from paravirt_mm.errors import ExitCode
 from paravirt_mm_xen import verify_xen
 from paravirt_mm_xen.live import ENVIRONMENT, MissingPieceError, Trace, find_pieces
 from paravirt_mm_xen.mmu.traces import predict

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from paravirt_mm.errors import ParavirtMmError
+from paravirt_mm import ParavirtMmError
 
 
 class LiveError(ParavirtMmError):

@@ -15,7 +15,7 @@ from typing import Any
 
 import attrs
 
-from paravirt_mm.errors import InputError
+from paravirt_mm import InputError
 
 MAX_PAGES = 1 << 20  #: of one trace: 4 GiB of guest
 MAX_OPERATIONS = 1 << 22  #: of one trace

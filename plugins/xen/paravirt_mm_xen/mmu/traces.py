@@ -21,7 +21,7 @@ from typing import IO, Any, Final, cast
 
 from attrs import frozen
 
-from paravirt_mm.errors import InputError
+from paravirt_mm import InputError
 from paravirt_mm_xen.live.trace import FLUSHES, SHAPES, Operation, RecordedTrace, Trace, check
 
 from .boot import BootMapping

@@ -18,8 +18,8 @@ import attrs
 from paravirt_mm.machine.model import Machine, Span
 from paravirt_mm.options import PluginSpec
 from paravirt_mm.registry import Registry
-from paravirt_mm.verify.kernel import models
-from paravirt_mm.verify.words import Version
+from paravirt_mm.verify.linux.oracle import models
+from paravirt_mm.verify.linux.words import Version
 
 DATA_FILE = Path(__file__).parent / "data" / "variants.json"
 

@@ -1,6 +1,6 @@
 """Booting a real Linux kernel in QEMU and reading how it built its direct map.
 
->>> from paravirt_mm.verify.linux_live import MapSpec, boot
+>>> from paravirt_mm.verify.linux.harness import MapSpec, boot
 >>> record = boot(MapSpec(ram=[(0, 0x9F000), (0x100000, 1 << 30)]))  # doctest: +SKIP
 >>> record.to_json()["steps"]  # doctest: +SKIP
 """

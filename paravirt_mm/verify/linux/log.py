@@ -1,7 +1,7 @@
 """Predict what a kernel printed about its direct map, and compare line by line.
 
 The log says which machine it was and, mostly, which release; the allocator that models the release
-runs on that machine. What a release number leaves open is tried (`paravirt_mm.verify.variants`),
+runs on that machine. What a release number leaves open is tried (`paravirt_mm.verify.linux.variants`),
 and the answer names the choice that fits best: a log proves that one way of building the kernel
 agrees, not which one it was.
 """
@@ -38,9 +38,9 @@ from paravirt_mm.sources.bootlog import (
     Reservation,
     TableBlock,
 )
-from paravirt_mm.verify.predict import last_pfns, mapping_lines
-from paravirt_mm.verify.variants import Candidate, all_series, candidates, dotted, version
-from paravirt_mm.verify.words import Words
+from paravirt_mm.verify.linux.predict import last_pfns, mapping_lines
+from paravirt_mm.verify.linux.variants import Candidate, all_series, candidates, dotted, version
+from paravirt_mm.verify.linux.words import Words
 
 REASONS_FILE = Path(__file__).parent / "data" / "reasons.json"
 MAX_REASONS = 5
@@ -59,7 +59,7 @@ _SHOWN_RANGES = 8
 _FOUR_GIB_PFN = (4 * GIB) >> PAGE_SHIFT
 
 
-class Verdict(StrEnum):
+class LineVerdict(StrEnum):
     """What became of a line."""
 
     MATCH = "match"
@@ -68,13 +68,13 @@ class Verdict(StrEnum):
 
 
 @attrs.frozen
-class Line:
+class LogLine:
     """A printed line (None: only predicted), the predicted one (None: only printed), the verdict.
 
     ``number`` is that of the printed line in its file; ``why`` explains what is not checked.
     """
 
-    verdict: Verdict
+    verdict: LineVerdict
     number: int | None
     printed: str | None
     predicted: str | None
@@ -101,18 +101,18 @@ class LogReport:
     variant: tuple[str, ...] = ()
     also: tuple[str, ...] = ()
     assumed: tuple[str, ...] = ()
-    lines: tuple[Line, ...] = ()
+    lines: tuple[LogLine, ...] = ()
     nothing: str = ""
     reason: str = ""
 
-    def count(self, verdict: Verdict) -> int:
+    def count(self, verdict: LineVerdict) -> int:
         """Return how many lines have a verdict."""
         return sum(line.verdict is verdict for line in self.lines)
 
     @property
     def agrees(self) -> bool:
         """Whether no line differs."""
-        return not self.count(Verdict.DIFFERS)
+        return not self.count(LineVerdict.DIFFERS)
 
 
 def check_log(
@@ -131,7 +131,7 @@ def check_log(
     return attrs.evolve(report, lines=(*report.lines, *lines), nothing="")
 
 
-def _checked_by_plugins(log: BootLog, registry: Registry) -> Iterator[Line]:
+def _checked_by_plugins(log: BootLog, registry: Registry) -> Iterator[LogLine]:
     for plugin in registry.plugins.values():
         if "pvmm_check_log" in plugin.hooks:
             yield from plugin.create().pvmm_check_log(facts=log.facts) or ()
@@ -219,7 +219,7 @@ def _is_checked(fact: Fact) -> bool:
 
 
 def _unchecked(base: LogReport, facts: Iterable[Fact], why: str) -> LogReport:
-    lines = tuple(Line(Verdict.UNCHECKED, f.line, f.text, None, why) for f in facts)
+    lines = tuple(LogLine(LineVerdict.UNCHECKED, f.line, f.text, None, why) for f in facts)
     return attrs.evolve(base, lines=lines)
 
 
@@ -299,14 +299,16 @@ class _Trial:
         self.lines = tuple(lines)
         counts = Counter(line.verdict for line in lines)
         score = (
-            counts[Verdict.MATCH] - 2 * counts[Verdict.DIFFERS] - 0.5 * counts[Verdict.UNCHECKED]
+            counts[LineVerdict.MATCH]
+            - 2 * counts[LineVerdict.DIFFERS]
+            - 0.5 * counts[LineVerdict.UNCHECKED]
         )
         self.rank = (score, -candidate.unusual)
-        self.perfect = not counts[Verdict.DIFFERS] and not counts[Verdict.UNCHECKED]
+        self.perfect = not counts[LineVerdict.DIFFERS] and not counts[LineVerdict.UNCHECKED]
 
     # -- last_pfn ------------------------------------------------------------------------------
 
-    def _last_pfns(self, machine: Machine) -> Iterator[Line]:
+    def _last_pfns(self, machine: Machine) -> Iterator[LogLine]:
         printed = [fact for fact in self._facts if isinstance(fact, LastPfn)]
         if not printed:
             return
@@ -314,19 +316,19 @@ class _Trial:
         for number, fact in enumerate(printed):
             equal = next((line for line in expected if line.pfn == fact.pfn), None)
             if equal is not None:
-                yield Line(Verdict.MATCH, fact.line, fact.text, equal.text)
+                yield LogLine(LineVerdict.MATCH, fact.line, fact.text, equal.text)
                 continue
             above = fact.pfn > _FOUR_GIB_PFN
             near = next((x for x in expected if (x.pfn > _FOUR_GIB_PFN) == above), expected[0])
-            verdict, why = Verdict.DIFFERS, ""
+            verdict, why = LineVerdict.DIFFERS, ""
             if number == 0 and len(printed) > len(expected):
-                verdict = Verdict.UNCHECKED
+                verdict = LineVerdict.UNCHECKED
                 why = "printed before the map was trimmed to what the MTRRs make cacheable"
-            yield Line(verdict, fact.line, fact.text, near.text, why)
+            yield LogLine(verdict, fact.line, fact.text, near.text, why)
 
     # -- ranges, page sizes, blocks, tables ----------------------------------------------------
 
-    def _mapping(self, machine: Machine) -> Iterator[Line]:
+    def _mapping(self, machine: Machine) -> Iterator[LogLine]:
         printed = [fact for fact in self._facts if not isinstance(fact, LastPfn)]
         kinds = {type(fact) for fact in printed}
         taken: dict[Span, str] = {}
@@ -406,39 +408,39 @@ class _Trial:
 
     def _line(
         self, fact: Fact | None, model: Fact | None, taken: dict[Span, str], *, in_tail: bool
-    ) -> Iterator[Line]:
+    ) -> Iterator[LogLine]:
         if fact is None or model is None:
-            verdict, why = Verdict.DIFFERS, ""
+            verdict, why = LineVerdict.DIFFERS, ""
             if in_tail and isinstance(fact, BrkTable):
-                verdict = Verdict.UNCHECKED
+                verdict = LineVerdict.UNCHECKED
                 why = "fixmap and highmem tables: their number depends on NR_CPUS"
             number, printed = (None, None) if fact is None else (fact.line, fact.text)
-            yield Line(verdict, number, printed, None if model is None else model.text, why)
+            yield LogLine(verdict, number, printed, None if model is None else model.text, why)
             return
         if _key(fact) != _key(model):
-            yield Line(Verdict.DIFFERS, fact.line, fact.text, model.text)
+            yield LogLine(LineVerdict.DIFFERS, fact.line, fact.text, model.text)
             return
         if self._is_lost(fact):
             why = "the map is missing from the log here: this line stands for it"
-            yield Line(Verdict.UNCHECKED, fact.line, fact.text, model.text, why)
+            yield LogLine(LineVerdict.UNCHECKED, fact.line, fact.text, model.text, why)
             return
         if not isinstance(fact, TableBlock) or not isinstance(model, TableBlock):
-            yield Line(Verdict.MATCH, fact.line, fact.text, model.text)
+            yield LogLine(LineVerdict.MATCH, fact.line, fact.text, model.text)
             return
         hidden = [
             why for span, why in taken.items() if fact.end == span[0] or fact.start == span[1]
         ]
         same = fact.start == model.start
         if same and hidden:
-            yield Line(Verdict.MATCH, fact.line, fact.text, model.text, "size")
-            yield Line(
-                Verdict.UNCHECKED, fact.line, f"position {fact.start:x}", None,
+            yield LogLine(LineVerdict.MATCH, fact.line, fact.text, model.text, "size")
+            yield LogLine(
+                LineVerdict.UNCHECKED, fact.line, f"position {fact.start:x}", None,
                 f"depends on {hidden[0]}",
             )  # fmt: skip
         elif same:
-            yield Line(Verdict.MATCH, fact.line, fact.text, model.text)
+            yield LogLine(LineVerdict.MATCH, fact.line, fact.text, model.text)
         else:
-            yield Line(Verdict.DIFFERS, fact.line, fact.text, model.text, "position")
+            yield LogLine(LineVerdict.DIFFERS, fact.line, fact.text, model.text, "position")
 
 
 def _lost_head(machine: Machine) -> int:
@@ -501,6 +503,6 @@ def summary(reports: Iterable[LogReport]) -> Counter[str]:
         counts["nothing to check"] += bool(report.nothing)
         counts["explained"] += bool(report.reason)
         counts["disagreeing"] += not report.agrees and not report.reason
-        for verdict in Verdict:
+        for verdict in LineVerdict:
             counts[str(verdict)] += report.count(verdict)
     return counts

@@ -15,8 +15,8 @@ from paravirt_mm.machine.model import Machine
 from paravirt_mm.machine.paging import GIB, KIB, MIB, PAGE_SIZE, X86_64, X86_64_LA57
 from paravirt_mm.machine.ranges import RangeSet, align_up
 from paravirt_mm.testing.generator import Choices, Seeded, any_map
-from paravirt_mm.verify.linux_live import Kernel, MapSpec, MapSpecError
-from paravirt_mm.verify.linux_live.spec import PC_RAM_END
+from paravirt_mm.verify.linux.harness import Kernel, MapSpec, MapSpecError
+from paravirt_mm.verify.linux.harness.spec import PC_RAM_END
 
 _NODE = 16
 """Bytes of a ``setup_data`` header, by which a reservation is handed over."""
@@ -41,7 +41,7 @@ class NamedMap:
 
 def builtin_maps(kernel: Kernel | None = None) -> list[NamedMap]:
     """Return the maps that come with the package; of those only what ``kernel`` was built for."""
-    text = (resources.files(__package__) / "linux_live" / "maps.json").read_text("utf-8")
+    text = (resources.files(__package__) / "harness" / "maps.json").read_text("utf-8")
     maps = [
         NamedMap(name, MapSpec(**entry["spec"]), (entry["why"],))
         for name, entry in json.loads(text).items()

@@ -1,6 +1,6 @@
 """Compare the model with what a real kernel did while it built its direct map.
 
-A live record (`paravirt_mm.verify.linux_live`, or a file of such records) says what the kernel knew
+A live record (`paravirt_mm.verify.linux.harness`, or a file of such records) says what the kernel knew
 when it began and what it did; the incremental allocator of that release runs on the same memory,
 and every field of the two must be equal.
 """
@@ -25,11 +25,17 @@ from paravirt_mm.registry import Manager, Registry
 from paravirt_mm.scenario import Outcome, Run, default_registry
 from paravirt_mm.sources import oracle
 from paravirt_mm.sources.checks import Checker
-from paravirt_mm.sources.detect import _opened as opened
+from paravirt_mm.sources.detect import opened as opened
 from paravirt_mm.sources.lines import printable
-from paravirt_mm.verify.kernel import Difference, Replay, compare, expected_record, first_difference
-from paravirt_mm.verify.record import Record, measured
-from paravirt_mm.verify.words import Words
+from paravirt_mm.verify.linux.oracle import (
+    Difference,
+    Replay,
+    compare,
+    expected_record,
+    first_difference,
+)
+from paravirt_mm.verify.linux.record import Record, measured
+from paravirt_mm.verify.linux.words import Words
 
 ACPI_COUNTS_SINCE = (6, 11)
 """First release that looks for the end of RAM in ACPI tables too (e820__end_ram_pfn)."""

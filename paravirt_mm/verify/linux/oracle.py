@@ -22,10 +22,10 @@ from paravirt_mm.registry import Manager, Registry
 from paravirt_mm.scenario import Outcome, default_registry
 from paravirt_mm.sources import oracle
 from paravirt_mm.sources.checks import Checker
-from paravirt_mm.sources.detect import _opened as opened
+from paravirt_mm.sources.detect import opened as opened
 from paravirt_mm.sources.lines import printable
-from paravirt_mm.verify.record import Call, Guess, Record, measured
-from paravirt_mm.verify.words import Words
+from paravirt_mm.verify.linux.record import Call, Guess, Record, measured
+from paravirt_mm.verify.linux.words import Words
 
 _KERNEL_KEY = re.compile(r"linux_(\d{1,3}(?:_\d{1,3}){1,3})")
 MAX_KERNELS = 32

@@ -25,7 +25,7 @@ from paravirt_mm.sources.bootlog import (
     Reservation,
     TableBlock,
 )
-from paravirt_mm.verify.words import Words
+from paravirt_mm.verify.linux.words import Words
 
 TABLE_OWNER = "PGTABLE"
 TRAMPOLINE_FIGURE = "trampoline_tables"
