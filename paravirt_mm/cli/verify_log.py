@@ -96,7 +96,8 @@ def _text(reports: Sequence[LogReport], everything: bool) -> str:
         counts = summary(reports)
         blocks.append(
             f"{counts['logs']} logs: {counts[LineVerdict.MATCH]} lines match,"
-            f" {counts[LineVerdict.DIFFERS]} differ, {counts[LineVerdict.UNCHECKED]} cannot be checked;"
+            f" {counts[LineVerdict.DIFFERS]} differ,"
+            f" {counts[LineVerdict.UNCHECKED]} cannot be checked;"
             f" {counts['disagreeing']} logs disagree, {counts['explained']} with a documented"
             f" reason, {counts['nothing to check']} with nothing to check"
         )

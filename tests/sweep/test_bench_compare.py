@@ -1,4 +1,4 @@
-"""``make bench-compare``: every benchmark of either file gets a verdict, as a ratio where there is one."""
+"""``make bench-compare``: every benchmark of either file gets a verdict, and a ratio or a reason."""
 
 from __future__ import annotations
 

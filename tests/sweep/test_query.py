@@ -83,7 +83,7 @@ def test_crashkernel(file: Path) -> None:
 
 
 def test_flips(file: Path) -> None:
-    """A value that does not fit its column (a plugin wrote text for ``tables``) is kept beside it."""
+    """A value that does not fit its column (a plugin's text for ``tables``) is kept beside it."""
     rows = {row["allocator"]: row for row in ask(file, "flips").records()}
     assert (rows["old"]["least"], rows["old"]["most"], rows["new"]["runs"]) == (1.0, 1.0, 2)
     extra = select(file, "SELECT extra FROM results WHERE extra IS NOT NULL").rows

@@ -1,7 +1,7 @@
 """Compare the model with what a real kernel did while it built its direct map.
 
-A live record (`paravirt_mm.verify.linux.harness`, or a file of such records) says what the kernel knew
-when it began and what it did; the incremental allocator of that release runs on the same memory,
+A live record (`harness`, or a file of such records) says what the kernel knew when it began and
+what it did; the incremental allocator of that release runs on the same memory,
 and every field of the two must be equal.
 """
 
