@@ -1,4 +1,4 @@
-"""``make bench-compare``: every benchmark of either file gets a verdict, and a ratio or a reason."""
+"""``make bench-compare``: every benchmark of either file gets a verdict with its reason."""
 
 from __future__ import annotations
 

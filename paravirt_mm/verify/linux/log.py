@@ -1,8 +1,9 @@
 """Predict what a kernel printed about its direct map, and compare line by line.
 
 The log says which machine it was and, mostly, which release; the allocator that models the release
-runs on that machine. What a release number leaves open is tried (`variants`), and the answer names the choice that fits best: a log proves that one way of building the kernel
-agrees, not which one it was.
+runs on that machine. What a release number leaves open is tried (`variants`), and the answer names
+the choice that fits best: a log proves that one way of building the kernel agrees, not which one it
+was.
 """
 
 from __future__ import annotations

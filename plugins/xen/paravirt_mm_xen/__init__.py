@@ -266,20 +266,14 @@ class Xen:
         ``dom0_collisions``, what of dom0 stands on something else than RAM.
         """
         from paravirt_mm_xen.clears import cleared_entries
-        from paravirt_mm_xen.replay import is_replayable
 
         if not run.trace.events or not isinstance(run.trace.events[0], RunStarted):
             return None
-        figures: dict[str, int | float | str] = {
-            "xen_model": f"not asked, the guest has over {self.replay_limit} MiB (replay_limit)"
-        }
         machine = run.scenario.machine
-        figures["hypercalls_clearing"] = sum(cleared_entries(run.trace).values())
-        if machine.mode.is_32bit:
-            figures["xen_model"] = "not verified on a real hypervisor"
-        elif is_replayable(run.trace, self.replay_limit * MIB):
-            refused = [finding for finding in run.findings if finding.rule == MODEL_ACCEPTS]
-            figures["xen_model"] = f"refuses: {refused[0].message}" if refused else "accepts"
+        figures: dict[str, int | float | str] = {
+            "xen_model": self._told_of_model(run),
+            "hypercalls_clearing": sum(cleared_entries(run.trace).values()),
+        }
         if self.domain is DomainKind.DOM0:
             state = self.pvmm_boot_state(machine)
             if isinstance(state, BootState):
@@ -290,9 +284,25 @@ class Xen:
     @hookimpl
     def pvmm_check(self, run: Run) -> list[Finding]:
         """Check rule 6: replay a run on the model of the hypervisor, unless it is too large."""
+        if not self._is_replayed(run):
+            return []
         from paravirt_mm_xen.replay import findings
 
         return findings(run.trace, self.replay_limit * MIB)
+
+    def _is_replayed(self, run: Run) -> bool:
+        machine = run.scenario.machine
+        ram = machine.memory_map.ram_pages().total
+        return not machine.mode.is_32bit and ram <= self.replay_limit * MIB
+
+    def _told_of_model(self, run: Run) -> str:
+        """Say in words what the model of the hypervisor makes of a run."""
+        if run.scenario.machine.mode.is_32bit:
+            return "not verified on a real hypervisor"
+        if not self._is_replayed(run):
+            return f"not asked, the guest has over {self.replay_limit} MiB (replay_limit)"
+        refused = [finding for finding in run.findings if finding.rule == MODEL_ACCEPTS]
+        return f"refuses: {refused[0].message}" if refused else "accepts"
 
     @hookimpl
     def pvmm_check_log(self, facts: Sequence[Fact]) -> list[LogLine]:
