@@ -1,4 +1,4 @@
-"""An allocator that maps upward in fixed steps and takes tables from the lowest mapped page.
+"""An allocator that maps upward in doubling steps and takes tables from the lowest mapped page.
 
 It is what one would write first, and the comparison shows what is wrong with it: all its tables
 lie in low memory.
@@ -22,12 +22,13 @@ from paravirt_mm import (
     StepResult,
     TableDemand,
     TablePages,
+    align_down,
     deal,
     hookimpl,
     page_count,
 )
 
-PAGE_SHIFT = 12
+LARGEST_STEP = 1 << 40
 
 
 @attrs.frozen
@@ -35,7 +36,7 @@ class BottomUp:
     """Map upward; take the lowest free page that is mapped.
 
     step_mib
-        How much to map at a time, in MiB.
+        How much to map at first, in MiB; every step is twice as large as the one before.
     brk_pages
         Pages of brk for the first tables.
     """
@@ -53,11 +54,13 @@ class BottomUp:
 
     @hookimpl
     def pvmm_map_steps(self, boot: Boot) -> Generator[Step, StepResult, None]:
-        """Map each piece of RAM, step by step."""
-        step = self.step_mib << 20
+        """Map each piece of RAM, step by step; steps end on multiples of the first."""
+        first = step = self.step_mib << 20
         for low, high in boot.memblock.memory(0, boot.machine.map_limit):
-            for start in range(low - low % step, high, step):
-                yield Map(max(start, low), min(start + step, high), label="upward")
+            while low < high:
+                stop = min(high, align_down(low + step, first))
+                yield Map(low, stop, label="upward")
+                low, step = stop, min(2 * step, LARGEST_STEP)
         yield ActivateRoot()
 
     @hookimpl

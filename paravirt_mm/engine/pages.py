@@ -45,8 +45,9 @@ class PageRun:
 
     @classmethod
     def of_span(cls, start: int, end: int) -> PageRun:
-        """Return the pages of bytes ``[start, end)`` (page aligned), ascending."""
-        return cls(start >> PAGE_SHIFT, (end - start) >> PAGE_SHIFT)
+        """Return the whole pages inside bytes ``[start, end)``, ascending; there may be none."""
+        first, last = -(-start >> PAGE_SHIFT), end >> PAGE_SHIFT
+        return cls(first, max(0, last - first))
 
 
 class Source(StrEnum):

@@ -15,59 +15,6 @@ nothing is loaded by itself. The suites need pytest, `machines` and `memory_maps
 `generate`, `registry_with` and the reference plugins need neither.
 """
 
-from __future__ import annotations
+import lazy_loader
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from paravirt_mm.testing.conformance import AllocatorConformance, BackendConformance
-    from paravirt_mm.testing.expected import Expected, judge
-    from paravirt_mm.testing.generator import generate
-    from paravirt_mm.testing.reference import (
-        AscendingAllocator,
-        BlockAllocator,
-        PlainPlatform,
-        TypingPlatform,
-    )
-    from paravirt_mm.testing.registries import registry_with
-    from paravirt_mm.testing.strategies import machines, memory_maps, raw_entries
-
-_HOMES = {
-    "conformance": ("AllocatorConformance", "BackendConformance"),
-    "expected": ("Expected", "judge"),
-    "generator": ("generate",),
-    "reference": ("AscendingAllocator", "BlockAllocator", "PlainPlatform", "TypingPlatform"),
-    "registries": ("registry_with",),
-    "strategies": ("machines", "memory_maps", "raw_entries"),
-}
-_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
-
-__all__ = [
-    "AllocatorConformance",
-    "AscendingAllocator",
-    "BackendConformance",
-    "BlockAllocator",
-    "Expected",
-    "PlainPlatform",
-    "TypingPlatform",
-    "generate",
-    "judge",
-    "machines",
-    "memory_maps",
-    "raw_entries",
-    "registry_with",
-]
-
-
-def __getattr__(name: str) -> Any:
-    home = _HOME_OF.get(name)
-    if home is None:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f"{__name__}.{home}"), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -177,10 +178,12 @@ def test_the_example_in_the_docs_does_what_it_says() -> None:
     example = re.search(r"```python\n(.*?)```", text, re.DOTALL)
     assert example
     names: dict[str, object] = {}
-    for line in example[1].splitlines():
-        code, _, comment = line.partition("#")
+    lines = example[1].splitlines()
+    for statement in ast.parse(example[1]).body:
+        code = ast.unparse(statement)
+        comment = lines[(statement.end_lineno or 0) - 1].partition("#")[2]
         answer = re.match(r" (-?\d+)", comment)
         if answer:
-            assert eval(code, names) == int(answer[1]), line  # noqa: S307 - our own docs
+            assert eval(code, names) == int(answer[1]), code  # noqa: S307 - our own docs
         else:
             exec(code, names)  # noqa: S102 - our own docs
