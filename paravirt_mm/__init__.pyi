@@ -177,6 +177,9 @@ from .machine.ranges import (
 from .machine.ranges import (
     align_up as align_up,
 )
+from .machine.release import Version as Version
+from .machine.release import dotted as dotted
+from .machine.release import parse_release as parse_release
 from .options import (
     PluginSpec as PluginSpec,
 )

@@ -41,19 +41,6 @@ _RESERVES_FIRST_MIB = (5, 13)
 """First release that reserves all of the first MiB, whatever the map says."""
 
 
-def parse_release(text: str | None) -> Release | None:
-    """Return the leading numbers of ``text``: (3, 13, 0) of "3.13.0-39-generic"; None without."""
-    numbers: list[int] = []
-    for part in (text or "").split("."):
-        digits = part[: len(part) - len(part.lstrip("0123456789"))]
-        if not digits or len(digits) > 6:
-            break
-        numbers.append(int(digits))
-        if digits != part:
-            break
-    return tuple(numbers) or None
-
-
 def standard_trimming(firmware: MemoryMap) -> tuple[MemoryMap, str]:
     """Apply to a firmware map what Linux does before it uses it (trim_bios_range, since 2.6.34)."""
     trimmed = firmware.with_range(0, PAGE_SIZE, E820Type.RAM, E820Type.RESERVED)

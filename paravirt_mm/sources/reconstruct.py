@@ -23,6 +23,7 @@ from paravirt_mm.machine.paging import (
     PagingMode,
 )
 from paravirt_mm.machine.ranges import RangeSet, align_up
+from paravirt_mm.machine.release import leading_version
 from paravirt_mm.sources import assume
 from paravirt_mm.sources.bootlog import (
     BrkTable,
@@ -57,7 +58,7 @@ def reconstruct(printed: Printed, name: str, source: str) -> Machine:
     memory = _with_head(printed, memory, assumed)
     if not memory.ram_pages():
         raise InputError("the memory map has no whole page of RAM", printed.source)
-    release = assume.parse_release(printed.release)
+    release = leading_version(printed.release) or None
     mode = _mode(printed, assumed)
     taken = RangeSet(span for span in (*printed.reserved, *kept) if span[0] < span[1])
     if printed.trampoline is not None:

@@ -32,6 +32,7 @@ from paravirt_mm import (
     TablesReserved,
 )
 from paravirt_mm.engine.trace import RangeSplit
+from paravirt_mm.machine.release import leading_version
 from paravirt_mm.verify.linux import variants
 from paravirt_mm_incremental import releases as incremental
 from paravirt_mm_legacy_linear import releases as linear
@@ -118,7 +119,7 @@ def variants_table() -> str:
     rows = []
     for question in data["questions"]:
         since, end = question["since"], question["before"]
-        releases = f"{since} -" if end == "99" else f"{since} - {before(variants.version(end))}"
+        releases = f"{since} -" if end == "99" else f"{since} - {before(leading_version(end))}"
         told = [choice["words"] for choice in question["choices"] if "words" in choice]
         rows.append(
             [question["allocator"], ", ".join(question["modes"]), releases, "; ".join(told)]

@@ -16,6 +16,7 @@ from click.testing import CliRunner
 from paravirt_mm import SpecError, default_registry
 from paravirt_mm.cli.main import cli
 from paravirt_mm.errors import ExitCode
+from paravirt_mm.machine.release import leading_version
 from paravirt_mm.sources import read_boot_log
 from paravirt_mm.sources.bootlog import Fact
 from paravirt_mm.verify.linux.log import (
@@ -29,7 +30,7 @@ from paravirt_mm.verify.linux.log import (
     summary,
     with_reason,
 )
-from paravirt_mm.verify.linux.variants import all_series, candidates, version
+from paravirt_mm.verify.linux.variants import all_series, candidates
 from paravirt_mm.verify.linux.words import Words
 
 DATA = Path(__file__).parents[1] / "data" / "logs"
@@ -295,7 +296,7 @@ def test_terabytes_of_small_pages_are_no_problem(tmp_path: Path) -> None:
     ],
 )
 def test_words_of_a_release(release: str, lines: list[str]) -> None:
-    words = Words(version(release))
+    words = Words(leading_version(release))
     said = {
         words.mapped_range(0, 1 << 30),
         words.page_range(0, 1 << 30, "1G"),

@@ -25,6 +25,7 @@ from paravirt_mm.errors import SpecError
 from paravirt_mm.machine.model import Machine, Span
 from paravirt_mm.machine.paging import GIB, ISA_END, PAGE_SHIFT, PagingMode
 from paravirt_mm.machine.ranges import RangeSet
+from paravirt_mm.machine.release import dotted, leading_version
 from paravirt_mm.registry import Registry
 from paravirt_mm.scenario import Scenario, default_registry
 from paravirt_mm.sources.assume import low_reservation
@@ -39,7 +40,7 @@ from paravirt_mm.sources.bootlog import (
     TableBlock,
 )
 from paravirt_mm.verify.linux.predict import last_pfns, mapping_lines
-from paravirt_mm.verify.linux.variants import Candidate, all_series, candidates, dotted, version
+from paravirt_mm.verify.linux.variants import Candidate, all_series, candidates
 from paravirt_mm.verify.linux.words import Words
 
 REASONS_FILE = Path(__file__).parent / "data" / "reasons.json"
@@ -157,7 +158,7 @@ def _check_kernel(log: BootLog, kernel: str | None, registry: Registry) -> LogRe
         return _unchecked(base, facts[:MAX_LINES], f"more than {MAX_LINES} lines about mappings")
     if log.mixed:
         return _unchecked(base, facts, "the lines of two boots stand between each other")
-    numbers = dotted(version(kernel or log.release or ""))
+    numbers = dotted(leading_version(kernel or log.release)[:3])
     named = kernel is not None or bool(numbers)
     releases = [numbers] if kernel else _releases(numbers, facts, machine.mode)
     best: list[_Trial] = []
@@ -236,12 +237,12 @@ def _releases(named: str, facts: Sequence[Fact], mode: PagingMode) -> list[str]:
     alike = [series for series in all_series() if _prints_like(series, facts, mode)]
     if not named:
         return alike or list(all_series())
-    later = [series for series in alike if version(series) > version(named)]
+    later = [series for series in alike if leading_version(series) > leading_version(named)]
     return [named, *later[:1]]
 
 
 def _prints_like(release: str, facts: Sequence[Fact], mode: PagingMode) -> bool:
-    words = Words(version(release), mode.is_32bit)
+    words = Words(leading_version(release), mode.is_32bit)
     first: dict[type, Fact] = {}
     for fact in facts:
         first.setdefault(type(fact), fact)
@@ -283,7 +284,7 @@ class _Trial:
     ) -> None:
         self.candidate = candidate
         self._facts = facts
-        self._words = Words(version(candidate.release), machine.mode.is_32bit)
+        self._words = Words(leading_version(candidate.release), machine.mode.is_32bit)
         self._mode = machine.mode
         self.checks_mapping = any(not isinstance(fact, LastPfn) for fact in facts)
         self._lists_reservations = any(
@@ -389,8 +390,8 @@ class _Trial:
 
         The reader assumes it by the release that the log names; this candidate may be another.
         """
-        assumed = low_reservation(version(log.release or "") or None)
-        kept = low_reservation(version(self.candidate.release))
+        assumed = low_reservation(leading_version(log.release or "") or None)
+        kept = low_reservation(leading_version(self.candidate.release))
         if assumed == kept or self._lists_reservations:
             return machine
         taken = RangeSet(machine.reserved)

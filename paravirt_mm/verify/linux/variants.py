@@ -16,10 +16,10 @@ from typing import Any
 import attrs
 
 from paravirt_mm.machine.model import Machine, Span
+from paravirt_mm.machine.release import leading_version
 from paravirt_mm.options import PluginSpec
 from paravirt_mm.registry import Registry
 from paravirt_mm.verify.linux.oracle import models
-from paravirt_mm.verify.linux.words import Version
 
 DATA_FILE = Path(__file__).parent / "data" / "variants.json"
 
@@ -109,30 +109,12 @@ def configuration() -> frozenset[str]:
     return frozenset(_data()["configuration"])
 
 
-def version(release: str) -> Version:
-    """Return the leading numbers of a release: (3, 2, 0) of "3.2.0-23-generic"."""
-    numbers = []
-    for part in release.split("."):
-        digits = part[: len(part) - len(part.lstrip("0123456789"))]
-        if not digits or len(digits) > 6:
-            break
-        numbers.append(int(digits))
-        if digits != part:
-            break
-    return tuple(numbers)
-
-
-def dotted(numbers: Version) -> str:
-    """Return the numbers of a release as text, the first three of them."""
-    return ".".join(map(str, numbers[:3]))
-
-
 def _applies(entry: dict[str, Any], allocator: str, mode: str, release: str) -> bool:
-    numbers = version(release)
+    numbers = leading_version(release)
     return (
         entry["allocator"] == allocator
         and mode in entry["modes"]
-        and version(entry["since"]) <= numbers < version(entry["before"])
+        and leading_version(entry["since"]) <= numbers < leading_version(entry["before"])
     )
 
 

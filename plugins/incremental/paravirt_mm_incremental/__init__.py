@@ -22,12 +22,14 @@ from paravirt_mm import (
     StepResult,
     TableDemand,
     TablePages,
+    dotted,
     hookimpl,
+    parse_release,
 )
 from paravirt_mm.hookspecs import API_VERSION
 from paravirt_mm_incremental.hpa import SevenSteps
 from paravirt_mm_incremental.linux import LinuxSteps
-from paravirt_mm_incremental.releases import BottomUp, change_for, parse_version
+from paravirt_mm_incremental.releases import BottomUp, change_for
 
 
 class Variant(StrEnum):
@@ -121,4 +123,4 @@ class Incremental:
             change_for(release)
         except SpecError:
             return None
-        return f"incremental:variant=linux,kernel={'.'.join(map(str, parse_version(release)))}"
+        return f"incremental:variant=linux,kernel={dotted(parse_release(release))}"

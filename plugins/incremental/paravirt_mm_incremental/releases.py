@@ -13,14 +13,11 @@ get_new_step_size, split_mem_range, alloc_low_pages), mm/memblock.c (memblock_fi
 
 from __future__ import annotations
 
-import re
 from enum import StrEnum
 
 import attrs
 
-from paravirt_mm import PagingMode, Promote, SpecError
-
-Version = tuple[int, ...]
+from paravirt_mm import PagingMode, Promote, SpecError, Version, parse_release
 
 
 class Growth(StrEnum):
@@ -165,17 +162,9 @@ release; live boots of 5.10.223, 6.1.192 and 6.12.107 confirm them.
 """
 
 
-def parse_version(kernel: str) -> Version:
-    """Return the numbers of a release ("5.4.0-42-generic": (5, 4, 0)). Raises `SpecError`."""
-    match = re.match(r"\d{1,4}(?:\.\d{1,6}){1,3}(?![\d.])", kernel)
-    if match is None:
-        raise SpecError(f"{kernel!r} is not a kernel release (for example 4.19)")
-    return tuple(int(number) for number in match.group().split("."))
-
-
 def change_for(kernel: str) -> Change:
     """Return what a release does. Raises `SpecError` for releases before 3.9."""
-    version = parse_version(kernel)
+    version = parse_release(kernel)
     if version < CHANGES[0].since:
         raise SpecError(f"incremental models kernels from 3.9 on, not {kernel}; use legacy_linear")
     change = _mainline(version)

@@ -29,8 +29,10 @@ from paravirt_mm import (
     TablePages,
     align_up,
     deal,
+    dotted,
     hookimpl,
     page_count,
+    parse_release,
 )
 from paravirt_mm.hookspecs import API_VERSION
 from paravirt_mm_legacy_linear.releases import (
@@ -42,7 +44,6 @@ from paravirt_mm_legacy_linear.releases import (
     change_for,
     guess_pages,
     pages_for,
-    parse_version,
 )
 
 PAGE_SHIFT = 12
@@ -174,4 +175,4 @@ class LegacyLinear:
             change_for(release, is_32bit=mode.startswith("i386"))
         except SpecError:
             return None
-        return f"legacy_linear:kernel={'.'.join(map(str, parse_version(release)))}"
+        return f"legacy_linear:kernel={dotted(parse_release(release))}"

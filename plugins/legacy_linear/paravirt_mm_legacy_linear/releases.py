@@ -11,18 +11,15 @@ Source: find_early_table_space and its callers in arch/x86/mm/init.c (init_64.c 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from enum import StrEnum
 
 import attrs
 
-from paravirt_mm import Boot, Piece, SpecError, align_up
+from paravirt_mm import Boot, Piece, SpecError, Version, align_up, dotted, parse_release
 
 PAGE_SHIFT = 12
 PAGE_SIZE = 1 << PAGE_SHIFT
-
-Version = tuple[int, ...]
 
 
 class Guess(StrEnum):
@@ -152,30 +149,18 @@ and the configuration: boot logs show less than 512 to 1022.
 """
 
 
-def parse_version(kernel: str) -> Version:
-    """Return the numbers of a release ("3.2.0-23-generic": (3, 2, 0)). Raises `SpecError`."""
-    match = re.match(r"\d{1,4}(?:\.\d{1,6}){1,3}(?![\d.])", kernel)
-    if match is None:
-        raise SpecError(f"{kernel!r} is not a kernel release (for example 3.6)")
-    return tuple(int(number) for number in match.group().split("."))
-
-
 def change_for(kernel: str, *, is_32bit: bool) -> Change:
     """Return what a release does. Raises `SpecError` where the linear allocator did not exist."""
-    version = parse_version(kernel)
+    version = parse_release(kernel)
     changes = I386 if is_32bit else X86_64
     first = changes[0].since
     if not first <= version < FIRST_INCREMENTAL:
         raise SpecError(
-            f"legacy_linear models kernels {_dotted(first)} to {LAST_LINEAR}"
+            f"legacy_linear models kernels {dotted(first)} to {LAST_LINEAR}"
             f"{' in this mode' if is_32bit else ''}, not {kernel}"
             + ("; use incremental" if version >= FIRST_INCREMENTAL else "")
         )
     return [change for change in changes if change.since <= version][-1]
-
-
-def _dotted(version: Version) -> str:
-    return ".".join(map(str, version))
 
 
 def guess_pages(

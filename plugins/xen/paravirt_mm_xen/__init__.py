@@ -11,7 +11,6 @@ Source: Xen's public interface (xen/include/public/xen.h), arch/x86/xen/mmu.c an
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from enum import StrEnum
 from types import MappingProxyType
@@ -38,6 +37,7 @@ from paravirt_mm import (
     align_up,
     hookimpl,
     page_count,
+    parse_release,
 )
 from paravirt_mm.hookspecs import API_VERSION
 from paravirt_mm_xen.collisions import Collision, change_for, find_collisions, needs, summary
@@ -66,7 +66,6 @@ MULTICALL_ENTRIES = 32
 """
 _UNMAPPED_INITRD_SINCE = (3, 18)
 _HIGH_P2M_SINCE = (4, 3)
-_RELEASE = re.compile(r"\d{1,4}(?:\.\d{1,6}){1,3}(?![\d.])")
 
 
 class TableEntries(StrEnum):
@@ -118,12 +117,7 @@ class Xen:
     @property
     def _release(self) -> tuple[int, ...] | None:
         """The kernel's release as numbers. Raises `SpecError` where it is none."""
-        if self.kernel is None:
-            return None
-        match = _RELEASE.match(self.kernel)
-        if match is None:
-            raise SpecError(f"{self.kernel!r} is not a kernel release (for example 6.1)")
-        return tuple(map(int, match.group().split(".")))
+        return None if self.kernel is None else parse_release(self.kernel)
 
     @property
     def _p2m_place(self) -> P2mPlace:
