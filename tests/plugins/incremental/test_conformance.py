@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
+
 from paravirt_mm.testing import AllocatorConformance, Expected
 from paravirt_mm_incremental import Incremental
+
+# A thousand small runs: the matrix has the quick ones.
+pytestmark = pytest.mark.slow
 
 
 class TestIncremental(AllocatorConformance):

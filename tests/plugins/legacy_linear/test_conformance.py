@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from paravirt_mm.testing import AllocatorConformance, Expected
 from paravirt_mm_legacy_linear import LegacyLinear
 
@@ -13,6 +15,9 @@ NO_ROOM_IN_HEADROOM = "the block must lie in what is mapped since boot: kernel a
 ONE_TABLE_SHORT = "3.8 sums up sizes: a range that begins inside a table's span may need one more"
 
 _PLAIN = ("native", "plain_platform")
+
+# A thousand small runs: the matrix has the quick ones.
+pytestmark = pytest.mark.slow
 
 
 class TestLegacyLinear(AllocatorConformance):
