@@ -85,8 +85,9 @@ class _Checker:
         self._tables = RangeSet(start.boot.boot_tables)
         self._reachable = RangeSet(start.boot.mapped)
         self._mapped = RangeSet(start.boot.direct_mapped)
-        # Mappings that cannot be used before the tables that hold them (by batch) are attached.
-        self._pending: list[tuple[frozenset[int], int, int]] = []
+        # Mappings that cannot be used before the tables that hold them (batches) are attached, by
+        # one of the batches that are missing.
+        self._pending: dict[int, list[tuple[frozenset[int], int, int]]] = {}
         self._leaf_owners: tuple[int, frozenset[int]] = (BOOT_TREE, frozenset())
         self._ledger = Ledger()
         for low, high in start.boot.boot_tables:
@@ -134,7 +135,7 @@ class _Checker:
         if self._mode.root_level in batch.spans:
             self._fresh_tree = True
             self._mapped = RangeSet()
-            self._pending = []
+            self._pending = {}
         self._built.append(batch.index)
         for part in batch.pages:
             low, high = part.run.span
@@ -181,8 +182,7 @@ class _Checker:
                     for table, _ in self._tables.within(first << PAGE_SHIFT, last << PAGE_SHIFT):
                         yield Finding(4, number, table, "a page table is mapped writable")
                         return
-        self._pending.append((self._leaf_owners[1], leaves.start, leaves.end))
-        self._advance()
+        self._usable(self._leaf_owners[1], leaves.start, leaves.end)
 
     def _on_written(self, _number: int, event: EntriesWritten) -> Iterator[Finding]:
         if event.kind is EntryKind.LEAF:
@@ -213,19 +213,16 @@ class _Checker:
                 4, number, batch.runs[0].span[0], "tables are attached before they are handed over"
             )
         self._attached.add(batch.index)
-        self._advance()
+        for waiting in self._pending.pop(batch.index, ()):
+            self._usable(*waiting)
 
-    def _advance(self) -> None:
-        """Note which mappings can be used: their tables are attached, and CR3 holds the tree."""
-        if self._fresh_tree:
-            return
-        waiting = []
-        for owners, start, end in self._pending:
-            if owners <= self._attached:
-                self._reachable.add(start, end)
-            else:
-                waiting.append((owners, start, end))
-        self._pending = waiting
+    def _usable(self, owners: frozenset[int], start: int, end: int) -> None:
+        """Note that ``[start, end)`` can be written through once all its tables are attached."""
+        missing = next((owner for owner in owners if owner not in self._attached), None)
+        if missing is not None:
+            self._pending.setdefault(missing, []).append((owners, start, end))
+        elif not self._fresh_tree:
+            self._reachable.add(start, end)
 
     def _on_activated(self, number: int, event: RootActivated) -> Iterator[Finding]:
         if self._boot.typed and event.batch is not None:
@@ -241,7 +238,7 @@ class _Checker:
             self._fresh_tree = False
             self._reachable = RangeSet()
         self._reachable.update(self._mapped)
-        self._pending = []
+        self._pending = {}
 
     def _on_released(self, number: int, event: SurplusReleased) -> Iterator[Finding]:
         for run in event.pages:
