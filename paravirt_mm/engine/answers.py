@@ -64,12 +64,11 @@ class EntryKind(StrEnum):
 
 @attrs.frozen
 class EntryWrite:
-    """Entries of one kind that are written into tables of ``level``, ``count`` of them.
+    """``count`` entries of one kind that are written into tables of ``level``.
 
     ``live`` tells whether the tables are part of a tree that has been handed over (or that exists
     since boot); entries of other tables are stores to ordinary memory. ``readonly_children`` tells
-    whether every page that a table entry refers to is read-only, ``children_level`` the level of
-    the child.
+    whether every page that a table entry refers to is read-only.
     """
 
     level: int
@@ -77,4 +76,3 @@ class EntryWrite:
     count: int
     live: bool
     readonly_children: bool = True
-    handed_over_children: bool = True

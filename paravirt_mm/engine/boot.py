@@ -25,14 +25,11 @@ class Promise:
     """What an allocator promises before its first step.
 
     ``direct_map`` is what the direct map will cover in the end (bytes, ascending, disjoint): no
-    more and no less. ``brk_pages`` is how many pages of brk it sets aside for tables. ``new_root``
-    tells whether it starts a tree of its own; otherwise it grows the one that the kernel booted
-    with.
+    more and no less. ``brk_pages`` is how many pages of brk it sets aside for tables.
     """
 
     direct_map: tuple[Span, ...]
     brk_pages: int = 0
-    new_root: bool = False
 
 
 class Boot:
@@ -109,11 +106,6 @@ class Boot:
     def oldest_waiting(self) -> Batch | None:
         """The first of the batches that wait."""
         return self._now.waiting[0] if self._now.waiting else None
-
-    @property
-    def waiting_tables(self) -> int:
-        """How many tables wait."""
-        return sum(batch.count for batch in self._now.waiting)
 
     def is_reachable(self, start: int, end: int) -> bool:
         """Tell whether the kernel can write all of ``[start, end)`` now."""

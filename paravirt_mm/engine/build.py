@@ -282,7 +282,6 @@ class _Run:
             count=count,
             live=owner in self._handed_over,
             readonly_children=kind is EntryKind.LEAF or self.boot.ledger.is_readonly(batch.runs),
-            handed_over_children=kind is EntryKind.LEAF or batch.index in self._handed_over,
         )
         cost = self._ask("pvmm_write_entries", write=write) or Cost()
         self._emit(EntriesWritten(batch.index, level, kind, count, owner, cost))

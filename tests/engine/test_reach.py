@@ -51,7 +51,7 @@ class Watching(AscendingAllocator):
 
     @hookimpl
     def pvmm_promise(self, boot: Boot) -> Promise:
-        return Promise(((16 * MIB, 20 * MIB), (GIB, GIB + 6 * MIB)), brk_pages=64, new_root=True)
+        return Promise(((16 * MIB, 20 * MIB), (GIB, GIB + 6 * MIB)), brk_pages=64)
 
     @hookimpl
     def pvmm_allocate_tables(
@@ -127,7 +127,7 @@ class UsesLivePages(Watching):
     @hookimpl
     def pvmm_promise(self, boot: Boot) -> Promise:
         spans = ((16 * MIB, 20 * MIB), (4 * GIB, 4 * GIB + 2 * MIB), (5 * GIB, 6 * GIB))
-        return Promise((*spans, (7 * GIB, 7 * GIB + 2 * MIB)), brk_pages=64, new_root=True)
+        return Promise((*spans, (7 * GIB, 7 * GIB + 2 * MIB)), brk_pages=64)
 
     @hookimpl
     def pvmm_allocate_tables(

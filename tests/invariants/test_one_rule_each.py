@@ -221,7 +221,7 @@ def _new_tree(*, hand_over_first: bool, kernel_first: bool) -> type[Any]:
         @hookimpl
         def pvmm_promise(self, boot: Boot) -> Promise:
             promised = tuple(boot.memblock.memory(0, boot.machine.map_limit))
-            return Promise(promised, brk_pages=64, new_root=True)
+            return Promise(promised, brk_pages=64)
 
         @hookimpl
         def pvmm_map_steps(self, boot: Boot) -> Steps:

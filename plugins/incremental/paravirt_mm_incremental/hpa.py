@@ -57,7 +57,7 @@ class SevenSteps:
         """Promise all RAM up to the limit of the direct map, and the kernel."""
         promised = RangeSet(boot.memblock.memory(0, boot.machine.map_limit))
         promised.add(*_kernel(boot))
-        return Promise(tuple(promised), brk_pages=self.brk_pages, new_root=True)
+        return Promise(tuple(promised), brk_pages=self.brk_pages)
 
     def steps(self, boot: Boot) -> Generator[Step, StepResult, None]:
         """Yield the seven steps."""
