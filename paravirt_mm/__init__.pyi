@@ -159,9 +159,14 @@ from .machine.model import (
 from .machine.model import (
     Span as Span,
 )
+from .machine.paging import GIB as GIB
+from .machine.paging import ISA_END as ISA_END
+from .machine.paging import MIB as MIB
 from .machine.paging import (
     MODES as MODES,
 )
+from .machine.paging import PAGE_SHIFT as PAGE_SHIFT
+from .machine.paging import PAGE_SIZE as PAGE_SIZE
 from .machine.paging import (
     PagingMode as PagingMode,
 )

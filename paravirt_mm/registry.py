@@ -179,6 +179,12 @@ class Registry:
         else:
             self.plugins[name] = Plugin(name, factory, distribution, version)
 
+    def ask(self, hook: str, **arguments: Any) -> Iterator[Any]:
+        """Yield the answers of default instances of all plugins to a hook that many may answer."""
+        for name, plugin in sorted(self.plugins.items()):
+            if hook in plugin.hooks:
+                yield from Manager([(name, plugin.create())]).call(hook, **arguments)
+
     def of_role(self, role: str) -> list[Plugin]:
         """Return the plugins of a role, by name."""
         return [plugin for _, plugin in sorted(self.plugins.items()) if plugin.role == role]

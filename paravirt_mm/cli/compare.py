@@ -53,10 +53,9 @@ _DATA_FORMATS: dict[str, Callable[[Sequence[Row]], str]] = {"json": _json, "csv"
 def _formats(registry: Registry) -> dict[str, Callable[[Sequence[Row]], str]]:
     """Data formats: ours, and those that plugins bring."""
     found = dict(_DATA_FORMATS)
-    for plugin in registry.of_role("extra"):
-        if "pvmm_report_formats" in plugin.hooks:
-            for name, write in (plugin.create().pvmm_report_formats() or {}).items():
-                found.setdefault(name, partial(_plugin_format, write))
+    for formats in registry.ask("pvmm_report_formats"):
+        for name, write in formats.items():
+            found.setdefault(name, partial(_plugin_format, write))
     return found
 
 
@@ -69,9 +68,8 @@ def _machines(
 ) -> Iterator[Machine]:
     """Yield the machines; what cannot be read is reported at once, and the others go on."""
     provided: dict[str, Machine] = {}
-    for plugin in registry.of_role("extra"):
-        if "pvmm_machines" in plugin.hooks:
-            provided |= {m.name: m for m in plugin.create().pvmm_machines() or ()}
+    for machines in registry.ask("pvmm_machines"):
+        provided |= {machine.name: machine for machine in machines}
     yield from (provided[name] for name in inputs if name in provided)
     rest = [name for name in inputs if name not in provided]
     for _, outcome in load_each(rest, boot):

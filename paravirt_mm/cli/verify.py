@@ -30,10 +30,9 @@ class _VerifyGroup(LazyGroup):
         if self._loaded:
             return
         self._loaded = True
-        for plugin in default_registry().plugins.values():
-            if "pvmm_verifiers" in plugin.hooks:
-                for verifier in plugin.create().pvmm_verifiers() or ():
-                    self.add_command(verifier)
+        for verifiers in default_registry().ask("pvmm_verifiers"):
+            for verifier in verifiers:
+                self.add_command(verifier)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Return all names."""

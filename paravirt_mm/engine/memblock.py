@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from paravirt_mm.engine.pages import PageRun
-from paravirt_mm.machine.paging import PAGE_SHIFT, PAGE_SIZE
+from paravirt_mm.engine.pages import PageRun, deal
+from paravirt_mm.machine.paging import PAGE_SIZE
 from paravirt_mm.machine.ranges import RangeSet, align_down, align_up
 
 
@@ -83,30 +83,12 @@ class Memblock:
 
         That is what ``count`` single-page searches with a reservation after each would give.
         """
-        runs: list[PageRun] = []
-        for low, high in self.free_descending(start, end):
-            first, last = align_up(low, PAGE_SIZE) >> PAGE_SHIFT, high >> PAGE_SHIFT
-            if first >= last:
-                continue
-            taken = min(last - first, count)
-            runs.append(PageRun(last - 1, taken, -1))
-            count -= taken
-            if not count:
-                break
-        return runs
+        spans = self.free_descending(start, end)
+        return list(deal((PageRun.of_span(*span).downward() for span in spans), count))
 
     def pages_bottom_up(self, start: int, end: int, count: int) -> list[PageRun]:
         """Return up to ``count`` free pages of ``[start, end)``, each the lowest one left."""
-        runs: list[PageRun] = []
-        for low, high in self._free.within(start, end):
-            first, last = align_up(low, PAGE_SIZE) >> PAGE_SHIFT, high >> PAGE_SHIFT
-            taken = min(last - first, count)
-            if taken > 0:
-                runs.append(PageRun(first, taken))
-                count -= taken
-            if not count:
-                break
-        return runs
+        return list(deal((PageRun.of_span(*span) for span in self._free.within(start, end)), count))
 
     def reserve(self, start: int, end: int) -> None:
         """Take ``[start, end)`` (memblock_reserve). For the engine: plugins answer, it reserves."""

@@ -43,6 +43,10 @@ class PageRun:
         """Return what follows the first ``skip`` pages."""
         return PageRun(self.start + skip * self.step, self.count - skip, self.step)
 
+    def downward(self) -> PageRun:
+        """Return the same pages of an ascending run, highest first."""
+        return PageRun(self.high - 1, self.count, -1)
+
     @classmethod
     def of_span(cls, start: int, end: int) -> PageRun:
         """Return the whole pages inside bytes ``[start, end)``, ascending; there may be none."""
@@ -73,8 +77,12 @@ def page_count(runs: Iterable[PageRun]) -> int:
 
 def deal(runs: Iterable[PageRun], count: int) -> Iterator[PageRun]:
     """Yield the first ``count`` pages of ``runs``, run by run."""
+    if count <= 0:
+        return
     for run in runs:
         taken = min(run.count, count)
-        if taken > 0:
+        if taken:
             yield run.head(taken)
             count -= taken
+        if not count:
+            return

@@ -9,10 +9,9 @@ from typing import Any
 
 import attrs
 
+from paravirt_mm.machine.paging import MIB
 from paravirt_mm.report.comparison import DEFAULT_ALLOCATORS, DEFAULT_BACKENDS
 from paravirt_mm.sources.parts import Part
-
-MIB = 1 << 20
 
 UNREADABLE = "unreadable"
 """Outcome of the scenarios of an input that gives no machine."""

@@ -7,13 +7,12 @@ import re
 import tarfile
 from collections import Counter
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
+import attrs
 import pytest
 from click.testing import CliRunner
 
-from paravirt_mm import SpecError, default_registry
+from paravirt_mm import API_VERSION, Registry, SpecError, default_registry, hookimpl
 from paravirt_mm.cli.main import cli
 from paravirt_mm.errors import ExitCode
 from paravirt_mm.machine.release import leading_version
@@ -229,25 +228,27 @@ def test_another_kernel_than_the_logs(tmp_path: Path) -> None:
 
 
 def test_hypervisor_logs_have_nothing_to_check(folder: Path) -> None:
-    registry: Any = SimpleNamespace(plugins={})
-    report = check_log(read_boot_log(folder / "xen-dom0-114688p.txt"), registry=registry)
+    report = check_log(read_boot_log(folder / "xen-dom0-114688p.txt"), registry=Registry())
     assert report.nothing.startswith("a hypervisor's log")
     assert report.lines == ()
     assert report.agrees
 
 
 def test_plugins_check_lines_that_are_not_linuxs(folder: Path) -> None:
-    class Plugin:
-        hooks = ("pvmm_check_log",)
+    @attrs.frozen
+    class Echo:
+        """Predicts whatever was printed."""
 
-        def create(self) -> Plugin:
-            return self
+        pvmm_api = API_VERSION
 
+        @hookimpl
         def pvmm_check_log(self, facts: tuple[Fact, ...]) -> list[LogLine]:
             return [LogLine(LineVerdict.MATCH, fact.line, fact.text, fact.text) for fact in facts]
 
     log = read_boot_log(folder / "xen-dom0-114688p.txt")
-    registry: Any = SimpleNamespace(plugins={"some": Plugin()})
+    registry = Registry()
+    registry.add("echo", Echo)
+    assert not registry.broken
     report = check_log(log, registry=registry)
     assert report.count(LineVerdict.MATCH) == len(log.facts) > 0
     assert report.nothing == ""

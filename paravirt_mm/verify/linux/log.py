@@ -16,6 +16,7 @@ from difflib import SequenceMatcher
 from enum import StrEnum
 from functools import cache
 from hashlib import sha256
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -126,16 +127,10 @@ def check_log(
     """
     registry = registry or default_registry()
     report = _check_kernel(log, kernel, registry)
-    lines = tuple(_checked_by_plugins(log, registry))
+    lines = tuple(chain.from_iterable(registry.ask("pvmm_check_log", facts=log.facts)))
     if not lines:
         return report
     return attrs.evolve(report, lines=(*report.lines, *lines), nothing="")
-
-
-def _checked_by_plugins(log: BootLog, registry: Registry) -> Iterator[LogLine]:
-    for plugin in registry.plugins.values():
-        if "pvmm_check_log" in plugin.hooks:
-            yield from plugin.create().pvmm_check_log(facts=log.facts) or ()
 
 
 def _check_kernel(log: BootLog, kernel: str | None, registry: Registry) -> LogReport:

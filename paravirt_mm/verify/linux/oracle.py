@@ -18,7 +18,7 @@ from paravirt_mm.errors import InputError, SpecError
 from paravirt_mm.machine.model import Machine
 from paravirt_mm.machine.paging import PAGE_SHIFT, X86_64
 from paravirt_mm.options import PluginSpec
-from paravirt_mm.registry import Manager, Registry
+from paravirt_mm.registry import Registry
 from paravirt_mm.scenario import Outcome, default_registry
 from paravirt_mm.sources import oracle
 from paravirt_mm.sources.checks import Checker
@@ -122,13 +122,7 @@ def _spec(release: str, machine: Machine, registry: Registry, where: str) -> str
 
 def models(release: str, mode: str, registry: Registry) -> str | None:
     """Return the spec of the allocator that models a kernel release in a mode; None: none does."""
-    for plugin in registry.of_role("allocator"):
-        if "pvmm_models_kernel" in plugin.hooks:
-            hooks = Manager([(plugin.name, plugin.create())])
-            specs: list[str] = hooks.call("pvmm_models_kernel", release=release, mode=mode)
-            if specs:
-                return specs[0]
-    return None
+    return next(registry.ask("pvmm_models_kernel", release=release, mode=mode), None)
 
 
 # -- the expected record ---------------------------------------------------------------------------

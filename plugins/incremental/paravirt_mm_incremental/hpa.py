@@ -18,6 +18,7 @@ from collections.abc import Generator, Iterator, Sequence
 import attrs
 
 from paravirt_mm import (
+    PAGE_SIZE,
     ActivateRoot,
     AttachTables,
     Boot,
@@ -40,9 +41,6 @@ from paravirt_mm import (
     deal,
     page_count,
 )
-
-PAGE_SHIFT = 12
-PAGE_SIZE = 1 << PAGE_SHIFT
 
 
 @attrs.frozen
@@ -143,16 +141,7 @@ def _free_pages(boot: Boot, count: int) -> Iterator[PageRun]:
         yield run
         count -= run.count
     oldest = boot.oldest_waiting
-    if not count or (oldest is not None and oldest.index == 0):
+    if oldest is not None and oldest.index == 0:
         return
-    for start, end in boot.free_reachable(0, boot.machine.map_limit):
-        pages = (end - align_up(start, PAGE_SIZE)) >> PAGE_SHIFT
-        if pages > 0:
-            taken = min(count, pages)
-            yield PageRun((end >> PAGE_SHIFT) - 1, taken, -1)
-            count -= taken
-            if not count:
-                return
-
-
-__all__ = ["SevenSteps"]
+    free = boot.free_reachable(0, boot.machine.map_limit)
+    yield from deal((PageRun.of_span(*span).downward() for span in free), count)

@@ -12,11 +12,14 @@ end and is completed below it last.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Sequence
 
 import attrs
 
 from paravirt_mm import (
+    ISA_END,
+    PAGE_SHIFT,
+    PAGE_SIZE,
     ActivateRoot,
     Boot,
     KernelPanic,
@@ -37,9 +40,6 @@ from paravirt_mm import (
 )
 from paravirt_mm_incremental.releases import BottomUp, Change, NoBlock
 
-PAGE_SHIFT = 12
-PAGE_SIZE = 1 << PAGE_SHIFT
-ISA_END = 1 << 20
 _ISA_LABEL = "ISA range"
 
 
@@ -99,17 +99,11 @@ class LinuxSteps:
             lower = ISA_END
             if upper > step:
                 lower = max(ISA_END, align_down(upper - 1, step))
-            this_step = 0
-            for piece in self._ram(boot, lower, upper):
-                done = yield attrs.evolve(piece, tables_from=(upper, max_mapped))
-                max_mapped = max(max_mapped, done.mapped_end)
-                this_step += piece.end - piece.start
+            this_step, max_mapped = yield from self._map_ram(boot, lower, upper, upper, max_mapped)
             upper = lower
             mapped += this_step
             step = self.release.next_step(boot.mode, step, mapped, this_step)
-        for piece in self._ram(boot, real_end, end):
-            done = yield attrs.evolve(piece, tables_from=(upper, max_mapped))
-            max_mapped = max(max_mapped, done.mapped_end)
+        yield from self._map_ram(boot, real_end, end, upper, max_mapped)
 
     def _upward(
         self, boot: Boot, start: int, end: int, max_mapped: int
@@ -122,24 +116,34 @@ class LinuxSteps:
         mapped, lower = 0, start
         while lower < end:
             upper = min(align_up(lower + 1, step), end) if end - lower > step else end
-            this_step = 0
-            for piece in self._ram(boot, lower, upper):
-                done = yield attrs.evolve(piece, tables_from=(start, max_mapped))
-                max_mapped = max(max_mapped, done.mapped_end)
-                this_step += piece.end - piece.start
+            this_step, max_mapped = yield from self._map_ram(boot, lower, upper, start, max_mapped)
             lower = upper
             mapped += this_step
             step = self.release.next_step(boot.mode, step, mapped, this_step)
         return max_mapped
 
-    def _ram(self, boot: Boot, lower: int, upper: int) -> Iterator[Map]:
-        """Yield a step for each piece of RAM in ``[lower, upper)`` (init_range_memory_mapping)."""
+    def _map_ram(
+        self, boot: Boot, lower: int, upper: int, tables_low: int, max_mapped: int
+    ) -> Generator[Step, StepResult, tuple[int, int]]:
+        """Map the RAM of ``[lower, upper)``, piece by piece (init_range_memory_mapping).
+
+        Tables may come from ``tables_low`` up to the end of what is mapped, ``max_mapped`` at
+        first. Return how much RAM was mapped, and where the end is then.
+        """
+        mapped = 0
         for low, high in boot.memblock.memory(lower, upper):
             brk = self._brk_free(boot).span
-            overlaps_brk = max(low, brk[0]) < min(high, brk[1])
-            yield Map(
-                low, high, label="RAM", promote=self.release.promote, use_brk=not overlaps_brk
+            done = yield Map(
+                low,
+                high,
+                label="RAM",
+                promote=self.release.promote,
+                use_brk=max(low, brk[0]) >= min(high, brk[1]),
+                tables_from=(tables_low, max_mapped),
             )
+            max_mapped = max(max_mapped, done.mapped_end)
+            mapped += high - low
+        return mapped, max_mapped
 
     def trampoline_tables(self, mode: PagingMode) -> int:
         """Return how many pages of brk become tables for the real-mode trampoline, right after the

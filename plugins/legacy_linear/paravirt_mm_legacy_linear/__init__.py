@@ -13,6 +13,8 @@ from typing import ClassVar
 import attrs
 
 from paravirt_mm import (
+    GIB,
+    PAGE_SHIFT,
     Boot,
     KernelPanic,
     Map,
@@ -45,9 +47,6 @@ from paravirt_mm_legacy_linear.releases import (
     guess_pages,
     pages_for,
 )
-
-PAGE_SHIFT = 12
-GIB = 1 << 30
 
 
 @attrs.frozen

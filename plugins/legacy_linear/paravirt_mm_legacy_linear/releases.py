@@ -16,10 +16,17 @@ from enum import StrEnum
 
 import attrs
 
-from paravirt_mm import Boot, Piece, SpecError, Version, align_up, dotted, parse_release
-
-PAGE_SHIFT = 12
-PAGE_SIZE = 1 << PAGE_SHIFT
+from paravirt_mm import (
+    PAGE_SHIFT,
+    PAGE_SIZE,
+    Boot,
+    Piece,
+    SpecError,
+    Version,
+    align_up,
+    dotted,
+    parse_release,
+)
 
 
 class Guess(StrEnum):

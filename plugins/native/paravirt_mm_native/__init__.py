@@ -8,6 +8,7 @@ from typing import ClassVar
 import attrs
 
 from paravirt_mm import (
+    PAGE_SHIFT,
     BootState,
     Cost,
     Machine,
@@ -18,8 +19,6 @@ from paravirt_mm import (
     hookimpl,
 )
 from paravirt_mm.hookspecs import API_VERSION
-
-PAGE_SHIFT = 12
 
 
 @attrs.frozen

@@ -19,6 +19,9 @@ from typing import TYPE_CHECKING, ClassVar
 import attrs
 
 from paravirt_mm import (
+    MIB,
+    PAGE_SHIFT,
+    PAGE_SIZE,
     Batch,
     Boot,
     BootState,
@@ -58,9 +61,6 @@ if TYPE_CHECKING:
 EINVAL = -22
 MODEL_ACCEPTS = 6
 """The rule that the model of the hypervisor accepts every operation of a run."""
-PAGE_SIZE = 4096
-PAGE_SHIFT = 12
-MIB = 1 << 20
 MULTICALL_ENTRIES = 32
 """Linux collects up to this many operations in one multicall (arch/x86/xen/multicalls.c: MC_BATCH).
 """

@@ -17,6 +17,7 @@ import attrs
 
 from paravirt_mm import (
     MODES,
+    PAGE_SIZE,
     DomainKernel,
     Fact,
     LineVerdict,
@@ -28,7 +29,6 @@ from paravirt_mm import (
 )
 from paravirt_mm_xen.domain import (
     HIGH_P2M_ADDRESS,
-    PAGE_SIZE,
     START_INFO_BYTES,
     START_INFO_BYTES_32,
     START_INFO_BYTES_OLD,

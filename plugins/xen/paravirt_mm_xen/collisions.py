@@ -16,10 +16,17 @@ from enum import IntEnum
 
 import attrs
 
-from paravirt_mm import E820Type, MemoryMap, Span, SpecError, align_down, align_up
+from paravirt_mm import (
+    ISA_END,
+    PAGE_SIZE,
+    E820Type,
+    MemoryMap,
+    Span,
+    SpecError,
+    align_down,
+    align_up,
+)
 
-PAGE_SIZE = 4096
-ISA_END = 1 << 20
 HOLE = "hole"
 
 Version = tuple[int, ...]

@@ -17,11 +17,18 @@ from itertools import islice
 
 import attrs
 
-from paravirt_mm import KernelImage, Machine, PagingMode, Span, align_down, align_up
+from paravirt_mm import (
+    GIB,
+    MIB,
+    PAGE_SIZE,
+    KernelImage,
+    Machine,
+    PagingMode,
+    Span,
+    align_down,
+    align_up,
+)
 
-PAGE_SIZE = 4096
-MIB = 1 << 20
-GIB = 1 << 30
 START_INFO_BYTES = 0x4B8
 """struct start_info with the console data behind it, for a 64-bit dom0."""
 START_INFO_BYTES_OLD = 0x4B4

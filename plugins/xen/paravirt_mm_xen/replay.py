@@ -37,6 +37,8 @@ from typing import Any
 import attrs
 
 from paravirt_mm import (
+    PAGE_SHIFT,
+    PAGE_SIZE,
     Batch,
     EntriesWritten,
     EntryKind,
@@ -67,8 +69,6 @@ from paravirt_mm_xen.mmu.releases import RECORDED, Release
 from paravirt_mm_xen.mmu.traces import TraceGuest
 from paravirt_mm_xen.verify_traces import answer_in_words, words
 
-PAGE_SHIFT = 12
-PAGE_SIZE = 1 << PAGE_SHIFT
 READ_ONLY = 0x65
 WRITABLE = 0x67
 LARGE = 1 << 7

@@ -13,7 +13,7 @@ from typing import Any
 import attrs
 import click
 
-from paravirt_mm import E820Type, ExitCode, InputError, Machine, MemoryMap, Scenario, SpecError
+from paravirt_mm import MIB, E820Type, ExitCode, InputError, Machine, MemoryMap, Scenario, SpecError
 from paravirt_mm_xen import verify_live, verify_traces
 from paravirt_mm_xen.generators import GENERATORS
 from paravirt_mm_xen.live import BootError, BuildError, LiveXen, MissingPieceError
@@ -22,7 +22,6 @@ from paravirt_mm_xen.mmu.releases import RECORDED, RELEASES, Release
 from paravirt_mm_xen.mmu.traces import predict
 from paravirt_mm_xen.replay import ModelReplay, Refused, Replay, describe, replay, translate
 
-MIB = 1 << 20
 SIZES = (64, 256, 512)
 ALLOCATORS = (
     "legacy_linear:kernel=2.6.39",

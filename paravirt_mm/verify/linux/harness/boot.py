@@ -19,15 +19,17 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
+from paravirt_mm.machine.paging import MIB, PAGE_SIZE
+
 from .errors import BootError, GdbError, MapSpecError
 from .gdbremote import GdbClient
 from .handover import put_kernel, set_registers
 from .kernelmem import KernelMemory
 from .locate import Kernel, find_kernel, find_qemu, qemu_version
 from .qemu import Qemu, kernel_parameters, qemu_arguments
-from .ram import PAGE_SIZE, GuestRam
+from .ram import GuestRam
 from .record import LiveRecord, MappingStep, Provenance, TableAllocation
-from .spec import MIB, Entry, MapSpec
+from .spec import Entry, MapSpec
 from .walk import DirectMap, walk_direct_map
 
 DEFAULT_TIMEOUT = 120.0

@@ -14,10 +14,12 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterable
 
+from paravirt_mm.machine.paging import PAGE_SIZE
+
 from .errors import MapSpecError
 from .gdbremote import GdbClient
 from .locate import Kernel
-from .ram import PAGE_SIZE, GuestRam
+from .ram import GuestRam
 from .spec import MapSpec
 
 _GDT = 0x0000  # where GDTR points after a reset, so that selectors can be loaded from it

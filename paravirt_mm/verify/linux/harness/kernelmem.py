@@ -16,7 +16,7 @@ from collections.abc import Mapping
 import attrs
 
 from .errors import BootError
-from .ram import PAGE_SIZE, GuestRam
+from .ram import GuestRam
 from .spec import E820_RAM, E820_RESERVED_KERN, E820Entry, Range
 
 _KERNEL_MAP = 0xFFFF_FFFF_8000_0000
@@ -123,8 +123,3 @@ class KernelMemory:
 
     def _word(self, physical: int, size: int) -> int:
         return int.from_bytes(self.ram.read(physical, size), "little")
-
-
-def pfn_of(address: int) -> int:
-    """Page frame number of a physical address in bytes."""
-    return address // PAGE_SIZE

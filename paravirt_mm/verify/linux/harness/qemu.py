@@ -10,11 +10,13 @@ import time
 from contextlib import ExitStack
 from types import TracebackType
 
+from paravirt_mm.machine.paging import MIB
+
 from .errors import BootError, GdbError
 from .gdbremote import GdbClient
 from .locate import Kernel
 from .ram import GuestRam
-from .spec import MIB, PC_LOW_LIMIT, Entry, MapSpec
+from .spec import PC_LOW_LIMIT, Entry, MapSpec
 
 _TAIL = 16 << 10
 

@@ -17,7 +17,6 @@ import attrs
 from .errors import BootError, MapSpecError
 
 FOUR_GIB = 1 << 32
-PAGE_SIZE = 4096
 _MAX_READ = 64 << 20
 
 

@@ -7,10 +7,10 @@ from typing import Any
 
 import attrs
 
+from paravirt_mm.machine.paging import PAGE_SIZE
+
 from .spec import E820Entry, Range
 from .walk import Table
-
-PAGE_SIZE = 4096
 
 
 @attrs.frozen

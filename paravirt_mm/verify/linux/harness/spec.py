@@ -7,6 +7,8 @@ from collections.abc import Iterable
 
 import attrs
 
+from paravirt_mm.machine.paging import GIB, MIB
+
 from .errors import MapSpecError
 from .ram import FOUR_GIB, RamLayout
 
@@ -20,8 +22,6 @@ E820_RESERVED = 2
 E820_RESERVED_KERN = 128
 """The kernel's own mark for RAM that holds ``setup_data``."""
 
-MIB = 1 << 20
-GIB = 1 << 30
 MAX_E820_ENTRIES = 128
 """Entries that fit the e820 table of ``boot_params``."""
 _MAX_RESERVED = 1024

@@ -13,7 +13,8 @@ import attrs
 import numpy as np
 import numpy.typing as npt
 
-PAGE_SIZE = 4096
+from paravirt_mm.machine.paging import PAGE_SIZE
+
 _ENTRIES = 512
 _PRESENT = np.uint64(1)
 _PS = np.uint64(1 << 7)
