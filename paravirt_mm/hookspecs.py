@@ -49,10 +49,10 @@ from paravirt_mm.machine.model import BootState, Machine
 if TYPE_CHECKING:
     import click
 
-    from paravirt_mm.scenario import Run
-    from paravirt_mm.sources.bootlog import Fact
-    from paravirt_mm.verify.invariants import Finding
-    from paravirt_mm.verify.linux.log import LogLine
+    from paravirt_mm.invariants.rules import Finding
+    from paravirt_mm.run import Run
+    from paravirt_mm.sources.bootlog.facts import Fact
+    from paravirt_mm.verify.log.check import LogLine
 
 PROJECT = "paravirt_mm"
 """Name of the pluggy project and of the entry-point group."""
@@ -192,7 +192,7 @@ def pvmm_check(run: Run) -> Iterable[Finding] | None:
     """Anyone: more broken rules of a finished run; the verdict becomes ``violation``.
 
     Called once a run that neither panicked nor was refused, before `pvmm_figures`. The Xen backend
-    replays the run on its model of the hypervisor here (rule 6 of `paravirt_mm.verify.invariants`).
+    replays the run on its model of the hypervisor here (rule 6 of `paravirt_mm.invariants.rules`).
     """
 
 

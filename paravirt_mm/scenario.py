@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Mapping, Sequence
-from enum import StrEnum
-from functools import cached_property
-from types import MappingProxyType
 from typing import Any
 
 import attrs
@@ -14,54 +11,11 @@ import attrs
 from paravirt_mm.engine.build import ContractBroken, build
 from paravirt_mm.engine.trace import OperationRejected, Panicked, Trace
 from paravirt_mm.errors import PluginError
+from paravirt_mm.invariants.rules import Finding, check
 from paravirt_mm.machine.model import Machine
 from paravirt_mm.options import PluginSpec
 from paravirt_mm.registry import Manager, Registry
-from paravirt_mm.verify.invariants import Finding, check
-
-
-class Outcome(StrEnum):
-    """How a run ended."""
-
-    OK = "ok"
-    PANIC = "panic"
-    REJECTED = "rejected"
-    VIOLATION = "violation"
-    ERROR = "error"
-
-
-@attrs.frozen
-class Verdict:
-    """The end of a run in one line."""
-
-    outcome: Outcome
-    detail: str = ""
-
-    def __str__(self) -> str:
-        return f"{self.outcome}: {self.detail}" if self.detail else str(self.outcome)
-
-
-@attrs.frozen(slots=False)
-class Run:
-    """A finished run: its trace, the findings of the invariants, and its verdict.
-
-    ``extra`` holds the columns that plugins added through ``pvmm_figures``.
-    """
-
-    scenario: Scenario
-    trace: Trace
-    verdict: Verdict
-    findings: tuple[Finding, ...] = ()
-    extra: Mapping[str, Any] = MappingProxyType({})
-
-    @cached_property
-    def figures(self) -> Mapping[str, Any]:
-        """Every figure of `paravirt_mm.measure`, by name; empty where the run failed at once."""
-        from paravirt_mm.measure.figures import measure
-
-        if not self.trace.events:
-            return {}
-        return {**measure(self.trace), **self.extra}
+from paravirt_mm.run import Outcome, Run, Verdict
 
 
 @attrs.frozen
@@ -83,7 +37,7 @@ class Scenario:
         ``error``.
 
         ``thorough`` also makes the tables byte for byte and walks them, where they are not too many
-        (`paravirt_mm.verify.walk.is_small`).
+        (`paravirt_mm.invariants.image.is_small`).
         """
         registry = registry or default_registry()
         allocator = registry.get(self.allocator.name, "allocator")
@@ -116,14 +70,14 @@ class Scenario:
         """Return the run with its findings: the core's, and what plugins add."""
         findings = tuple(check(trace))
         if thorough:
-            from paravirt_mm.verify.walk import check_image, is_small
+            from paravirt_mm.invariants.image import check_image, is_small
 
             if is_small(trace):
                 findings += tuple(check_image(trace))
         ended = _early_end(trace)
         if ended is not None:
-            return Run(self, trace, ended, findings)
-        run = Run(self, trace, _verdict(findings), findings)
+            return Run(self.machine, self.allocator, self.backend, trace, ended, findings)
+        run = Run(self.machine, self.allocator, self.backend, trace, _verdict(findings), findings)
         for more in manager.call("pvmm_check", run=run):
             findings += tuple(more)
         return attrs.evolve(run, verdict=_verdict(findings), findings=findings)
@@ -131,7 +85,8 @@ class Scenario:
     def _error(self, registry: Registry, name: str, message: str) -> Run:
         plugin = registry.plugins.get(name)
         origin = f"{name} ({plugin.origin})" if plugin else name
-        return Run(self, Trace(), Verdict(Outcome.ERROR, str(PluginError(origin, message))))
+        verdict = Verdict(Outcome.ERROR, str(PluginError(origin, message)))
+        return Run(self.machine, self.allocator, self.backend, Trace(), verdict)
 
 
 def _early_end(trace: Trace) -> Verdict | None:

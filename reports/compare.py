@@ -61,10 +61,9 @@ def flips_explained(runs: list[Run]) -> str:
                 for number, event in enumerate(run.trace)
                 if isinstance(event, TablesReserved | SurplusReleased | MadeWritable)
             ]
-            scenario = run.scenario
             figures = run.figures
             lines.append(
-                f"- {scenario.machine.name}, {scenario.allocator}: {figures['flips_wasted']} of "
+                f"- {run.machine.name}, {run.allocator}: {figures['flips_wasted']} of "
                 f"{figures['flips']} flips are wasted: {', '.join(events)}."
             )
     return "\n".join([*lines, "", WHY_3_6_WASTES_NOTHING])

@@ -11,11 +11,12 @@ from paravirt_mm.cli.output import emit
 from paravirt_mm.engine.trace import RunStarted
 from paravirt_mm.errors import ExitCode
 from paravirt_mm.measure.figures import FIGURES, Group
-from paravirt_mm.report.comparison import machine_title
 from paravirt_mm.report.narrative import narrate
+from paravirt_mm.report.tables import machine_title
 from paravirt_mm.report.tracefile import trace_lines
 from paravirt_mm.report.values import printable, show, size
-from paravirt_mm.scenario import Outcome, Run, Scenario
+from paravirt_mm.run import Outcome, Run
+from paravirt_mm.scenario import Scenario
 from paravirt_mm.sources import load
 
 
@@ -80,9 +81,9 @@ def command(
 def _as_json(run: Run) -> str:
     return json.dumps(
         {
-            "machine": run.scenario.machine.name,
-            "allocator": str(run.scenario.allocator),
-            "backend": str(run.scenario.backend),
+            "machine": run.machine.name,
+            "allocator": str(run.allocator),
+            "backend": str(run.backend),
             "outcome": run.verdict.outcome,
             "verdict": str(run.verdict),
             "findings": [str(finding) for finding in run.findings],
@@ -93,8 +94,8 @@ def _as_json(run: Run) -> str:
 
 
 def _as_text(run: Run) -> str:
-    lines = [machine_title(run.scenario.machine)]
-    lines.append(f"{run.scenario.allocator} under {run.scenario.backend}")
+    lines = [machine_title(run.machine)]
+    lines.append(f"{run.allocator} under {run.backend}")
     events = run.trace.events
     if events and isinstance(events[0], RunStarted):
         for name, (low, high) in events[0].boot.places:

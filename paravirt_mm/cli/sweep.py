@@ -13,12 +13,12 @@ from pathlib import Path
 
 import click
 
+from paravirt_mm.comparison import DEFAULT_ALLOCATORS, DEFAULT_BACKENDS
 from paravirt_mm.errors import ExitCode, PluginError
 from paravirt_mm.options import PluginSpec
 from paravirt_mm.registry import Registry
-from paravirt_mm.report.comparison import DEFAULT_ALLOCATORS, DEFAULT_BACKENDS
 from paravirt_mm.scenario import default_registry
-from paravirt_mm.sources.parts import GeneratedPart, Part, divide
+from paravirt_mm.sources.inputs import GeneratedPart, Part, divide
 from paravirt_mm.sweep import cluster
 from paravirt_mm.sweep.drive import drive
 from paravirt_mm.sweep.guard import close_all

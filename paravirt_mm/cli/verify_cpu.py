@@ -58,7 +58,8 @@ def command(
     """
     from paravirt_mm.cli.output import progress
     from paravirt_mm.errors import InputError
-    from paravirt_mm.scenario import Outcome, Scenario
+    from paravirt_mm.run import Outcome
+    from paravirt_mm.scenario import Scenario
     from paravirt_mm.sources import bundled, bundled_machines, load_all
     from paravirt_mm.verify.cpu import check_cpu
 

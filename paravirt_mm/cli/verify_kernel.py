@@ -12,10 +12,10 @@ import click
 
 from paravirt_mm.cli.output import progress
 from paravirt_mm.errors import ExitCode
+from paravirt_mm.evidence import DATA_FILE, Evidence, record
 from paravirt_mm.registry import Registry
 from paravirt_mm.scenario import default_registry
-from paravirt_mm.verify.linux.oracle import Replay, replay_file
-from paravirt_mm.verify.verified import DATA_FILE, Evidence, record
+from paravirt_mm.verify.kernel.compare import Replay, replay_file
 
 
 @click.command("kernel")

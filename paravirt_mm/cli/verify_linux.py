@@ -13,9 +13,13 @@ import click
 
 from paravirt_mm.cli.output import progress
 from paravirt_mm.errors import ExitCode, InputError
+from paravirt_mm.evidence import DATA_FILE, Evidence, record
 from paravirt_mm.scenario import default_registry
 from paravirt_mm.sources import load_each
-from paravirt_mm.verify.linux.harness import (
+from paravirt_mm.verify.kernel.compare import Replay
+from paravirt_mm.verify.linux.compare import replay, replay_file
+from paravirt_mm.verify.linux.maps import NamedMap, builtin_maps, map_of, random_maps
+from paravirt_mm.verify.linux.qemu import (
     DEFAULT_TIMEOUT,
     BootError,
     Kernel,
@@ -26,10 +30,6 @@ from paravirt_mm.verify.linux.harness import (
     find_kernel,
     find_qemu,
 )
-from paravirt_mm.verify.linux.live import replay, replay_file
-from paravirt_mm.verify.linux.live_maps import NamedMap, builtin_maps, map_of, random_maps
-from paravirt_mm.verify.linux.oracle import Replay
-from paravirt_mm.verify.verified import DATA_FILE, Evidence, record
 
 
 @attrs.frozen

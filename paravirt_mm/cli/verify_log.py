@@ -12,9 +12,10 @@ import click
 
 from paravirt_mm.cli.output import progress
 from paravirt_mm.errors import ExitCode, InputError
+from paravirt_mm.evidence import DATA_FILE, Evidence, record
 from paravirt_mm.scenario import default_registry
 from paravirt_mm.sources import read_boot_log
-from paravirt_mm.verify.linux.log import (
+from paravirt_mm.verify.log.check import (
     LineVerdict,
     LogLine,
     LogReport,
@@ -22,8 +23,7 @@ from paravirt_mm.verify.linux.log import (
     summary,
     with_reason,
 )
-from paravirt_mm.verify.linux.variants import all_series
-from paravirt_mm.verify.verified import DATA_FILE, Evidence, record
+from paravirt_mm.verify.log.variants import all_series
 
 
 @click.command(

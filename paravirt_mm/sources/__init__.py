@@ -5,9 +5,9 @@ a kernel printed about its mappings, line by line. Nothing here trusts its input
 and what is wrong raises `paravirt_mm.errors.InputError` with file, line and remedy.
 """
 
-from paravirt_mm.sources.bootlog import BootLog
+from paravirt_mm.sources.bootlog.facts import BootLog
 from paravirt_mm.sources.bundled import bundled, bundled_machines
-from paravirt_mm.sources.detect import load, load_all, load_each, read_boot_log
+from paravirt_mm.sources.load import load, load_all, load_each, read_boot_log
 
 __all__ = [
     "BootLog",

@@ -16,10 +16,10 @@ from paravirt_mm.errors import InputError
 from paravirt_mm.machine.e820 import E820Type, MemoryMap
 from paravirt_mm.machine.model import CpuFeatures, KernelImage, Machine, Provenance
 from paravirt_mm.machine.paging import MODES
-from paravirt_mm.sources.assume import KernelHints, place_kernel
-from paravirt_mm.sources.checks import Checker
-from paravirt_mm.sources.lines import printable
-from paravirt_mm.sources.maptypes import log_type
+from paravirt_mm.sources.bootlog.assume import KernelHints, place_kernel
+from paravirt_mm.sources.decoded import Checker
+from paravirt_mm.sources.e820_words import log_type
+from paravirt_mm.sources.text import printable
 
 FORMAT = "paravirt-mm-machine-1"
 """First key of every file; the number changes when a reader of old files would misread new ones."""

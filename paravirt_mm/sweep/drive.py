@@ -7,7 +7,7 @@ from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
 from itertools import islice
 
 from paravirt_mm.errors import SpecError
-from paravirt_mm.sources.parts import Part
+from paravirt_mm.sources.inputs import Part
 from paravirt_mm.sweep.guard import run_chunk
 from paravirt_mm.sweep.settings import Chunk, ChunkResult, Settings
 from paravirt_mm.sweep.store import Store

@@ -18,8 +18,8 @@ from collections.abc import Iterator
 from multiprocessing import Pipe
 
 from paravirt_mm.report.values import size
-from paravirt_mm.scenario import Outcome
-from paravirt_mm.sources.parts import Part
+from paravirt_mm.run import Outcome
+from paravirt_mm.sources.inputs import Part
 from paravirt_mm.sweep.settings import (
     LIMIT,
     Chunk,

@@ -9,9 +9,9 @@ from typing import Any
 
 import attrs
 
+from paravirt_mm.comparison import DEFAULT_ALLOCATORS, DEFAULT_BACKENDS
 from paravirt_mm.machine.paging import MIB
-from paravirt_mm.report.comparison import DEFAULT_ALLOCATORS, DEFAULT_BACKENDS
-from paravirt_mm.sources.parts import Part
+from paravirt_mm.sources.inputs import Part
 
 UNREADABLE = "unreadable"
 """Outcome of the scenarios of an input that gives no machine."""

@@ -10,8 +10,9 @@ from paravirt_mm.errors import InputError, ParavirtMmError
 from paravirt_mm.machine.model import Machine
 from paravirt_mm.registry import Registry
 from paravirt_mm.report.values import printable
-from paravirt_mm.scenario import Outcome, Scenario
-from paravirt_mm.sources.parts import Part
+from paravirt_mm.run import Outcome
+from paravirt_mm.scenario import Scenario
+from paravirt_mm.sources.inputs import Part
 from paravirt_mm.sweep.settings import (
     LIMIT,
     UNREADABLE,

@@ -13,8 +13,7 @@ from functools import partial
 from typing import Any, ClassVar
 
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, given, settings, strategies as st
 
 from paravirt_mm.engine.answers import Refusal
 from paravirt_mm.engine.trace import MadeReadonly, RunStarted, TablesAllocated, TablesAttached
@@ -23,7 +22,8 @@ from paravirt_mm.machine.paging import PAGE_SIZE
 from paravirt_mm.machine.ranges import RangeSet
 from paravirt_mm.options import PluginSpec
 from paravirt_mm.registry import Manager, Plugin, Registry, problems
-from paravirt_mm.scenario import Outcome, Run, Scenario
+from paravirt_mm.run import Outcome, Run
+from paravirt_mm.scenario import Scenario
 from paravirt_mm.sources import bundled, bundled_machines
 from paravirt_mm.testing.expected import Expected, judge
 from paravirt_mm.testing.generator import generate

@@ -7,7 +7,7 @@ from fnmatch import fnmatchcase
 
 import attrs
 
-from paravirt_mm.scenario import Outcome, Run
+from paravirt_mm.run import Outcome, Run
 
 
 @attrs.frozen
@@ -41,8 +41,7 @@ def judge(run: Run, expected: Iterable[Expected] = ()) -> str | None:
     otherwise; one that does not come true is stale, and that is wrong too. ``error`` and findings
     are never right.
     """
-    scenario = run.scenario
-    names = str(scenario.allocator), str(scenario.backend), scenario.machine.name
+    names = str(run.allocator), str(run.backend), run.machine.name
     where = " on ".join((" under ".join(names[:2]), names[2]))
     if run.verdict.outcome is Outcome.ERROR:
         return f"{where}: {run.verdict}"

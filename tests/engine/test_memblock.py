@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import portion
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from paravirt_mm import Memblock, PageRun, RangeSet
 

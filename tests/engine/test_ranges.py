@@ -6,8 +6,7 @@ import itertools
 
 import portion
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from paravirt_mm import RangeMap, RangeSet, align_down, align_up
 

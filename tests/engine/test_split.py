@@ -5,8 +5,7 @@ from __future__ import annotations
 import itertools
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from paravirt_mm import MODES, Memblock, Piece, RangeSet
 from paravirt_mm.engine.split import merge_equal, promote_to_large, split_by_alignment

@@ -47,14 +47,14 @@ def _runs() -> list[Run]:
 RUNS = _runs()
 
 
-@pytest.fixture(params=RUNS, ids=lambda run: f"{run.scenario.allocator}-{run.scenario.backend}")
+@pytest.fixture(params=RUNS, ids=lambda run: f"{run.allocator}-{run.backend}")
 def run(request: pytest.FixtureRequest) -> Run:
     found: Run = request.param
     return found
 
 
 def test_enough_runs_end_well() -> None:
-    seen = Counter((str(run.scenario.allocator), str(run.scenario.backend)) for run in RUNS)
+    seen = Counter((str(run.allocator), str(run.backend)) for run in RUNS)
     assert all(seen[allocator, backend] >= 2 for allocator in ALLOCATORS for backend in BACKENDS)
 
 
@@ -87,7 +87,7 @@ def test_tables_go_through_their_stages_in_order(run: Run) -> None:
 
 def test_every_entry_is_written_once(run: Run) -> None:
     """As many leaf entries as pages mapped, and one entry for each table but the root."""
-    mode = run.scenario.machine.mode
+    mode = run.machine.mode
     written: Counter[tuple[int, EntryKind]] = Counter()
     wanted: Counter[tuple[int, EntryKind]] = Counter()
     for event in run.trace:
@@ -117,7 +117,7 @@ def test_no_page_is_two_tables(run: Run) -> None:
 
 def test_walk_and_completion_list_the_same_tables(run: Run) -> None:
     """Both orders hold each table once; parents come first in one and last in the other."""
-    mode = run.scenario.machine.mode
+    mode = run.machine.mode
     for event in run.trace:
         if not isinstance(event, TablesAllocated) or event.batch.count > 3000:
             continue

@@ -11,8 +11,7 @@ from __future__ import annotations
 from collections import Counter
 
 import attrs
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from paravirt_mm import (
     MODES,

@@ -20,13 +20,13 @@ from paravirt_mm.engine.trace import (
     SurplusReleased,
     TablesAllocated,
 )
+from paravirt_mm.invariants.rules import check
 from paravirt_mm.testing import (
     AscendingAllocator,
     BlockAllocator,
     PlainPlatform,
     TypingPlatform,
 )
-from paravirt_mm.verify.invariants import check
 
 RunPair = Callable[[type[Any], type[Any]], Run]
 MIB = 1 << 20

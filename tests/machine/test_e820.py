@@ -5,8 +5,7 @@ from __future__ import annotations
 import time
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from paravirt_mm.machine.e820 import E820Entry, E820Type, MemoryMap
 from paravirt_mm.machine.paging import GIB, MIB, PAGE_SIZE

@@ -33,7 +33,7 @@ from paravirt_mm import (
 )
 from paravirt_mm.engine.trace import RangeSplit
 from paravirt_mm.machine.release import leading_version
-from paravirt_mm.verify.linux import variants
+from paravirt_mm.verify.log import variants
 from paravirt_mm_incremental import releases as incremental
 from paravirt_mm_legacy_linear import releases as linear
 

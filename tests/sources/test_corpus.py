@@ -7,7 +7,14 @@ import json
 from paravirt_mm.errors import InputError
 from paravirt_mm.machine.ranges import RangeSet
 from paravirt_mm.sources import bundled, bundled_machines, load, load_each, read_boot_log
-from paravirt_mm.sources.bootlog import BootLog, BrkTable, LastPfn, MappedRange, Place, TableBlock
+from paravirt_mm.sources.bootlog.facts import (
+    BootLog,
+    BrkTable,
+    LastPfn,
+    MappedRange,
+    Place,
+    TableBlock,
+)
 
 # The index tells the releases of these from elsewhere; their logs do not say it.
 RELEASE_NOT_IN_THE_LOG = 6

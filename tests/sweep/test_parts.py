@@ -13,7 +13,7 @@ import pytest
 from paravirt_mm.errors import InputError
 from paravirt_mm.machine.model import Machine
 from paravirt_mm.sources import bundled_machines, load_each
-from paravirt_mm.sources.parts import CarriedPart, GeneratedPart, Part, divide
+from paravirt_mm.sources.inputs import CarriedPart, GeneratedPart, Part, divide
 from paravirt_mm.sweep.drive import chunks
 from paravirt_mm.testing import generate
 
@@ -56,7 +56,7 @@ def test_archive_is_carried_member_by_member(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Content and order decide the digests; a member that is too long costs itself only."""
-    monkeypatch.setattr("paravirt_mm.sources.parts.MAX_PART_BYTES", 1 << 20)
+    monkeypatch.setattr("paravirt_mm.sources.inputs.MAX_PART_BYTES", 1 << 20)
     path = tmp_path / "logs.tar.xz"
     good = b"BIOS-e820: 0000000000100000 - 0000000040000000 (usable)\n"
     _tar(path, {"a": good, "b": b"", "huge": b"\0" * ((1 << 20) + 1), "c": good})

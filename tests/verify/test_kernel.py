@@ -15,7 +15,7 @@ from click.testing import CliRunner
 from paravirt_mm import InputError, default_registry
 from paravirt_mm.cli.main import cli
 from paravirt_mm.errors import ExitCode
-from paravirt_mm.verify.linux.oracle import Replay, replay, replay_file
+from paravirt_mm.verify.kernel.compare import Replay, replay, replay_file
 
 from . import naive_linux
 

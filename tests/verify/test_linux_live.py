@@ -25,7 +25,8 @@ from typing import Any
 
 import pytest
 
-from paravirt_mm.verify.linux.harness import (
+from paravirt_mm.verify.linux.maps import builtin_maps
+from paravirt_mm.verify.linux.qemu import (
     BootError,
     GdbError,
     Kernel,
@@ -38,18 +39,17 @@ from paravirt_mm.verify.linux.harness import (
     find_qemu,
     walk_direct_map,
 )
-from paravirt_mm.verify.linux.harness.gdbremote import REQUIRED_REGISTERS, GdbClient
-from paravirt_mm.verify.linux.harness.handover import identity_tables
-from paravirt_mm.verify.linux.harness.image import (
+from paravirt_mm.verify.linux.qemu.gdbremote import REQUIRED_REGISTERS, GdbClient
+from paravirt_mm.verify.linux.qemu.handover import identity_tables
+from paravirt_mm.verify.linux.qemu.image import (
     decompress_payload,
     load_segments,
     parse_setup_header,
 )
-from paravirt_mm.verify.linux.harness.kallsyms import parse_kallsyms
-from paravirt_mm.verify.linux.harness.kernelmem import KernelMemory
-from paravirt_mm.verify.linux.harness.qemu import kernel_parameters
-from paravirt_mm.verify.linux.harness.ram import FOUR_GIB, GuestRam, RamLayout
-from paravirt_mm.verify.linux.live_maps import builtin_maps
+from paravirt_mm.verify.linux.qemu.kallsyms import parse_kallsyms
+from paravirt_mm.verify.linux.qemu.kernelmem import KernelMemory
+from paravirt_mm.verify.linux.qemu.process import kernel_parameters
+from paravirt_mm.verify.linux.qemu.ram import FOUR_GIB, GuestRam, RamLayout
 
 DATA = Path(__file__).parents[1] / "data" / "linux_live"
 MAPS = {named.name: named.spec for named in builtin_maps()}
@@ -743,7 +743,7 @@ def test_live_boot_leaves_no_qemu_when_it_is_killed(kernel: Kernel, tmp_path: Pa
     wrapper.write_text("#!/bin/sh\n" + script)
     wrapper.chmod(0o755)
     code = (
-        "import sys; from pathlib import Path; from paravirt_mm.verify.linux.harness import *;"
+        "import sys; from pathlib import Path; from paravirt_mm.verify.linux.qemu import *;"
         "boot(MapSpec(ram=[(0, 1 << 30)], entry='firmware'), Path(sys.argv[1]), qemu=sys.argv[2])"
     )
     command = [sys.executable, "-c", code, str(kernel.vmlinuz), str(wrapper)]

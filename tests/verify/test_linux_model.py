@@ -24,7 +24,9 @@ from paravirt_mm.machine.e820 import E820Type, MemoryMap
 from paravirt_mm.machine.model import CpuFeatures, Machine
 from paravirt_mm.machine.paging import GIB, I386_PAE, MIB, PAGE_SIZE, TIB, X86_64_LA57
 from paravirt_mm.sources import bundled, bundled_machines
-from paravirt_mm.verify.linux.harness import (
+from paravirt_mm.verify.linux.compare import machine_of, replay, spec_of, upstream_release
+from paravirt_mm.verify.linux.maps import NamedMap, builtin_maps, map_of, random_maps
+from paravirt_mm.verify.linux.qemu import (
     KERNEL_VARIABLE,
     Kernel,
     LiveUnavailableError,
@@ -34,9 +36,7 @@ from paravirt_mm.verify.linux.harness import (
     find_kernel,
     find_qemu,
 )
-from paravirt_mm.verify.linux.harness.image import Segment
-from paravirt_mm.verify.linux.live import machine_of, replay, spec_of, upstream_release
-from paravirt_mm.verify.linux.live_maps import NamedMap, builtin_maps, map_of, random_maps
+from paravirt_mm.verify.linux.qemu.image import Segment
 
 DATA = Path(__file__).parents[1] / "data" / "linux_live"
 FILES = sorted(DATA.glob("linux-*.jsonl"))

@@ -17,8 +17,8 @@ from paravirt_mm.cli.main import cli
 from paravirt_mm.errors import ExitCode
 from paravirt_mm.machine.release import leading_version
 from paravirt_mm.sources import read_boot_log
-from paravirt_mm.sources.bootlog import Fact
-from paravirt_mm.verify.linux.log import (
+from paravirt_mm.sources.bootlog.facts import Fact
+from paravirt_mm.verify.log.check import (
     MAX_LINES,
     MAX_REASONS,
     LineVerdict,
@@ -29,8 +29,8 @@ from paravirt_mm.verify.linux.log import (
     summary,
     with_reason,
 )
-from paravirt_mm.verify.linux.variants import all_series, candidates
-from paravirt_mm.verify.linux.words import Words
+from paravirt_mm.verify.log.variants import all_series, candidates
+from paravirt_mm.verify.log.words import Words
 
 DATA = Path(__file__).parents[1] / "data" / "logs"
 EXPECTED: dict[str, tuple[str, int, int, int]] = json.loads((DATA / "boot-logs.json").read_text())

@@ -113,7 +113,7 @@ class Incremental:
         """Say how many tables were made for the trampoline, if any were."""
         if not self.kaslr:
             return None
-        tables = self._linux.trampoline_tables(run.scenario.machine.mode)
+        tables = self._linux.trampoline_tables(run.machine.mode)
         return {"trampoline_tables": tables}
 
     @hookimpl

@@ -71,7 +71,7 @@ def xen(
     Exit code: 0 all agree, 1 some differ, 3 a file is missing or damaged, or a piece for --live is
     missing.
     """
-    from paravirt_mm_xen.verify_xen import Request, verify
+    from paravirt_mm_xen.verify import Request, verify
 
     if not (files or live or runs):
         raise click.UsageError("give at least one FILE of traces, or --live, or --runs")

@@ -1,7 +1,7 @@
 """A run as hypercalls: what its allocator did under this backend, operation by operation.
 
 `translate` turns the trace of a run into a trace of hypervisor operations
-(`paravirt_mm_xen.live.trace`), which the model of Xen's page typing and the real hypervisor both
+(`paravirt_mm_xen.traces.format`), which the model of Xen's page typing and the real hypervisor both
 answer. Every operation must be accepted; the first that is not, is a finding (rule 6).
 
 What the operations stand for
@@ -58,16 +58,16 @@ from paravirt_mm import (
     TablesAllocated,
     TablesAttached,
     TablesPinned,
+    Trace as RunTrace,
     Way,
     align_down,
     align_up,
 )
-from paravirt_mm import Trace as RunTrace
-from paravirt_mm_xen.domain import DomainKind, boot_l1_pages
-from paravirt_mm_xen.live.trace import MAX_OPERATIONS, MAX_PAGES, Operation, Trace
+from paravirt_mm_xen.domain.layout import DomainKind, boot_l1_pages
 from paravirt_mm_xen.mmu.releases import RECORDED, Release
-from paravirt_mm_xen.mmu.traces import TraceGuest
-from paravirt_mm_xen.verify_traces import answer_in_words, words
+from paravirt_mm_xen.traces.format import MAX_OPERATIONS, MAX_PAGES, Operation, Trace
+from paravirt_mm_xen.traces.guest import TraceGuest
+from paravirt_mm_xen.traces.recorded import answer_in_words, words
 
 READ_ONLY = 0x65
 WRITABLE = 0x67
@@ -692,7 +692,7 @@ def replay(replayed: Replay, release: Release = RECORDED) -> ModelReplay:
 
 
 RULE = 6
-"""The rule of `paravirt_mm.verify.invariants` that a replay checks."""
+"""The rule of `paravirt_mm.invariants.rules` that a replay checks."""
 
 
 def findings(trace: RunTrace, limit_bytes: int) -> list[Finding]:

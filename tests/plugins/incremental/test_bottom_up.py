@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import attrs
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from paravirt_mm.engine.memblock import Memblock
 from paravirt_mm.engine.pages import PageRun, Source
@@ -17,7 +16,8 @@ from paravirt_mm.machine.e820 import E820Type, MemoryMap
 from paravirt_mm.machine.model import CpuFeatures, KernelImage, Machine
 from paravirt_mm.machine.paging import MIB, PAGE_SIZE
 from paravirt_mm.machine.ranges import RangeSet
-from paravirt_mm.scenario import Run, Scenario
+from paravirt_mm.run import Run
+from paravirt_mm.scenario import Scenario
 from paravirt_mm_incremental.releases import BottomUp, NoBlock, change_for
 
 KERNEL = KernelImage(16 * MIB, 30 * MIB, 30 * MIB, 30 * MIB + 12 * PAGE_SIZE, 30 * MIB + 0x30000)

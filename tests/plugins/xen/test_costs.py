@@ -20,9 +20,9 @@ from paravirt_mm import (
     StepStarted,
     bundled,
 )
-from paravirt_mm_xen.clears import cleared_entries
+from paravirt_mm_xen.empty_entries import cleared_entries
 from paravirt_mm_xen.replay import replay, translate
-from paravirt_mm_xen.verify_xen import guest_machine
+from paravirt_mm_xen.verify import guest_machine
 
 MIB = 1 << 20
 BOOT = {

@@ -10,8 +10,13 @@ import attrs
 import pytest
 
 from paravirt_mm import MODES, KernelImage, Span, bundled
-from paravirt_mm_xen.domain import P2mPlace, arrange, arrange_machine, loaded_kernel
-from paravirt_mm_xen.domain import boot_tables_needed as tables_needed
+from paravirt_mm_xen.domain.layout import (
+    P2mPlace,
+    arrange,
+    arrange_machine,
+    boot_tables_needed as tables_needed,
+    loaded_kernel,
+)
 
 
 @attrs.frozen

@@ -20,13 +20,20 @@ from paravirt_mm import (
     bundled,
 )
 from paravirt_mm.registry import Plugin
-from paravirt_mm.sources.bootlog import Fact
-from paravirt_mm.sources.xen import HypervisorScan
-from paravirt_mm.verify.linux.log import LineVerdict
-from paravirt_mm_xen import Xen
-from paravirt_mm_xen.arrangement_log import check_arrangement, predict, read_given
-from paravirt_mm_xen.collisions import CHANGES, Collision, Outcome, find_collisions, needs, summary
-from paravirt_mm_xen.domain import (
+from paravirt_mm.sources.bootlog.facts import Fact
+from paravirt_mm.sources.bootlog.xen import HypervisorScan
+from paravirt_mm.verify.log.check import LineVerdict
+from paravirt_mm_xen.backend import Xen
+from paravirt_mm_xen.domain.arrangement_log import check_arrangement, predict, read_given
+from paravirt_mm_xen.domain.collisions import (
+    CHANGES,
+    Collision,
+    Outcome,
+    find_collisions,
+    needs,
+    summary,
+)
+from paravirt_mm_xen.domain.layout import (
     DomainKind,
     P2mPlace,
     arrange,
@@ -36,7 +43,7 @@ from paravirt_mm_xen.domain import (
     first_allocation,
     high_p2m_frames,
 )
-from paravirt_mm_xen.verify_xen import guest_machine
+from paravirt_mm_xen.verify import guest_machine
 
 MIB = 1 << 20
 PAGE = 4096

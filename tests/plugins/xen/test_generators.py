@@ -11,8 +11,8 @@ from collections import Counter
 import pytest
 
 from paravirt_mm.errors import SpecError
-from paravirt_mm_xen.generators import GENERATORS, RECORDED_FORMAT, generate, make
-from paravirt_mm_xen.live.trace import SHAPES, Trace, check
+from paravirt_mm_xen.traces.format import SHAPES, Trace, check
+from paravirt_mm_xen.traces.generators import GENERATORS, RECORDED_FORMAT, generate, make
 
 RECORDED = {
     "pin", "unpin", "update_va_mapping", "mmu_update", "write",
@@ -43,7 +43,7 @@ def test_the_seed_decides_everything(name: str) -> None:
 def test_another_process_makes_the_same_traces() -> None:
     """String hashing differs from process to process; the traces must not."""
     code = (
-        "import hashlib; from paravirt_mm_xen.generators import GENERATORS, generate;"
+        "import hashlib; from paravirt_mm_xen.traces.generators import GENERATORS, generate;"
         "text = ''.join(t.to_json() for t in generate(list(GENERATORS), 9, 3000));"
         "print(hashlib.sha256(text.encode()).hexdigest())"
     )

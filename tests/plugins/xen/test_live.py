@@ -13,7 +13,6 @@ from pathlib import Path
 
 import pytest
 
-from paravirt_mm_xen.generators import GENERATORS, generate
 from paravirt_mm_xen.live import (
     ENVIRONMENT,
     BootError,
@@ -24,8 +23,9 @@ from paravirt_mm_xen.live import (
     find_pieces,
 )
 from paravirt_mm_xen.live.build import build_guest
-from paravirt_mm_xen.mmu.traces import predict, read_traces
-from paravirt_mm_xen.verify_live import compare, compare_recorded, run
+from paravirt_mm_xen.live.compare import compare, compare_recorded, run
+from paravirt_mm_xen.traces.generators import GENERATORS, generate
+from paravirt_mm_xen.traces.guest import predict, read_traces
 
 pytestmark = pytest.mark.slow
 

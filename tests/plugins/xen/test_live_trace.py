@@ -7,7 +7,7 @@ import json
 import pytest
 
 from paravirt_mm.errors import InputError
-from paravirt_mm_xen.live.trace import MAX_PAGES, SHAPES, Trace, check
+from paravirt_mm_xen.traces.format import MAX_PAGES, SHAPES, Trace, check
 
 VALID = [
     ["pin", 4, 7],

@@ -10,7 +10,7 @@ import pytest
 import paravirt_mm_xen.live.wire as wire
 from paravirt_mm_xen.live import BootError, Trace
 from paravirt_mm_xen.live.build import GUEST_SOURCES
-from paravirt_mm_xen.live.trace import MAX_BATCH, SHAPES
+from paravirt_mm_xen.traces.format import MAX_BATCH, SHAPES
 
 HEADER = (GUEST_SOURCES / "wire.h").read_text()
 

@@ -15,7 +15,7 @@ from paravirt_mm_xen.mmu.codes import (
     PF_WRITE_PROTECTED,
 )
 from paravirt_mm_xen.mmu.entries import ACCESSED, DIRTY, GLOBAL, PRESENT, USER, XEN_FRAME
-from paravirt_mm_xen.mmu.traces import TraceGuest
+from paravirt_mm_xen.traces.guest import TraceGuest
 
 RO, RW = 0x65, 0x67
 A, B, C, D, E = range(5)

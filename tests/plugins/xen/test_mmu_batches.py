@@ -14,7 +14,7 @@ from paravirt_mm_xen.mmu import (
     UpdateVaMapping,
 )
 from paravirt_mm_xen.mmu.codes import EACCES, EBUSY, EINVAL, ENOSYS, EOPNOTSUPP, OK
-from paravirt_mm_xen.mmu.traces import TraceGuest
+from paravirt_mm_xen.traces.guest import TraceGuest
 
 RO, RW = 0x65, 0x67
 A, B, C, D = range(4)

@@ -11,7 +11,7 @@ import pytest
 
 from paravirt_mm_xen.mmu.codes import EBUSY, EINVAL, ENOSYS, OK, PF_WRITE_PROTECTED
 from paravirt_mm_xen.mmu.entries import PSE, XEN_FRAME
-from paravirt_mm_xen.mmu.traces import TraceGuest
+from paravirt_mm_xen.traces.guest import TraceGuest
 
 RO, RW = 0x65, 0x67
 NO_SUCH_FRAME = 0xFFFFFFF

@@ -22,7 +22,7 @@ from paravirt_mm_xen.mmu.entries import (
     USER,
     XEN_FRAME,
 )
-from paravirt_mm_xen.mmu.traces import TraceGuest
+from paravirt_mm_xen.traces.guest import TraceGuest
 
 RO, RW = 0x65, 0x67
 A, B, C, D, E, F = range(6)

@@ -8,7 +8,7 @@ import attrs
 import pytest
 
 from paravirt_mm import BootState, E820Type, Machine, MemoryMap, Run, Scenario, bundled
-from paravirt_mm_xen import TableEntries, Xen
+from paravirt_mm_xen.backend import TableEntries, Xen
 from paravirt_mm_xen.replay import (
     BOOT,
     PROBE,
@@ -18,7 +18,7 @@ from paravirt_mm_xen.replay import (
     replay,
     translate,
 )
-from paravirt_mm_xen.verify_xen import ALLOCATORS, guest_machine, run_all
+from paravirt_mm_xen.verify import ALLOCATORS, guest_machine, run_all
 
 from .wrong import WRONG, Wrong, run_wrong
 

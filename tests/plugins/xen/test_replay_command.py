@@ -12,10 +12,10 @@ from click.testing import CliRunner, Result
 from paravirt_mm import InputError, SpecError
 from paravirt_mm.cli.main import cli
 from paravirt_mm.errors import ExitCode
-from paravirt_mm_xen import verify_xen
+from paravirt_mm_xen import verify as command
 from paravirt_mm_xen.live import ENVIRONMENT, MissingPieceError, Trace, find_pieces
-from paravirt_mm_xen.mmu.traces import predict
-from paravirt_mm_xen.verify_xen import guest_machine, run_all
+from paravirt_mm_xen.traces.guest import predict
+from paravirt_mm_xen.verify import guest_machine, run_all
 
 SAMPLE = Path(__file__).parents[3] / "tests/data/xen/xen-4.17.7-sample.jsonl.xz"
 
@@ -130,8 +130,8 @@ def test_a_wrong_model_is_shrunk_to_a_reproducer(monkeypatch: pytest.MonkeyPatch
     def wrong(trace: Trace, release: object) -> list[int]:
         return [0 if answer == -16 else answer for answer in predict(trace)]
 
-    monkeypatch.setattr(verify_xen, "predict", wrong)
-    monkeypatch.setattr(verify_xen, "run_all", lambda *_: iter(()))
+    monkeypatch.setattr(command, "predict", wrong)
+    monkeypatch.setattr(command, "run_all", lambda *_: iter(()))
     code, result = verify("--live", "--ops", "2000", "--generator", "trees")
     assert code == ExitCode.FINDINGS
     lines = result.stdout.splitlines()

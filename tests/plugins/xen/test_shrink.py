@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 
 import pytest
 
-from paravirt_mm_xen.generators import make
-from paravirt_mm_xen.live.trace import Operation, Trace, check
-from paravirt_mm_xen.shrink import compact, shrink
+from paravirt_mm_xen.traces.format import Operation, Trace, check
+from paravirt_mm_xen.traces.generators import make
+from paravirt_mm_xen.traces.shrink import compact, shrink
 
 
 class Oracle:

@@ -11,7 +11,7 @@ from click.testing import CliRunner, Result
 
 from paravirt_mm import SpecError
 from paravirt_mm.cli.main import cli
-from paravirt_mm_xen.verify_traces import answer_in_words, words
+from paravirt_mm_xen.traces.recorded import answer_in_words, words
 
 DATA = Path(__file__).parents[3] / "tests/data/xen"
 SAMPLE = DATA / "xen-4.17.7-sample.jsonl.xz"

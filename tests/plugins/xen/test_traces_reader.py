@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from paravirt_mm.errors import InputError
-from paravirt_mm_xen.live.trace import RecordedTrace, Trace
-from paravirt_mm_xen.mmu import traces
-from paravirt_mm_xen.mmu.traces import TraceReader, read_traces, replay
+from paravirt_mm_xen.traces import guest as traces
+from paravirt_mm_xen.traces.format import RecordedTrace, Trace
+from paravirt_mm_xen.traces.guest import TraceReader, read_traces, replay
 
 GOOD = {"id": "t", "pages": 4, "ops": [["pin", 1, 3], ["unpin", 3]], "rc": [-22, -22]}
 BATCH = {

@@ -10,10 +10,10 @@ from pathlib import Path
 import attrs
 import pytest
 
-from paravirt_mm_xen.live.trace import RecordedTrace
 from paravirt_mm_xen.mmu import RECORDED, RELEASES, Hypervisor
 from paravirt_mm_xen.mmu.entries import PRESENT, RW, entry_mfn
-from paravirt_mm_xen.mmu.traces import TraceGuest, predict, read_traces, replay
+from paravirt_mm_xen.traces.format import RecordedTrace
+from paravirt_mm_xen.traces.guest import TraceGuest, predict, read_traces, replay
 
 ROOT = Path(__file__).parents[3]
 DATA = ROOT / "tests/data/xen"

@@ -36,8 +36,8 @@ from paravirt_mm import (
 from paravirt_mm_incremental import Incremental
 from paravirt_mm_legacy_linear import LegacyLinear
 from paravirt_mm_native import Native
-from paravirt_mm_xen import Xen
-from paravirt_mm_xen.verify_xen import guest_machine
+from paravirt_mm_xen.backend import Xen
+from paravirt_mm_xen.verify import guest_machine
 
 API = 1
 GIB = 1 << 30

@@ -3,7 +3,7 @@
 from paravirt_mm_xen.live.errors import BootError, BuildError, LiveError, MissingPieceError
 from paravirt_mm_xen.live.pieces import ENVIRONMENT, Pieces, find_pieces
 from paravirt_mm_xen.live.session import LiveXen
-from paravirt_mm_xen.live.trace import RecordedTrace, Trace, check
+from paravirt_mm_xen.traces.format import RecordedTrace, Trace, check
 
 __all__ = [
     "ENVIRONMENT",

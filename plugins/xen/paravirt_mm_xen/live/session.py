@@ -14,8 +14,8 @@ from paravirt_mm_xen.live import qemu
 from paravirt_mm_xen.live.build import build_guest, unpack_hypervisor
 from paravirt_mm_xen.live.errors import BootError
 from paravirt_mm_xen.live.pieces import Pieces, find_pieces
-from paravirt_mm_xen.live.trace import Trace, check
 from paravirt_mm_xen.live.wire import guest_text, pack, parse_answers
+from paravirt_mm_xen.traces.format import Trace, check
 
 BOOT_PAGES = 1 << 18
 """Pages (1 GiB) that the traces of one boot share; a single larger trace gets a boot alone."""

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from paravirt_mm_xen.live.errors import BootError
-from paravirt_mm_xen.live.trace import FLUSHES, SHAPES, Field, Operation, Trace
+from paravirt_mm_xen.traces.format import FLUSHES, SHAPES, Field, Operation, Trace
 
 MAGIC = int.from_bytes(b"PTRACE1\0", "little")
 NO_PAGE = 0xFFFFFFFF
@@ -70,7 +70,7 @@ _XEN_LINE = re.compile(r"\(XEN\)[^\n]*(?:\n|$)")
 
 
 def pack(traces: Sequence[Trace]) -> bytes:
-    """The guest's input for traces that :func:`~paravirt_mm_xen.live.trace.check` accepted."""
+    """The guest's input for traces that :func:`~paravirt_mm_xen.traces.format.check` accepted."""
     parts = [HEADER.pack(MAGIC, len(traces), 0)]
     for trace in traces:
         records = b"".join(RECORD.pack(*record) for op in trace.ops for record in _records(op))

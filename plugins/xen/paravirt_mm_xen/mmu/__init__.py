@@ -4,11 +4,18 @@ Start with `hypercalls.Hypervisor`; then `validation` for what a type is.  ``doc
 tells the whole in prose.
 """
 
-from .boot import BootMapping
-from .entries import MODES, PV32_PAE, PV64, PvMode
-from .frames import Counters, Frame
-from .hypercalls import Batch, Command, Hypervisor, MmuextOp, MmuUpdate, UpdateVaMapping
-from .releases import RECORDED, RELEASES, Release
+from paravirt_mm_xen.mmu.boot import BootMapping
+from paravirt_mm_xen.mmu.entries import MODES, PV32_PAE, PV64, PvMode
+from paravirt_mm_xen.mmu.frames import Counters, Frame
+from paravirt_mm_xen.mmu.hypercalls import (
+    Batch,
+    Command,
+    Hypervisor,
+    MmuextOp,
+    MmuUpdate,
+    UpdateVaMapping,
+)
+from paravirt_mm_xen.mmu.releases import RECORDED, RELEASES, Release
 
 __all__ = [
     "MODES",

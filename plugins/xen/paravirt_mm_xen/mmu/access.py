@@ -11,7 +11,7 @@ written to a table holds at once.
 
 from __future__ import annotations
 
-from .codes import (
+from paravirt_mm_xen.mmu.codes import (
     GP_NOT_CANONICAL,
     OK,
     PF_READ_ABSENT,
@@ -19,10 +19,18 @@ from .codes import (
     PF_WRITE_ABSENT,
     PF_WRITE_PROTECTED,
 )
-from .entries import ACCESSED, ACCESSED_DIRTY, MFN_MASK, PAGE_SHIFT, PAGE_SIZE, PRESENT, RW
-from .frames import L1, TYPE, VALIDATED, Domain
-from .updates import read_entry, write_entry
-from .validation import adjust_l1e, get_page_from_l1e, put_page_from_l1e
+from paravirt_mm_xen.mmu.entries import (
+    ACCESSED,
+    ACCESSED_DIRTY,
+    MFN_MASK,
+    PAGE_SHIFT,
+    PAGE_SIZE,
+    PRESENT,
+    RW,
+)
+from paravirt_mm_xen.mmu.frames import L1, TYPE, VALIDATED, Domain
+from paravirt_mm_xen.mmu.updates import read_entry, write_entry
+from paravirt_mm_xen.mmu.validation import adjust_l1e, get_page_from_l1e, put_page_from_l1e
 
 _L2_SHIFT = 21
 _NO_ENTRIES: dict[int, int] = {}

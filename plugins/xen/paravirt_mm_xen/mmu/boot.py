@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from attrs import frozen
 
-from .entries import (
+from paravirt_mm_xen.mmu.entries import (
     ACCESSED,
     DIRTY,
     ENTRIES,
@@ -18,7 +18,7 @@ from .entries import (
     USER,
     make_entry,
 )
-from .frames import Domain
+from paravirt_mm_xen.mmu.frames import Domain
 
 _TABLE = PRESENT | RW | USER | ACCESSED | DIRTY
 _LEAF_RO = PRESENT | USER | ACCESSED | DIRTY

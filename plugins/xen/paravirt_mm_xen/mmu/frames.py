@@ -25,8 +25,8 @@ from typing import Final
 
 from attrs import frozen
 
-from .entries import CACHE_BITS, MFN_MASK, PV64, XEN_FRAME, PvMode
-from .releases import RECORDED, Release
+from paravirt_mm_xen.mmu.entries import CACHE_BITS, MFN_MASK, PV64, XEN_FRAME, PvMode
+from paravirt_mm_xen.mmu.releases import RECORDED, Release
 
 NONE: Final = 0
 L1, L2, L3, L4 = 1, 2, 3, 4

@@ -14,14 +14,24 @@ from typing import Final
 
 from attrs import frozen
 
-from . import access
-from .boot import BootMapping, build_tables
-from .codes import EACCES, EINVAL, ENOSYS, EOPNOTSUPP, OK
-from .entries import ACCESSED, NX, PAGE_SHIFT, PAGE_SIZE, PRESENT, PV64, USER, XEN_FRAME, PvMode
-from .frames import L1, L4, PINNED, TYPE, VALIDATED, Counters, Domain, Frame
-from .releases import RECORDED, Release
-from .updates import mod_directory_entry, mod_l1_entry, read_entry, write_entry
-from .validation import (
+from paravirt_mm_xen.mmu import access
+from paravirt_mm_xen.mmu.boot import BootMapping, build_tables
+from paravirt_mm_xen.mmu.codes import EACCES, EINVAL, ENOSYS, EOPNOTSUPP, OK
+from paravirt_mm_xen.mmu.entries import (
+    ACCESSED,
+    NX,
+    PAGE_SHIFT,
+    PAGE_SIZE,
+    PRESENT,
+    PV64,
+    USER,
+    XEN_FRAME,
+    PvMode,
+)
+from paravirt_mm_xen.mmu.frames import L1, L4, PINNED, TYPE, VALIDATED, Counters, Domain, Frame
+from paravirt_mm_xen.mmu.releases import RECORDED, Release
+from paravirt_mm_xen.mmu.updates import mod_directory_entry, mod_l1_entry, read_entry, write_entry
+from paravirt_mm_xen.mmu.validation import (
     defer_put,
     finish_pending,
     get_table_type,

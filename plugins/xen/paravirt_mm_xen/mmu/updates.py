@@ -6,10 +6,10 @@ entry held.  So a refusal changes nothing, and a reference that both hold never 
 
 from __future__ import annotations
 
-from .codes import EINVAL, EPERM, OK
-from .entries import ACCESSED_DIRTY, PRESENT, SIGNIFICANT
-from .frames import L3, L4, PAE_XEN_L2, Domain
-from .validation import (
+from paravirt_mm_xen.mmu.codes import EINVAL, EPERM, OK
+from paravirt_mm_xen.mmu.entries import ACCESSED_DIRTY, PRESENT, SIGNIFICANT
+from paravirt_mm_xen.mmu.frames import L3, L4, PAE_XEN_L2, Domain
+from paravirt_mm_xen.mmu.validation import (
     adjust_l1e,
     get_page_from_directory_entry,
     get_page_from_l1e,

@@ -18,8 +18,8 @@ Functions that can refuse return a code of `codes`; the others cannot fail.
 
 from __future__ import annotations
 
-from .codes import EBUSY, EINVAL, EPERM, OK
-from .entries import (
+from paravirt_mm_xen.mmu.codes import EBUSY, EINVAL, EPERM, OK
+from paravirt_mm_xen.mmu.entries import (
     CACHE_BITS,
     ENTRIES,
     GLOBAL,
@@ -35,7 +35,7 @@ from .entries import (
     USER,
     XEN_ENTRY,
 )
-from .frames import (
+from paravirt_mm_xen.mmu.frames import (
     L1,
     L2,
     L3,

@@ -1,0 +1,61 @@
+"""A finished run: how it ended, what it did, and every figure of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import StrEnum
+from functools import cached_property
+from types import MappingProxyType
+from typing import Any
+
+import attrs
+
+from paravirt_mm.engine.trace import Trace
+from paravirt_mm.invariants.rules import Finding
+from paravirt_mm.machine.model import Machine
+from paravirt_mm.measure.figures import measure
+from paravirt_mm.options import PluginSpec
+
+
+class Outcome(StrEnum):
+    """How a run ended."""
+
+    OK = "ok"
+    PANIC = "panic"
+    REJECTED = "rejected"
+    VIOLATION = "violation"
+    ERROR = "error"
+
+
+@attrs.frozen
+class Verdict:
+    """The end of a run in one line."""
+
+    outcome: Outcome
+    detail: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.outcome}: {self.detail}" if self.detail else str(self.outcome)
+
+
+@attrs.frozen(slots=False)
+class Run:
+    """A finished run: its trace, the findings of the invariants, and its verdict.
+
+    ``extra`` holds the columns that plugins added through ``pvmm_figures``.
+    """
+
+    machine: Machine
+    allocator: PluginSpec
+    backend: PluginSpec
+    trace: Trace
+    verdict: Verdict
+    findings: tuple[Finding, ...] = ()
+    extra: Mapping[str, Any] = MappingProxyType({})
+
+    @cached_property
+    def figures(self) -> Mapping[str, Any]:
+        """Every figure of `paravirt_mm.measure`, by name; empty where the run failed at once."""
+        if not self.trace.events:
+            return {}
+        return {**measure(self.trace), **self.extra}

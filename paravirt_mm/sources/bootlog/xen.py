@@ -1,0 +1,116 @@
+"""Xen's own console log: the host's memory map, and what the domain builder did with dom0.
+
+Formats: ``print_e820_memory_map`` prints exclusive ends up to Xen 4.14 (``A - B (usable)``) and
+inclusive ones since (``[A, B] (usable)``); ``construct_dom0`` prints the arrangements. With
+``console_timestamps=`` any line may carry a time in brackets.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Literal
+
+import attrs
+
+from paravirt_mm.errors import InputError
+from paravirt_mm.machine.e820 import E820Type, MemoryMap
+from paravirt_mm.machine.model import Machine
+from paravirt_mm.sources.bootlog.assume import machine_from_map
+from paravirt_mm.sources.bootlog.facts import DomainKernel, Fact, Place
+from paravirt_mm.sources.e820_words import log_type
+from paravirt_mm.sources.text import printable
+
+XEN_MARK = "(XEN)"
+
+_HEX = r"([0-9a-fA-F]{1,16})"
+_STAMP = re.compile(r"\((?:XEN|d\d+)\)(?: ?\[[-\d:. a-f]+\])?(?P<rest>.*)$")
+_VERSION = re.compile(r"\s*Xen version (\S+)")
+_MAP_HEADER = re.compile(r"\s*(Initial )?[\w-]+ RAM map:\s*$")
+_MAP_ENTRY = re.compile(rf"\s*(?:\[{_HEX}, {_HEX}\]|{_HEX} - {_HEX})\s+\((?P<type>[^)]*)\)?\s*$")
+_SECTION = re.compile(r"\s*(PHYSICAL|VIRTUAL) MEMORY ARRANGEMENT:")
+_PLACE = re.compile(
+    rf"\s*(?P<name>[A-Z][\w .-]{{0,30}}?):?\s+{_HEX}->{_HEX}(?: \((?P<pages>\d{{1,15}}) pages)?"
+)
+_ENTRY_POINT = re.compile(rf"\s*ENTRY ADDRESS: {_HEX}")
+_KERNEL = re.compile(
+    r"\s*Dom0 kernel: (?P<bits>32|64)-bit.*paddr (?:0x)?([0-9a-f]{1,16}) -> (?:0x)?([0-9a-f]{1,16})"
+)
+
+MAX_MAP_ENTRIES = 1 << 17
+"""More entries than this in one map are refused: firmware prints a few hundred at the most."""
+
+
+@attrs.define
+class HypervisorScan:
+    """Collects what Xen printed, line by line."""
+
+    entries: list[tuple[int, int, E820Type]] = attrs.field(factory=list)
+    facts: list[Fact] = attrs.field(factory=list)
+    version: str | None = None
+    _in_map: bool = False
+    _section: Literal["physical", "virtual"] | None = None
+
+    def feed(self, where: str, number: int, message: str) -> None:
+        """Take one line that starts with ``(XEN)``. Raises InputError for a map too long."""
+        stamped = _STAMP.match(message)
+        rest = stamped["rest"] if stamped else message
+        if self._in_map:
+            if entry := _MAP_ENTRY.match(rest):
+                self._add(where, entry)
+                return
+            self._in_map = False
+        if _MAP_HEADER.match(rest):
+            # With e820-verbose the map before fix-ups comes first; the last one is what Xen uses.
+            self._in_map = True
+            self.entries.clear()
+        elif version := _VERSION.match(rest):
+            self.version = printable(version[1], 40)
+        elif section := _SECTION.match(rest):
+            self._section = "physical" if section[1] == "PHYSICAL" else "virtual"
+        elif kernel := _KERNEL.match(rest):
+            start, end = int(kernel[2], 16), int(kernel[3], 16)
+            text = printable(rest)
+            self.facts.append(DomainKernel(number, text, int(kernel["bits"]), start, end))
+        elif self._section is not None:
+            self._place(number, rest)
+
+    def _add(self, where: str, match: re.Match[str]) -> None:
+        if len(self.entries) >= MAX_MAP_ENTRIES:
+            raise InputError(f"more than {MAX_MAP_ENTRIES} memory map entries", where)
+        inclusive = match[1] is not None
+        start, end = (match[1], match[2]) if inclusive else (match[3], match[4])
+        kind = log_type(match["type"]) or E820Type.RESERVED
+        self.entries.append((int(start, 16), int(end, 16) + inclusive, kind))
+
+    def _place(self, number: int, rest: str) -> None:
+        assert self._section is not None  # noqa: S101 - the caller looked
+        if place := _PLACE.match(rest):
+            self.facts.append(
+                Place(
+                    number,
+                    printable(rest),
+                    self._section,
+                    place["name"],
+                    int(place[2], 16),
+                    int(place[3], 16),
+                    int(place["pages"]) if place["pages"] else None,
+                )
+            )
+        elif entry := _ENTRY_POINT.match(rest):
+            address = int(entry[1], 16)
+            self.facts.append(
+                Place(number, printable(rest), self._section, "ENTRY ADDRESS", address, address)
+            )
+        elif rest.strip():
+            self._section = None
+
+    @property
+    def host_map(self) -> MemoryMap | None:
+        """The host's map as Xen printed it; None where it did not."""
+        return MemoryMap.sanitise(self.entries) if self.entries else None
+
+
+def host_machine(name: str, source: str, host_map: MemoryMap, version: str | None) -> Machine:
+    """Return the host below Xen as a machine that Linux could boot on."""
+    title = f"host of Xen {version}" if version else "host of Xen"
+    return machine_from_map(name, source, title, host_map)

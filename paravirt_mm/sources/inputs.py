@@ -1,0 +1,203 @@
+"""Inputs divided into parts that can be read on their own, in another process or on another host.
+
+A part names or carries what it takes to make its machines, and says by a digest whether it is still
+the same one later. Files stay files; members of archives and lines of record files are carried, so
+that an archive is unpacked once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+import attrs
+
+from paravirt_mm.errors import InputError
+from paravirt_mm.machine.model import Machine
+from paravirt_mm.sources import firmware_map
+from paravirt_mm.sources.load import (
+    _MEMMAP_MEMBER,
+    _TAR_MAGIC_AT,
+    HEAD_BYTES,
+    _files,
+    _machines,
+    load_each,
+    opened,
+)
+from paravirt_mm.sources.oracle_machines import MAX_RECORD_BYTES
+from paravirt_mm.sources.text import printable
+
+MAX_PART_BYTES = 64 << 20
+"""A member of an archive that is longer is not carried: it costs an error, not the memory."""
+
+_RECORD_FILE = re.compile(r"\.jsonl(?:\.(?:gz|bz2|xz))?$", re.IGNORECASE)
+
+Outcome = tuple[str, Machine | InputError]
+
+
+class Part(Protocol):
+    """One part of the inputs."""
+
+    @property
+    def source(self) -> str:
+        """Where it comes from, for people; harmless to print."""
+
+    def digest(self) -> str:
+        """Return what changes when the part does."""
+
+    def machines(self, boot: int | None) -> Iterator[Outcome]:
+        """Read it: ``(source, machine or error)``, like `paravirt_mm.sources.load_each`."""
+
+
+@attrs.frozen
+class FilePart:
+    """A file, a copy of /sys/firmware/memmap, or the name of a bundled machine."""
+
+    path: str
+
+    @property
+    def source(self) -> str:
+        """The path as given."""
+        return printable(self.path)
+
+    def digest(self) -> str:
+        """Name, size and time of change."""
+        try:
+            status = Path(self.path).stat()
+        except (OSError, ValueError):
+            return self.path
+        return f"{self.path}\0{status.st_size}\0{status.st_mtime_ns}"
+
+    def machines(self, boot: int | None) -> Iterator[Outcome]:
+        """Read the file."""
+        return load_each([self.path], boot)
+
+
+@attrs.frozen
+class CarriedPart:
+    """The content of an archive's member, of a line of a record file, or of standard input.
+
+    ``problem`` says why there is no content.
+    """
+
+    source: str
+    name: str
+    content: bytes = attrs.field(repr=False)
+    problem: str = ""
+
+    def digest(self) -> str:
+        """Name and content."""
+        return f"{self.source}\0{hashlib.sha256(self.content).hexdigest()}"
+
+    def machines(self, boot: int | None) -> Iterator[Outcome]:
+        """Read the content."""
+        try:
+            if self.problem:
+                raise InputError(self.problem)
+            stream = io.BufferedReader(cast("Any", io.BytesIO(self.content)), HEAD_BYTES)
+            for _, machine in _machines(stream, self.source, self.name, boot, nested=True):
+                yield self.source, machine
+        except InputError as error:
+            yield self.source, error
+
+
+@attrs.frozen
+class GeneratedPart:
+    """One machine of `paravirt_mm.testing.generate`."""
+
+    seed: int
+    number: int
+
+    @property
+    def source(self) -> str:
+        """Seed and number."""
+        return f"generated-{self.seed}-{self.number}"
+
+    def digest(self) -> str:
+        """The same."""
+        return self.source
+
+    def machines(self, boot: int | None) -> Iterator[Outcome]:
+        """Make it."""
+        from paravirt_mm.testing.generator import generated
+
+        yield self.source, generated(self.number, self.seed)
+
+
+def divide(specs: Iterable[str]) -> Iterator[Part]:
+    """Yield the parts of files, folders, archives and names of bundled machines, in order.
+
+    What cannot be opened becomes a part as well: reading it gives the error.
+    """
+    for spec in specs:
+        path = Path(spec)
+        if spec == "-" or not path.is_dir():
+            yield from _parts_of_file(spec)
+        elif firmware_map.is_memmap(path):
+            yield FilePart(spec)
+        else:
+            try:
+                for file in _files(path, printable(spec)):
+                    yield from _parts_of_file(str(file))
+            except InputError as error:
+                yield CarriedPart(printable(spec), path.name, b"", str(error))
+
+
+def _parts_of_file(spec: str) -> Iterator[Part]:
+    path = Path(spec)
+    source = printable(spec)
+    try:
+        if spec != "-" and not path.is_file():
+            yield FilePart(spec)
+            return
+        with opened(spec, source) as stream:
+            head = stream.peek(HEAD_BYTES)[:HEAD_BYTES]
+            if head[_TAR_MAGIC_AT : _TAR_MAGIC_AT + 5] == b"ustar":
+                yield from _members(stream, spec, source)
+            elif _RECORD_FILE.search(path.name):
+                yield from _records(stream, source)
+            elif spec == "-":
+                yield CarriedPart(source, "-", stream.read(MAX_PART_BYTES))
+            else:
+                yield FilePart(spec)
+    except InputError as error:
+        yield CarriedPart(source, path.name, b"", _message(error))
+
+
+def _message(error: InputError) -> str:
+    return str(error).removeprefix(f"{error.where}: ")
+
+
+def _members(stream: Any, spec: str, source: str) -> Iterator[Part]:
+    """Yield the members of a tar archive; one that copies /sys/firmware/memmap stays whole."""
+    import tarfile
+
+    with tarfile.open(fileobj=stream, mode="r|") as archive:
+        first = True
+        for member in archive:
+            file = archive.extractfile(member) if member.isreg() else None
+            if file is None:
+                continue
+            if first and spec != "-" and _MEMMAP_MEMBER.fullmatch(member.name):
+                yield FilePart(spec)
+                return
+            first = False
+            where = f"{source}:{printable(member.name)}"
+            name = Path(member.name).name
+            if member.size > MAX_PART_BYTES:
+                problem = f"longer than {MAX_PART_BYTES >> 20} MiB; unpack the archive"
+                yield CarriedPart(where, name, b"", problem)
+            else:
+                yield CarriedPart(where, name, file.read(MAX_PART_BYTES))
+
+
+def _records(stream: Any, source: str) -> Iterator[Part]:
+    number = 0
+    while line := stream.readline(MAX_RECORD_BYTES + 1):
+        number += 1
+        if line.strip():
+            yield CarriedPart(f"{source}:{number}", "record.json", line)

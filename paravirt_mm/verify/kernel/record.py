@@ -1,0 +1,273 @@
+"""What a run did, as a record of the kind that real kernel code leaves in an oracle file.
+
+`measured` runs a scenario and takes the record. Where the modelled kernel panics in the middle of a
+range, the engine has no tables of the piece at fault, but the kernel does: it stops at the first
+table that it cannot have. `_Watch` notes what was taken by then, and `_interrupted` works out how
+far the walk had come.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Generator, Iterable
+from itertools import islice
+from typing import Any, ClassVar
+
+import attrs
+
+from paravirt_mm.engine.boot import Boot
+from paravirt_mm.engine.pages import PageRun, Source, TablePages
+from paravirt_mm.engine.steps import Map, Step, TableDemand
+from paravirt_mm.engine.tables import Batch, MapPlan, TableRun
+from paravirt_mm.engine.trace import (
+    Panicked,
+    RangeSplit,
+    RunFinished,
+    TablesAllocated,
+    TablesReserved,
+)
+from paravirt_mm.errors import InputError, KernelPanic
+from paravirt_mm.hookspecs import API_VERSION, hookimpl
+from paravirt_mm.machine.model import Machine, Span
+from paravirt_mm.machine.paging import PAGE_SHIFT, PagingMode
+from paravirt_mm.machine.ranges import RangeSet
+from paravirt_mm.options import PluginSpec
+from paravirt_mm.registry import Manager, Registry
+from paravirt_mm.run import Run
+from paravirt_mm.scenario import Scenario, default_registry
+
+MAX_TABLES = 1 << 22
+"""16 GiB of tables; no more are listed one by one."""
+
+Table = tuple[int, int, int]
+"""(level, pfn, physical address that the table maps from)."""
+
+
+@attrs.frozen
+class Call:
+    """One range handed to the mapper, and its pieces ``(start, end, page size name)``."""
+
+    start: int
+    end: int
+    ranges: tuple[tuple[int, int, str], ...]
+
+
+@attrs.frozen
+class Guess:
+    """The block ``[start, top)`` of one call; ``used_end``: end of what became tables (or None)."""
+
+    start: int
+    top: int
+    used_end: int | None
+
+
+@attrs.frozen
+class Record:
+    """What a kernel did to a machine. Numbers are bytes unless a name says pfn; ends exclusive.
+
+    Fields have the names and the meaning of an oracle file's; None: the file does not say.
+    ``tables`` are sorted, ``hook_order`` is as they were handed to the paravirt hook. A file lists
+    a few hundred of them at the most, and always gives the hashes.
+    """
+
+    panic: str | None = None
+    steps: tuple[Call, ...] | None = None
+    guess: tuple[Guess, ...] | None = None
+    brk_tables: tuple[Span, ...] | None = None
+    table_count: dict[str, int] | None = None
+    tables: tuple[Table, ...] | None = None
+    tables_sha256: str | None = None
+    hook_order: tuple[tuple[int, int], ...] | None = None
+    hook_order_sha256: str | None = None
+    leaf_runs: tuple[tuple[int, int, int], ...] | None = None
+    reserved_after: tuple[Span, ...] | None = None
+
+
+def measured(machine: Machine, spec: str, registry: Registry | None = None) -> tuple[Run, Record]:
+    """Run an allocator natively on a machine; return the run and its record.
+
+    Raises `SpecError` for a wrong spec, InputError where the machine needs more than `MAX_TABLES`.
+    A run whose verdict is ``error`` gives an empty record.
+    """
+    registry = registry or default_registry()
+    parsed = PluginSpec.parse(spec)
+    plugin = registry.get(parsed.name, "allocator")
+    watch = _Watch(Manager([("allocator", plugin.create(dict(parsed.options)))]))
+    run = Scenario.of(machine, spec, "native", watch).run(registry)
+    if watch.boot is None or not run.trace.events:
+        return run, Record()
+    if watch.boot.tables_made > MAX_TABLES:
+        raise InputError(
+            f"machine {machine.name!r} needs {watch.boot.tables_made} tables;"
+            f" more than {MAX_TABLES} are not compared one by one"
+        )
+    return run, _record(run, watch.boot, watch.stopped)
+
+
+@attrs.frozen
+class _Stopped:
+    """A piece whose tables ran out: what mapping it takes, and the pages it got before that."""
+
+    plan: MapPlan
+    demand: TableDemand
+    pages: tuple[TablePages, ...]
+
+
+@attrs.define(eq=False)
+class _Watch:
+    """An observer that keeps the state of the run, and what a panic interrupts."""
+
+    pvmm_api: ClassVar[int] = API_VERSION
+
+    allocator: Manager
+    boot: Boot | None = None
+    stopped: _Stopped | None = None
+
+    @hookimpl(wrapper=True)
+    def pvmm_promise(self, boot: Boot) -> Generator[None, Any, Any]:
+        """Keep the state."""
+        self.boot = boot
+        return (yield)
+
+    @hookimpl(wrapper=True)
+    def pvmm_allocate_tables(
+        self, boot: Boot, step: Step, demand: TableDemand
+    ) -> Generator[None, Any, Any]:
+        """Where the pages do not suffice, ask for those that there were."""
+        try:
+            return (yield)
+        except KernelPanic as panic:
+            if isinstance(step, Map):
+                self.stopped = self._stopped(boot, step, demand, panic.missing_tables)
+            raise
+
+    def _stopped(self, boot: Boot, step: Map, demand: TableDemand, missing: int) -> _Stopped:
+        piece = next(part for part in boot.split(step) if part.start == demand.start)
+        plan = boot.tree.plan(piece.start, piece.end, piece.level, boot.fillable(step))
+        there = demand.count - missing
+        pages: tuple[TablePages, ...] = ()
+        if there > 0:
+            less = attrs.evolve(demand, by_level=((1, there),))
+            pages = tuple(
+                self.allocator.call("pvmm_allocate_tables", boot=boot, step=step, demand=less)
+            )
+        return _Stopped(plan, demand, pages)
+
+
+def _record(run: Run, boot: Boot, stopped: _Stopped | None) -> Record:
+    mode = boot.mode
+    events = run.trace.events
+    steps: list[Call] = []
+    guesses: list[Guess] = []
+    brk: list[Span] = []
+    batches: list[Batch] = []
+    panic = None
+    reserved = RangeSet()
+    for event in events:
+        if isinstance(event, RangeSplit):
+            pieces = tuple((p.start, p.end, mode.page_name(p.level)) for p in event.pieces)
+            steps.append(Call(event.start, event.end, pieces))
+        elif isinstance(event, TablesReserved):
+            block = event.pages[0].span
+            guesses.append(Guess(*block, None))
+        elif isinstance(event, TablesAllocated):
+            batches.append(event.batch)
+            for part in event.batch.pages:
+                if part.source is Source.BRK:
+                    brk += _pages(part.run)
+                elif part.source is Source.RESERVATION:
+                    guesses[-1] = attrs.evolve(guesses[-1], used_end=part.run.span[1])
+        elif isinstance(event, Panicked):
+            panic = event.reason
+        elif isinstance(event, RunFinished):
+            reserved.update(event.reserved)
+    tables = [table for batch in batches for table in _tables(batch.walk_order(), mode)]
+    hooks = [table for batch in batches for table in _tables(batch.completion_order(), mode)]
+    leaves = {level: RangeSet(boot.tree.leaves(level)) for level in boot.tree.leaf_levels}
+    if stopped is not None:
+        more, handed_over = _interrupted(stopped, boot, leaves)
+        tables += more
+        hooks += handed_over
+        for part in stopped.pages:
+            if part.source is Source.BRK:
+                brk += _pages(part.run)
+            reserved.add(*part.run.span)
+    tables.sort()
+    counts = Counter(level for level, _, _ in tables)
+    order = [(level, pfn) for level, pfn, _ in hooks]
+    return Record(
+        panic=panic,
+        steps=tuple(steps),
+        guess=tuple(guesses),
+        brk_tables=tuple(brk),
+        table_count={f"L{level}": counts[level] for level in range(1, mode.root_level)},
+        tables=tuple(tables),
+        tables_sha256=_sha256(f"{level} {pfn:x} {va:x}" for level, pfn, va in tables),
+        hook_order=tuple(order),
+        hook_order_sha256=_sha256(f"{level} {pfn:x}" for level, pfn in order),
+        leaf_runs=tuple(sorted((*span, level) for level, runs in leaves.items() for span in runs)),
+        reserved_after=tuple(reserved),
+    )
+
+
+def _interrupted(
+    stopped: _Stopped, boot: Boot, leaves: dict[int, RangeSet]
+) -> tuple[list[Table], list[Table]]:
+    """Return the tables of a piece that a panic cut short: those in the tree, those handed over.
+
+    The walk stops at the first table without a page. Its new ancestors are not attached, so nothing
+    below the highest of them is in the tree; whatever is finished by then has been handed over. The
+    leaf entries that are in the tree are added to ``leaves``.
+    """
+    mode, plan = boot.mode, stopped.plan
+    there = [
+        part.run.start + n * part.run.step for part in stopped.pages for n in range(part.run.count)
+    ]
+    walk = _walk(plan, stopped.demand.count, mode)
+    missing_level, missing_base = walk[len(there)]
+    taken = [(level, pfn, base) for (level, base), pfn in zip(walk, there, strict=False)]
+    above = [
+        (level, base)
+        for level, _, base in taken
+        if level > missing_level and base <= missing_base < base + mode.table_span(level)
+    ]
+    _, cut = max(above, default=(missing_level, missing_base))
+    finished = [table for table in taken if (table[0], table[2]) not in above]
+    for leaf in plan.replaced:
+        leaves[leaf.level].discard(leaf.start, min(leaf.end, cut))
+    for leaf in plan.leaves:
+        leaves[leaf.level].add(leaf.start, min(leaf.end, cut))
+    finished.sort(key=lambda t: (min(t[2] + mode.table_span(t[0]), plan.end), t[0]))
+    return [table for table in finished if table[2] < cut], finished
+
+
+def _walk(plan: MapPlan, count: int, mode: PagingMode) -> list[tuple[int, int]]:
+    """Return (level, base) of a plan's tables in the order in which the kernel takes pages."""
+    pages = (TablePages(PageRun(0, count), Source.MEMBLOCK),)
+    batch = Batch(-1, mode, plan.start, plan.end, plan.spans, plan.tops, (), pages)
+    return [(level, base) for level, _, base in _tables(batch.walk_order(), mode)]
+
+
+def _pages(run: PageRun) -> list[Span]:
+    return [(pfn << PAGE_SHIFT, (pfn + 1) << PAGE_SHIFT) for pfn in range(run.low, run.high)]
+
+
+def _tables(runs: Iterable[TableRun], mode: PagingMode) -> list[Table]:
+    """Return single tables, in the order of the runs."""
+    return [
+        (run.level, run.pfn + n * run.step, run.base + n * mode.table_span(run.level))
+        for run in runs
+        for n in range(run.count)
+    ]
+
+
+def _sha256(lines: Iterable[str]) -> str:
+    """Return the hash of lines joined by newlines, without holding them all."""
+    digest = hashlib.sha256()
+    rest = iter(lines)
+    separator = ""
+    while chunk := list(islice(rest, 1 << 16)):
+        digest.update((separator + "\n".join(chunk)).encode())
+        separator = "\n"
+    return digest.hexdigest()

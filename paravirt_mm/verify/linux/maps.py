@@ -1,0 +1,152 @@
+"""Maps to boot a real kernel with: the built-in set, real machines as far as QEMU can be them,
+random ones.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from importlib import resources
+
+import attrs
+
+from paravirt_mm.machine.e820 import E820Type, MemoryMap
+from paravirt_mm.machine.model import Machine
+from paravirt_mm.machine.paging import GIB, KIB, MIB, PAGE_SIZE, X86_64, X86_64_LA57
+from paravirt_mm.machine.ranges import RangeSet, align_up
+from paravirt_mm.testing.generator import Choices, Seeded, any_map
+from paravirt_mm.verify.linux.qemu import Kernel, MapSpec, MapSpecError
+from paravirt_mm.verify.linux.qemu.spec import PC_RAM_END
+
+_NODE = 16
+"""Bytes of a ``setup_data`` header, by which a reservation is handed over."""
+_LARGEST_NODE = GIB
+"""A header's length has 32 bits, so larger reservations are handed over in parts."""
+_LOADER_END = MIB
+"""Below lies what the harness itself puts into memory, and what every kernel reserves by itself."""
+_PC_HOLE = (3 * GIB, 4 * GIB)
+"""Where QEMU's PC has no RAM, if it has more above."""
+_SMALL_PAGES_RAM = GIB
+"""RAM that a random machine without large pages has at most: each table costs a boot 2 ms."""
+
+
+@attrs.frozen
+class NamedMap:
+    """A map, and why it is there or what of the machine it leaves out."""
+
+    name: str
+    spec: MapSpec
+    notes: tuple[str, ...] = ()
+
+
+def builtin_maps(kernel: Kernel | None = None) -> list[NamedMap]:
+    """Return the maps that come with the package; of those only what ``kernel`` was built for."""
+    text = (resources.files(__package__) / "qemu" / "maps.json").read_text("utf-8")
+    maps = [
+        NamedMap(name, MapSpec(**entry["spec"]), (entry["why"],))
+        for name, entry in json.loads(text).items()
+    ]
+    if kernel is None or kernel.has_five_levels:
+        return maps
+    return [named for named in maps if named.spec.levels == 4]
+
+
+def map_of(machine: Machine, kernel: Kernel) -> NamedMap:
+    """Return a machine's map as far as QEMU can have it.
+
+    RAM that QEMU cannot address is left out; the kernel lies where it is linked to run, so what the
+    machine had reserved there is left out too. Raises MapSpecError, with the reason, where no boot
+    is possible.
+    """
+    if machine.mode not in (X86_64, X86_64_LA57):
+        raise MapSpecError(f"{machine.mode.title}: only 64-bit kernels are booted")
+    notes: list[str] = []
+    memory = machine.memory_map
+    if machine.max_pfn_hint is not None:
+        memory = _cut(memory, machine.map_limit)
+    if memory.ram().end > PC_RAM_END:
+        notes.append(f"without what lies above {PC_RAM_END // GIB} GiB")
+        memory = _cut(memory, PC_RAM_END)
+    taken = RangeSet(machine.reserved)
+    if machine.initrd is not None:
+        taken.add(*machine.initrd)
+    spec = _spec(memory, _hosted(taken, memory, kernel))
+    spec = attrs.evolve(
+        spec,
+        pse=machine.features.pse,
+        gbpages=machine.features.gbpages,
+        levels=machine.mode.root_level,
+    )
+    return NamedMap(machine.name, spec, tuple(notes))
+
+
+def random_maps(count: int, seed: int, kernel: Kernel) -> Iterator[NamedMap]:
+    """Yield ``count`` maps; equal seeds and kernels of equal size give equal maps."""
+    for number in range(count):
+        yield NamedMap(f"random-{seed}-{number}", _random(Seeded(seed << 32 | number), kernel))
+
+
+def _random(choose: Choices, kernel: Kernel) -> MapSpec:
+    levels = choose.one_of((4, 4, 5)) if kernel.has_five_levels else 4
+    pse = choose.one_of((True, True, False))
+    gbpages = pse and choose.one_of((False, True))
+    mode = X86_64_LA57 if levels == 5 else X86_64
+    kernel_end = align_up(kernel.physical_range[1], 4 * MIB)
+    memory = _cut(any_map(choose, mode, kernel_end), PC_RAM_END)
+    if memory.ram().end > 4 * GIB:
+        memory = memory.with_range(*_PC_HOLE, E820Type.RAM, None)
+    if not pse:
+        memory = _shrunk(memory, _SMALL_PAGES_RAM)
+    taken = RangeSet()
+    for _ in range(choose.integer(0, 4)):
+        low, high = choose.one_of(list(memory.ram()))
+        start = low + choose.integer(0, high - low - 1)
+        size = choose.one_of((PAGE_SIZE, 64 * KIB, 2 * MIB, 64 * MIB, high - low))
+        taken.add(start, min(start + choose.integer(1, size), high))
+    words = "movable_node" if choose.one_of((False, False, False, True)) else ""
+    spec = _spec(memory, _hosted(taken, memory, kernel))
+    return attrs.evolve(spec, pse=pse, gbpages=gbpages, levels=levels, command_line=words)
+
+
+def _spec(memory: MemoryMap, reserved: RangeSet) -> MapSpec:
+    return MapSpec(
+        ram=memory.ram(),
+        other=[(e.start, e.end, int(e.type)) for e in memory if e.type is not E820Type.RAM],
+        reserved=[
+            (start, min(start + _LARGEST_NODE, high))
+            for low, high in reserved
+            for start in range(low, high - _NODE + 1, _LARGEST_NODE)
+        ],
+    )
+
+
+def _cut(memory: MemoryMap, limit: int) -> MemoryMap:
+    """Return what lies below ``limit``."""
+    entries = [(e.start, min(e.end, limit), e.type) for e in memory if e.start < limit]
+    return MemoryMap.sanitise(entries)
+
+
+def _shrunk(memory: MemoryMap, total: int) -> MemoryMap:
+    """Return the map without the RAM beyond the first ``total`` bytes of it."""
+    for low, high in memory.ram():
+        if high - low > total:
+            memory = memory.with_range(low + total, high, E820Type.RAM, None)
+        total = max(0, total - (high - low))
+    return memory
+
+
+def _hosted(taken: RangeSet, memory: MemoryMap, kernel: Kernel) -> RangeSet:
+    """Return what of ``taken`` can be handed over: RAM beside the kernel, with room for a header.
+
+    The last page of RAM stays free: Linux does not count RAM that holds ``setup_data`` when it
+    looks for it.
+    """
+    hosted = taken.intersection(memory.ram())
+    hosted.discard(0, _LOADER_END)
+    hosted.discard(*kernel.physical_range)
+    if memory.ram().end > 4 * GIB:
+        hosted.discard(*_PC_HOLE)
+    for limit in (4 * GIB, None):
+        last = memory.end_pfn(limit) * PAGE_SIZE
+        hosted.discard(last - PAGE_SIZE, limit or memory.ram().end)
+    return RangeSet((start, end) for start, end in hosted if end - start >= _NODE)

@@ -1,0 +1,203 @@
+"""A small client of the gdb remote serial protocol, as far as QEMU's x86-64 stub needs it.
+
+Synchronous: one command, one answer, each within a deadline.  Only what reading a boot needs is
+there: registers, hardware breakpoints, single steps, continue.  Memory is not read through it
+(:mod:`.ram` does that without a copy through a socket).
+
+Source of facts: "Debugging with gdb", appendix E (Remote Protocol) and H (Target Descriptions).
+"""
+
+from __future__ import annotations
+
+import re
+import select
+import socket
+import time
+from collections.abc import Collection, Mapping
+
+import attrs
+
+from paravirt_mm.verify.linux.qemu.errors import GdbError
+
+REQUIRED_REGISTERS = (
+    *("rax", "rdx", "rsi", "rdi", "rsp", "rip", "eflags"),
+    *("cs", "ss", "ds", "es", "fs", "gs"),
+    *("cr0", "cr3", "cr4", "efer"),
+)
+"""Names without which a boot cannot be driven."""
+
+_MAX_PACKET = 1 << 16
+_MAX_DESCRIPTION = 1 << 18
+_MAX_REGISTERS = 1000
+_REG = re.compile(r'<reg\s+name="(\w{1,32})"\s+bitsize="(\d{1,4})"')
+_COMMENT = re.compile(r"<!--.*?-->", re.DOTALL)
+_INCLUDE = re.compile(r'<xi:include\s+href="([\w.-]{1,64})"')
+_GENERAL = ("rax", "rdx", "rsi", "rdi", "rsp", "rip")
+
+
+@attrs.frozen
+class RegisterLayout:
+    """The stub's own description: each register's number, its size, its place in ``g``."""
+
+    number: Mapping[str, int]
+    size: Mapping[str, int]
+
+    @classmethod
+    def from_xml(cls, description: str) -> RegisterLayout:
+        """Read ``<reg name= bitsize=>`` elements, numbered from 0 in order; raises GdbError.
+
+        A pattern is enough, and safer than an XML parser on text from outside.
+        """
+        found = _REG.findall(_COMMENT.sub("", description))[:_MAX_REGISTERS]
+        names = [name for name, _ in found]
+        missing = [name for name in REQUIRED_REGISTERS if name not in names]
+        if missing:
+            raise GdbError(f"gdb stub describes no register {missing[0]!r}")
+        return cls(
+            number={name: number for number, name in enumerate(names)},
+            size={name: int(bits) // 8 for name, bits in found},
+        )
+
+    def unpack(self, packet: bytes, wanted: Collection[str]) -> dict[str, int]:
+        """Values of the ``wanted`` registers from the answer to ``g``; raises GdbError."""
+        values: dict[str, int] = {}
+        position = 0
+        for name, size in self.size.items():
+            if name in wanted:
+                if position + size > len(packet):
+                    raise GdbError(f"gdb stub sent no value for register {name!r}")
+                values[name] = int.from_bytes(packet[position : position + size], "little")
+            position += size
+        return values
+
+
+class GdbClient:
+    """One connection to a stopped virtual machine.
+
+    ``deadline`` is a ``time.monotonic()`` value: whatever is under way then ends in GdbError.
+    """
+
+    def __init__(self, connection: socket.socket, deadline: float) -> None:
+        self._socket = connection
+        self._deadline = deadline
+        self._buffer = bytearray()
+        self.stops = 0
+        """How often the machine was resumed and has stopped again."""
+        # Asking for the description also makes QEMU accept single registers ('p' and 'P').
+        target = self._read_description("target.xml")
+        included = [self._read_description(name) for name in _INCLUDE.findall(target)[:16]]
+        self._layout = RegisterLayout.from_xml("".join([target, *included]))
+
+    def command(self, text: str) -> str:
+        """Send one packet and return the answer's text; raises GdbError on silence or garbage."""
+        payload = text.encode("ascii")
+        self._send(b"$%s#%02x" % (payload, sum(payload) & 0xFF))
+        if self._next_byte() != ord("+"):
+            raise GdbError(f"gdb stub did not acknowledge {text[:40]!r}")
+        return self._read_packet()
+
+    def expect_ok(self, text: str) -> None:
+        """Send a command that is answered with OK; raises GdbError otherwise."""
+        answer = self.command(text)
+        if answer != "OK":
+            raise GdbError(f"gdb stub refused {text[:40]!r}: {answer[:80]!r}")
+
+    def registers(self) -> Mapping[str, int]:
+        """rax, rdx, rsi, rdi, rsp and rip of the processor."""
+        answer = self.command("g")
+        try:
+            packet = bytes.fromhex(answer)
+        except ValueError as error:
+            raise GdbError(f"gdb stub sent no registers: {answer[:80]!r}") from error
+        return self._layout.unpack(packet, _GENERAL)
+
+    def read_register(self, name: str) -> int:
+        """One register by name, control registers included."""
+        answer = self.command(f"p{self._layout.number[name]:x}")
+        try:
+            return int.from_bytes(bytes.fromhex(answer), "little")
+        except ValueError as error:
+            raise GdbError(f"gdb stub sent no {name}: {answer[:80]!r}") from error
+
+    def write_register(self, name: str, value: int) -> None:
+        """Set one register by name, control registers included."""
+        data = value.to_bytes(self._layout.size[name], "little")
+        self.expect_ok(f"P{self._layout.number[name]:x}={data.hex()}")
+
+    def insert_breakpoint(self, address: int) -> None:
+        """Hardware breakpoint: no instruction is replaced, so code may be put there later."""
+        self.expect_ok(f"Z1,{address:x},1")
+
+    def remove_breakpoint(self, address: int) -> None:
+        """Take a breakpoint away again."""
+        self.expect_ok(f"z1,{address:x},1")
+
+    def resume(self) -> None:
+        """Run until the next breakpoint."""
+        self._run("c")
+
+    def step(self) -> None:
+        """Execute one instruction."""
+        self._run("s")
+
+    def _read_description(self, name: str) -> str:
+        text = ""
+        while len(text) <= _MAX_DESCRIPTION:
+            answer = self.command(f"qXfer:features:read:{name}:{len(text):x},7f0")
+            if not answer.startswith(("m", "l")):
+                raise GdbError(f"gdb stub has no register description {name!r}")
+            text += answer[1:]
+            if answer.startswith("l"):
+                return text
+        raise GdbError(f"gdb stub's register description {name!r} does not end")
+
+    def _run(self, command: str) -> None:
+        self.stops += 1
+        answer = self.command(command)
+        if answer.startswith("W"):
+            raise GdbError("the machine reset itself (a triple fault) or QEMU was told to end")
+        if not answer.startswith(("S05", "T05")):
+            raise GdbError(f"the machine did not stop at a breakpoint: {answer[:80]!r}")
+
+    def _send(self, data: bytes) -> None:
+        self._wait(select.POLLOUT)
+        try:
+            self._socket.sendall(data)
+        except OSError as error:
+            raise GdbError(f"QEMU closed its gdb connection: {error}") from error
+
+    def _wait(self, event: int) -> None:
+        poll = select.poll()
+        poll.register(self._socket, event)
+        left = self._deadline - time.monotonic()
+        if left <= 0 or not poll.poll(left * 1000):
+            raise GdbError("no answer from QEMU's gdb stub within the time allowed")
+
+    def _next_byte(self) -> int:
+        if not self._buffer:
+            self._wait(select.POLLIN)
+            try:
+                data = self._socket.recv(_MAX_PACKET)
+            except OSError as error:
+                raise GdbError(f"QEMU closed its gdb connection: {error}") from error
+            if not data:
+                raise GdbError("QEMU closed its gdb connection")
+            self._buffer += data
+        return self._buffer.pop(0)
+
+    def _read_packet(self) -> str:
+        if self._next_byte() != ord("$"):
+            raise GdbError("gdb stub sent something that is no packet")
+        body = bytearray()
+        while (byte := self._next_byte()) != ord("#"):
+            if len(body) >= _MAX_PACKET:
+                raise GdbError(f"gdb stub sent a packet of more than {_MAX_PACKET} bytes")
+            body.append(byte)
+        digits = bytes((self._next_byte(), self._next_byte()))
+        self._send(b"+")
+        try:
+            if int(digits, 16) != sum(body) & 0xFF:
+                raise GdbError("gdb stub sent a packet with a wrong checksum")
+        except ValueError as error:
+            raise GdbError("gdb stub sent a packet with a wrong checksum") from error
+        return body.decode("ascii", "replace")

@@ -1,0 +1,130 @@
+"""Finding QEMU and a kernel.  Nothing is fetched: ``tools/fetch-linux.sh`` does that."""
+
+from __future__ import annotations
+
+import functools
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+
+import attrs
+
+from paravirt_mm.verify.linux.qemu.errors import KernelImageError, LiveUnavailableError
+from paravirt_mm.verify.linux.qemu.image import (
+    Segment,
+    decompress_payload,
+    load_segments,
+    parse_setup_header,
+    read_vmlinuz,
+)
+from paravirt_mm.verify.linux.qemu.kallsyms import parse_kallsyms
+
+KERNEL_VARIABLE = "PARAVIRT_MM_LINUX"
+"""Environment variable: a vmlinuz, or a directory into which a kernel package was unpacked."""
+QEMU_VARIABLE = "PARAVIRT_MM_QEMU"
+"""Environment variable: the QEMU program, where it is not ``qemu-system-x86_64`` on the path."""
+_QEMU = "qemu-system-x86_64"
+_NUMBER = re.compile(r"\d+")
+
+
+@attrs.frozen
+class Kernel:
+    """A kernel ready to be booted: the file, its ELF segments and its symbols."""
+
+    vmlinuz: Path
+    header: bytes = attrs.field(repr=False)
+    """The setup header, for ``boot_params``."""
+    release: str
+    """``uname -r``, e.g. ``6.1.0-32-amd64``."""
+    version: str
+    """The image's whole version text, which on Debian names the package version."""
+    entry: int
+    """Physical address of the 64-bit entry point."""
+    segments: tuple[Segment, ...] = attrs.field(repr=False)
+    symbols: Mapping[str, int] = attrs.field(repr=False)
+
+    @classmethod
+    def load(cls, vmlinuz: Path) -> Kernel:
+        """Read, unpack and index a vmlinuz (about a second); raises KernelImageError."""
+        image = read_vmlinuz(vmlinuz)
+        try:
+            header = parse_setup_header(image)
+            entry, segments = load_segments(decompress_payload(image[header.payload]))
+            symbols = parse_kallsyms(segments[0].data)
+        except KernelImageError as error:
+            raise KernelImageError(f"{vmlinuz}: {error}") from error
+        if symbols.get("_text") != segments[0].vaddr:
+            raise KernelImageError(f"{vmlinuz}: symbol _text is not where the first segment is")
+        return cls(
+            vmlinuz=vmlinuz,
+            header=header.raw,
+            release=header.release.split(" ", 1)[0],
+            version=header.release,
+            entry=entry,
+            segments=segments,
+            symbols=symbols,
+        )
+
+    @property
+    def has_five_levels(self) -> bool:
+        """Whether the kernel was built with CONFIG_X86_5LEVEL."""
+        return "__pgtable_l5_enabled" in self.symbols
+
+    @property
+    def physical_range(self) -> tuple[int, int]:
+        """``[start, end)`` in bytes of physical memory that the image needs, bss and brk too."""
+        return min(s.paddr for s in self.segments), max(s.end for s in self.segments)
+
+
+def find_kernel(where: Path | None = None) -> Path:
+    """The vmlinuz to boot: ``where``, else $PARAVIRT_MM_LINUX, a file or a directory.
+
+    In a directory the newest ``vmlinuz-*`` in it, in its ``boot/`` or in a package unpacked one
+    level below is taken.  Raises LiveUnavailableError with what to do.
+    """
+    text = str(where) if where is not None else os.environ.get(KERNEL_VARIABLE, "")
+    if not text:
+        raise LiveUnavailableError(
+            f"no kernel to boot: set {KERNEL_VARIABLE} to a vmlinuz or to a directory that "
+            "tools/fetch-linux.sh has filled (Debian: the package linux-image-amd64, unpacked)"
+        )
+    path = Path(text)
+    if path.is_file():
+        return path
+    patterns = ("vmlinuz-*", "boot/vmlinuz-*", "*/boot/vmlinuz-*")
+    found = [file for pattern in patterns for file in path.glob(pattern) if file.is_file()]
+    if not found:
+        raise LiveUnavailableError(
+            f"{path}: no vmlinuz-* there, in boot/ or in */boot/; unpack a kernel package into it "
+            "(Debian: linux-image-amd64), or let tools/fetch-linux.sh do it"
+        )
+    return max(found, key=lambda file: [int(n) for n in _NUMBER.findall(file.name)])
+
+
+def find_qemu(program: str | None = None) -> str:
+    """QEMU's program: ``program``, else $PARAVIRT_MM_QEMU, else on the path.
+
+    Raises LiveUnavailableError with what to do.
+    """
+    name = program or os.environ.get(QEMU_VARIABLE) or _QEMU
+    found = shutil.which(name)
+    if found is None:
+        raise LiveUnavailableError(
+            f"{name} not found: install QEMU (Debian: qemu-system-x86) or set {QEMU_VARIABLE}"
+        )
+    return found
+
+
+@functools.cache
+def qemu_version(program: str) -> str:
+    """First line of ``--version``; raises LiveUnavailableError where it cannot be run."""
+    try:
+        result = subprocess.run(  # noqa: S603 - the user names the program; no shell
+            [program, "--version"], capture_output=True, timeout=30, check=True, text=True
+        )
+    except (OSError, subprocess.SubprocessError) as error:
+        raise LiveUnavailableError(f"{program} cannot be run: {error}") from error
+    return result.stdout.splitlines()[0][:200] if result.stdout else "unknown"

@@ -1,0 +1,331 @@
+"""Xen PV: a page must be read-only and known to the hypervisor before it may be a page table.
+
+This module is the backend as an allocator meets it: what exists when the domain starts, what a
+status change costs, and what is refused with which code. It is checked against the rest of this
+package: `replay` translates whole runs into hypercalls, which the model of the hypervisor's page
+typing (`mmu`) and the real hypervisor (`live`) must accept and count as this module does.
+
+Source: Xen's public interface (xen/include/public/xen.h), arch/x86/xen/mmu.c and mmu_pv.c of Linux
+3.6 to 6.1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from enum import StrEnum
+from types import MappingProxyType
+from typing import TYPE_CHECKING, ClassVar
+
+import attrs
+
+from paravirt_mm import (
+    MIB,
+    PAGE_SHIFT,
+    PAGE_SIZE,
+    Batch,
+    Boot,
+    BootState,
+    Cost,
+    EntryKind,
+    EntryWrite,
+    Machine,
+    PageRun,
+    RangeSet,
+    Refusal,
+    RunStarted,
+    Span,
+    SpecError,
+    Way,
+    align_down,
+    align_up,
+    hookimpl,
+    page_count,
+    parse_release,
+)
+from paravirt_mm.hookspecs import API_VERSION
+from paravirt_mm_xen.domain.collisions import Collision, change_for, find_collisions, needs, summary
+from paravirt_mm_xen.domain.layout import (
+    DomainKind,
+    P2mPlace,
+    arrange_machine,
+    loaded_kernel,
+    static_tables,
+    table_pages,
+)
+
+if TYPE_CHECKING:
+    import click
+
+    from paravirt_mm import Fact, Finding, LogLine, Run
+
+EINVAL = -22
+MODEL_ACCEPTS = 6
+"""The rule that the model of the hypervisor accepts every operation of a run."""
+MULTICALL_ENTRIES = 32
+"""Linux collects up to this many operations in one multicall (arch/x86/xen/multicalls.c: MC_BATCH).
+"""
+_UNMAPPED_INITRD_SINCE = (3, 18)
+_HIGH_P2M_SINCE = (4, 3)
+
+
+class TableEntries(StrEnum):
+    """How an entry that refers to a table gets into one that the hypervisor does not know yet."""
+
+    HYPERCALL = "hypercall"
+    """As Linux does it: before struct page exists it cannot know whether a table is pinned, and
+    takes it that all are (xen_set_pmd, xen_set_pud, xen_set_p4d).
+    """
+    STORE = "store"
+    """As the design has it: what is still an ordinary page is written like one."""
+
+
+@attrs.frozen
+class Xen:
+    """A Xen PV domain (dom0 or domU).
+
+    domain
+        Who builds it: ``dom0``, the hypervisor itself; ``domU``, the toolstack.
+    kernel
+        The Linux release that boots, for example ``6.1``. It decides whether initrd (3.18) and p2m
+        list (4.3) are part of the initial mapping, and what happens where dom0 stands on memory
+        that is no RAM on the host. Without it: both are mapped, as for every older kernel.
+    p2m
+        Where the domain builder maps the list of machine frames: ``inline`` after the initrd,
+        ``high`` at an address of its own, ``auto`` by the kernel or the size of the domain.
+    table_entries
+        How entries get into tables that are not handed over yet: ``hypercall`` as in Linux,
+        ``store`` as the incremental design has it.
+    replay_limit
+        Runs of guests up to this size (MiB of RAM) are replayed on the model of the hypervisor; 0:
+        none.
+    """
+
+    pvmm_api: ClassVar[int] = API_VERSION
+
+    domain: DomainKind = DomainKind.DOM0
+    kernel: str | None = None
+    p2m: P2mPlace = P2mPlace.AUTO
+    table_entries: TableEntries = TableEntries.HYPERCALL
+    replay_limit: int = 512
+
+    def __attrs_post_init__(self) -> None:
+        if self.kernel is not None:
+            change_for(self._release or ())
+        if not 0 <= self.replay_limit <= 4096:
+            raise SpecError(f"replay_limit is {self.replay_limit}, not in 0..4096 MiB")
+
+    @property
+    def _release(self) -> tuple[int, ...] | None:
+        """The kernel's release as numbers. Raises `SpecError` where it is none."""
+        return None if self.kernel is None else parse_release(self.kernel)
+
+    @property
+    def _p2m_place(self) -> P2mPlace:
+        release = self._release
+        if self.p2m is P2mPlace.AUTO and release is not None:
+            return P2mPlace.HIGH if release >= _HIGH_P2M_SINCE else P2mPlace.INLINE
+        return self.p2m
+
+    @hookimpl
+    def pvmm_boot_state(self, machine: Machine) -> BootState | Refusal:
+        """Say what the domain builder has mapped; its tables, grafted by Linux, begin the direct
+        map.
+        """
+        mode = machine.mode
+        if mode.name not in ("x86_64", "i386-pae"):
+            return Refusal(f"domain builder: there are no PV guests with {mode.title}", EINVAL)
+        layout = arrange_machine(
+            machine,
+            self._p2m_place,
+            initrd_mapped=(self._release or ()) < _UNMAPPED_INITRD_SINCE,
+            kind=self.domain,
+        )
+        end = layout.end
+        kernel = loaded_kernel(machine)
+        static = static_tables(mode, kernel, layout)
+        mapped = RangeSet([(0, end)])
+        mapped.discard(*layout.page_tables)
+        mapped.discard(*static)
+        # The kernel's own limit for early allocations is where the p2m list begins: what follows
+        # belongs to the domain builder.
+        limit = layout.p2m[0] if layout.p2m else end
+        tables: dict[int, tuple[Span, ...]] = {
+            level: ((0, align_up(end, mode.table_span(level))),)
+            for level in range(1, mode.root_level)
+        }
+        taken = RangeSet([static, *(span for _, span in layout.places)])
+        collisions = self._collisions(machine, layout.places)
+        return BootState(
+            mapped=tuple(mapped),
+            max_pfn_mapped=limit >> PAGE_SHIFT,
+            features=attrs.evolve(machine.features, pse=False, gbpages=False),
+            kernel=kernel,
+            reserved=tuple(
+                (align_down(low, PAGE_SIZE), align_up(high, PAGE_SIZE)) for low, high in taken
+            ),
+            # The builder's, and the kernel's own into which they are grafted.
+            boot_tables=(layout.page_tables, static),
+            tables=MappingProxyType(tables),
+            table_pages=MappingProxyType(table_pages(mode, layout, static, self.domain)),
+            direct_mapped=((0, end),),
+            typed=True,
+            places=(*layout.places, *(self._told(one) for one in collisions)),
+        )
+
+    @hookimpl
+    def pvmm_map_readonly(self, boot: Boot, start: int, end: int) -> Iterable[Span]:
+        """Map read-only what is a table, or is set aside to become one (mask_rw_pte)."""
+        readonly = RangeSet(boot.table_pages(start, end))
+        readonly.update(boot.reserved_pages(start, end))
+        return readonly.within(start, end)
+
+    @hookimpl
+    def pvmm_write_entries(self, write: EntryWrite) -> Cost | Refusal:
+        """Leaf entries are stores, which Xen emulates in a table that it knows; entries that refer
+        to tables go through it.
+        """
+        if write.kind is EntryKind.LEAF:
+            if not write.live:
+                return Cost()
+            if write.level > 1:
+                return Refusal(f"mmu_update: large page in an L{write.level} entry", EINVAL)
+            return Cost(way=Way.EMULATED)
+        if not write.live and self.table_entries is TableEntries.STORE:
+            return Cost()
+        if write.live and not write.readonly_children:
+            return Refusal(f"mmu_update: L{write.level} entry to a writable page", EINVAL)
+        return Cost(hypercalls={"mmu_update": write.count}, way=Way.HYPERCALL)
+
+    @hookimpl
+    def pvmm_make_readonly(self, boot: Boot, tables: Batch) -> Cost:
+        """Take write access from the pages' mappings, one update_va_mapping a page.
+
+        A page that is not mapped yet needs none; its mapping will be read-only from the start.
+        """
+        mapped = (
+            sum(high - low for run in tables.runs for low, high in boot.reachable(*run.span))
+            // PAGE_SIZE
+        )
+        if not mapped:
+            return Cost()
+        return Cost(hypercalls={"update_va_mapping": mapped}, batches=_batches(boot, mapped))
+
+    @hookimpl
+    def pvmm_pin_tables(self, boot: Boot, tables: Batch) -> Cost | Refusal | None:
+        """Pin L1 tables; tables above are validated when they are attached."""
+        leaf_tables = tables.tables(1)
+        root = boot.mode.root_level
+        large = [level for level in tables.leaf_levels if level > 1 and tables.tables(level)]
+        # L2 and L3 tables are not pinned: they are refused when they are to be attached, or
+        # together with the root of a new tree.
+        if large and not any(root in batch.spans for batch in boot.waiting):
+            return Refusal(
+                f"mmu_update: L{large[0] + 1} entry to a table with a large page", EINVAL
+            )
+        if not boot.ledger.is_readonly(tables.runs):
+            return Refusal("MMUEXT_PIN_TABLE: page is mapped writable", EINVAL)
+        if not leaf_tables:
+            return None
+        return Cost(
+            hypercalls={"mmuext_op": leaf_tables},
+            batches=_batches(boot, leaf_tables),
+            pinned={1: leaf_tables},
+        )
+
+    @hookimpl
+    def pvmm_make_writable(self, pages: Sequence[PageRun]) -> Cost:
+        """Give write access back, one update_va_mapping a page."""
+        return Cost(hypercalls={"update_va_mapping": page_count(pages)})
+
+    @hookimpl
+    def pvmm_activate_cr3(self, boot: Boot, root: Batch | None) -> Cost | Refusal:
+        """Load CR3; a new root is pinned first, and the old one unpinned afterwards.
+
+        Linux loads the root that it has once more and flushes the TLB (end of init_mem_mapping).
+        """
+        if root is None:
+            return Cost(hypercalls={"mmuext_op": 2}, flushes=2)
+        if not boot.ledger.is_readonly(root.runs):
+            return Refusal("MMUEXT_PIN_TABLE: root is mapped writable", EINVAL)
+        if any(any(boot.tree.leaves(level)) for level in boot.tree.leaf_levels if level > 1):
+            return Refusal("MMUEXT_PIN_TABLE: a table below has a large page", EINVAL)
+        return Cost(
+            hypercalls={"mmuext_op": 3}, pinned={boot.mode.root_level: root.count}, flushes=1
+        )
+
+    @hookimpl
+    def pvmm_figures(self, run: Run) -> Mapping[str, int | float | str] | None:
+        """Add columns: ``xen_model``, whether the model of the hypervisor accepts the run;
+        ``hypercalls_clearing``, what Linux would spend on entries that stay empty (see `clears`);
+        ``dom0_collisions``, what of dom0 stands on something else than RAM.
+        """
+        from paravirt_mm_xen.empty_entries import cleared_entries
+
+        if not run.trace.events or not isinstance(run.trace.events[0], RunStarted):
+            return None
+        machine = run.machine
+        figures: dict[str, int | float | str] = {
+            "xen_model": self._told_of_model(run),
+            "hypercalls_clearing": sum(cleared_entries(run.trace).values()),
+        }
+        if self.domain is DomainKind.DOM0:
+            state = self.pvmm_boot_state(machine)
+            if isinstance(state, BootState):
+                found = self._collisions(machine, state.places)
+                figures["dom0_collisions"] = summary(found, self._release)
+        return figures
+
+    @hookimpl
+    def pvmm_check(self, run: Run) -> list[Finding]:
+        """Check rule 6: replay a run on the model of the hypervisor, unless it is too large."""
+        if not self._is_replayed(run):
+            return []
+        from paravirt_mm_xen.replay import findings
+
+        return findings(run.trace, self.replay_limit * MIB)
+
+    def _is_replayed(self, run: Run) -> bool:
+        machine = run.machine
+        ram = machine.memory_map.ram_pages().total
+        return not machine.mode.is_32bit and ram <= self.replay_limit * MIB
+
+    def _told_of_model(self, run: Run) -> str:
+        """Say in words what the model of the hypervisor makes of a run."""
+        if run.machine.mode.is_32bit:
+            return "not verified on a real hypervisor"
+        if not self._is_replayed(run):
+            return f"not asked, the guest has over {self.replay_limit} MiB (replay_limit)"
+        refused = [finding for finding in run.findings if finding.rule == MODEL_ACCEPTS]
+        return f"refuses: {refused[0].message}" if refused else "accepts"
+
+    @hookimpl
+    def pvmm_check_log(self, facts: Sequence[Fact]) -> list[LogLine]:
+        """Compare the arrangement that Xen printed about a dom0 with the predicted one."""
+        from paravirt_mm_xen.domain.arrangement_log import check_arrangement
+
+        return check_arrangement(facts)
+
+    @hookimpl
+    def pvmm_verifiers(self) -> Iterable[click.Command]:
+        """Add ``verify xen``."""
+        from paravirt_mm_xen.command import xen
+
+        return (xen,)
+
+    def _collisions(self, machine: Machine, places: Iterable[tuple[str, Span]]) -> list[Collision]:
+        """Return where dom0 stands on something else than RAM; a domU has no host's map."""
+        if self.domain is not DomainKind.DOM0:
+            return []
+        pages = machine.memory_map.ram_pages().total // PAGE_SIZE
+        return find_collisions(places, machine.memory_map, pages)
+
+    def _told(self, collision: Collision) -> tuple[str, Span]:
+        """Return a collision as a named range, with what a kernel makes of it."""
+        release = self._release
+        then = needs([collision]) if release is None else collision.outcome(release).label
+        return f"collision: {collision.part} on {collision.on}, {then}", collision.where
+
+
+def _batches(boot: Boot, operations: int) -> int:
+    """Tables that wait are handed over together, so their operations share multicalls."""
+    return -(-operations // MULTICALL_ENTRIES) if boot.oldest_waiting else 0

@@ -1,0 +1,1 @@
+"""Operations on a guest's page tables: format, recordings, generators, shrinking."""

@@ -1,0 +1,277 @@
+"""What ``paravirt-mm verify xen`` does: recorded answers, fresh ones, and whole runs."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import attrs
+import click
+
+from paravirt_mm import MIB, E820Type, ExitCode, InputError, Machine, MemoryMap, Scenario, SpecError
+from paravirt_mm_xen.live import BootError, BuildError, LiveXen, MissingPieceError, compare
+from paravirt_mm_xen.mmu.releases import RECORDED, RELEASES, Release
+from paravirt_mm_xen.replay import ModelReplay, Refused, Replay, describe, replay, translate
+from paravirt_mm_xen.traces import recorded
+from paravirt_mm_xen.traces.format import Trace
+from paravirt_mm_xen.traces.generators import GENERATORS
+from paravirt_mm_xen.traces.guest import predict
+
+SIZES = (64, 256, 512)
+ALLOCATORS = (
+    "legacy_linear:kernel=2.6.39",
+    "legacy_linear:kernel=3.6",
+    "incremental:variant=linux",
+    "incremental:variant=hpa",
+)
+
+
+@attrs.frozen
+class Request:
+    """What the command line asked for; see `paravirt_mm_xen.command`."""
+
+    files: tuple[Path, ...] = ()
+    live: bool = False
+    runs: bool = False
+    seed: int = 1
+    operations: int = 100_000
+    generators: tuple[str, ...] = ()
+    sizes: tuple[int, ...] = ()
+    allocators: tuple[str, ...] = ()
+    directory: Path | None = None
+    release: str | None = None
+
+
+@attrs.frozen
+class RunResult:
+    """One run of an allocator, as the model and (None: not asked) real Xen answered it.
+
+    ``differs`` is the number of the first operation that the two answered differently.
+    """
+
+    mib: int
+    allocator: str
+    verdict: str
+    operations: int = 0
+    model: ModelReplay | None = None
+    real: Refused | None = None
+    asked_xen: bool = False
+    differs: int | None = None
+    seconds: float = 0.0
+
+    @property
+    def ok(self) -> bool:
+        """Whether the run came to its end and everybody who was asked accepted all of it."""
+        return (
+            self.verdict == "ok"
+            and self.model is not None
+            and self.model.refused is None
+            and self.real is None
+            and self.differs is None
+        )
+
+    def line(self) -> str:
+        """Return the result in one line."""
+        head = f"{self.mib} MiB, {self.allocator}: "
+        if self.model is None:
+            return head + self.verdict
+        said = "accepted by model and Xen" if self.asked_xen else "accepted by the model"
+        if self.differs is not None:
+            said = f"model and Xen differ at operation {self.differs}"
+        elif self.model.refused or self.real:
+            refused = self.real or self.model.refused
+            said = describe(refused) if refused else ""
+        elif self.verdict != "ok":
+            said += f", but {self.verdict}"
+        counts = self.model.counts
+        return (
+            f"{head}{self.operations:,} operations {said} ({counts.mmu_update:,} mmu_update, "
+            f"{counts.update_va_mapping:,} update_va_mapping, {counts.mmuext_op:,} mmuext_op, "
+            f"{counts.emulated:,} emulated stores; {self.seconds:.1f} s)"
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """For ``--json``."""
+        refused = self.real or (self.model.refused if self.model else None)
+        return {
+            "mib": self.mib,
+            "allocator": self.allocator,
+            "verdict": self.verdict,
+            "ok": self.ok,
+            "operations": self.operations,
+            "xen": self.asked_xen,
+            "differs": self.differs,
+            "refused": attrs.asdict(refused) if refused else None,
+            "counts": attrs.asdict(self.model.counts) if self.model else None,
+        }
+
+
+def verify(request: Request, *, as_json: bool) -> ExitCode:
+    """Do what was asked, print it, and return the exit code."""
+    release = _release(request.release)
+    report: dict[str, Any] = {}
+    codes = [ExitCode.OK]
+    say = _Silent() if as_json else _Printer()
+    with ExitStack() as stack:
+        live: LiveXen | None = None
+        if request.live:
+            try:
+                live = stack.enter_context(LiveXen.open(request.directory))
+            except (MissingPieceError, BuildError) as error:
+                # The files are worth reading all the same.
+                codes.append(ExitCode.BAD_INPUT)
+                report["missing"] = str(error)
+                click.echo(f"paravirt-mm: {error}", err=True)
+        try:
+            if request.files:
+                codes.append(_files(request, release, report, say))
+            if live is not None:
+                codes.append(_fresh(request, live, release, report, say))
+            if live is not None or (request.runs and not request.live):
+                codes.append(_runs(request, live, release, report, say))
+        except BootError as error:
+            codes.append(ExitCode.FINDINGS)
+            report["boot"] = str(error)
+            click.echo(f"paravirt-mm: {error}", err=True)
+    if as_json:
+        click.echo(json.dumps({"agree": not any(codes), **report}, indent=1))
+    return max(codes)
+
+
+class _Printer:
+    def __call__(self, text: str) -> None:
+        click.echo(text)
+
+
+class _Silent(_Printer):
+    def __call__(self, text: str) -> None:
+        pass
+
+
+def _release(name: str | None) -> Release:
+    if name is None:
+        return RECORDED
+    if name not in RELEASES:
+        raise SpecError(f"no hypervisor build {name!r}; there are {', '.join(RELEASES)}")
+    if not RELEASES[name].verified:
+        click.echo(f"note: {name} was never replayed on a real hypervisor", err=True)
+    return RELEASES[name]
+
+
+def _files(request: Request, release: Release, report: dict[str, Any], say: _Printer) -> ExitCode:
+    outcome = recorded.verify(list(request.files), release, progress=sys.stderr.isatty())
+    report["files"] = outcome.as_dict()
+    for path, found in outcome.differences:
+        say(recorded.difference_line(path, found))
+    say(recorded.summary_line(outcome))
+    for error in outcome.errors:
+        click.echo(f"paravirt-mm: {recorded.printable(str(error))}", err=True)
+    if outcome.errors:
+        return ExitCode.BAD_INPUT
+    return ExitCode.FINDINGS if outcome.differences else ExitCode.OK
+
+
+def _fresh(
+    request: Request, live: LiveXen, release: Release, report: dict[str, Any], say: _Printer
+) -> ExitCode:
+    from paravirt_mm_xen.traces.generators import generate
+
+    def model(trace: Trace) -> Sequence[int]:
+        return predict(trace, release)
+
+    traces = generate(request.generators or tuple(GENERATORS), request.seed, request.operations)
+    result = compare.compare(live, traces, model)
+    report["live"] = {
+        "xen": result.xen,
+        "seed": request.seed,
+        "operations": result.operations,
+        "traces": result.traces,
+        "failed_traces": result.failed_traces,
+        "agree": result.ok,
+        "disagreements": [
+            {"trace": found.trace.name, "reproducer": json.loads(found.reproducer())}
+            for found in result.disagreements
+        ],
+    }
+    for found in result.disagreements:
+        say(f"{found}\n{found.reproducer()}")
+    say(result.summary())
+    return ExitCode.OK if result.ok else ExitCode.FINDINGS
+
+
+def _runs(
+    request: Request,
+    live: LiveXen | None,
+    release: Release,
+    report: dict[str, Any],
+    say: _Printer,
+) -> ExitCode:
+    report["runs"] = []
+    good = True
+    sizes = request.sizes or (SIZES if request.runs else SIZES[:1])
+    for result in run_all(sizes, request.allocators or ALLOCATORS, live, release):
+        report["runs"].append(result.as_dict())
+        good = good and result.ok
+        say(result.line())
+    return ExitCode.OK if good else ExitCode.FINDINGS
+
+
+def run_all(
+    sizes: Sequence[int],
+    allocators: Sequence[str],
+    live: LiveXen | None = None,
+    release: Release = RECORDED,
+) -> Iterator[RunResult]:
+    """Run allocators on guests of some sizes (MiB); replay each run on the model, and on Xen where
+    that is given.
+
+    Raises `SpecError` for a wrong spec.
+    """
+    for mib in sizes:
+        for allocator in allocators:
+            started = time.monotonic()
+            run = Scenario.of(guest_machine(mib), allocator, "xen:replay_limit=0").run()
+            result = RunResult(mib, allocator, str(run.verdict))
+            if run.trace.events:
+                translated = translate(run.trace, f"{allocator} {mib} MiB")
+                result = answered(result, translated, live, release)
+            yield attrs.evolve(result, seconds=time.monotonic() - started)
+
+
+def answered(
+    result: RunResult, translated: Replay, live: LiveXen | None, release: Release = RECORDED
+) -> RunResult:
+    """Return a result with the answers to a replay."""
+    model = replay(translated, release)
+    result = attrs.evolve(result, operations=len(translated.trace.ops), model=model)
+    if live is None:
+        return result
+    (answers,) = live.replay([translated.trace])
+    return attrs.evolve(
+        result,
+        asked_xen=True,
+        real=translated.refused(answers),
+        differs=compare.first_difference(model.answers, answers),
+    )
+
+
+def guest_machine(mib: int) -> Machine:
+    """Return a guest of ``mib`` MiB with the legacy hole below 1 MiB and a small initrd."""
+    if mib < 64:
+        raise InputError(f"a guest of {mib} MiB is too small for kernel and initrd")
+    return Machine(
+        name=f"pv-{mib}m",
+        memory_map=MemoryMap.sanitise(
+            [
+                (0, 640 << 10, E820Type.RAM),
+                (640 << 10, MIB, E820Type.RESERVED),
+                (MIB, mib * MIB, E820Type.RAM),
+            ]
+        ),
+        initrd=(32 * MIB, 40 * MIB),
+    )

@@ -1,0 +1,123 @@
+"""Invariant 3 by walking the bytes: sound runs have no findings, damaged traces do."""
+
+from __future__ import annotations
+
+import attrs
+import pytest
+
+from paravirt_mm import CpuFeatures, E820Type, Machine, MemoryMap, Scenario
+from paravirt_mm.engine.answers import EntryKind
+from paravirt_mm.engine.tables import Leaves
+from paravirt_mm.engine.trace import EntriesWritten, Event, MadeReadonly, RangeMapped, Trace
+from paravirt_mm.invariants.image import check_image, is_small
+from paravirt_mm.machine.paging import MODES
+
+ALLOCATORS = ("legacy_linear:kernel=3.6", "incremental:variant=linux", "incremental:variant=hpa")
+MIB = 1 << 20
+
+
+def trace_of(mode: str, allocator: str, backend: str) -> Trace:
+    machine = Machine(
+        name="small",
+        memory_map=MemoryMap.sanitise(
+            [
+                (0, 0x9F000, E820Type.RAM),
+                (MIB, 40 * MIB + 0x3000, E820Type.RAM),
+                (42 * MIB, 128 * MIB, E820Type.RAM),
+            ]
+        ),
+        mode=MODES[mode],
+        features=CpuFeatures(nx=MODES[mode].has_nx),
+        boot_mapped=64 * MIB,
+    )
+    run = Scenario.of(machine, allocator, backend).run()
+    assert run.verdict.outcome == "ok", run.verdict
+    return run.trace
+
+
+@pytest.mark.parametrize("allocator", ALLOCATORS)
+@pytest.mark.parametrize(
+    ("mode", "backend"),
+    [(mode, "native") for mode in sorted(MODES)] + [("x86_64", "xen"), ("i386-pae", "xen")],
+)
+def test_sound_runs_have_no_findings(mode: str, backend: str, allocator: str) -> None:
+    trace = trace_of(mode, allocator, backend)
+    assert is_small(trace)
+    assert check_image(trace) == []
+
+
+def without(trace: Trace, number: int) -> Trace:
+    damaged = Trace()
+    damaged.events = [*trace.events[:number], *trace.events[number + 1 :]]
+    return damaged
+
+
+def changed(trace: Trace, number: int, event: Event) -> Trace:
+    damaged = Trace()
+    damaged.events = [*trace.events[:number], event, *trace.events[number + 1 :]]
+    return damaged
+
+
+def numbers(trace: Trace, kind: type) -> list[int]:
+    return [number for number, event in enumerate(trace) if isinstance(event, kind)]
+
+
+def test_an_entry_that_was_never_written_leaves_a_hole() -> None:
+    trace = trace_of("x86_64", "incremental:variant=hpa", "native")
+    tables = [
+        number
+        for number in numbers(trace, EntriesWritten)
+        if isinstance(event := trace.events[number], EntriesWritten)
+        and event.kind is EntryKind.TABLE
+        and event.owner != event.batch
+    ]
+    assert tables
+    for number in tables:
+        findings = check_image(without(trace, number))
+        assert {finding.rule for finding in findings} == {3}
+        assert "not mapped instead of" in findings[0].message
+
+
+def test_a_table_that_stays_writable_breaks_rule_4() -> None:
+    trace = trace_of("x86_64", "incremental:variant=linux", "xen")
+    seen = 0
+    for number in numbers(trace, MadeReadonly):
+        findings = check_image(without(trace, number))
+        assert {finding.rule for finding in findings} <= {4}
+        seen += bool(findings)
+    # Some tables were mapped read-only to begin with, so that not every event matters.
+    assert seen
+
+
+def test_a_table_that_is_mapped_writable_breaks_rule_4() -> None:
+    trace = trace_of("x86_64", "incremental:variant=hpa", "xen")
+    mapped = [
+        number
+        for number in numbers(trace, RangeMapped)
+        if isinstance(event := trace.events[number], RangeMapped) and event.readonly
+    ]
+    assert mapped
+    event = trace.events[mapped[-1]]
+    assert isinstance(event, RangeMapped)
+    findings = check_image(changed(trace, mapped[-1], attrs.evolve(event, readonly=())))
+    assert [finding.rule for finding in findings] == [4] * len(findings)
+    assert findings[0].address == event.readonly[0][0]
+
+
+def test_the_trace_and_the_bytes_must_say_the_same() -> None:
+    """Leaves outside of any table are in the trace, and cannot be in the bytes."""
+    trace = trace_of("x86_64", "incremental:variant=linux", "native")
+    far = 1 << 40
+    extra = RangeMapped(Leaves(1, far, far + 4096), ())
+    findings = check_image(changed(trace, numbers(trace, RangeMapped)[-1], extra))
+    assert any(finding.address == far for finding in findings)
+
+
+def test_runs_that_end_early_have_no_findings() -> None:
+    machine = trace_of("x86_64", ALLOCATORS[2], "native").start.machine
+    run = Scenario.of(
+        attrs.evolve(machine, boot_mapped=2 * MIB), "incremental:variant=hpa,brk_pages=1", "native"
+    ).run()
+    assert run.verdict.outcome == "panic"
+    assert check_image(run.trace) == []
+    assert check_image(Trace()) == []
