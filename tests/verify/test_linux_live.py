@@ -156,16 +156,18 @@ SYMBOLS = [("A", "fixed_percpu", 0), ("T", "_text", BASE)] + [
 ]
 
 
-def kallsyms(layout: str, symbols: list[tuple[str, str, int]] = SYMBOLS) -> bytes:
-    """The tables as ``scripts/kallsyms.c`` lays them out, with tokens of one character each."""
+def kallsyms(releases: str, symbols: list[tuple[str, str, int]] = SYMBOLS, pad: int = 0) -> bytes:
+    """The tables as ``scripts/kallsyms.c`` of these releases lays them out, in a segment that
+    begins at BASE, with tokens of one character each and ``pad`` bytes before them.
+    """
+    row = KALLSYMS[releases]
 
     def align(data: bytes) -> bytes:
-        return data + b"\0" * (-len(data) % 8)
+        return data + b"\0" * (-len(data) % row["align"])
 
     tokens = [bytes([n]) if 0x21 <= n < 0x7F else b"~%d" % n for n in range(256)]
     table = b"".join(token + b"\0" for token in tokens)
     starts = itertools.accumulate([0, *(len(token) + 1 for token in tokens[:-1])])
-    index = struct.pack("<256H", *starts)
     names, markers = b"", []
     for number, (kind, name, _) in enumerate(symbols):
         if number % 256 == 0:
@@ -173,44 +175,106 @@ def kallsyms(layout: str, symbols: list[tuple[str, str, int]] = SYMBOLS) -> byte
         text = (kind + name).encode()
         short = len(text) < 128
         names += bytes([len(text)] if short else [len(text) & 0x7F | 0x80, len(text) >> 7]) + text
-    offsets = [a if a < 1 << 31 else BASE - 1 - a for _, _, a in symbols]
     parts = {
-        "offsets": struct.pack(f"<{len(offsets)}i", *offsets),
         "relative_base": struct.pack("<Q", BASE),
         "num_syms": struct.pack("<I", len(symbols)),
         "names": names,
-        "markers": struct.pack(f"<{len(markers)}I", *markers),
+        "markers": struct.pack(f"<{len(markers)}{row['marker']}", *markers),
         "seqs": bytes(3 * len(symbols)),
         "token_table": table,
-        "token_index": index,
+        "token_index": struct.pack("<256H", *starts),
     }
-    order = {
-        "5.10": "offsets relative_base num_syms names markers token_table token_index",
-        "6.1": "offsets relative_base num_syms names markers seqs token_table token_index",
-        "6.12": "num_syms names markers token_table token_index offsets relative_base seqs",
-    }[layout]
-    return align(b"rodata before") + b"".join(align(parts[name]) for name in order.split())
+    data = align(b"rodata before".ljust(13 + pad, b"."))
+    for name in row["order"].split():
+        data += align(parts[name] if name in parts else addresses(name, symbols, len(data)))
+    return data
 
 
-@pytest.mark.parametrize("layout", ["5.10", "6.1", "6.12"])
-def test_kallsyms_of_each_layout(layout: str) -> None:
+def addresses(how: str, symbols: list[tuple[str, str, int]], at: int) -> bytes:
+    """The table of addresses; ``at`` is where it begins in the segment."""
+    values = [address for _, _, address in symbols]
+    match how:
+        case "absolute":
+            return struct.pack(f"<{len(values)}Q", *values)
+        case "percpu":  # negative: relative; else absolute
+            return struct.pack(
+                f"<{len(values)}i", *(a if a < 1 << 31 else BASE - 1 - a for a in values)
+            )
+        case "relative":
+            return struct.pack(f"<{len(values)}I", *(a - BASE for a in values))
+    return struct.pack(f"<{len(values)}i", *(a - (BASE + at + 4 * n) for n, a in enumerate(values)))
+
+
+KALLSYMS: dict[str, dict[str, Any]] = {
+    "4.5": {
+        "order": "absolute num_syms names markers token_table token_index",
+        "marker": "Q",
+        "align": 8,
+    },
+    "4.9": {
+        "order": "percpu relative_base num_syms names markers token_table token_index",
+        "marker": "Q",
+        "align": 8,
+    },
+    "5.10": {
+        "order": "percpu relative_base num_syms names markers token_table token_index",
+        "marker": "I",
+        "align": 8,
+    },
+    "6.2": {
+        "order": "percpu relative_base num_syms names markers seqs token_table token_index",
+        "marker": "I",
+        "align": 8,
+    },
+    "6.12": {
+        "order": "num_syms names markers token_table token_index percpu relative_base seqs",
+        "marker": "I",
+        "align": 8,
+    },
+    "6.15": {
+        "order": "num_syms names markers token_table token_index relative relative_base seqs",
+        "marker": "I",
+        "align": 8,
+    },
+    "7.2": {
+        "order": "num_syms names markers token_table token_index place seqs",
+        "marker": "I",
+        "align": 4,
+    },
+}
+
+
+def symbols_of(releases: str) -> list[tuple[str, str, int]]:
+    """Per-CPU variables have small addresses of their own up to 6.14."""
+    has_percpu = {"absolute", "percpu"} & set(KALLSYMS[releases]["order"].split())
+    return SYMBOLS if has_percpu else SYMBOLS[1:]
+
+
+@pytest.mark.parametrize("pad", [0, 4, 8, 12])
+@pytest.mark.parametrize("releases", KALLSYMS)
+def test_kallsyms_of_each_layout(releases: str, pad: int) -> None:
     decoy = b"".join(b"%d\0" % digit for digit in range(10)).ljust(32, b"?")
-    found = parse_kallsyms(decoy + kallsyms(layout))
-    assert found == {name: address for _, name, address in SYMBOLS}
+    symbols = symbols_of(releases)
+    found = parse_kallsyms(kallsyms(releases, symbols, pad) + decoy, BASE)
+    assert found == {name: address for _, name, address in symbols}
 
 
-@pytest.mark.parametrize("layout", ["5.10", "6.1", "6.12"])
-def test_damaged_kallsyms_are_refused(layout: str) -> None:
-    data = kallsyms(layout)
+@pytest.mark.parametrize("releases", KALLSYMS)
+def test_damaged_kallsyms_are_refused(releases: str) -> None:
+    data = kallsyms(releases, symbols_of(releases))
     length = data.index(b"tfunction_1500x") - 1
     for broken in (
         b"",
         data[: len(data) // 3],
         data[:length] + b"\x7f" + data[length + 1 :],
-        data.replace(struct.pack("<Q", BASE), bytes(8)),
     ):
         with pytest.raises(KernelImageError, match="kallsyms"):
-            parse_kallsyms(broken)
+            parse_kallsyms(broken, BASE)
+    with pytest.raises(KernelImageError, match="kallsyms"):
+        parse_kallsyms(data, BASE + 0x1000)  # _text is elsewhere
+    if "relative_base" in KALLSYMS[releases]["order"]:
+        with pytest.raises(KernelImageError, match="kallsyms"):
+            parse_kallsyms(data.replace(struct.pack("<Q", BASE), bytes(8)), BASE)
 
 
 def test_kernel_is_found_or_what_to_do_is_said(

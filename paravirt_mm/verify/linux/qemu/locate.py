@@ -53,11 +53,9 @@ class Kernel:
         try:
             header = parse_setup_header(image)
             entry, segments = load_segments(decompress_payload(image[header.payload]))
-            symbols = parse_kallsyms(segments[0].data)
+            symbols = parse_kallsyms(segments[0].data, segments[0].vaddr)
         except KernelImageError as error:
             raise KernelImageError(f"{vmlinuz}: {error}") from error
-        if symbols.get("_text") != segments[0].vaddr:
-            raise KernelImageError(f"{vmlinuz}: symbol _text is not where the first segment is")
         return cls(
             vmlinuz=vmlinuz,
             header=header.raw,
