@@ -222,7 +222,7 @@ def _read_addresses(
     if at < 0 or max(at + size * count, base_at + base_size) > len(data):
         return None
     if layout.addresses is Addresses.ABSOLUTE:
-        return np.frombuffer(data, "<u8", count, at).tolist()
+        return [int(address) for address in np.frombuffer(data, "<u8", count, at)]
     offsets = np.frombuffer(data, "<i4", count, at).astype(np.int64)
     if layout.addresses is Addresses.PLACE:
         return [start + offset for offset in (offsets + at + 4 * np.arange(count)).tolist()]
