@@ -3,10 +3,26 @@
 from __future__ import annotations
 
 from enum import IntEnum
+from typing import Any
 
 
 class ParavirtMmError(Exception):
-    """Base of everything that this package raises on purpose."""
+    """Base of everything that this package raises on purpose. It can be pickled: it may have been
+    raised in another process.
+    """
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _again, (type(self), self.args, self.__dict__)
+
+
+def _again(
+    kind: type[ParavirtMmError], args: tuple[Any, ...], fields: dict[str, Any]
+) -> ParavirtMmError:
+    """Make an exception as it was, without its constructor, which words the message anew."""
+    error = kind.__new__(kind, *args)
+    error.args = args
+    error.__dict__.update(fields)
+    return error
 
 
 class InputError(ParavirtMmError):

@@ -1,0 +1,220 @@
+"""Work that misbehaves costs its own item and no other, whatever it does."""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import pickle
+import re
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from paravirt_mm.errors import InputError, KernelPanic, PluginError, Rejected
+from paravirt_mm.guard import (
+    MIB,
+    ForeignError,
+    Limits,
+    Stopped,
+    StoppedError,
+    call,
+    guarded,
+)
+
+SHORT = Limits(cpu=0.3, wall=3.0, memory=64 * MIB)
+
+
+def _spin() -> None:
+    while True:
+        pass
+
+
+def _spin_in_c() -> None:
+    re.match(r"(a|a)*b", "a" * 64)
+
+
+def _deaf() -> None:
+    """Take whatever Python can be told, and go on."""
+    while True:
+        try:
+            _spin()
+        except BaseException:  # noqa: S112
+            continue
+
+
+def _hoard() -> list[bytearray]:
+    return [bytearray(MIB) for _ in range(4096)]
+
+
+def _abort() -> None:
+    faulthandler.disable()  # pytest's would print where it happened
+    os.abort()
+
+
+WAYS: dict[str, tuple[Callable[[], object], Stopped]] = {
+    "spin": (_spin, Stopped("longer than 0.3 s")),
+    "spin in C": (_spin_in_c, Stopped("longer than 0.3 s")),
+    "deaf": (_deaf, Stopped("longer than 0.3 s")),
+    "sleep": (lambda: time.sleep(60), Stopped("longer than 3 s")),
+    "memory": (_hoard, Stopped("more than 64 MiB of memory")),
+    "exit": (
+        lambda: os._exit(7),
+        Stopped("its process ended with exit code 7", crashed=True),
+    ),
+    "exit as if all were well": (
+        lambda: os._exit(0),
+        Stopped("its process ended with exit code 0", crashed=True),
+    ),
+    "abort": (_abort, Stopped("its process was ended by SIGABRT", crashed=True)),
+    "kill": (
+        lambda: os.kill(os.getpid(), signal.SIGKILL),
+        Stopped("its process was ended by SIGKILL", crashed=True),
+    ),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_one_item_is_lost_and_the_others_are_not(way: str) -> None:
+    act, expected = WAYS[way]
+
+    def work(skip: int) -> Iterator[int]:
+        for number in range(skip, 5):
+            if number == 2:
+                act()
+            yield number
+
+    assert list(guarded(work, SHORT)) == [0, 1, expected, 3, 4]
+
+
+def test_a_first_and_a_last_item_may_be_lost() -> None:
+    def work(skip: int) -> Iterator[int]:
+        for number in range(skip, 3):
+            if number in (0, 2):
+                os._exit(1)
+            yield number
+
+    lost = Stopped("its process ended with exit code 1", crashed=True)
+    assert list(guarded(work)) == [lost, 1, lost]
+
+
+def test_what_the_work_raises_is_raised_here() -> None:
+    def work(skip: int) -> Iterator[int]:
+        yield 1
+        raise InputError("holds no machine", "a.log:3")
+
+    items = guarded(work)
+    assert next(items) == 1
+    with pytest.raises(InputError, match=r"^a.log:3: holds no machine$") as caught:
+        next(items)
+    assert caught.value.where == "a.log:3"
+
+
+@pytest.mark.parametrize("ending", [SystemExit(0), KeyboardInterrupt(), GeneratorExit()])
+def test_exceptions_that_are_no_errors_arrive_as_well(ending: BaseException) -> None:
+    """A plugin that calls sys.exit(0) must not look like the end of the work."""
+
+    def work() -> None:
+        raise ending
+
+    with pytest.raises(type(ending)):
+        call(work)
+
+
+def test_an_exception_that_cannot_travel_is_named() -> None:
+    class Local(Exception):
+        pass
+
+    def work() -> None:
+        raise Local("here")
+
+    with pytest.raises(ForeignError, match="Local: here"):
+        call(work)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        InputError("x", "f:1"),
+        InputError("x"),
+        PluginError("p", "m"),
+        KernelPanic("r", 3),
+        Rejected("mmu_update", -22),
+        StoppedError(Stopped("s", crashed=True)),
+    ],
+)
+def test_our_errors_survive_the_journey(error: Exception) -> None:
+    again = pickle.loads(pickle.dumps(error))  # noqa: S301
+    assert type(again) is type(error)
+    assert str(again) == str(error)
+    assert vars(again) == vars(error)
+
+
+def test_an_answer_that_cannot_travel_is_an_error() -> None:
+    with pytest.raises((ForeignError, TypeError, AttributeError)):
+        call(lambda: lambda: None)
+
+
+def test_a_call_that_is_stopped_says_why() -> None:
+    with pytest.raises(StoppedError, match=r"longer than 0\.3 s") as caught:
+        call(_spin, limits=SHORT)
+    assert not caught.value.stopped.crashed
+    assert call(sum, [1, 2]) == 3
+
+
+def test_time_is_counted_by_item() -> None:
+    """Ten items of a tenth of a second are no reason to stop at three tenths."""
+
+    def work(skip: int) -> Iterator[int]:
+        for number in range(skip, 10):
+            until = time.process_time() + 0.1
+            while time.process_time() < until:
+                pass
+            yield number
+
+    assert list(guarded(work, SHORT)) == list(range(10))
+
+
+def test_a_reader_may_wait_as_long_as_it_likes() -> None:
+    assert call(lambda: time.sleep(0.5), limits=Limits(cpu=0.1)) is None
+
+
+def test_nothing_is_left_behind_when_the_caller_stops_early(tmp_path: Path) -> None:
+    seen = tmp_path / "pid"
+
+    def work(skip: int) -> Iterator[int]:
+        seen.write_text(str(os.getpid()))
+        yield from range(10**9)
+
+    items = guarded(work)
+    assert next(items) == 0
+    items.close()  # type: ignore[attr-defined]  # a generator, which its type does not say
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(seen.read_text()), 0)
+
+
+def test_what_work_prints_never_mixes_with_results(capfd: pytest.CaptureFixture[str]) -> None:
+    def work() -> None:
+        print("chatter")
+        sys.stdout.write("more\n")
+        os.system("echo from a shell")  # noqa: S605
+
+    call(work)
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert {"chatter", "more", "from a shell"} <= set(err.splitlines())
+
+
+def test_what_was_printed_before_is_printed_once(capfd: pytest.CaptureFixture[str]) -> None:
+    print("once", end="")
+    call(lambda: None)
+    assert capfd.readouterr().out == "once"
+
+
+@pytest.mark.parametrize("seconds", [0, -1, float("nan"), float("inf")])
+def test_limits_are_numbers(seconds: float) -> None:
+    with pytest.raises(ValueError, match="seconds"):
+        Limits(cpu=seconds)
