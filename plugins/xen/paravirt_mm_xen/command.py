@@ -40,12 +40,20 @@ import click
 )  # fmt: skip
 @click.option(
     "--xen", "directory", type=click.Path(file_okay=False, path_type=Path), metavar="DIR",
-    help="Where the Debian packages of Xen are unpacked. [default: $PARAVIRT_MM_XEN, "
+    help="Where the Debian packages of Xen are unpacked, or a version that tools/fetch-xen.sh "
+    "fetched: 4.14, 4.17, 4.20. [default: $PARAVIRT_MM_XEN, "
     "~/.cache/paravirt-mm/xen, /]",
 )  # fmt: skip
 @click.option(
-    "--release", metavar="VERSION", help="Hypervisor build to model. [default: the one recorded]"
-)
+    "--release", metavar="VERSION",
+    help="Hypervisor to model. [default: the one that booted, or that the recording names; "
+    "else 4.17]",
+)  # fmt: skip
+@click.option(
+    "--save", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
+    help="With --live: write the fresh operations and Xen's answers to FILE, which is one of the "
+    "FILEs that this command reads (.jsonl or .jsonl.xz).",
+)  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of lines.")
 def xen(
     files: tuple[Path, ...],
@@ -58,6 +66,7 @@ def xen(
     allocators: tuple[str, ...],
     directory: Path | None,
     release: str | None,
+    save: Path | None,
     as_json: bool,
 ) -> int:
     """Check the model of Xen's page typing against the real hypervisor.
@@ -75,7 +84,11 @@ def xen(
 
     if not (files or live or runs):
         raise click.UsageError("give at least one FILE of traces, or --live, or --runs")
+    if save is not None and not live:
+        raise click.UsageError("--save writes what --live asks: give both")
     return verify(
-        Request(files, live, runs, seed, ops, generators, sizes, allocators, directory, release),
+        Request(
+            files, live, runs, seed, ops, generators, sizes, allocators, directory, release, save
+        ),
         as_json=as_json,
     )

@@ -65,9 +65,14 @@ from paravirt_mm import (
 )
 from paravirt_mm_xen.domain.layout import DomainKind, boot_l1_pages
 from paravirt_mm_xen.mmu.releases import RECORDED, Release
-from paravirt_mm_xen.traces.format import MAX_OPERATIONS, MAX_PAGES, Operation, Trace
+from paravirt_mm_xen.traces.format import (
+    MAX_OPERATIONS,
+    MAX_PAGES,
+    Operation,
+    OperationTrace,
+)
 from paravirt_mm_xen.traces.guest import TraceGuest
-from paravirt_mm_xen.traces.recorded import answer_in_words, words
+from paravirt_mm_xen.traces.words import answer_in_words, words
 
 READ_ONLY = 0x65
 WRITABLE = 0x67
@@ -110,7 +115,7 @@ class Replay:
         The run's own operations are ``[begin, end)``.
     """
 
-    trace: Trace
+    trace: OperationTrace
     events: tuple[int, ...]
     stand_in: frozenset[int]
     expected: tuple[int, ...]
@@ -283,7 +288,7 @@ class _Translator:
         if len(self._ops) > MAX_OPERATIONS:
             raise NotReplayable(f"{len(self._ops)} operations are more than {MAX_OPERATIONS}", name)
         return Replay(
-            Trace(name, pages, tuple(self._ops)),
+            OperationTrace(name, pages, tuple(self._ops)),
             tuple(self._events),
             frozenset(self._stand_in),
             tuple(map(self._expected.get, range(len(self._ops)), [0] * len(self._ops))),

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,13 @@ import attrs
 import click
 
 from paravirt_mm import MIB, E820Type, ExitCode, InputError, Machine, MemoryMap, Scenario, SpecError
-from paravirt_mm_xen.live import BootError, BuildError, LiveXen, MissingPieceError, compare
-from paravirt_mm_xen.mmu.releases import RECORDED, RELEASES, Release
+from paravirt_mm_xen.live import BuildError, LiveXen, MissingPieceError, XenBootError, compare
+from paravirt_mm_xen.mmu.releases import RECORDED, RELEASES, Release, release_of
 from paravirt_mm_xen.replay import ModelReplay, Refused, Replay, describe, replay, translate
 from paravirt_mm_xen.traces import recorded
-from paravirt_mm_xen.traces.format import Trace
-from paravirt_mm_xen.traces.generators import GENERATORS
+from paravirt_mm_xen.traces.files import write_traces
+from paravirt_mm_xen.traces.format import OperationTrace
+from paravirt_mm_xen.traces.generators import GENERATORS, generate
 from paravirt_mm_xen.traces.guest import predict
 
 SIZES = (64, 256, 512)
@@ -45,6 +47,7 @@ class Request:
     allocators: tuple[str, ...] = ()
     directory: Path | None = None
     release: str | None = None
+    save: Path | None = None
 
 
 @attrs.frozen
@@ -113,7 +116,7 @@ class RunResult:
 
 def verify(request: Request, *, as_json: bool) -> ExitCode:
     """Do what was asked, print it, and return the exit code."""
-    release = _release(request.release)
+    asked = _release(request.release)
     report: dict[str, Any] = {}
     codes = [ExitCode.OK]
     say = _Silent() if as_json else _Printer()
@@ -129,12 +132,13 @@ def verify(request: Request, *, as_json: bool) -> ExitCode:
                 click.echo(f"paravirt-mm: {error}", err=True)
         try:
             if request.files:
-                codes.append(_files(request, release, report, say))
+                codes.append(_files(request, asked, report, say))
             if live is not None:
-                codes.append(_fresh(request, live, release, report, say))
+                codes.append(_fresh(request, live, asked, report, say))
             if live is not None or (request.runs and not request.live):
+                release = asked or (RECORDED if live is None else release_booted(live))
                 codes.append(_runs(request, live, release, report, say))
-        except BootError as error:
+        except XenBootError as error:
             codes.append(ExitCode.FINDINGS)
             report["boot"] = str(error)
             click.echo(f"paravirt-mm: {error}", err=True)
@@ -153,17 +157,30 @@ class _Silent(_Printer):
         pass
 
 
-def _release(name: str | None) -> Release:
-    if name is None:
-        return RECORDED
-    if name not in RELEASES:
-        raise SpecError(f"no hypervisor build {name!r}; there are {', '.join(RELEASES)}")
-    if not RELEASES[name].verified:
-        click.echo(f"note: {name} was never replayed on a real hypervisor", err=True)
-    return RELEASES[name]
+def _release(version: str | None) -> Release | None:
+    if version is None:
+        return None
+    try:
+        release = release_of(version)
+    except KeyError:
+        known = ", ".join(RELEASES)
+        raise SpecError(f"no model of Xen {version!r}; there are {known}") from None
+    if not release.verified:
+        click.echo(f"note: {release.name} was never replayed on a real hypervisor", err=True)
+    return release
 
 
-def _files(request: Request, release: Release, report: dict[str, Any], say: _Printer) -> ExitCode:
+def release_booted(live: LiveXen) -> Release:
+    """The release of a hypervisor that was booted; the default before the first boot.
+
+    Raises `SpecError` where there is none for its version.
+    """
+    return RECORDED if live.version is None else _release(live.version) or RECORDED
+
+
+def _files(
+    request: Request, release: Release | None, report: dict[str, Any], say: _Printer
+) -> ExitCode:
     outcome = recorded.verify(list(request.files), release, progress=sys.stderr.isatty())
     report["files"] = outcome.as_dict()
     for path, found in outcome.differences:
@@ -177,17 +194,28 @@ def _files(request: Request, release: Release, report: dict[str, Any], say: _Pri
 
 
 def _fresh(
-    request: Request, live: LiveXen, release: Release, report: dict[str, Any], say: _Printer
+    request: Request, live: LiveXen, asked: Release | None, report: dict[str, Any], say: _Printer
 ) -> ExitCode:
-    from paravirt_mm_xen.traces.generators import generate
+    @cache
+    def booted(version: str | None) -> Release:
+        return release_booted(live)
 
-    def model(trace: Trace) -> Sequence[int]:
-        return predict(trace, release)
+    def model(trace: OperationTrace) -> Sequence[int]:
+        return predict(trace, asked or booted(live.version))
 
     traces = generate(request.generators or tuple(GENERATORS), request.seed, request.operations)
-    result = compare.compare(live, traces, model)
+    with ExitStack() as stack:
+        record: compare.Record | None = None
+        if request.save is not None:
+            written = stack.enter_context(write_traces(request.save))
+
+            def record(trace: OperationTrace, answers: Sequence[int]) -> None:
+                written.write(f"{trace.to_json(answers, live.version)}\n")
+
+        result = compare.compare(live, traces, model, record=record)
     report["live"] = {
         "xen": result.xen,
+        "release": (asked or booted(live.version)).name,
         "seed": request.seed,
         "operations": result.operations,
         "traces": result.traces,

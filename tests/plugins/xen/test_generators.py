@@ -11,7 +11,7 @@ from collections import Counter
 import pytest
 
 from paravirt_mm.errors import SpecError
-from paravirt_mm_xen.traces.format import SHAPES, Trace, check
+from paravirt_mm_xen.traces.format import SHAPES, OperationTrace, check
 from paravirt_mm_xen.traces.generators import GENERATORS, RECORDED_FORMAT, generate, make
 
 RECORDED = {
@@ -20,7 +20,7 @@ RECORDED = {
 }  # fmt: skip
 
 
-def some(name: str, seed: int = 3, operations: int = 6_000) -> list[Trace]:
+def some(name: str, seed: int = 3, operations: int = 6_000) -> list[OperationTrace]:
     return list(generate([name], seed, operations))
 
 

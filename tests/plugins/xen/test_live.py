@@ -5,6 +5,7 @@ With ``PARAVIRT_MM_XEN`` set, as in CI, a missing piece is a failure.
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
 import time
@@ -12,20 +13,23 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from paravirt_mm.cli.main import cli
 from paravirt_mm_xen.live import (
     ENVIRONMENT,
-    BootError,
     LiveXen,
     MissingPieceError,
+    OperationTrace,
     RecordedTrace,
-    Trace,
+    XenBootError,
     find_pieces,
 )
 from paravirt_mm_xen.live.build import build_guest
 from paravirt_mm_xen.live.compare import compare, compare_recorded, run
+from paravirt_mm_xen.traces.files import read_traces
 from paravirt_mm_xen.traces.generators import GENERATORS, generate
-from paravirt_mm_xen.traces.guest import predict, read_traces
+from paravirt_mm_xen.traces.guest import predict, replay
 
 pytestmark = pytest.mark.slow
 
@@ -38,14 +42,19 @@ NOT_PRESENT, READ_ONLY = -114000, -114003
 REFUSED = -77777
 
 
-@pytest.fixture(scope="module")
-def live() -> Iterator[LiveXen]:
+def require(version: str | None = None) -> None:
+    """Skip the test where a piece is missing; fail it where it was promised."""
     try:
-        find_pieces()
+        find_pieces(version)
     except MissingPieceError as error:
         if ENVIRONMENT in os.environ:
             raise
         pytest.skip(str(error))
+
+
+@pytest.fixture(scope="module")
+def live() -> Iterator[LiveXen]:
+    require()
     # A folder of this module's own: other tests boot Xen at the same time.
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         patch.setattr(tempfile, "tempdir", folder)
@@ -59,7 +68,7 @@ def recorded(path: Path) -> list[RecordedTrace]:
 
 
 def answers(live: LiveXen, pages: int, *operations: tuple[object, ...]) -> list[int]:
-    (found,) = live.replay([Trace("t", pages, operations)])
+    (found,) = live.replay([OperationTrace("t", pages, operations)])
     return list(found)
 
 
@@ -95,7 +104,7 @@ def test_fresh_operations_get_the_same_answers_on_every_boot(live: LiveXen) -> N
 def test_a_wrong_model_is_caught_and_its_error_shrunk(live: LiveXen) -> None:
     """A model that knows that tables are read-only, but not that pins do not nest."""
 
-    def wrong(trace: Trace) -> list[int]:
+    def wrong(trace: OperationTrace) -> list[int]:
         read_only: set[int] = set()
         predicted = []
         for name, *fields in trace.ops:
@@ -104,7 +113,7 @@ def test_a_wrong_model_is_caught_and_its_error_shrunk(live: LiveXen) -> None:
             predicted.append(-22 if name == "pin" and fields[1] not in read_only else 0)
         return predicted
 
-    trace = Trace(
+    trace = OperationTrace(
         "t",
         4,
         (
@@ -136,7 +145,7 @@ def test_run_makes_its_own_traces(live: LiveXen) -> None:
     assert "traces differ" in result.summary()
 
 
-def direct_map(mib: int) -> Trace:
+def direct_map(mib: int) -> OperationTrace:
     """A direct map in 4 KiB pages, tables at the top; loaded, then probed at every 61st page."""
     pages = mib * 256
     l1_count = pages // 512
@@ -168,7 +177,7 @@ def direct_map(mib: int) -> Trace:
         *(("unpin", table) for table in l1),
         *(("type", table) for table in tables),
     ]
-    return Trace(f"direct-map-{mib}", pages, tuple(operations))
+    return OperationTrace(f"direct-map-{mib}", pages, tuple(operations))
 
 
 @pytest.mark.parametrize("mib", [64, 512])
@@ -201,6 +210,31 @@ def test_the_model_answers_fresh_operations_as_xen_does(live: LiveXen) -> None:
     assert [found.reproducer() for found in result.disagreements] == []
     assert result.operations >= 120_000
     assert time.monotonic() - started < 120
+
+
+@pytest.mark.parametrize(
+    ("version", "named", "row"), [("4.14", "4.14.6", "4.14"), ("4.20", "4.20.", "4.20.1")]
+)
+def test_the_hypervisor_that_boots_is_recognised_and_modelled(
+    version: str, named: str, row: str, tmp_path: Path
+) -> None:
+    require(version)
+    saved = tmp_path / "saved.jsonl.xz"
+    result = CliRunner().invoke(
+        cli,
+        ["verify", "xen", "--live", "--xen", version, "--ops", "20000", "--seed", "29", "--json",
+         "--size", "64", "-a", "incremental:variant=hpa", "--save", str(saved)],
+        standalone_mode=False,
+    )  # fmt: skip
+    assert result.return_value == 0, result.output
+    report = json.loads(result.stdout)
+    assert report["live"]["xen"].startswith(named)
+    assert (report["live"]["release"], report["live"]["agree"]) == (row, True)
+    assert [run["ok"] for run in report["runs"]] == [True]
+    again = list(read_traces(saved))
+    assert {recorded.hypervisor for recorded in again} == {report["live"]["xen"]}
+    assert sum(len(recorded.answers) for recorded in again) == report["live"]["operations"]
+    assert not any(map(replay, again))
 
 
 def test_the_interfaces_measured_table(live: LiveXen) -> None:
@@ -243,8 +277,8 @@ def test_batches_tell_how_far_they_came(live: LiveXen) -> None:
 
 
 def test_pages_are_zero_and_fresh_in_each_trace(live: LiveXen) -> None:
-    dirty = Trace("dirty", 2, (("store_value", 0, 5, 42), ("update_va_mapping", 1, 1, RO)))
-    clean = Trace("clean", 2, (("read", 0, 5), ("read", 1, 5), ("write", 1, 5, 0, 0)))
+    dirty = OperationTrace("dirty", 2, (("store_value", 0, 5, 42), ("update_va_mapping", 1, 1, RO)))
+    clean = OperationTrace("clean", 2, (("read", 0, 5), ("read", 1, 5), ("write", 1, 5, 0, 0)))
     assert live.replay([dirty, clean, dirty, clean])[1::2] == [(0, 0, 0)] * 2
 
 
@@ -276,14 +310,14 @@ def test_a_hypervisor_that_does_not_boot_is_told(live: LiveXen, tmp_path: Path) 
     broken = tmp_path / "xen.elf"
     broken.write_bytes(live.hypervisor.read_bytes()[:4096])
     session = LiveXen(live.pieces, live.directory, broken, live.guest, seconds=20)
-    with pytest.raises(BootError):
-        session.replay([Trace("t", 1, (("unpin", 0),))])
+    with pytest.raises(XenBootError):
+        session.replay([OperationTrace("t", 1, (("unpin", 0),))])
 
 
 def test_a_guest_that_hangs_is_told_and_killed(live: LiveXen) -> None:
     session = LiveXen(live.pieces, live.directory, live.hypervisor, live.guest, seconds=0.3)
-    with pytest.raises(BootError, match="no end after"):
-        session.replay([Trace("t", 1, (("unpin", 0),))])
+    with pytest.raises(XenBootError, match="no end after"):
+        session.replay([OperationTrace("t", 1, (("unpin", 0),))])
 
 
 def test_a_guest_that_is_no_kernel_makes_xen_panic_and_that_is_told(
@@ -292,6 +326,6 @@ def test_a_guest_that_is_no_kernel_makes_xen_panic_and_that_is_told(
     nonsense = tmp_path / "guest.elf"
     nonsense.write_bytes(b"no ELF" * 1000)
     session = LiveXen(live.pieces, live.directory, live.hypervisor, nonsense, seconds=40)
-    with pytest.raises(BootError, match="Xen panicked") as error:
-        session.replay([Trace("t", 1, (("unpin", 0),))])
+    with pytest.raises(XenBootError, match="Xen panicked") as error:
+        session.replay([OperationTrace("t", 1, (("unpin", 0),))])
     assert any("Panic on CPU 0" in line for line in error.value.console)

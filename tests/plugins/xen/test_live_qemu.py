@@ -14,12 +14,19 @@ from pathlib import Path
 
 import pytest
 
-from paravirt_mm_xen.live import BootError, MissingPieceError, Pieces, Trace, find_pieces, qemu
+from paravirt_mm_xen.live import (
+    MissingPieceError,
+    OperationTrace,
+    Pieces,
+    XenBootError,
+    find_pieces,
+    qemu,
+)
 from paravirt_mm_xen.live.build import build_guest, unpack_hypervisor
 from paravirt_mm_xen.live.errors import BuildError
 from paravirt_mm_xen.live.session import LiveXen
 
-TRACE = Trace("t", 1, (("unpin", 0),))
+TRACE = OperationTrace("t", 1, (("unpin", 0),))
 GREETING = "@guest xen=4.17.7 pages=9\n"
 
 
@@ -68,7 +75,7 @@ def test_a_boot_that_ends_early_is_told_with_the_consoles_last_lines(
     live: LiveXen, console: str, says: str
 ) -> None:
     answer(live, console, "exit 3")
-    with pytest.raises(BootError, match=says) as error:
+    with pytest.raises(XenBootError, match=says) as error:
         live.replay([TRACE])
     assert error.value.console == tuple(console.splitlines())[-15:]
     assert list(live.directory.iterdir()) == []
@@ -76,7 +83,7 @@ def test_a_boot_that_ends_early_is_told_with_the_consoles_last_lines(
 
 def test_an_end_without_a_greeting_is_refused(live: LiveXen) -> None:
     answer(live, "@end\n")
-    with pytest.raises(BootError, match="did not greet"):
+    with pytest.raises(XenBootError, match="did not greet"):
         live.replay([TRACE])
 
 
@@ -92,7 +99,7 @@ def test_a_hang_is_killed_with_all_its_children(live: LiveXen, tmp_path: Path) -
     live.seconds = 0.5
     answer(live, "(XEN) booting\n", f"sleep 60 & echo $! > '{tmp_path}/child'; wait")
     started = time.monotonic()
-    with pytest.raises(BootError, match=r"no end after 0\.5 s") as error:
+    with pytest.raises(XenBootError, match=r"no end after 0\.5 s") as error:
         live.replay([TRACE])
     assert time.monotonic() - started < 10
     assert error.value.console == ("(XEN) booting",)
@@ -105,7 +112,7 @@ def test_a_hang_is_killed_with_all_its_children(live: LiveXen, tmp_path: Path) -
 
 
 def test_a_qemu_that_cannot_start_is_told(live: LiveXen) -> None:
-    with pytest.raises(BootError):
+    with pytest.raises(XenBootError):
         live.replay([TRACE])
 
 

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from paravirt_mm.errors import InputError
-from paravirt_mm_xen.traces.format import MAX_PAGES, SHAPES, Trace, check
+from paravirt_mm_xen.traces.format import MAX_PAGES, SHAPES, OperationTrace, check
 
 VALID = [
     ["pin", 4, 7],
@@ -38,8 +38,8 @@ def tuples(value: object) -> object:
     return tuple(map(tuples, value)) if isinstance(value, list) else value
 
 
-def trace_of(operations: list[object]) -> Trace:
-    return Trace("here", 8, tuples(operations))  # type: ignore[arg-type]
+def trace_of(operations: list[object]) -> OperationTrace:
+    return OperationTrace("here", 8, tuples(operations))  # type: ignore[arg-type]
 
 
 def test_every_operation_has_a_valid_example() -> None:
@@ -90,8 +90,8 @@ def test_a_malformed_operation_is_named(operation: list[object], says: str) -> N
 @pytest.mark.parametrize("pages", [0, -1, MAX_PAGES + 1, True, "8", None, 8.0])
 def test_the_number_of_pages_is_bounded(pages: object) -> None:
     with pytest.raises(InputError, match=r"^here: pages is "):
-        check(Trace("here", pages, ()))  # type: ignore[arg-type]
+        check(OperationTrace("here", pages, ()))  # type: ignore[arg-type]
 
 
 def test_the_largest_trace_is_accepted() -> None:
-    check(Trace("here", MAX_PAGES, (("unpin", MAX_PAGES - 1),)))
+    check(OperationTrace("here", MAX_PAGES, (("unpin", MAX_PAGES - 1),)))

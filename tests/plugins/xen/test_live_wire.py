@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 import paravirt_mm_xen.live.wire as wire
-from paravirt_mm_xen.live import BootError, Trace
+from paravirt_mm_xen.live import OperationTrace, XenBootError
 from paravirt_mm_xen.live.build import GUEST_SOURCES
-from paravirt_mm_xen.traces.format import MAX_BATCH, SHAPES
+from paravirt_mm_xen.traces.format import MAX_BATCH, REFUSED_BY_GUEST, SHAPES
 
 HEADER = (GUEST_SOURCES / "wire.h").read_text()
 
@@ -35,7 +35,7 @@ def test_constants_are_those_of_the_guest() -> None:
     assert c_number("WIRE_MAGIC") == wire.MAGIC
     assert c_number("WIRE_NO_PAGE") == wire.NO_PAGE
     assert c_number("WIRE_BATCH_MAX") == MAX_BATCH
-    assert c_number("ANSWER_REFUSED") == wire.REFUSED
+    assert c_number("ANSWER_REFUSED") == REFUSED_BY_GUEST
     assert wire.RECORD.size == 32
 
 
@@ -56,7 +56,7 @@ def test_letters_are_those_of_the_guest() -> None:
 
 def test_packing_puts_each_field_in_its_place() -> None:
     batch = ("mmu_update_batch", ((1, 2, 3, 0x65, True), (4, 5, 6, 0, False)))
-    trace = Trace("t", 9, (("pin", 3, 7), ("probe", 1 << 47, "write"), batch))
+    trace = OperationTrace("t", 9, (("pin", 3, 7), ("probe", 1 << 47, "write"), batch))
     packed = wire.pack([trace])
     assert wire.HEADER.unpack_from(packed) == (wire.MAGIC, 1, 0)
     assert wire.TRACE.unpack_from(packed, wire.HEADER.size) == (9, 5)
@@ -71,12 +71,14 @@ def test_packing_puts_each_field_in_its_place() -> None:
 
 
 def test_no_page_is_distinct_from_page_zero() -> None:
-    packed = wire.pack([Trace("t", 1, (("new_user_baseptr", None), ("new_user_baseptr", 0)))])
+    packed = wire.pack(
+        [OperationTrace("t", 1, (("new_user_baseptr", None), ("new_user_baseptr", 0)))]
+    )
     records = wire.RECORD.iter_unpack(packed[wire.HEADER.size + wire.TRACE.size :])
     assert [record[3] for record in records] == [wire.NO_PAGE, 0]
 
 
-TRACES = (Trace("a", 1, (("unpin", 0),) * 4), Trace("b", 1, (("unpin", 0),) * 2))
+TRACES = (OperationTrace("a", 1, (("unpin", 0),) * 4), OperationTrace("b", 1, (("unpin", 0),) * 2))
 
 
 def test_answers_are_read_around_the_hypervisors_own_lines() -> None:
@@ -102,7 +104,7 @@ def test_answers_are_read_around_the_hypervisors_own_lines() -> None:
     ],
 )
 def test_a_wrong_conversation_is_an_error(text: str, says: str) -> None:
-    with pytest.raises(BootError, match=re.escape(says)):
+    with pytest.raises(XenBootError, match=re.escape(says)):
         wire.parse_answers(text, TRACES)
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from paravirt_mm_xen.mmu import (
-    Batch,
     BootMapping,
     Command,
+    Completion,
     Hypervisor,
     MmuextOp,
     MmuUpdate,
@@ -45,10 +45,10 @@ def test_a_batch_stops_at_the_first_refusal_and_keeps_what_was_done(g: TraceGues
         (ptr(g, A, 2), value(g, A, RW)),
         (ptr(g, A, 3), value(g, D, RW)),
     ]
-    assert g.hypervisor.mmu_update_batch(updates) == Batch(EBUSY, 2)
+    assert g.hypervisor.mmu_update_batch(updates) == Completion(EBUSY, 2)
     assert [bool(g.hypervisor.entry(g.mfn(A), index)) for index in range(4)] == [1, 1, 0, 0]
-    assert g.hypervisor.mmu_update_batch(updates[:2]) == Batch(OK, 2)
-    assert g.hypervisor.mmu_update_batch([]) == Batch(OK, 0)
+    assert g.hypervisor.mmu_update_batch(updates[:2]) == Completion(OK, 2)
+    assert g.hypervisor.mmu_update_batch([]) == Completion(OK, 0)
     counters = g.hypervisor.counters
     assert (counters.mmu_update, counters.mmu_update_entries) == (3, 5)
     assert (counters.batches, counters.batched_entries) == (2, 6)
@@ -62,7 +62,7 @@ def test_what_one_entry_of_a_batch_drops_is_gone_for_the_next(g: TraceGuest) -> 
     pinned(g, 1, C)
     # The L1 B loses its type with the first entry, so that the second may map it writable.
     batch = [(ptr(g, A, 0), 0), (ptr(g, C, 0), value(g, B, RW))]
-    assert g.hypervisor.mmu_update_batch(batch) == Batch(OK, 2)
+    assert g.hypervisor.mmu_update_batch(batch) == Completion(OK, 2)
 
 
 def test_a_batch_of_operations(g: TraceGuest) -> None:
@@ -74,9 +74,9 @@ def test_a_batch_of_operations(g: TraceGuest) -> None:
         (Command.PIN_L3_TABLE, frame, 0),
         (Command.UNPIN_TABLE, frame, 0),
     ]
-    assert g.hypervisor.mmuext_op_batch(operations) == Batch(EINVAL, 2)
+    assert g.hypervisor.mmuext_op_batch(operations) == Completion(EINVAL, 2)
     assert g.hypervisor.frame(frame).count == 1
-    assert g.hypervisor.mmuext_op_batch(operations[3:]) == Batch(OK, 1)
+    assert g.hypervisor.mmuext_op_batch(operations[3:]) == Completion(OK, 1)
     assert g.hypervisor.counters.mmuext_operations == 4
 
 
@@ -88,7 +88,12 @@ def test_a_multicall_goes_on_after_a_refusal(g: TraceGuest) -> None:
         MmuUpdate([(ptr(g, A, 0), value(g, B, RW)), (ptr(g, A, 1), value(g, C, RO))]),
     ]
     outcome = g.hypervisor.multicall(calls)
-    assert outcome == [Batch(OK, 1), Batch(OK, 1), Batch(EBUSY, 0), Batch(OK, 2)]
+    assert outcome == [
+        Completion(OK, 1),
+        Completion(OK, 1),
+        Completion(EBUSY, 0),
+        Completion(OK, 2),
+    ]
     counters = g.hypervisor.counters
     assert counters.multicall == 1
     assert counters.hypercalls == 1

@@ -13,7 +13,7 @@ from paravirt_mm import InputError, SpecError
 from paravirt_mm.cli.main import cli
 from paravirt_mm.errors import ExitCode
 from paravirt_mm_xen import verify as command
-from paravirt_mm_xen.live import ENVIRONMENT, MissingPieceError, Trace, find_pieces
+from paravirt_mm_xen.live import ENVIRONMENT, MissingPieceError, OperationTrace, find_pieces
 from paravirt_mm_xen.traces.guest import predict
 from paravirt_mm_xen.verify import guest_machine, run_all
 
@@ -127,7 +127,7 @@ def test_live_asks_fresh_operations_and_runs() -> None:
 @pytest.mark.slow
 @pytest.mark.usefixtures("pieces")
 def test_a_wrong_model_is_shrunk_to_a_reproducer(monkeypatch: pytest.MonkeyPatch) -> None:
-    def wrong(trace: Trace, release: object) -> list[int]:
+    def wrong(trace: OperationTrace, release: object) -> list[int]:
         return [0 if answer == -16 else answer for answer in predict(trace)]
 
     monkeypatch.setattr(command, "predict", wrong)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import pytest
 
-from paravirt_mm_xen.traces.format import Operation, Trace, check
+from paravirt_mm_xen.traces.format import Operation, OperationTrace, check
 from paravirt_mm_xen.traces.generators import make
 from paravirt_mm_xen.traces.shrink import compact, shrink
 
@@ -19,12 +19,12 @@ class Oracle:
         self.rounds = 0
         self.widest = 0
 
-    def __call__(self, traces: Sequence[Trace]) -> list[int | None]:
+    def __call__(self, traces: Sequence[OperationTrace]) -> list[int | None]:
         self.rounds += 1
         self.widest = max(self.widest, sum(len(trace.ops) for trace in traces))
         return [self.first(check(trace)) for trace in traces]
 
-    def first(self, trace: Trace) -> int | None:
+    def first(self, trace: OperationTrace) -> int | None:
         return next((i for i in range(len(trace.ops)) if self.fails(trace.ops[: i + 1])), None)
 
 
@@ -44,7 +44,7 @@ FAILING = [
 
 
 @pytest.mark.parametrize("trace", FAILING, ids=lambda trace: trace.name)
-def test_a_random_trace_shrinks_to_the_two_operations_that_matter(trace: Trace) -> None:
+def test_a_random_trace_shrinks_to_the_two_operations_that_matter(trace: OperationTrace) -> None:
     oracle = Oracle(ends_with_double_pin)
     found = shrink(trace, oracle)
     assert found.minimal
@@ -70,7 +70,7 @@ def test_what_cannot_be_left_out_stays_in_order() -> None:
         kept = [op[0] for op in seen if op[0] != "read"]
         return kept == ["unpin", "pin", "unpin", "type"] and seen[-1][0] == "type"
 
-    found = shrink(Trace("t", 4, tuple(operations)), Oracle(fails))
+    found = shrink(OperationTrace("t", 4, tuple(operations)), Oracle(fails))
     assert found.trace.ops == (("unpin", 0), ("pin", 2, 1), ("unpin", 0), ("type", 2))
 
 
@@ -83,16 +83,18 @@ def test_batches_and_fields_are_simplified() -> None:
     def fails(seen: Sequence[Operation]) -> bool:
         return seen[-1][0] == "mmu_update_batch" and any(u[3] == 0x65 for u in seen[-1][1])
 
-    found = shrink(Trace("t", 4, (("unpin", 2), batch)), Oracle(fails))
+    found = shrink(OperationTrace("t", 4, (("unpin", 2), batch)), Oracle(fails))
     assert found.trace.ops == (("mmu_update_batch", ((0, 300, 1, 0x65, True),)),)
-    update = Trace("t", 4, (("mmu_update", 3, 300, 2, 0x65, True),))
+    update = OperationTrace("t", 4, (("mmu_update", 3, 300, 2, 0x65, True),))
     found = shrink(update, Oracle(lambda seen: seen[-1][0] == "mmu_update"))
     assert found.trace.ops == (("mmu_update", 0, 0, 1, 0x65, False),)
 
 
 def test_page_numbers_that_matter_are_kept() -> None:
     operations = tuple(("unpin", page) for page in (5, 6, 7))
-    found = shrink(Trace("t", 8, operations), Oracle(lambda seen: seen[-1] == ("unpin", 7)))
+    found = shrink(
+        OperationTrace("t", 8, operations), Oracle(lambda seen: seen[-1] == ("unpin", 7))
+    )
     assert found.trace.pages == 8
     assert found.trace.ops[-1] == ("unpin", 7)
 
@@ -106,12 +108,12 @@ def test_a_long_trace_is_shrunk_within_what_a_boot_holds() -> None:
         return seen[-1][0] == "type" and any(op[0] == "type" for op in seen[:-1])
 
     class Fast(Oracle):
-        def first(self, trace: Trace) -> int | None:
+        def first(self, trace: OperationTrace) -> int | None:
             types = [i for i, op in enumerate(trace.ops) if op[0] == "type"]
             return types[1] if len(types) > 1 else None
 
     oracle = Fast(fails)
-    found = shrink(Trace("t", 500, tuple(operations)), oracle)
+    found = shrink(OperationTrace("t", 500, tuple(operations)), oracle)
     assert found.minimal
     assert found.trace.ops == (("type", 0), ("type", 1))
     assert oracle.widest < 500_000
@@ -126,7 +128,7 @@ def test_rounds_are_limited() -> None:
 
 def test_a_trace_that_does_not_fail_is_refused() -> None:
     with pytest.raises(ValueError, match="t does not fail"):
-        shrink(Trace("t", 1, (("unpin", 0),)), Oracle(lambda seen: False))
+        shrink(OperationTrace("t", 1, (("unpin", 0),)), Oracle(lambda seen: False))
 
 
 def test_compact_renumbers_pages_everywhere_and_nothing_else() -> None:
@@ -140,7 +142,7 @@ def test_compact_renumbers_pages_everywhere_and_nothing_else() -> None:
             ("copy_page", 4, 11),
         ],
     )
-    assert trace == Trace(
+    assert trace == OperationTrace(
         "t",
         4,
         (

@@ -11,7 +11,7 @@ from click.testing import CliRunner, Result
 
 from paravirt_mm import SpecError
 from paravirt_mm.cli.main import cli
-from paravirt_mm_xen.traces.recorded import answer_in_words, words
+from paravirt_mm_xen.traces.words import answer_in_words, words
 
 DATA = Path(__file__).parents[3] / "tests/data/xen"
 SAMPLE = DATA / "xen-4.17.7-sample.jsonl.xz"
@@ -57,7 +57,7 @@ def test_json(tmp_path: Path) -> None:
     assert code == 1
     report = json.loads(result.stdout)["files"]
     assert (report["traces"], report["operations"], report["agree"]) == (1, 4, False)
-    assert report["release"] == "4.17.7"
+    assert report["release"] == "4.17"
     assert report["differences"] == [
         {
             "file": str(path),
@@ -68,6 +68,16 @@ def test_json(tmp_path: Path) -> None:
             "model": 9,
         }
     ]
+
+
+def test_a_recording_of_an_unknown_hypervisor_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "one.jsonl"
+    path.write_text('{"id": "t", "xen": "3.4.1", "pages": 1, "ops": [], "rc": []}\n')
+    code, result = verify(path)
+    assert code == 3
+    assert "t: no model of Xen '3.4.1'" in result.stderr
+    code, result = verify("--release", "4.14.2", path)
+    assert (code, result.stderr) == (0, "")
 
 
 def test_bad_input_does_not_hide_other_files(tmp_path: Path) -> None:
@@ -84,7 +94,7 @@ def test_bad_input_does_not_hide_other_files(tmp_path: Path) -> None:
 def test_usage() -> None:
     with pytest.raises(click.UsageError, match="at least one FILE"):
         verify()
-    with pytest.raises(SpecError, match=r"no hypervisor build '2.0'; there are 4.15"):
+    with pytest.raises(SpecError, match=r"no model of Xen '2.0'; there are 4.14"):
         verify("--release", "2.0", SAMPLE)
     result = CliRunner().invoke(cli, ["verify", "xen", "--help"])
     assert "Exit code: 0 all agree" in result.stdout

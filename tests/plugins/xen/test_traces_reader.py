@@ -11,9 +11,10 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from paravirt_mm.errors import InputError
-from paravirt_mm_xen.traces import guest as traces
-from paravirt_mm_xen.traces.format import RecordedTrace, Trace
-from paravirt_mm_xen.traces.guest import TraceReader, read_traces, replay
+from paravirt_mm_xen.traces import files as traces
+from paravirt_mm_xen.traces.files import TraceReader, read_traces
+from paravirt_mm_xen.traces.format import OperationTrace, RecordedTrace
+from paravirt_mm_xen.traces.guest import replay
 
 GOOD = {"id": "t", "pages": 4, "ops": [["pin", 1, 3], ["unpin", 3]], "rc": [-22, -22]}
 BATCH = {
@@ -33,7 +34,9 @@ def test_reads_lines_and_skips_empty_ones(tmp_path: Path) -> None:
     path.write_bytes(line() + b"\r\n\n" + line(id="u") + b"\n" + json.dumps(BATCH).encode())
     found = list(read_traces(path))
     assert [recorded.trace.name for recorded in found] == ["t", "u", "b"]
-    assert found[0] == RecordedTrace(Trace("t", 4, (("pin", 1, 3), ("unpin", 3))), (-22, -22))
+    assert found[0] == RecordedTrace(
+        OperationTrace("t", 4, (("pin", 1, 3), ("unpin", 3))), (-22, -22)
+    )
     assert found[2].trace.ops[0][1] == ((1, 0, 2, 103, False), (1, 1, 2, 0, True))
     assert [replay(recorded) for recorded in found] == [None, None, None]
 
@@ -134,7 +137,7 @@ def test_known_operations_are_forgotten_with_the_number_of_pages() -> None:
 def test_an_entry_that_is_not_present_may_lie_in_another_frame() -> None:
     """Raw frames differ from run to run; everything else about such an entry is compared."""
     operations = (("mmu_update", 1, 0, 2, 0x66, False), ("read", 1, 0))
-    trace = Trace("raw", 4, operations)
+    trace = OperationTrace("raw", 4, operations)
     assert replay(RecordedTrace(trace, (0, 0x1234_5066))) is None
     assert replay(RecordedTrace(trace, (0, 0x1234_5064))) is not None
     assert replay(RecordedTrace(trace, (0, 0x1234_5067))) is not None

@@ -12,13 +12,17 @@ import pytest
 
 from paravirt_mm_xen.mmu import RECORDED, RELEASES, Hypervisor
 from paravirt_mm_xen.mmu.entries import PRESENT, RW, entry_mfn
+from paravirt_mm_xen.mmu.releases import release_of
+from paravirt_mm_xen.traces.files import read_traces
 from paravirt_mm_xen.traces.format import RecordedTrace
-from paravirt_mm_xen.traces.guest import TraceGuest, predict, read_traces, replay
+from paravirt_mm_xen.traces.guest import TraceGuest, predict, release_of_recording, replay
 
 ROOT = Path(__file__).parents[3]
 DATA = ROOT / "tests/data/xen"
 SAMPLE = DATA / "xen-4.17.7-sample.jsonl.xz"
 WIDE = DATA / "xen-4.17.7-wide.jsonl.xz"
+OLD = DATA / "xen-4.14.6.jsonl.xz"
+NEW = DATA / "xen-4.20.5-pre.jsonl.xz"
 ALL = ROOT / "../shared/xen-replay/xen-4.17.7-traces.jsonl.xz"
 
 
@@ -31,7 +35,7 @@ def disagreements(path: Path) -> list[str]:
     ]
 
 
-@pytest.mark.parametrize("path", [SAMPLE, WIDE], ids=lambda path: path.name)
+@pytest.mark.parametrize("path", [SAMPLE, WIDE, OLD, NEW], ids=lambda path: path.name)
 def test_every_recorded_answer_agrees(path: Path) -> None:
     assert disagreements(path) == []
 
@@ -64,6 +68,52 @@ def test_the_data_holds_what_the_rules_need() -> None:
     }.items():
         for answer in answers:
             assert seen[name, answer] > 0, (name, answer)
+
+
+@pytest.mark.parametrize(
+    ("path", "version", "release"),
+    [(SAMPLE, None, "4.17"), (OLD, "4.14.6", "4.14"), (NEW, "4.20.5-pre", "4.20.1")],
+)
+def test_a_recording_names_the_hypervisor_and_that_one_is_modelled(
+    path: Path, version: str | None, release: str
+) -> None:
+    for recorded in read_traces(path):
+        assert recorded.hypervisor == version
+        assert release_of_recording(recorded).name == release
+
+
+def test_what_4_14_does_otherwise_shows_in_the_data() -> None:
+    """A frame that was a table is still called one; 4.17 does not say so."""
+    differing = [found for found in (replay(r, RECORDED) for r in read_traces(OLD)) if found]
+    assert len(differing) > 100
+    assert {found.operation[0] for found in differing} == {"type"}
+    assert {(found.answer > 0, found.predicted) for found in differing} == {(True, 0)}
+
+
+@pytest.mark.parametrize(
+    ("version", "row"),
+    [
+        ("4.14.6", "4.14"),
+        ("4.15.0", "4.15"),
+        ("4.16.1-pre", "4.16"),
+        ("4.17.7", "4.17"),
+        ("4.18.4", "4.18"),
+        ("4.18.5", "4.18.5"),
+        ("4.19.3", "4.19.3"),
+        ("4.20.0", "4.20"),
+        ("4.20.5-pre", "4.20.1"),
+        ("4.23-unstable", "4.21"),
+        ("ideal", "ideal"),
+    ],
+)
+def test_a_hypervisor_is_recognised_by_what_it_calls_itself(version: str, row: str) -> None:
+    assert release_of(version).name == row
+
+
+@pytest.mark.parametrize("version", ["4.13.4", "3.0.4-1", "", "unstable", "ideal-2", "x4.17"])
+def test_versions_without_a_model_are_refused(version: str) -> None:
+    with pytest.raises(KeyError):
+        release_of(version)
 
 
 @pytest.mark.parametrize("quirk", ["forgets_nested_failure", "leaves_xen_slots"])

@@ -42,7 +42,7 @@ _GCC_SECONDS = 120
 def build_guest(pieces: Pieces, directory: Path, flags: Sequence[str] = ()) -> Path:
     """Compiles and links ``guest/`` with gcc, with extra ``flags``; returns the ELF.
 
-    Raises :class:`BuildError`.
+    Raises `BuildError`.
     """
     image = directory / "guest.elf"
     sources = sorted(GUEST_SOURCES.glob("*.[cS]"))

@@ -14,12 +14,16 @@ from pathlib import Path
 import attrs
 
 from paravirt_mm_xen.live.session import LiveXen
-from paravirt_mm_xen.traces.format import Operation, RecordedTrace, Trace
+from paravirt_mm_xen.traces.format import Operation, OperationTrace, RecordedTrace
 from paravirt_mm_xen.traces.generators import RECORDED_FORMAT, generate
 from paravirt_mm_xen.traces.shrink import shrink
 
-Predict = Callable[[Trace], Sequence[int]]
-"""The model: one answer an operation."""
+Predict = Callable[[OperationTrace], Sequence[int]]
+"""The model: one answer an operation. Called when real Xen, whose version is known then, has
+answered."""
+
+Record = Callable[[OperationTrace, Sequence[int]], None]
+"""Keeps a trace and real Xen's answers."""
 
 CHUNK_OPERATIONS = 250_000
 """Operations that are generated, predicted and replayed together: bounds memory, not results."""
@@ -29,11 +33,11 @@ CHUNK_OPERATIONS = 250_000
 class Disagreement:
     """A trace on which model and hypervisor differ, first at operation ``number``."""
 
-    trace: Trace
+    trace: OperationTrace
     number: int
     predicted: int | None  #: None where the model gave too few answers
     real: int
-    minimal: Trace | None = None  #: the shrunk trace, where shrinking was asked for
+    minimal: OperationTrace | None = None  #: the shrunk trace, where shrinking was asked for
     minimal_answers: tuple[int, ...] = ()  #: real Xen's, for ``minimal``
 
     @property
@@ -109,8 +113,8 @@ def run(
 
     ``xen`` is the directory of the unpacked packages, ``seconds`` a time limit of each boot,
     ``describe`` the number of disagreements to keep (and to shrink, with ``minimise``). Raises
-    :class:`paravirt_mm.errors.SpecError` for an unknown generator and
-    :class:`paravirt_mm_xen.live.LiveError` where Xen cannot be run.
+    `paravirt_mm.errors.SpecError` for an unknown generator and
+    `paravirt_mm_xen.live.LiveError` where Xen cannot be run.
     """
     traces = generate(generators, seed, operations)
     with LiveXen.open(xen, seconds=seconds) as live:
@@ -119,13 +123,14 @@ def run(
 
 def compare(
     live: LiveXen,
-    traces: Iterable[Trace],
+    traces: Iterable[OperationTrace],
     predict: Predict,
     *,
     minimise: bool = True,
     describe: int = 3,
+    record: Record | None = None,
 ) -> LiveResult:
-    """Compares on given traces; see :func:`run`."""
+    """Compares on given traces, which ``record`` is told with the answers; see `run`."""
     tally = _Tally()
     boots = live.boots
     for chunk in _chunks(traces):
@@ -138,6 +143,8 @@ def compare(
         tally.traces += len(chunk)
         tally.operations += sum(len(trace.ops) for trace in chunk)
         for trace, model, answers in zip(chunk, predicted, real, strict=True):
+            if record is not None:
+                record(trace, answers)
             number = first_difference(model, answers)
             if number is None:
                 continue
@@ -162,9 +169,9 @@ def compare(
 
 def compare_recorded(live: LiveXen, recorded: Iterable[RecordedTrace]) -> LiveResult:
     """Compares recorded answers with those that Xen gives now: the recordings are the model."""
-    answers: dict[Trace, tuple[int, ...]] = {}
+    answers: dict[OperationTrace, tuple[int, ...]] = {}
 
-    def traces() -> Iterator[Trace]:
+    def traces() -> Iterator[OperationTrace]:
         for record in recorded:
             answers[record.trace] = record.answers
             yield record.trace
@@ -181,7 +188,7 @@ def first_difference(model: Sequence[int], real: Sequence[int]) -> int | None:
 
 
 def _minimised(live: LiveXen, found: Disagreement, predict: Predict) -> Disagreement:
-    def failures(traces: Sequence[Trace]) -> list[int | None]:
+    def failures(traces: Sequence[OperationTrace]) -> list[int | None]:
         return [
             first_difference(tuple(predict(trace)), real)
             for trace, real in zip(traces, live.replay(traces), strict=True)
@@ -191,8 +198,8 @@ def _minimised(live: LiveXen, found: Disagreement, predict: Predict) -> Disagree
     return attrs.evolve(found, minimal=minimal, minimal_answers=live.replay([minimal])[0])
 
 
-def _chunks(traces: Iterable[Trace]) -> Iterator[list[Trace]]:
-    chunk: list[Trace] = []
+def _chunks(traces: Iterable[OperationTrace]) -> Iterator[list[OperationTrace]]:
+    chunk: list[OperationTrace] = []
     operations = 0
     for trace in traces:
         chunk.append(trace)

@@ -25,7 +25,7 @@ class BuildError(LiveError):
     """gcc refused the guest; the message ends with what gcc said."""
 
 
-class BootError(LiveError):
+class XenBootError(LiveError):
     """A boot ended before every trace was answered.
 
     ``reason`` says how (Xen panic, guest crash, time-out, QEMU's exit code), ``console`` are the

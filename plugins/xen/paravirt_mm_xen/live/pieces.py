@@ -7,6 +7,7 @@ is looked at by default.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -17,7 +18,9 @@ from paravirt_mm_xen.live.errors import MissingPieceError
 ENVIRONMENT = "PARAVIRT_MM_XEN"
 """Names a directory into which xen-hypervisor-4.17-amd64 and libxen-dev were unpacked."""
 
-_FETCH = f"run tools/fetch-xen.sh, or name the directory with --xen or ${ENVIRONMENT}"
+_VERSION = re.compile(r"[0-9]+\.[0-9]+")
+
+_FETCH = f"run tools/fetch-xen.sh [VERSION], or name the directory with --xen or ${ENVIRONMENT}"
 
 
 @attrs.frozen
@@ -36,15 +39,25 @@ def default_directory() -> Path:
     return Path(cache) / "paravirt-mm" / "xen"
 
 
+def directory_of(asked: str | Path | None) -> Path | None:
+    """A directory that was named, or the one of a version that ``tools/fetch-xen.sh`` fetched."""
+    if asked is None or not _VERSION.fullmatch(str(asked)) or Path(asked).is_dir():
+        return None if asked is None else Path(asked)
+    default = Path(os.environ.get(ENVIRONMENT) or default_directory())
+    beside = default.with_name(f"{default.name}-{asked}")
+    return default if not beside.is_dir() and _hypervisor(default, str(asked)) else beside
+
+
 def find_pieces(directory: str | Path | None = None) -> Pieces:
     """Finds the pieces, Xen in ``directory``, ``$PARAVIRT_MM_XEN``, the default, or installed.
 
-    A directory that is named explicitly is the only one searched. Raises :class:`MissingPieceError`
-    with the Debian package that has the missing one.
+    ``directory`` may be a version, 4.14, of those that ``tools/fetch-xen.sh`` fetches. What is
+    named explicitly is the only place searched. Raises `MissingPieceError` with the Debian package
+    that has the missing one.
     """
     qemu = _program("qemu-system-x86_64", "qemu-system-x86")
     gcc = _program("gcc", "gcc")
-    named = directory or os.environ.get(ENVIRONMENT)
+    named = directory_of(directory) or os.environ.get(ENVIRONMENT)
     roots = [Path(named)] if named else [default_directory(), Path("/")]
     for root in roots:
         hypervisor = _hypervisor(root)
@@ -70,10 +83,10 @@ def _program(name: str, package: str) -> Path:
     return Path(found)
 
 
-def _hypervisor(root: Path) -> Path | None:
+def _hypervisor(root: Path, version: str = "*") -> Path | None:
     found = sorted(
         path
-        for pattern in ("xen-*-amd64", "xen-*-amd64.gz")
+        for pattern in (f"xen-{version}-amd64", f"xen-{version}-amd64.gz")
         for path in (root / "boot").glob(pattern)
         if path.is_file()
     )

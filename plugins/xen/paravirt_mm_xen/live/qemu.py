@@ -13,7 +13,7 @@ from pathlib import Path
 
 import attrs
 
-from paravirt_mm_xen.live.errors import BootError
+from paravirt_mm_xen.live.errors import XenBootError
 
 _XEN_MEMORY_MIB = 192  # for Xen itself, besides the domain's
 _MAX_CONSOLE = 512 << 20
@@ -69,7 +69,7 @@ class Boot:
 def run(boot: Boot, console: Path) -> str:
     """Boots and waits for the machine to end; returns what the console showed.
 
-    The console's file is left for the caller to delete. Raises :class:`BootError` if QEMU cannot
+    The console's file is left for the caller to delete. Raises `XenBootError` if QEMU cannot
     be started, outlives its time limit (it is killed then), or ends before the guest was done.
     """
     timed_out = False
@@ -82,10 +82,10 @@ def run(boot: Boot, console: Path) -> str:
         text = printed.read(_MAX_CONSOLE).decode("ascii", "replace").replace("\r", "")
     if timed_out:
         reason = f"no end after {boot.seconds:g} s: the guest or Xen hangs, or is too slow"
-        raise BootError(_trouble(text) or reason, _tail(text))
+        raise XenBootError(_trouble(text) or reason, _tail(text))
     if not _END.search(text):
         reason = f"QEMU ended with code {process.returncode} before the guest was done"
-        raise BootError(_trouble(text) or reason, _tail(text))
+        raise XenBootError(_trouble(text) or reason, _tail(text))
     return text
 
 
@@ -103,7 +103,7 @@ def _running(boot: Boot, output: int) -> Iterator[subprocess.Popen[bytes]]:
             start_new_session=True,
         )
     except OSError as error:
-        raise BootError(f"{command[0]} cannot be started: {error}") from None
+        raise XenBootError(f"{command[0]} cannot be started: {error}") from None
     try:
         yield process
     finally:

@@ -12,10 +12,10 @@ import attrs
 
 from paravirt_mm_xen.live import qemu
 from paravirt_mm_xen.live.build import build_guest, unpack_hypervisor
-from paravirt_mm_xen.live.errors import BootError
+from paravirt_mm_xen.live.errors import XenBootError
 from paravirt_mm_xen.live.pieces import Pieces, find_pieces
 from paravirt_mm_xen.live.wire import guest_text, pack, parse_answers
-from paravirt_mm_xen.traces.format import Trace, check
+from paravirt_mm_xen.traces.format import OperationTrace, check
 
 BOOT_PAGES = 1 << 18
 """Pages (1 GiB) that the traces of one boot share; a single larger trace gets a boot alone."""
@@ -48,9 +48,9 @@ class LiveXen:
     def open(
         cls, xen: str | Path | None = None, *, seconds: float | None = None
     ) -> Iterator[LiveXen]:
-        """Finds the pieces (:func:`find_pieces`) and builds the guest in a temporary directory.
+        """Finds the pieces (`find_pieces`) and builds the guest in a temporary directory.
 
-        Raises :class:`~paravirt_mm_xen.live.errors.MissingPieceError` or ``BuildError``.
+        Raises `paravirt_mm_xen.live.errors.MissingPieceError` or ``BuildError``.
         """
         pieces = find_pieces(xen)
         with tempfile.TemporaryDirectory(prefix="paravirt-mm-xen-") as name:
@@ -63,15 +63,15 @@ class LiveXen:
                 seconds=seconds,
             )
 
-    def replay(self, traces: Iterable[Trace]) -> list[tuple[int, ...]]:
+    def replay(self, traces: Iterable[OperationTrace]) -> list[tuple[int, ...]]:
         """Real Xen's answers, trace by trace, one an operation.
 
-        Raises :class:`paravirt_mm.errors.InputError` for a malformed trace, before anything is
-        booted with it, and :class:`BootError` for a boot that goes wrong.
+        Raises `paravirt_mm.errors.InputError` for a malformed trace, before anything is
+        booted with it, and `XenBootError` for a boot that goes wrong.
         """
         return [answer for group in _boots(traces) for answer in self._boot(group)]
 
-    def _boot(self, traces: Sequence[Trace]) -> list[tuple[int, ...]]:
+    def _boot(self, traces: Sequence[OperationTrace]) -> list[tuple[int, ...]]:
         packed = pack([check(trace) for trace in traces])
         pages = sum(trace.pages for trace in traces)
         operations = sum(len(trace.ops) for trace in traces)
@@ -93,7 +93,7 @@ class LiveXen:
             console.unlink(missing_ok=True)
         greeting = _GREETING.search(text)
         if greeting is None:
-            raise BootError("the guest did not greet", tuple(text.splitlines()[-15:]))
+            raise XenBootError("the guest did not greet", tuple(text.splitlines()[-15:]))
         self.boots += 1
         self.version = greeting[1]
         return parse_answers(text, traces)
@@ -107,9 +107,9 @@ def _guest_mib(pages: int, input_bytes: int) -> int:
     return used // _MIB + 32
 
 
-def _boots(traces: Iterable[Trace]) -> Iterator[list[Trace]]:
+def _boots(traces: Iterable[OperationTrace]) -> Iterator[list[OperationTrace]]:
     """Groups of traces that fit into one boot, in order."""
-    group: list[Trace] = []
+    group: list[OperationTrace] = []
     pages = operations = 0
     for trace in traces:
         too_much = pages + trace.pages > BOOT_PAGES or operations + len(trace.ops) > BOOT_OPERATIONS

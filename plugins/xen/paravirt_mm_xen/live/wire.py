@@ -10,8 +10,15 @@ import struct
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from paravirt_mm_xen.live.errors import BootError
-from paravirt_mm_xen.traces.format import FLUSHES, SHAPES, Field, Operation, Trace
+from paravirt_mm_xen.live.errors import XenBootError
+from paravirt_mm_xen.traces.format import (
+    FLUSHES,
+    REFUSED_BY_GUEST,
+    SHAPES,
+    Field,
+    Operation,
+    OperationTrace,
+)
 
 MAGIC = int.from_bytes(b"PTRACE1\0", "little")
 NO_PAGE = 0xFFFFFFFF
@@ -60,17 +67,14 @@ _SLOTS = {
     Field.ADDRESS: _VA,
 }
 
-REFUSED = -77777
-"""Answer of the guest itself: the operation would have unmapped the guest's own code."""
-
-_LETTERS = {".": 0, "p": -1, "b": -16, "i": -22, "n": -38, "w": -114003, "r": REFUSED}
+_LETTERS = {".": 0, "p": -1, "b": -16, "i": -22, "n": -38, "w": -114003, "r": REFUSED_BY_GUEST}
 _ANSWER = re.compile(r"([.pbinwr])|(-?\d{1,19});")
 _TRACE_LINE = re.compile(r"^#(\d+) (.*)$", re.MULTILINE)
 _XEN_LINE = re.compile(r"\(XEN\)[^\n]*(?:\n|$)")
 
 
-def pack(traces: Sequence[Trace]) -> bytes:
-    """The guest's input for traces that :func:`~paravirt_mm_xen.traces.format.check` accepted."""
+def pack(traces: Sequence[OperationTrace]) -> bytes:
+    """The guest's input for traces that `paravirt_mm_xen.traces.format.check` accepted."""
     parts = [HEADER.pack(MAGIC, len(traces), 0)]
     for trace in traces:
         records = b"".join(RECORD.pack(*record) for op in trace.ops for record in _records(op))
@@ -107,24 +111,24 @@ def guest_text(console: str) -> str:
     return _XEN_LINE.sub("", console.replace("\r", ""))
 
 
-def parse_answers(text: str, traces: Sequence[Trace]) -> list[tuple[int, ...]]:
-    """One answer an operation for each trace, from :func:`guest_text`.
+def parse_answers(text: str, traces: Sequence[OperationTrace]) -> list[tuple[int, ...]]:
+    """One answer an operation for each trace, from `guest_text`.
 
-    Raises :class:`BootError` where a trace is missing or has another number of answers.
+    Raises `XenBootError` where a trace is missing or has another number of answers.
     """
     answers: list[tuple[int, ...]] = []
     for number, line in _TRACE_LINE.findall(text):
         if int(number) != len(answers) or len(answers) == len(traces):
-            raise BootError(f"the guest answered trace {number}, expected {len(answers)}")
+            raise XenBootError(f"the guest answered trace {number}, expected {len(answers)}")
         answers.append(_decode(line))
         expected = len(traces[len(answers) - 1].ops)
         if len(answers[-1]) != expected:
-            raise BootError(
+            raise XenBootError(
                 f"trace {traces[int(number)].name}: {len(answers[-1])} answers"
                 f" for {expected} operations"
             )
     if len(answers) != len(traces):
-        raise BootError(f"the guest answered {len(answers)} of {len(traces)} traces")
+        raise XenBootError(f"the guest answered {len(answers)} of {len(traces)} traces")
     return answers
 
 
@@ -134,7 +138,7 @@ def _decode(line: str) -> tuple[int, ...]:
     while position < len(line):
         match = _ANSWER.match(line, position)
         if match is None:
-            raise BootError(f"the guest printed no answer: {line[position : position + 40]!r}")
+            raise XenBootError(f"the guest printed no answer: {line[position : position + 40]!r}")
         letter, number = match.groups()
         answers.append(_LETTERS[letter] if letter else int(number))
         position = match.end()

@@ -8,8 +8,8 @@ from paravirt_mm_xen.mmu.boot import BootMapping
 from paravirt_mm_xen.mmu.entries import MODES, PV32_PAE, PV64, PvMode
 from paravirt_mm_xen.mmu.frames import Counters, Frame
 from paravirt_mm_xen.mmu.hypercalls import (
-    Batch,
     Command,
+    Completion,
     Hypervisor,
     MmuextOp,
     MmuUpdate,
@@ -23,9 +23,9 @@ __all__ = [
     "PV64",
     "RECORDED",
     "RELEASES",
-    "Batch",
     "BootMapping",
     "Command",
+    "Completion",
     "Counters",
     "Frame",
     "Hypervisor",

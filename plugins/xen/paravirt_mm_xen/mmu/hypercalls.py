@@ -81,7 +81,7 @@ _UNPIN: Final = int(Command.UNPIN_TABLE)
 
 
 @frozen
-class Batch:
+class Completion:
     """Outcome of a hypercall with several requests."""
 
     code: int
@@ -224,7 +224,8 @@ class Hypervisor:
         level = info & TYPE if info & TYPE <= L4 else 0
         if info & PINNED:
             return level + 8
-        return level if info & VALIDATED else 0
+        told = info & VALIDATED or self._domain.release.names_former_type
+        return level if told else 0
 
     # --- the guest's own loads and stores ---------------------------------------------------------
 
@@ -247,7 +248,7 @@ class Hypervisor:
             finish_pending(d)
         return code
 
-    def mmu_update_batch(self, updates: Sequence[tuple[int, int]]) -> Batch:
+    def mmu_update_batch(self, updates: Sequence[tuple[int, int]]) -> Completion:
         """Write several entries in one hypercall; (ptr, value) pairs as for `mmu_update`."""
         d = self._domain
         d.counters.mmu_update += 1
@@ -256,8 +257,8 @@ class Hypervisor:
             code = self._update(ptr, value)
             finish_pending(d)
             if code:
-                return Batch(code, done)
-        return Batch(OK, len(updates))
+                return Completion(code, done)
+        return Completion(OK, len(updates))
 
     def _update(self, ptr: int, value: int) -> int:
         d = self._domain
@@ -333,7 +334,7 @@ class Hypervisor:
             finish_pending(d)
         return code
 
-    def mmuext_op_batch(self, operations: Sequence[tuple[int, int, int]]) -> Batch:
+    def mmuext_op_batch(self, operations: Sequence[tuple[int, int, int]]) -> Completion:
         """Several operations in one hypercall; (command, arg1, arg2) triples."""
         d = self._domain
         d.counters.mmuext_op += 1
@@ -342,8 +343,8 @@ class Hypervisor:
             code = self._operate(command, arg1, arg2)
             finish_pending(d)
             if code:
-                return Batch(code, done)
-        return Batch(OK, len(operations))
+                return Completion(code, done)
+        return Completion(OK, len(operations))
 
     def _operate(self, command: int, arg1: int, arg2: int) -> int:
         self._domain.counters.mmuext_operations += 1
@@ -426,7 +427,8 @@ class Hypervisor:
         return OK if self._domain.privileged else EACCES
 
     def _flush_all_caches(self, _: int, __: int) -> int:
-        return OK if self._domain.privileged else EINVAL
+        d = self._domain
+        return OK if d.privileged else d.release.flush_all_caches_refusal
 
     def _set_ldt(self, va: int, entries: int) -> int:
         bad = va % PAGE_SIZE != 0 or va in self._domain.mode.hypervisor_range
@@ -440,20 +442,22 @@ class Hypervisor:
 
     # --- multicall --------------------------------------------------------------------------------
 
-    def multicall(self, calls: Sequence[MmuUpdate | MmuextOp | UpdateVaMapping]) -> list[Batch]:
+    def multicall(
+        self, calls: Sequence[MmuUpdate | MmuextOp | UpdateVaMapping]
+    ) -> list[Completion]:
         """Several hypercalls in one entry.  Each has its outcome; a refused one stops no other."""
         counters = self._domain.counters
         counters.multicall += 1
         counters.multicalled += len(calls)
         return [self._call(call) for call in calls]
 
-    def _call(self, call: MmuUpdate | MmuextOp | UpdateVaMapping) -> Batch:
+    def _call(self, call: MmuUpdate | MmuextOp | UpdateVaMapping) -> Completion:
         if isinstance(call, MmuUpdate):
             return self.mmu_update_batch(call.updates)
         if isinstance(call, MmuextOp):
             return self.mmuext_op_batch(call.operations)
         code = self.update_va_mapping(call.va, call.value)
-        return Batch(code, 1 if code == OK else 0)
+        return Completion(code, 1 if code == OK else 0)
 
     def _count_batch(self, requests: int) -> None:
         if requests > 1:

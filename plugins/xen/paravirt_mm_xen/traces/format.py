@@ -2,8 +2,9 @@
 
 A trace works on ``pages`` pages, numbered from 0. Each starts as an ordinary zeroed page that is
 mapped writable at its own address. Every operation gets one answer, an integer. Operations are the
-JSON lists of the recorded format, as tuples; :data:`SHAPES` says which there are and what their
-fields mean, and is the only place that does. Files of traces are read by ``mmu/traces.py``.
+JSON lists of the recorded format, as tuples; `SHAPES` says which there are and what their
+fields mean, and is the only place that does. Files of traces are read by
+`paravirt_mm_xen.traces.files`.
 """
 
 from __future__ import annotations
@@ -29,8 +30,11 @@ Xen's own limit of 16 TiB in a release build; bits from 46 up may be set, so tha
 are out of range or reserved can be tried.
 """
 
+REFUSED_BY_GUEST = -77777
+"""The answer to an operation that the guest did not carry out, to survive."""
+
 Operation = tuple[Any, ...]
-"""A name and its fields, as :data:`SHAPES` lists them."""
+"""A name and its fields, as `SHAPES` lists them."""
 
 
 class Field(Enum):
@@ -46,7 +50,7 @@ class Field(Enum):
     ADDRESS = auto()  #: virtual address, 64 bits
     PRESERVE = auto()  #: boolean
     ACCESS = auto()  #: "read" or "write"
-    FLUSH = auto()  #: a key of :data:`FLUSHES`
+    FLUSH = auto()  #: a key of `FLUSHES`
     UPDATES = auto()  #: list of [table, index, target, flags, preserve_ad]
     MEMBERS = auto()  #: list of operations that the shape allows as members
 
@@ -105,16 +109,19 @@ _NUMBER_LIMITS = {
 
 
 @attrs.frozen
-class Trace:
+class OperationTrace:
     """Operations on ``pages`` fresh pages. ``name`` says where the trace comes from."""
 
     name: str
     pages: int
     ops: tuple[Operation, ...]
 
-    def to_json(self, answers: Iterable[int] | None = None) -> str:
-        """The trace as one line of the recorded format, with ``rc`` where answers are given."""
+    def to_json(self, answers: Iterable[int] | None = None, hypervisor: str | None = None) -> str:
+        """The trace as one line of the recorded format, with ``rc`` where answers are given, and
+        ``xen`` where it is known which version gave them."""
         record: dict[str, Any] = {"id": self.name, "pages": self.pages, "ops": self.ops}
+        if hypervisor is not None:
+            record["xen"] = hypervisor
         if answers is not None:
             record["rc"] = list(answers)
         return json.dumps(record, separators=(",", ":"))
@@ -124,12 +131,13 @@ class Trace:
 class RecordedTrace:
     """A trace together with the answers that some hypervisor gave, one an operation."""
 
-    trace: Trace
+    trace: OperationTrace
     answers: tuple[int, ...]
+    hypervisor: str | None = None  #: its version; None where the recording does not say
 
 
-def check(trace: Trace) -> Trace:
-    """Returns the trace unchanged, or raises :class:`InputError` naming the operation."""
+def check(trace: OperationTrace) -> OperationTrace:
+    """Returns the trace unchanged, or raises `InputError` naming the operation."""
     if not _is_int(trace.pages) or not 1 <= trace.pages <= MAX_PAGES:
         raise InputError(f"pages is {trace.pages!r}, not in 1..{MAX_PAGES}", trace.name)
     if len(trace.ops) > MAX_OPERATIONS:

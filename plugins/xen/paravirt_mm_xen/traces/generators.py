@@ -1,6 +1,6 @@
 """Random traces for comparing the model of Xen's page typing with the real hypervisor.
 
-Each generator makes one trace from a source of random numbers; :func:`generate` streams traces of
+Each generator makes one trace from a source of random numbers; `generate` streams traces of
 several generators in turn. The same seed gives the same traces: trace *n* of a generator depends
 on the generator's name, the seed and *n* alone.
 
@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 import attrs
 
 from paravirt_mm import SpecError
-from paravirt_mm_xen.traces.format import FLUSHES, Operation, Trace
+from paravirt_mm_xen.traces.format import FLUSHES, Operation, OperationTrace
 
 READ_ONLY = 0x65  #: present, user, accessed, dirty
 WRITABLE = 0x67
@@ -70,7 +70,7 @@ _MMUEXT_MEMBERS = {"pin": 8, "unpin": 4, "tlb_flush": 2, "new_baseptr": 1}
 _MULTICALL_MEMBERS = {"update_va_mapping": 3, "mmu_update": 3, "pin": 2, "unpin": 2, "update_va": 1}
 
 TreePlan = dict[int, list[int]]
-"""Pages that a trace of :func:`trees` means to be tables, by level."""
+"""Pages that a trace of `trees` means to be tables, by level."""
 
 
 @attrs.frozen
@@ -214,10 +214,10 @@ RECORDED_FORMAT = ("uniform", "trees")
 """Generators that keep to the operations of the recorded trace format."""
 
 
-def generate(names: Sequence[str], seed: int, operations: int) -> Iterator[Trace]:
+def generate(names: Sequence[str], seed: int, operations: int) -> Iterator[OperationTrace]:
     """Traces of the named generators in turn, until they have at least that many operations.
 
-    Raises :class:`paravirt_mm.errors.SpecError` for an unknown name.
+    Raises `paravirt_mm.errors.SpecError` for an unknown name.
     """
     unknown = [name for name in names if name not in GENERATORS]
     if unknown or not names:
@@ -226,7 +226,7 @@ def generate(names: Sequence[str], seed: int, operations: int) -> Iterator[Trace
     return _generate(names, seed, operations)
 
 
-def _generate(names: Sequence[str], seed: int, operations: int) -> Iterator[Trace]:
+def _generate(names: Sequence[str], seed: int, operations: int) -> Iterator[OperationTrace]:
     made = 0
     for number in itertools.count():
         for name in names:
@@ -237,13 +237,13 @@ def _generate(names: Sequence[str], seed: int, operations: int) -> Iterator[Trac
             yield trace
 
 
-def make(name: str, seed: int, number: int) -> Trace:
+def make(name: str, seed: int, number: int) -> OperationTrace:
     """Trace ``number`` of one generator. Its name says all that is needed to make it again."""
     title = f"{name}-{seed}-{number}"
     source = random.Random(title)  # noqa: S311 - a string seeds through SHA-512, the same everywhere
     pages, operations = GENERATORS[name](source)
     types = [("type", page) for page in range(pages)]
-    return Trace(title, pages, (*operations, *types))
+    return OperationTrace(title, pages, (*operations, *types))
 
 
 def _some_read_only(draw: Draw) -> list[Operation]:

@@ -1,23 +1,13 @@
-"""Traces with the answers of a real hypervisor: reading files of them, and replaying on the model.
+"""The guest that does the operations of a trace, in Python on the model (`TraceGuest`).
 
-A trace file holds one JSON object a line (``.jsonl``, or ``.jsonl.xz``)::
-
-    {"id": "t1", "pages": 8, "ops": [["pin", 1, 3], ...], "rc": [-22, ...]}
-
-``pages`` frames of the guest, zeroed and mapped writable at their own addresses by the boot tables;
-the operations on them (`paravirt_mm_xen.traces.format` lists them); and what the hypervisor
-answered, one for one.  `TraceGuest` is the guest that does the operations, in Python on the model;
 ``guest/`` holds the one that does them on the real hypervisor.
 """
 
 from __future__ import annotations
 
-import json
-import lzma
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
-from pathlib import Path
-from typing import IO, Any, Final, cast
+from typing import Any, Final
 
 from attrs import frozen
 
@@ -35,24 +25,22 @@ from paravirt_mm_xen.mmu.entries import (
 from paravirt_mm_xen.mmu.hypercalls import (
     NORMAL_UPDATE,
     PRESERVE_AD,
-    Batch,
     Command,
+    Completion,
     Hypervisor,
     MmuextOp,
     MmuUpdate,
     UpdateVaMapping,
 )
-from paravirt_mm_xen.mmu.releases import RECORDED, Release
-from paravirt_mm_xen.traces.format import FLUSHES, SHAPES, Operation, RecordedTrace, Trace, check
-
-REFUSED_BY_GUEST: Final = -77777
-"""The answer to an operation that the recording guest did not carry out, to survive."""
-
-MAX_LINE: Final = 64 << 20
-"""Bytes of a line."""
-MAX_TRACES: Final = 10_000_000
-MAX_KNOWN: Final = 200_000
-"""Different operations that a reader remembers."""
+from paravirt_mm_xen.mmu.releases import RECORDED, Release, release_of
+from paravirt_mm_xen.traces.format import (
+    FLUSHES,
+    REFUSED_BY_GUEST,
+    SHAPES,
+    Operation,
+    OperationTrace,
+    RecordedTrace,
+)
 
 
 @frozen
@@ -74,100 +62,6 @@ class Difference:
         """The hypervisor's answer."""
         return self.recorded.answers[self.number]
 
-
-# --- reading --------------------------------------------------------------------------------------
-
-
-def read_traces(path: Path) -> Iterator[RecordedTrace]:
-    """The traces of a file, one by one.
-
-    Raises InputError, naming file and line, for a file that cannot be read or is damaged, a line
-    longer than `MAX_LINE` bytes, and whatever is not a trace with answers.
-    """
-    reader = TraceReader()
-    try:
-        with _open(path) as lines:
-            for number in range(1, MAX_TRACES + 1):
-                line = lines.readline(MAX_LINE + 1)
-                if not line:
-                    return
-                where = f"{path}:{number}"
-                if len(line) > MAX_LINE:
-                    raise InputError(f"line longer than {MAX_LINE} bytes; split the trace", where)
-                if line.strip():
-                    yield reader.read(line, where)
-            raise InputError(f"more than {MAX_TRACES} traces; split the file", str(path))
-    except (OSError, lzma.LZMAError, EOFError) as error:
-        raise InputError(f"cannot be read: {error}", str(path)) from error
-
-
-def _open(path: Path) -> IO[bytes]:
-    if path.suffix == ".xz":
-        return lzma.open(path, "rb")
-    return path.open("rb")
-
-
-class TraceReader:
-    """Turns lines into traces.  An operation that was seen before is not checked again."""
-
-    def __init__(self) -> None:
-        self._pages = 0
-        self._known: dict[Operation, Operation] = {}
-
-    def read(self, line: bytes, where: str) -> RecordedTrace:
-        """The trace in `line`, which is at `where`.  Raises InputError when it is none."""
-        try:
-            record = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise InputError(f"not a JSON object: {error}", where) from None
-        if not isinstance(record, dict):
-            raise InputError("not a JSON object", where)
-        operations, answers = record.get("ops"), record.get("rc")
-        if not isinstance(operations, list) or not isinstance(answers, list):
-            raise InputError("'ops' and 'rc' must be lists", where)
-        if len(operations) != len(answers):
-            raise InputError(f"{len(operations)} operations but {len(answers)} answers", where)
-        if set(map(type, answers)) - {int}:
-            raise InputError("'rc' must hold numbers only", where)
-        pages: Any = record.get("pages")
-        try:
-            checked = self._check_all(pages, operations)
-        except InputError as error:
-            raise InputError(str(error), where) from None
-        trace = Trace(str(record.get("id", where))[:100], pages, checked)
-        return RecordedTrace(trace, tuple(answers))
-
-    def _check_all(self, pages: int, raw: list[Any]) -> tuple[Operation, ...]:
-        if pages != self._pages or len(self._known) > MAX_KNOWN:
-            check(Trace("pages", pages, ()))
-            self._pages = pages
-            self._known = {}
-        if set(map(type, raw)) - {list}:
-            raise InputError("'ops' must hold lists only")
-        known = self._known
-        operations: list[Operation] = list(map(tuple, raw))
-        try:
-            checked = list(map(known.get, operations))
-        except TypeError:  # batches hold lists
-            operations = list(map(_as_tuple, raw))
-            checked = [None] * len(operations)
-        if None in checked:
-            for number, operation in enumerate(operations):
-                if checked[number] is None:
-                    if not operation:
-                        raise InputError("empty", f"operation {number}")
-                    check(Trace(f"operation {number}", pages, (operation,)))
-                    known[operation] = operation
-            return tuple(operations)
-        return cast(tuple[Operation, ...], tuple(checked))
-
-
-def _as_tuple(value: Any) -> Any:
-    """Lists as tuples, all the way down; JSON's parser has bounded the depth."""
-    return tuple(map(_as_tuple, value)) if isinstance(value, list) else value
-
-
-# --- replaying ------------------------------------------------------------------------------------
 
 _KERNEL_SLOT: Final = 511
 _KERNEL_SLOT_VA: Final = 0xFFFF_FF80_0000_0000
@@ -336,7 +230,7 @@ class TraceGuest:
         outcomes = self.hypervisor.multicall([_call(*member) for member in members])
         for number, outcome in enumerate(outcomes):
             if outcome.code:
-                return _answer(Batch(outcome.code, number))
+                return _answer(Completion(outcome.code, number))
         return OK
 
     def _load(self, root: int) -> int:
@@ -395,18 +289,34 @@ def _call(name: str, *fields: Any) -> MmuUpdate | MmuextOp | UpdateVaMapping:
     return MmuextOp([_mmuext(name, *fields)])
 
 
-def _answer(batch: Batch) -> int:
+def _answer(batch: Completion) -> int:
     """A batch in one number: the code less a thousand for each request done before it."""
     return batch.code - 1000 * batch.done if batch.code else OK
 
 
-def predict(trace: Trace, release: Release = RECORDED) -> tuple[int, ...]:
+def predict(trace: OperationTrace, release: Release = RECORDED) -> tuple[int, ...]:
     """What the model answers to the operations of `trace`."""
     return TraceGuest(trace.pages, release).answers(trace.ops)
 
 
-def replay(recorded: RecordedTrace, release: Release = RECORDED) -> Difference | None:
-    """Replay a trace on the model: None when every answer agrees, else the first that does not."""
+def release_of_recording(recorded: RecordedTrace) -> Release:
+    """The release to model for a recording: of the hypervisor that it names, or else the default.
+
+    Raises InputError where the recording names one that is not known.
+    """
+    version = recorded.hypervisor
+    try:
+        return RECORDED if version is None else release_of(version)
+    except KeyError:
+        raise InputError(f"no model of Xen {version!r}", recorded.trace.name) from None
+
+
+def replay(recorded: RecordedTrace, release: Release | None = None) -> Difference | None:
+    """Replay a trace on the model: None when every answer agrees, else the first that does not.
+
+    `release` is by default that of `release_of_recording`.
+    """
+    release = release_of_recording(recorded) if release is None else release
     predicted = predict(recorded.trace, release)
     if predicted == recorded.answers:
         return None

@@ -14,9 +14,9 @@ from typing import Any
 
 import attrs
 
-from paravirt_mm_xen.traces.format import SHAPES, Field, Operation, Trace
+from paravirt_mm_xen.traces.format import SHAPES, Field, Operation, OperationTrace
 
-Failures = Callable[[Sequence[Trace]], Sequence[int | None]]
+Failures = Callable[[Sequence[OperationTrace]], Sequence[int | None]]
 """For each trace, the number of its first operation that fails, or None where none does."""
 
 _ROUND_OPERATIONS = 400_000
@@ -32,19 +32,19 @@ _PAGE_FIELDS = {Field.PAGE, Field.PAGE_OR_NULL, Field.TARGET}
 class Shrunk:
     """The minimal trace. Its last operation is the one that fails."""
 
-    trace: Trace
+    trace: OperationTrace
     rounds: int
     minimal: bool  #: False where the rounds ran out: a smaller trace may exist
 
 
-def shrink(trace: Trace, failures: Failures, *, max_rounds: int = 40) -> Shrunk:
+def shrink(trace: OperationTrace, failures: Failures, *, max_rounds: int = 40) -> Shrunk:
     """The smallest failing trace that removing and simplifying operations leads to.
 
     No single operation of the result can be left out (if ``minimal``). Raises
-    :class:`ValueError` if the trace does not fail at all.
+    `ValueError` if the trace does not fail at all.
     """
     name = f"{trace.name}-shrunk"
-    whole, renumbered = Trace(name, trace.pages, trace.ops), compact(name, trace.ops)
+    whole, renumbered = OperationTrace(name, trace.pages, trace.ops), compact(name, trace.ops)
     first, first_renumbered = failures([whole, renumbered])
     if first is None:
         raise ValueError(f"{trace.name} does not fail")
@@ -68,17 +68,17 @@ def shrink(trace: Trace, failures: Failures, *, max_rounds: int = 40) -> Shrunk:
     return Shrunk(best, rounds, minimal=False)
 
 
-def compact(name: str, operations: Sequence[Operation]) -> Trace:
+def compact(name: str, operations: Sequence[Operation]) -> OperationTrace:
     """A trace of these operations whose pages are numbered in the order of their first use."""
     numbers: dict[int, int] = {}
     renumbered = tuple(
         _map_pages(operation, lambda page: numbers.setdefault(page, len(numbers)))
         for operation in operations
     )
-    return Trace(name, max(len(numbers), 1), renumbered)
+    return OperationTrace(name, max(len(numbers), 1), renumbered)
 
 
-def _size(trace: Trace) -> tuple[int, int, int]:
+def _size(trace: OperationTrace) -> tuple[int, int, int]:
     """What makes a trace simpler: fewer operations and members, fewer pages, smaller fields."""
     members = sum(len(op[1]) for op in trace.ops if op[0] in _BATCHES)
     fields = sum(_weight(field) for op in trace.ops for field in op[1:])
@@ -96,14 +96,14 @@ def _weight(field: Any) -> int:
     return field if isinstance(field, int) else 0
 
 
-def _cut(trace: Trace, failing: int) -> Trace:
+def _cut(trace: OperationTrace, failing: int) -> OperationTrace:
     """The trace up to the operation that fails, with no pages but those used until then."""
     operations = trace.ops[: failing + 1]
     shorter = compact(trace.name, operations)
     return shorter if shorter.ops == operations else attrs.evolve(trace, ops=operations)
 
 
-def _candidates(trace: Trace) -> Iterator[Trace]:
+def _candidates(trace: OperationTrace) -> Iterator[OperationTrace]:
     """Smaller traces: chunks left out, then subsets, then simpler operations.
 
     A short trace's subsets are all there, so that its smallest failing one is found; a longer one's
@@ -118,7 +118,7 @@ def _candidates(trace: Trace) -> Iterator[Trace]:
             yield compact(trace.name, candidate)
 
 
-def _kept(trace: Trace) -> Iterator[tuple[Operation, ...]]:
+def _kept(trace: OperationTrace) -> Iterator[tuple[Operation, ...]]:
     *rest, last = trace.ops
     chunk = len(rest)
     while chunk:
@@ -151,9 +151,9 @@ def _simpler(operation: Operation) -> Iterator[Operation]:
             yield (name, *values[:i], plain, *values[i + 1 :])
 
 
-def _take(candidates: Iterator[Trace]) -> list[Trace]:
+def _take(candidates: Iterator[OperationTrace]) -> list[OperationTrace]:
     """The next candidates, as many as one boot holds; at least one while there are any."""
-    batch: list[Trace] = []
+    batch: list[OperationTrace] = []
     operations = pages = 0
     for candidate in candidates:
         batch.append(candidate)
