@@ -7,7 +7,10 @@ RESULT ?= build/bench.json
 BASE ?= benchmarks/base.json
 
 .DEFAULT_GOAL := compare
-.PHONY: compare test quick lint report bench bench-compare clean
+.PHONY: help compare test quick lint report bench bench-compare clean
+
+help: ## what make can do
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 $(VENV)/.installed: pyproject.toml paravirt_mm/_version.py
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -38,5 +41,5 @@ bench: $(VENV)/.installed ## measure, beside the same work in C; result: $(RESUL
 bench-compare: ## is RESULT better or worse than BASE?
 	@$(BIN)/python benchmarks/compare.py $(BASE) $(RESULT)
 
-clean:
+clean: ## remove .venv and everything built
 	rm -rf $(VENV) build dist
