@@ -82,6 +82,7 @@ from .hookspecs import (
     API_VERSION as API_VERSION,
     hookimpl as hookimpl,
 )
+from .hunt.condition import Condition as Condition
 from .invariants.rules import (
     Finding as Finding,
 )

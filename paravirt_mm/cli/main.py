@@ -56,6 +56,7 @@ COMMANDS = {
     "inspect": ("paravirt_mm.cli.inspect", "Show the page tables found in a memory dump."),
     "sweep": ("paravirt_mm.cli.sweep", "Run very many machines, here or on a cluster."),
     "query": ("paravirt_mm.cli.query", "Ask the result of a sweep: panics, waste, SQL."),
+    "hunt": ("paravirt_mm.cli.hunt", "Find the machine that breaks an allocator."),
     "verify": ("paravirt_mm.cli.verify", "Check the models against reality."),
 }
 

@@ -1,0 +1,180 @@
+"""``paravirt-mm hunt``: find the machine that breaks an allocator, and make it small."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import click
+
+from paravirt_mm.cli.output import emit
+from paravirt_mm.comparison import DEFAULT_BACKENDS
+from paravirt_mm.errors import ExitCode, InputError, SpecError
+from paravirt_mm.hunt.condition import Condition
+from paravirt_mm.hunt.found import Found
+from paravirt_mm.hunt.search import HuntResult, Quarry, hunt
+from paravirt_mm.machine.model import Machine
+from paravirt_mm.machine.paging import MODES
+from paravirt_mm.options import PluginSpec
+from paravirt_mm.scenario import default_registry
+from paravirt_mm.sources import load_each
+
+
+@click.command()
+@click.argument("allocator", metavar="ALLOCATOR")
+@click.argument("machines", metavar="[LOG|MACHINE]...", nargs=-1)
+@click.option(
+    "--for", "condition", required=True, metavar="CONDITION",
+    help="What to look for: panic, violation, 'waste > 1000', 'reserved > 100 * used', "
+    "'panic and other.ok', \"panic 'Cannot find space'\", 'not crashkernel_512m_below_4g'.",
+)  # fmt: skip
+@click.option("-b", "--backend", metavar="SPEC", help="Backend. [default: the plain machine]")
+@click.option(
+    "--against", metavar="SPEC",
+    help="A second allocator; its figures are 'other.NAME' in the condition, and 'differs' is true "
+    "where the two do not end alike.",
+)  # fmt: skip
+@click.option(
+    "--mode", "modes", multiple=True, type=click.Choice(tuple(MODES)), help="Paging modes to try."
+)
+@click.option(
+    "--time", "seconds", type=click.FloatRange(0.1, 86400), default=60.0, show_default=True,
+    metavar="SECONDS", help="How long to search; making the machine small comes on top.",
+)  # fmt: skip
+@click.option("--tries", type=click.IntRange(1), help="How many machines to try at the most.")
+@click.option("--seed", type=click.IntRange(0, 2**31), default=0, show_default=True)
+@click.option("-j", "--jobs", type=click.IntRange(1, 1024), help="Processes. [default: all cores]")
+@click.option(
+    "-o", "--output", "folder", type=click.Path(file_okay=False, path_type=Path), metavar="DIR",
+    help="Write found.toml (the machine) and test_found.py (a pytest case) there.",
+)  # fmt: skip
+@click.option("--json", "as_json", is_flag=True, help="Print what was found as JSON.")
+def command(
+    allocator: str,
+    machines: tuple[str, ...],
+    condition: str,
+    backend: str | None,
+    against: str | None,
+    modes: tuple[str, ...],
+    seconds: float,
+    tries: int | None,
+    seed: int,
+    jobs: int | None,
+    folder: Path | None,
+    as_json: bool,
+) -> int:
+    """Search memory maps for one on which CONDITION holds for ALLOCATOR, and shrink it.
+
+    It starts from real machines (those of the package, or the ones given), changes them a little,
+    and makes up others: every paging mode and feature, holes, reservations, initrds, kernel places,
+    firmware oddities. What comes nearest to the condition is changed further.
+
+    \b
+    CONDITION: figures (`paravirt-mm figures`), numbers (16M, 0x1000), + - * /, < <= == != >= >,
+    outcomes (ok panic rejected violation error, each with an optional text of its reason),
+    machine.ram, .entries, .pieces, .max_pfn, .reserved, differs; and, or, not, ( ).
+
+    Exit code 1: found; 0: not found in so many tries, which proves nothing.
+    """
+    wanted = Condition.parse(condition)
+    if wanted.needs_other and against is None:
+        raise SpecError(f"the condition {condition!r} speaks of a second allocator: add --against")
+    specs = [_checked(allocator, "allocator")]
+    if against is not None:
+        specs.append(_checked(against, "allocator"))
+    quarry = Quarry(
+        allocator=specs[0],
+        backend=_checked(backend or DEFAULT_BACKENDS[0], "backend"),
+        condition=condition,
+        other=specs[1] if against is not None else None,
+        machines=_loaded(machines),
+        modes=modes,
+    )
+    with _progress(seconds) as progress:
+        result = hunt(
+            quarry,
+            seed=seed,
+            seconds=seconds,
+            jobs=jobs or os.cpu_count() or 1,
+            max_tries=tries,
+            progress=progress,
+        )
+    if result.machine is None:
+        click.echo(_not_found(result, seed, as_json))
+        return ExitCode.OK
+    found = Found.of(quarry, result)
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        emit(found.toml(), folder / "found.toml")
+        emit(found.pytest(), folder / "test_found.py")
+    click.echo(_as_json(found, result, seed) if as_json else _as_text(found, result, seed, folder))
+    return ExitCode.FINDINGS
+
+
+def _loaded(names: tuple[str, ...]) -> tuple[Machine, ...]:
+    """Read what to start from. Raises `InputError` for the first that cannot be read."""
+    found: list[Machine] = []
+    for name in names:
+        for _, machine in load_each(name):
+            if isinstance(machine, InputError):
+                raise machine
+            found.append(machine)
+    return tuple(found)
+
+
+def _checked(text: str, role: str) -> str:
+    """Return a spec that fits an installed plugin. Raises `SpecError` before anything is done."""
+    spec = PluginSpec.parse(text)
+    default_registry().get(spec.name, role).create(dict(spec.options))
+    return text
+
+
+def _rate(result: HuntResult) -> str:
+    return f"{result.tries} tries, {result.seconds:.1f} s, {result.tries / result.seconds:.0f}/s"
+
+
+def _not_found(result: HuntResult, seed: int, as_json: bool) -> str:
+    if as_json:
+        return json.dumps({"found": False, "tries": result.tries, "seed": seed}, indent=1)
+    return f"not found in {_rate(result)} (seed {seed}); that proves nothing"
+
+
+def _as_json(found: Found, result: HuntResult, seed: int) -> str:
+    record = {"found": True, "tries": result.tries, "seed": seed, **found.record()}
+    return json.dumps(record, indent=1)
+
+
+def _as_text(found: Found, result: HuntResult, seed: int, folder: Path | None) -> str:
+    head = (
+        f"found after {_rate(result)} (seed {seed}); from {found.shrunk_from} map entries "
+        f"to {len(found.machine.memory_map)} in {found.tries} more"
+    )
+    if folder is not None:
+        rest = f"written: {folder / 'found.toml'}, {folder / 'test_found.py'}"
+    else:
+        rest = f"{found.toml()}\nA pytest case and the machine as files: -o DIR"
+    return f"{head}\n\n{found.text()}\n\n{rest}"
+
+
+@contextmanager
+def _progress(seconds: float) -> Iterator[Callable[[int, float], None]]:
+    """Show tries, rate and the nearest machine on a terminal; nothing elsewhere."""
+    if not sys.stderr.isatty():
+        yield lambda tries, nearest: None
+        return
+    began = time.monotonic()
+
+    def told(tries: int, nearest: float) -> None:
+        passed = max(time.monotonic() - began, 1e-9)
+        line = f"{tries} tries, {tries / passed:.0f}/s, nearest {1 - nearest:.1%}"
+        click.echo(f"\r\x1b[K{line}, {max(0, seconds - passed):.0f} s left", nl=False, err=True)
+
+    try:
+        yield told
+    finally:
+        click.echo("\r\x1b[K", nl=False, err=True)

@@ -1,0 +1,430 @@
+"""What a hunt looks for: a condition on how runs end and on their figures.
+
+Grammar (``NAME`` is a figure; see ``paravirt-mm figures``)::
+
+    condition   = all { "or" all }
+    all         = not { "and" not }
+    not         = "not" not | comparison
+    comparison  = sum [ ( "<" | "<=" | "==" | "!=" | ">=" | ">" ) sum ]
+    sum         = product { ( "+" | "-" ) product }
+    product     = atom { ( "*" | "/" ) atom }
+    atom        = [ "-" ] atom | NUMBER | [ "other." ] NAME | [ "other." ] OUTCOME [ TEXT ]
+                | "differs" | "machine." FACT | "(" condition ")"
+
+A number may end in K, M, G or T (binary) and may be hexadecimal. ``other.`` stands for the second
+allocator's run. An outcome (``ok``, ``panic``, ``rejected``, ``violation``, ``error``) with a text
+in quotes also asks that the verdict contains it. ``differs``: the two runs do not end alike with
+the same figures.
+
+What has no value (a figure that does not exist for a run, a division by zero) makes a condition
+neither true nor false, and only what is true is found. `Condition.distance` says how far a run is
+from what is looked for, so that a search can go uphill.
+"""
+
+from __future__ import annotations
+
+import difflib
+import operator
+import re
+from collections.abc import Callable, Iterator, Mapping
+from typing import Protocol
+
+import attrs
+
+from paravirt_mm.errors import SpecError
+from paravirt_mm.machine.model import Machine
+from paravirt_mm.measure.figures import FIGURES
+from paravirt_mm.run import Outcome, Run
+
+MAX_LENGTH = 1000
+"""A longer condition is refused."""
+MAX_DEPTH = 40
+"""Parentheses and ``not`` within each other, at the most."""
+
+Number = int | float
+
+FACTS: Mapping[str, Callable[[Machine], int]] = {
+    "ram": lambda machine: machine.memory_map.ram_pages().total,
+    "entries": lambda machine: len(machine.memory_map),
+    "pieces": lambda machine: len(machine.memory_map.ram_pages()),
+    "max_pfn": lambda machine: machine.max_pfn,
+    "reserved": lambda machine: len(machine.reserved),
+}
+"""What can be asked of the machine itself: bytes of RAM, entries of the map, pieces of RAM, ..."""
+
+
+@attrs.frozen
+class Sight:
+    """What a condition looks at: a run, and that of the second allocator where there is one."""
+
+    run: Run
+    other: Run | None = None
+
+    def of(self, other: bool) -> Run | None:
+        """Return one of the two runs."""
+        return self.other if other else self.run
+
+
+class Term(Protocol):
+    """A part of a condition: a number, a truth (1 or 0), or None where there is no value."""
+
+    def value(self, sight: Sight) -> Number | None:
+        """Return what the term is worth here."""
+
+    def distance(self, sight: Sight, wanted: bool) -> float:
+        """Return how far the term is from being true (``wanted``) or false; 0: it is."""
+
+
+def _flat(value: Number | None, wanted: bool) -> float:
+    """Distance of what can only be true or not."""
+    return 0.0 if value is not None and bool(value) is wanted else 1.0
+
+
+@attrs.frozen
+class _Literal:
+    number: Number
+
+    def value(self, sight: Sight) -> Number | None:
+        return self.number
+
+    def distance(self, sight: Sight, wanted: bool) -> float:
+        return _flat(self.number, wanted)
+
+
+@attrs.frozen
+class _Figure:
+    name: str
+    other: bool
+
+    def value(self, sight: Sight) -> Number | None:
+        run = sight.of(self.other)
+        found = run.figures.get(self.name) if run is not None else None
+        return found if isinstance(found, int | float) else None
+
+    def distance(self, sight: Sight, wanted: bool) -> float:
+        return _flat(self.value(sight), wanted)
+
+
+@attrs.frozen
+class _Fact:
+    name: str
+
+    def value(self, sight: Sight) -> Number | None:
+        return FACTS[self.name](sight.run.machine)
+
+    def distance(self, sight: Sight, wanted: bool) -> float:
+        return _flat(self.value(sight), wanted)
+
+
+@attrs.frozen
+class _Ends:
+    outcome: Outcome
+    text: str
+    other: bool
+
+    def value(self, sight: Sight) -> Number | None:
+        run = sight.of(self.other)
+        if run is None:
+            return None
+        return int(run.verdict.outcome is self.outcome and self.text in run.verdict.detail)
+
+    def distance(self, sight: Sight, wanted: bool) -> float:
+        return _flat(self.value(sight), wanted)
+
+
+@attrs.frozen
+class _Differs:
+    def value(self, sight: Sight) -> Number | None:
+        if sight.other is None:
+            return None
+        ends = [run.verdict.outcome for run in (sight.run, sight.other)]
+        return int(ends[0] is not ends[1] or dict(sight.run.figures) != dict(sight.other.figures))
+
+    def distance(self, sight: Sight, wanted: bool) -> float:
+        return _flat(self.value(sight), wanted)
+
+
+_ARITHMETIC: Mapping[str, Callable[[Number, Number], Number]] = {
+    "+": operator.add,
+    "-": operator.sub,
+    "*": operator.mul,
+    "/": operator.truediv,
+}
+_COMPARISONS: Mapping[str, Callable[[Number, Number], bool]] = {
+    "<": operator.lt,
+    "<=": operator.le,
+    "==": operator.eq,
+    "!=": operator.ne,
+    ">=": operator.ge,
+    ">": operator.gt,
+}
+
+
+@attrs.frozen
+class _Sum:
+    """Two terms and an operator between numbers."""
+
+    left: Term
+    sign: str
+    right: Term
+
+    def value(self, sight: Sight) -> Number | None:
+        left, right = self.left.value(sight), self.right.value(sight)
+        if left is None or right is None or (self.sign == "/" and not right):
+            return None
+        return _ARITHMETIC[self.sign](left, right)
+
+    def distance(self, sight: Sight, wanted: bool) -> float:
+        return _flat(self.value(sight), wanted)
+
+
+@attrs.frozen
+class _Comparison:
+    left: Term
+    sign: str
+    right: Term
+
+    def value(self, sight: Sight) -> Number | None:
+        left, right = self.left.value(sight), self.right.value(sight)
+        if left is None or right is None:
+            return None
+        return int(_COMPARISONS[self.sign](left, right))
+
+    def distance(self, sight: Sight, wanted: bool) -> float:
+        left, right = self.left.value(sight), self.right.value(sight)
+        if left is None or right is None:
+            return 1.0
+        if _COMPARISONS[self.sign](left, right) is wanted:
+            return 0.0
+        # Relative, so that figures of different units can stand in one condition; always above 0.
+        gap = abs(left - right)
+        return (gap + 1) / (gap + 2 + min(abs(left), abs(right)))
+
+
+@attrs.frozen
+class _Not:
+    term: Term
+
+    def value(self, sight: Sight) -> Number | None:
+        found = self.term.value(sight)
+        return None if found is None else int(not found)
+
+    def distance(self, sight: Sight, wanted: bool) -> float:
+        return self.term.distance(sight, not wanted)
+
+
+@attrs.frozen
+class _Joined:
+    """Terms of which all must hold (``needs_all``) or one."""
+
+    terms: tuple[Term, ...]
+    needs_all: bool
+
+    def value(self, sight: Sight) -> Number | None:
+        found = [term.value(sight) for term in self.terms]
+        deciding = not self.needs_all
+        if any(value is not None and bool(value) is deciding for value in found):
+            return int(deciding)
+        return None if None in found else int(self.needs_all)
+
+    def distance(self, sight: Sight, wanted: bool) -> float:
+        each = [term.distance(sight, wanted) for term in self.terms]
+        return sum(each) / len(each) if self.needs_all is wanted else min(each)
+
+
+@attrs.frozen
+class Condition:
+    """A parsed condition. ``needs_other`` tells that it speaks of a second allocator."""
+
+    text: str
+    term: Term
+    needs_other: bool
+    names: frozenset[str]
+    """Figures that it speaks of and that the core does not have: a plugin may."""
+
+    @classmethod
+    def parse(cls, text: str) -> Condition:
+        """Return the condition that a text states. Raises `SpecError` that shows what is wrong."""
+        if len(text) > MAX_LENGTH:
+            raise SpecError(f"a condition is no longer than {MAX_LENGTH} characters")
+        parser = _Parser(text)
+        term = parser.whole()
+        return cls(text, term, parser.needs_other, frozenset(parser.unknown))
+
+    def holds(self, run: Run, other: Run | None = None) -> bool:
+        """Tell whether the condition is true of a run."""
+        return bool(self.term.value(Sight(run, other)))
+
+    def distance(self, run: Run, other: Run | None = None) -> float:
+        """Return how far a run is from the condition: 0 where it holds, at most 1."""
+        return self.term.distance(Sight(run, other), True)
+
+    def __str__(self) -> str:
+        return self.text
+
+
+_TOKEN = re.compile(
+    r"\s*(?:(?P<number>0[xX][0-9a-fA-F]{1,16}|\d{1,20}(?:\.\d{1,9})?[KMGTkmgt]?)(?![\w.])"
+    r"|(?P<name>[A-Za-z_][\w.]{0,99})"
+    r"|(?P<text>\"[^\"]*\"|'[^']*')"
+    r"|(?P<sign><=|>=|==|!=|[-+*/<>()]))"
+)
+_SUFFIX = {"k": 10, "m": 20, "g": 30, "t": 40}
+
+
+@attrs.frozen
+class _Token:
+    kind: str
+    text: str
+    column: int
+
+
+def _tokens(text: str) -> Iterator[_Token]:
+    position = 0
+    end = len(text.rstrip())
+    while position < end:
+        match = _TOKEN.match(text, position)
+        if match is None or match.lastgroup is None:
+            raise SpecError(f"condition {text!r}: cannot read {text[position:][:20]!r}")
+        yield _Token(match.lastgroup, match[match.lastgroup], match.start(match.lastgroup))
+        position = match.end()
+
+
+def _number(text: str) -> Number:
+    if text[:2].lower() == "0x":
+        return int(text, 16)
+    shift = _SUFFIX.get(text[-1].lower(), 0)
+    digits = text[:-1] if shift else text
+    value: Number = float(digits) if "." in digits else int(digits)
+    return value * (1 << shift) if shift else value
+
+
+class _Parser:
+    """Recursive descent over the tokens of one condition."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self.tokens = list(_tokens(text))
+        self.at = 0
+        self.depth = 0
+        self.needs_other = False
+        self.unknown: set[str] = set()
+
+    def whole(self) -> Term:
+        term = self.condition()
+        if self.at != len(self.tokens):
+            raise self._unexpected(self.tokens[self.at])
+        return term
+
+    def condition(self) -> Term:
+        return self._joined(self._all, "or", needs_all=False)
+
+    def _all(self) -> Term:
+        return self._joined(self._not, "and", needs_all=True)
+
+    def _joined(self, part: Callable[[], Term], word: str, *, needs_all: bool) -> Term:
+        terms = [part()]
+        while self._takes(word):
+            terms.append(part())
+        return terms[0] if len(terms) == 1 else _Joined(tuple(terms), needs_all)
+
+    def _not(self) -> Term:
+        if not self._takes("not"):
+            return self._comparison()
+        self._deeper()
+        term = _Not(self._not())
+        self.depth -= 1
+        return term
+
+    def _comparison(self) -> Term:
+        left = self._sum()
+        sign = self._takes(*_COMPARISONS)
+        return _Comparison(left, sign, self._sum()) if sign else left
+
+    def _sum(self) -> Term:
+        left = self._product()
+        while sign := self._takes("+", "-"):
+            left = _Sum(left, sign, self._product())
+        return left
+
+    def _product(self) -> Term:
+        left = self._atom()
+        while sign := self._takes("*", "/"):
+            left = _Sum(left, sign, self._atom())
+        return left
+
+    def _atom(self) -> Term:
+        token = self._next()
+        if token.kind == "number":
+            return _Literal(_number(token.text))
+        if token.text == "-":
+            self._deeper()
+            negative = _Sum(_Literal(0), "-", self._atom())
+            self.depth -= 1
+            return negative
+        if token.text == "(":
+            self._deeper()
+            term = self.condition()
+            if not self._takes(")"):
+                raise self._error("a ')' is missing")
+            self.depth -= 1
+            return term
+        if token.kind == "name":
+            return self._named(token.text)
+        raise self._unexpected(token)
+
+    def _named(self, name: str) -> Term:
+        if name == "differs":
+            self.needs_other = True
+            return _Differs()
+        scope, dot, rest = name.partition(".")
+        if scope == "machine" and dot:
+            if rest not in FACTS:
+                raise self._error(f"there is no {name!r}{_close(rest, FACTS)}", FACTS)
+            return _Fact(rest)
+        other = scope == "other" and bool(dot)
+        self.needs_other |= other
+        name = rest if other else name
+        if name in set(Outcome):
+            return _Ends(Outcome(name), self._quoted(), other)
+        if name not in FIGURES:
+            if "." not in name:
+                raise self._error(f"there is no figure {name!r}{_close(name, FIGURES)}")
+            self.unknown.add(name)
+        return _Figure(name, other)
+
+    def _quoted(self) -> str:
+        if self.at < len(self.tokens) and self.tokens[self.at].kind == "text":
+            return self._next().text[1:-1]
+        return ""
+
+    def _takes(self, *texts: str) -> str:
+        """Take the next token if it is one of these."""
+        token = self.tokens[self.at] if self.at < len(self.tokens) else None
+        if token is None or token.kind == "text" or token.text not in texts:
+            return ""
+        self.at += 1
+        return token.text
+
+    def _next(self) -> _Token:
+        if self.at == len(self.tokens):
+            raise self._error("it ends too early")
+        self.at += 1
+        return self.tokens[self.at - 1]
+
+    def _deeper(self) -> None:
+        self.depth += 1
+        if self.depth > MAX_DEPTH:
+            raise self._error(f"nested more than {MAX_DEPTH} deep")
+
+    def _unexpected(self, token: _Token) -> SpecError:
+        return self._error(f"{token.text!r} in column {token.column + 1} is not expected there")
+
+    def _error(self, message: str, allowed: Mapping[str, object] | None = None) -> SpecError:
+        known = f" (there are: {', '.join(allowed)})" if allowed else ""
+        return SpecError(f"condition {self.text!r}: {message}{known}")
+
+
+def _close(name: str, names: Mapping[str, object]) -> str:
+    close = difflib.get_close_matches(name, [*names, *Outcome, "differs"], 1)
+    return f"; did you mean {str(close[0])!r}?" if close else "; `paravirt-mm figures` lists them"

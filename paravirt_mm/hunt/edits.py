@@ -1,0 +1,249 @@
+"""Small changes of a machine: what another firmware, another setup option or more memory would do.
+
+Every change returns a machine that could exist: the kernel still lies in RAM with room behind it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import attrs
+
+from paravirt_mm.errors import InputError
+from paravirt_mm.machine.e820 import E820Entry, E820Type, MemoryMap
+from paravirt_mm.machine.model import KernelImage, Machine
+from paravirt_mm.machine.paging import GIB, KIB, MIB, MODES, PAGE_SIZE, TIB
+from paravirt_mm.machine.ranges import RangeSet, align_down, align_up
+from paravirt_mm.testing.generator import ROOM_AFTER_KERNEL, Choices
+
+_NUDGES = (1, 512, PAGE_SIZE, 64 * KIB, 2 * MIB, 4 * MIB, 64 * MIB, GIB)
+_SIZES = (PAGE_SIZE, 64 * KIB, 2 * MIB, 64 * MIB, GIB, 64 * GIB, TIB)
+_FILLINGS = (None, E820Type.RESERVED, E820Type.ACPI, E820Type.NVS, E820Type.UNUSABLE)
+MAX_ADDRESS = 64 * TIB
+
+
+def is_sound(machine: Machine, room: int = ROOM_AFTER_KERNEL) -> bool:
+    """Tell whether a loader would start the kernel: it lies in RAM, with ``room`` bytes behind it
+    that are RAM and not taken.
+    """
+    start, end = machine.kernel.span
+    behind = align_up(end, PAGE_SIZE)
+    taken = RangeSet(machine.reserved)
+    if machine.initrd is not None:
+        taken.add(*machine.initrd)
+    return (
+        machine.memory_map.ram().covers(start, behind + room)
+        and not any(taken.within(behind, behind + room))
+        and machine.map_limit >= behind + room
+    )
+
+
+def changed(choose: Choices, machine: Machine) -> Machine:
+    """Return the machine with one to three changes; itself where none of them made sense."""
+    for _ in range(choose.one_of((1, 1, 2, 3))):
+        change = choose.one_of(_CHANGES)
+        try:
+            after = change(choose, machine)
+        except InputError:  # no RAM would be left
+            continue
+        if is_sound(after, min(ROOM_AFTER_KERNEL, _room(machine))):
+            machine = after
+    return machine
+
+
+def _room(machine: Machine) -> int:
+    """Return how much room the machine has behind its kernel, up to what generated ones have."""
+    behind = align_up(machine.kernel.span[1], PAGE_SIZE)
+    limit = behind + ROOM_AFTER_KERNEL
+    low, high = next(machine.memory_map.ram().within(behind, limit), (limit, limit))
+    return high - low if low == behind else 0
+
+
+def _with_map(machine: Machine, entries: Sequence[tuple[int, int, E820Type]]) -> Machine:
+    """Return the machine with another map; what a log said of the old one's end is void."""
+    return attrs.evolve(
+        machine,
+        memory_map=MemoryMap.sanitise((low, min(high, MAX_ADDRESS), t) for low, high, t in entries),
+        max_pfn_hint=None,
+        max_low_pfn_hint=None,
+    )
+
+
+def _raw(machine: Machine) -> list[tuple[int, int, E820Type]]:
+    return [(entry.start, entry.end, entry.type) for entry in machine.memory_map]
+
+
+def _any_entry(choose: Choices, machine: Machine) -> E820Entry:
+    return choose.one_of(machine.memory_map.entries)
+
+
+def _size(choose: Choices) -> int:
+    """Return a size near a usual one; by times not a multiple of anything."""
+    size = choose.one_of(_SIZES)
+    return max(1, size + choose.one_of((0, 0, 0, PAGE_SIZE, -PAGE_SIZE, 1, -1)))
+
+
+def _move_edge(choose: Choices, machine: Machine) -> Machine:
+    raw = _raw(machine)
+    number = choose.integer(0, len(raw) - 1)
+    start, end, kind = raw[number]
+    by = choose.one_of(_NUDGES) * choose.one_of((1, -1)) * choose.integer(1, 8)
+    if choose.one_of((True, False)):
+        end += by
+    else:
+        start = max(0, start + by)
+    raw[number] = start, end, kind
+    return _with_map(machine, raw)
+
+
+def _align_edge(choose: Choices, machine: Machine) -> Machine:
+    raw = _raw(machine)
+    number = choose.integer(0, len(raw) - 1)
+    start, end, kind = raw[number]
+    unit = choose.one_of((PAGE_SIZE, 2 * MIB, GIB))
+    raw[number] = align_down(start, unit), align_up(end, unit), kind
+    return _with_map(machine, raw)
+
+
+def _punch(choose: Choices, machine: Machine) -> Machine:
+    ram = [entry for entry in machine.memory_map if entry.type is E820Type.RAM]
+    entry = choose.one_of(ram)
+    span = entry.end - entry.start
+    size = min(_size(choose), span)
+    start = choose.one_of(
+        (entry.end - size, entry.start, entry.start + choose.integer(0, span - size))
+    )
+    filling = choose.one_of(_FILLINGS)
+    return attrs.evolve(
+        machine,
+        memory_map=machine.memory_map.with_range(start, start + size, E820Type.RAM, filling),
+        max_pfn_hint=None,
+        max_low_pfn_hint=None,
+    )
+
+
+def _drop(choose: Choices, machine: Machine) -> Machine:
+    gone = _any_entry(choose, machine)
+    return _with_map(
+        machine, [(e.start, e.end, e.type) for e in machine.memory_map if e is not gone]
+    )
+
+
+def _overlap(choose: Choices, machine: Machine) -> Machine:
+    """Lay an entry across an edge, as firmware does that lists a device twice."""
+    entry = _any_entry(choose, machine)
+    edge = choose.one_of((entry.start, entry.end))
+    start = max(0, edge - _size(choose))
+    kind = choose.one_of((*_FILLINGS[1:], E820Type.RAM))
+    return _with_map(machine, [*_raw(machine), (start, edge + _size(choose), kind)])
+
+
+def _more_memory(choose: Choices, machine: Machine) -> Machine:
+    top = max(machine.memory_map.entries[-1].end, 4 * GIB)
+    start = top + choose.one_of((0, 0, PAGE_SIZE, 2 * MIB, GIB, 256 * GIB))
+    limit = min(1 << machine.mode.physical_bits, MAX_ADDRESS)
+    end = min(start + _size(choose), limit)
+    return _with_map(machine, [*_raw(machine), (start, end, E820Type.RAM)])
+
+
+def _less_memory(choose: Choices, machine: Machine) -> Machine:
+    """End RAM earlier, as ``mem=`` does."""
+    low = align_up(machine.kernel.span[1], PAGE_SIZE)
+    end = low + choose.integer(0, max(0, machine.memory_map.ram().end - low))
+    return _with_map(
+        machine,
+        [
+            (e.start, min(e.end, end) if e.type is E820Type.RAM else e.end, e.type)
+            for e in machine.memory_map
+        ],
+    )
+
+
+def _reserve(choose: Choices, machine: Machine) -> Machine:
+    low, high = choose.one_of(list(machine.memory_map.ram_pages()))
+    size = min(_size(choose), high - low)
+    start = choose.one_of((high - size, low, low + choose.integer(0, high - low - size)))
+    kernel = RangeSet([machine.kernel.span])
+    if any(kernel.within(start, start + size)):
+        return machine
+    taken = RangeSet(machine.reserved)
+    taken.add(start, start + size)
+    return attrs.evolve(machine, reserved=tuple(taken))
+
+
+def _release(choose: Choices, machine: Machine) -> Machine:
+    if not machine.reserved:
+        return machine
+    gone = choose.one_of(machine.reserved)
+    return attrs.evolve(machine, reserved=tuple(s for s in machine.reserved if s != gone))
+
+
+def _initrd(choose: Choices, machine: Machine) -> Machine:
+    size = choose.one_of((0, 5 * MIB + 123, 40 * MIB, 200 * MIB))
+    limit = machine.mode.lowmem_limit or 4 * GIB
+    behind = align_up(machine.kernel.span[1], PAGE_SIZE)
+    for low, high in machine.memory_map.ram().descending(behind, limit) if size else ():
+        if high - size >= low:
+            start = align_down(high - size, PAGE_SIZE)
+            return attrs.evolve(machine, initrd=(start, start + size))
+    return attrs.evolve(machine, initrd=None)
+
+
+def _features(choose: Choices, machine: Machine) -> Machine:
+    pse = choose.one_of((True, False))
+    huge = pse and 3 in machine.mode.large_levels and choose.one_of((True, False))
+    return attrs.evolve(machine, features=attrs.evolve(machine.features, pse=pse, gbpages=huge))
+
+
+def _mode(choose: Choices, machine: Machine) -> Machine:
+    mode = MODES[choose.one_of(tuple(MODES))]
+    features = attrs.evolve(
+        machine.features,
+        gbpages=machine.features.gbpages and 3 in mode.large_levels,
+        nx=machine.features.nx and mode.has_nx,
+    )
+    return attrs.evolve(
+        machine, mode=mode, features=features, max_pfn_hint=None, max_low_pfn_hint=None
+    )
+
+
+def _move_kernel(choose: Choices, machine: Machine) -> Machine:
+    kernel = machine.kernel
+    low, high = choose.one_of(list(machine.memory_map.ram_pages()))
+    unit = choose.one_of((2 * MIB, 16 * MIB))
+    room = high - align_up(low, unit) - (kernel.span[1] - kernel.start) - ROOM_AFTER_KERNEL
+    if room < 0 or low >= 4 * GIB:
+        return machine
+    start = align_up(low, unit) + unit * choose.integer(0, room // unit)
+    return attrs.evolve(machine, kernel=moved(kernel, start))
+
+
+def moved(kernel: KernelImage, start: int) -> KernelImage:
+    """Return a kernel image that begins at ``start`` (bytes), everything else as far behind it."""
+    by = start - kernel.start
+    addresses = {
+        field.name: value + by
+        for field in attrs.fields(type(kernel))
+        if (value := getattr(kernel, field.name)) is not None
+    }
+    return attrs.evolve(kernel, **addresses)
+
+
+_CHANGES: tuple[Callable[[Choices, Machine], Machine], ...] = (
+    _move_edge,
+    _move_edge,
+    _align_edge,
+    _punch,
+    _punch,
+    _drop,
+    _overlap,
+    _more_memory,
+    _less_memory,
+    _reserve,
+    _reserve,
+    _release,
+    _initrd,
+    _features,
+    _mode,
+    _move_kernel,
+)

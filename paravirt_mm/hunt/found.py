@@ -1,0 +1,127 @@
+"""What a hunt found, for people and for a test suite: the machine, the story, a pytest case."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import attrs
+
+from paravirt_mm.hunt.search import HuntResult, Quarry, alike
+from paravirt_mm.hunt.shrink import shrink
+from paravirt_mm.machine.model import Machine
+from paravirt_mm.report.narrative import narrate
+from paravirt_mm.report.tables import label, machine_title
+from paravirt_mm.report.values import printable
+from paravirt_mm.run import Run
+from paravirt_mm.sources.machine_file import write_toml
+
+STORY_LINES = 40
+"""Lines of the trace that are shown; the end of it is where things happen."""
+
+
+@attrs.frozen
+class Found:
+    """A machine on which the condition holds, its runs, and what it took to make it small."""
+
+    quarry: Quarry
+    machine: Machine
+    run: Run
+    other: Run | None
+    shrunk_from: int
+    tries: int
+
+    @classmethod
+    def of(cls, quarry: Quarry, result: HuntResult) -> Found:
+        """Shrink what a hunt found. Raises ValueError where it found nothing."""
+        if result.machine is None:
+            raise ValueError("the hunt found nothing")
+        machine, tries = shrink(result.machine, alike(quarry, result.machine))
+        machine = attrs.evolve(machine, name="found")
+        run, other = quarry.runs(machine)
+        return cls(quarry, machine, run, other, len(result.machine.memory_map), tries)
+
+    def toml(self) -> str:
+        """Return the machine as a machine file."""
+        return write_toml(self.machine)
+
+    def pytest(self) -> str:
+        """Return a test module that fails as long as the condition holds on the machine."""
+        lines = "\n".join(f"    {line!r}" for line in self.toml().splitlines(keepends=True))
+        second = "None"
+        if self.quarry.other is not None:
+            second = f"Scenario.of(machine, {self.quarry.other!r}, {self.quarry.backend!r}).run()"
+        return _TEST.format(
+            condition=self.quarry.condition,
+            lines=lines,
+            allocator=self.quarry.allocator,
+            backend=self.quarry.backend,
+            second=second,
+        )
+
+    def story(self) -> list[str]:
+        """Return the trace line by line, up to the first event that is to blame where one is."""
+        lines = narrate(self.run.trace)
+        blamed = [finding.event for finding in self.run.findings]
+        if blamed:
+            last = min(blamed)
+            lines = [line for line in lines if int(line[1:].partition("]")[0]) <= last]
+        if len(lines) > STORY_LINES:
+            lines = [f"   ... {len(lines) - STORY_LINES} lines before ...", *lines[-STORY_LINES:]]
+        return lines
+
+    def text(self) -> str:
+        """Return all of it for a terminal."""
+        ends = [f"{label(self.run.allocator)}: {self.run.verdict}"]
+        if self.other is not None:
+            ends.append(f"{label(self.other.allocator)}: {self.other.verdict}")
+        parts: Sequence[Sequence[str]] = (
+            [machine_title(self.machine)],
+            [
+                f"  {entry.start:#016x}-{entry.end:#016x}  {entry.type.label}"
+                for entry in self.machine.memory_map
+            ],
+            [f"  taken: {low:#x}-{high:#x}" for low, high in self.machine.reserved],
+            [""],
+            self.story(),
+            [""],
+            [printable(end) for end in ends],
+            [f"  {printable(str(finding))}" for finding in self.run.findings[:5]],
+        )
+        return "\n".join(line for part in parts for line in part)
+
+    def record(self) -> dict[str, Any]:
+        """Return all of it for JSON."""
+        return {
+            "machine": self.toml(),
+            "entries": len(self.machine.memory_map),
+            "shrunk_from_entries": self.shrunk_from,
+            "shrink_tries": self.tries,
+            "verdict": str(self.run.verdict),
+            "findings": [str(finding) for finding in self.run.findings],
+            "figures": dict(self.run.figures),
+            "other_verdict": None if self.other is None else str(self.other.verdict),
+            "other_figures": None if self.other is None else dict(self.other.figures),
+            "pytest": self.pytest(),
+        }
+
+
+_TEST = '''\
+"""A machine that a hunt found; the test passes when the condition no longer holds on it."""
+
+from paravirt_mm import Condition, Scenario, load
+
+CONDITION = {condition!r}
+MACHINE = (
+{lines}
+)
+
+
+def test_found(tmp_path):
+    path = tmp_path / "found.toml"
+    path.write_text(MACHINE, encoding="utf-8")
+    machine = load(str(path))
+    run = Scenario.of(machine, {allocator!r}, {backend!r}).run()
+    other = {second}
+    assert not Condition.parse(CONDITION).holds(run, other), str(run.verdict)
+'''

@@ -1,0 +1,99 @@
+"""A hunt from the condition to the machine, the files and the exit code."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from click.testing import CliRunner
+
+from paravirt_mm import Condition, ExitCode, Scenario, load
+from paravirt_mm.cli.main import cli
+from paravirt_mm.hunt.found import Found
+from paravirt_mm.hunt.search import Quarry, hunt, run_batch
+
+SPACE = Quarry("legacy_linear:kernel=3.6", "native", "panic 'Cannot find space' and other.ok",
+               other="incremental:variant=linux,kernel=4.19")  # fmt: skip
+
+
+def command(*arguments: object):
+    result = CliRunner().invoke(cli, ["hunt", *map(str, arguments)], standalone_mode=False)
+    if result.exception is not None:
+        raise result.exception
+    return result
+
+
+def test_batches_depend_on_seed_and_number_alone():
+    quarry = Quarry("incremental:variant=hpa", "native", "waste > 100")
+    assert run_batch(quarry, 3, 5) == run_batch(quarry, 3, 5)
+
+
+@pytest.mark.slow
+def test_processes_give_the_same_machine():
+    alone, together = (hunt(SPACE, seed=1, seconds=300, jobs=jobs) for jobs in (1, 2))
+    assert alone.machine == together.machine is not None
+    assert alone.tries == together.tries
+
+
+def test_a_find_is_small_and_ready_to_use(tmp_path):
+    result = hunt(SPACE, seed=0, seconds=300)
+    found = Found.of(SPACE, result)
+    assert len(found.machine.memory_map) <= 3
+    (tmp_path / "found.toml").write_text(found.toml(), encoding="utf-8")
+    machine = load(str(tmp_path / "found.toml"))
+    run = Scenario.of(machine, SPACE.allocator, SPACE.backend).run()
+    other = Scenario.of(machine, SPACE.other, SPACE.backend).run()
+    assert Condition.parse(SPACE.condition).holds(run, other)
+
+
+def test_the_pytest_case_fails_until_it_is_mended(tmp_path):
+    result = hunt(SPACE, seed=0, seconds=300)
+    text = Found.of(SPACE, result).pytest()
+    names: dict[str, object] = {}
+    exec(compile(text, "test_found.py", "exec"), names)  # noqa: S102  # our own text is the subject
+    with pytest.raises(AssertionError, match="Cannot find space"):
+        names["test_found"](tmp_path)
+    mended = text.replace("panic 'Cannot find space' and other.ok", "violation")
+    exec(compile(mended, "test_found.py", "exec"), names)  # noqa: S102
+    names["test_found"](tmp_path)
+
+
+def test_command_finds_and_writes(tmp_path):
+    folder = tmp_path / "new" / "folder"
+    result = command(
+        "legacy_linear:kernel=3.6", "--for", "reserved > 100 * used and used > 0",
+        "-j", 1, "-o", folder,
+    )  # fmt: skip
+    assert result.return_value == ExitCode.FINDINGS
+    assert "found after" in result.output
+    assert load(str(folder / "found.toml")).name == "found"
+    assert "Condition.parse" in (folder / "test_found.py").read_text(encoding="utf-8")
+
+
+def test_command_says_that_nothing_was_found():
+    result = command("incremental:variant=hpa", "--for", "waste > 0", "--tries", 60, "-j", 1)
+    assert result.return_value == ExitCode.OK
+    assert "not found in" in result.output
+    assert "proves nothing" in result.output
+
+
+def test_command_as_json():
+    result = command("legacy_linear:kernel=3.6", "--for", "waste > 0", "--json", "-j", 1)
+    record = json.loads(result.output)
+    assert record["found"]
+    assert record["figures"]["waste"] > 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["incremental", "--for", "panik"], "did you mean 'panic'"),
+        (["incremental", "--for", "other.panic"], "--against"),
+        (["incrementl", "--for", "panic"], "did you mean"),
+        (["incremental:kernel=x", "--for", "panic"], "kernel"),
+        (["incremental", "-b", "zen", "--for", "panic"], "backend"),
+    ],
+)
+def test_wrong_usage(arguments, says):
+    with pytest.raises(Exception, match=says):
+        command(*arguments)

@@ -1,0 +1,71 @@
+"""Small machines: smaller with every step, sound, and as small as the question allows."""
+
+from __future__ import annotations
+
+import attrs
+import pytest
+from hypothesis import given, settings, strategies as st
+
+from paravirt_mm import E820Type, Machine, bundled
+from paravirt_mm.hunt.edits import changed, is_sound
+from paravirt_mm.hunt.shrink import measure, shrink
+from paravirt_mm.testing.generator import Seeded
+
+GIB = 1 << 30
+
+
+def nvs_bytes(machine: Machine) -> int:
+    return sum(e.end - e.start for e in machine.memory_map if e.type is E820Type.NVS)
+
+
+@pytest.mark.parametrize(
+    ("question", "entries"),
+    [
+        (lambda m: True, 1),
+        (lambda m: nvs_bytes(m) > 0, 2),
+        (lambda m: m.memory_map.ram().end > 5 * GIB, 1),
+        (lambda m: len(m.memory_map.ram_pages()) >= 3, 3),
+        (lambda m: bool(m.reserved), 1),
+    ],
+    ids=["anything", "NVS", "above 5 GiB", "three pieces", "a reservation"],
+)
+def test_minimal(question, entries):
+    machine = bundled("lenovo-x230-8g")
+    machine = attrs.evolve(machine, reserved=(*machine.reserved, (0x2000000, 0x2001000)))
+    assert question(machine)
+    small, _ = shrink(machine, question)
+    assert question(small)
+    assert len(small.memory_map) == entries
+    assert measure(small) <= measure(machine)
+
+
+def test_tries_are_bounded():
+    asked = []
+
+    def never(machine: Machine) -> bool:
+        asked.append(machine)
+        return False
+
+    machine = bundled("lenovo-x230-8g")
+    small, tries = shrink(machine, never, max_tries=17)
+    assert tries == len(asked) == 17
+    assert small.memory_map == machine.memory_map
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 1 << 30), st.sampled_from(["lenovo-x230-8g", "pae-4g", "qemu-512m"]))
+def test_changes_leave_a_machine_that_boots(seed, name):
+    """Changes never move the kernel out of RAM, nor take the room behind it."""
+    machine = bundled(name)
+    room = 1 << 20
+    if not is_sound(machine, room):
+        pytest.skip("this machine has no room to begin with")
+    for number in range(20):
+        machine = changed(Seeded(seed + number), machine)
+        assert machine.memory_map.ram().covers(*machine.kernel.span)
+
+
+def test_changes_change():
+    machine = bundled("lenovo-x230-8g")
+    seen = {changed(Seeded(n), machine).memory_map for n in range(200)}
+    assert len(seen) > 50
