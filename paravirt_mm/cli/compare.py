@@ -17,6 +17,7 @@ from paravirt_mm.comparison import DEFAULT_ALLOCATORS, DEFAULT_BACKENDS, Row, co
 from paravirt_mm.errors import ExitCode, InputError
 from paravirt_mm.machine.model import Machine
 from paravirt_mm.measure.figures import FIGURES
+from paravirt_mm.printable import printable
 from paravirt_mm.registry import Registry
 from paravirt_mm.report.tables import (
     machine_title,
@@ -24,7 +25,6 @@ from paravirt_mm.report.tables import (
     tables,
     verification,
 )
-from paravirt_mm.report.values import printable
 from paravirt_mm.run import Outcome
 from paravirt_mm.scenario import default_registry
 from paravirt_mm.sources import bundled_machines, load_each

@@ -108,7 +108,7 @@ def _text(dump: Dump, result: Inspection, runs: bool) -> str:
     from tabulate import tabulate
 
     from paravirt_mm.image.inspect import MEANINGS
-    from paravirt_mm.report.values import printable
+    from paravirt_mm.printable import printable
 
     direct = result.direct_figures or {}
     rows = [

@@ -8,7 +8,8 @@ import click
 from tabulate import tabulate
 
 from paravirt_mm.machine.model import Machine
-from paravirt_mm.report.values import printable, size
+from paravirt_mm.printable import printable
+from paravirt_mm.report.values import size
 from paravirt_mm.sources import bundled, bundled_machines, load
 
 

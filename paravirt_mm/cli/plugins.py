@@ -9,8 +9,8 @@ import attrs
 import click
 
 from paravirt_mm.errors import ExitCode
+from paravirt_mm.printable import printable
 from paravirt_mm.registry import Plugin
-from paravirt_mm.report.values import printable
 from paravirt_mm.scenario import default_registry
 
 

@@ -10,7 +10,8 @@ from tabulate import tabulate, tabulate_formats
 
 from paravirt_mm.cli.output import emit
 from paravirt_mm.errors import ExitCode
-from paravirt_mm.report.values import printable, size as short
+from paravirt_mm.printable import printable
+from paravirt_mm.report.values import size as short
 from paravirt_mm.sweep.questions import (
     BELOW,
     GROUPS,

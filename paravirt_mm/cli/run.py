@@ -11,10 +11,11 @@ from paravirt_mm.cli.output import emit
 from paravirt_mm.engine.trace import RunStarted
 from paravirt_mm.errors import ExitCode
 from paravirt_mm.measure.figures import FIGURES, Group
+from paravirt_mm.printable import printable
 from paravirt_mm.report.narrative import narrate
 from paravirt_mm.report.tables import machine_title
 from paravirt_mm.report.tracefile import trace_lines
-from paravirt_mm.report.values import printable, show, size
+from paravirt_mm.report.values import show, size
 from paravirt_mm.run import Outcome, Run
 from paravirt_mm.scenario import Scenario
 from paravirt_mm.sources import load

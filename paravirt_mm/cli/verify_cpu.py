@@ -103,7 +103,7 @@ def _modes(machine: Machine, la57: bool) -> list[Machine]:
 
 
 def _show(name: str, report: CpuReport | None, verdict: str, as_json: bool) -> None:
-    from paravirt_mm.report.values import printable
+    from paravirt_mm.printable import printable
 
     if as_json:
         record: dict[str, object] = {"scenario": name, "verdict": verdict}

@@ -22,6 +22,7 @@ from paravirt_mm.errors import InputError
 from paravirt_mm.image.contents import Image
 from paravirt_mm.image.walker import canonical
 from paravirt_mm.machine.paging import PAGE_SIZE, PagingMode
+from paravirt_mm.printable import printable
 
 EHDR = struct.Struct("<16sHHIQQQIHHHHHH")
 PHDR = struct.Struct("<IIQQQQQQ")
@@ -155,16 +156,12 @@ def _notes(mode: PagingMode, root: int, machine: int, facts: Mapping[str, str]) 
     cpu = bytearray(QEMU_CPU_SIZE)
     struct.pack_into("<II", cpu, 0, 1, QEMU_CPU_SIZE)
     struct.pack_into("<5Q", cpu, QEMU_CR_OFFSET, cr0, 0, 0, root, cr4)
-    text = "".join(f"{key}={_one_line(value)}\n" for key, value in facts.items())
+    text = "".join(f"{key}={printable(value, 256)}\n" for key, value in facts.items())
     return (
         _note("CORE", NT_PRSTATUS, bytes(status))
         + _note("QEMU", 0, bytes(cpu))
         + _note(NOTE_NAME, 0, text.encode())
     )
-
-
-def _one_line(text: str) -> str:
-    return "".join(char if char.isprintable() else "?" for char in text)[:256]
 
 
 def _note(name: str, kind: int, content: bytes) -> bytes:

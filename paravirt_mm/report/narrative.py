@@ -22,7 +22,8 @@ from paravirt_mm.engine.trace import (
     TablesReserved,
     Trace,
 )
-from paravirt_mm.report.values import printable, size
+from paravirt_mm.printable import printable
+from paravirt_mm.report.values import size
 
 MAX_LINES = 400
 

@@ -14,7 +14,8 @@ from paravirt_mm.machine.model import Machine
 from paravirt_mm.measure.figures import FIGURES, Group
 from paravirt_mm.measure.lowmem32 import SEED_BRK, brk_reach, lowmem32
 from paravirt_mm.options import PluginSpec
-from paravirt_mm.report.values import MISSING, headers, printable, show, size
+from paravirt_mm.printable import printable
+from paravirt_mm.report.values import MISSING, headers, show, size
 from paravirt_mm.run import Outcome
 
 # Titles are no wider than they are: a column of padding each would cost a figure in a terminal.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from paravirt_mm.machine.paging import GIB, KIB, MIB, TIB
 from paravirt_mm.measure.figures import FIGURES, Figure, Unit, Value
+from paravirt_mm.printable import printable
 
 MISSING = "-"
 
@@ -30,11 +31,6 @@ def show(figure: Figure, value: Value) -> str:
     if isinstance(value, float):
         return f"{value:.2f}"
     return printable(str(value))
-
-
-def printable(text: str) -> str:
-    """Return text without anything that a terminal would act on."""
-    return "".join(char if char.isprintable() else f"\\x{ord(char):02x}" for char in text)
 
 
 def headers(names: list[str]) -> list[str]:

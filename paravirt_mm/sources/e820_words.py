@@ -6,17 +6,9 @@ import re
 
 from paravirt_mm.machine.e820 import E820Type
 
-_LOG_TYPES = {
-    "usable": E820Type.RAM,
-    "usable (kernel reserved)": E820Type.RAM,
-    "reserved": E820Type.RESERVED,
-    "ACPI data": E820Type.ACPI,
-    "ACPI NVS": E820Type.NVS,
-    "unusable": E820Type.UNUSABLE,
-    "persistent": E820Type.PMEM,
+_LOG_TYPES = {kind.label: kind for kind in E820Type} | {
     "persistent (type 7)": E820Type.PMEM,
-    "persistent (type 12)": E820Type.PRAM,
-    "soft reserved": E820Type.SOFT_RESERVED,
+    "persistent": E820Type.PMEM,
 }
 _RESOURCE_TYPES = {
     "system ram": E820Type.RAM,

@@ -13,9 +13,9 @@ from pathlib import Path
 from paravirt_mm.errors import InputError
 from paravirt_mm.machine.e820 import E820Type, MemoryMap
 from paravirt_mm.machine.model import Machine
-from paravirt_mm.sources.bootlog.assume import machine_from_map
+from paravirt_mm.printable import printable
+from paravirt_mm.sources.assume import machine_from_map
 from paravirt_mm.sources.e820_words import resource_type
-from paravirt_mm.sources.text import printable
 
 MAX_ENTRIES = 1 << 14
 """More folders than this are refused."""

@@ -18,6 +18,7 @@ import attrs
 
 from paravirt_mm.errors import InputError
 from paravirt_mm.machine.model import Machine
+from paravirt_mm.printable import printable
 from paravirt_mm.sources import firmware_map
 from paravirt_mm.sources.load import (
     _MEMMAP_MEMBER,
@@ -29,7 +30,6 @@ from paravirt_mm.sources.load import (
     opened,
 )
 from paravirt_mm.sources.oracle_machines import MAX_RECORD_BYTES
-from paravirt_mm.sources.text import printable
 
 MAX_PART_BYTES = 64 << 20
 """A member of an archive that is longer is not carried: it costs an error, not the memory."""

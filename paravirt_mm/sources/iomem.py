@@ -13,9 +13,9 @@ from paravirt_mm.errors import InputError
 from paravirt_mm.machine.e820 import E820Type, MemoryMap
 from paravirt_mm.machine.model import Machine
 from paravirt_mm.machine.ranges import RangeSet
-from paravirt_mm.sources.bootlog.assume import machine_from_map
+from paravirt_mm.sources.assume import machine_from_map
 from paravirt_mm.sources.e820_words import resource_type
-from paravirt_mm.sources.text import bounded_lines
+from paravirt_mm.sources.lines import bounded_lines
 
 MAX_ENTRIES = 1 << 17
 """More resources than this are refused."""

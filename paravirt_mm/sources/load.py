@@ -19,12 +19,12 @@ from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias, cast
 
 from paravirt_mm.errors import InputError
 from paravirt_mm.machine.model import Machine
+from paravirt_mm.printable import printable
 from paravirt_mm.sources import firmware_map, machine_file, oracle_machines
 from paravirt_mm.sources.bootlog.facts import BootLog
 from paravirt_mm.sources.bootlog.linux import scan_boot_log
 from paravirt_mm.sources.bundled import bundled, bundled_machines
 from paravirt_mm.sources.iomem import read_iomem
-from paravirt_mm.sources.text import printable
 
 HEAD_BYTES = 1 << 16
 """How much of a file is looked at to tell its format."""

@@ -16,10 +16,10 @@ from paravirt_mm.errors import InputError
 from paravirt_mm.machine.e820 import E820Type, MemoryMap
 from paravirt_mm.machine.model import CpuFeatures, KernelImage, Machine, Provenance
 from paravirt_mm.machine.paging import MODES
-from paravirt_mm.sources.bootlog.assume import KernelHints, place_kernel
-from paravirt_mm.sources.decoded import Checker
+from paravirt_mm.printable import printable
+from paravirt_mm.sources.assume import KernelHints, place_kernel
+from paravirt_mm.sources.checker import Checker
 from paravirt_mm.sources.e820_words import log_type
-from paravirt_mm.sources.text import printable
 
 FORMAT = "paravirt-mm-machine-1"
 """First key of every file; the number changes when a reader of old files would misread new ones."""
@@ -28,7 +28,6 @@ MAX_BYTES = 16 << 20
 MAX_DOTS = 64
 """A line of TOML with more dots is refused: reading deep dotted keys takes quadratic time."""
 
-_TYPES = {kind.label: kind for kind in E820Type}
 _KEYS = frozenset(
     {"format", "name", "mode", "memory", "boot_mapped", "initrd", "reserved"}
     | {"max_pfn", "max_low_pfn", "features", "kernel", "provenance"}
@@ -132,9 +131,9 @@ def _memory(check: Checker, items: list[Any]) -> MemoryMap:
         parts = check.array(item, key, length=3)
         start, end = check.span(parts[:2], key)
         words = check.text(parts[2], f"{key}[2]")
-        kind = _TYPES.get(words) or log_type(words)
+        kind = log_type(words)
         if kind is None:
-            known = ", ".join(_TYPES)
+            known = ", ".join(kind.label for kind in E820Type)
             check.fail(f"{key}[2]", f"{printable(repr(words), 40)} is none of {known}, type N")
         entries.append((start, end, kind))
     return MemoryMap.sanitise(entries)

@@ -16,8 +16,8 @@ from paravirt_mm.machine.e820 import E820Type, MemoryMap
 from paravirt_mm.machine.model import CpuFeatures, KernelImage, Machine, Provenance
 from paravirt_mm.machine.paging import PAGE_SIZE, X86_64
 from paravirt_mm.machine.ranges import RangeSet
-from paravirt_mm.sources.decoded import Checker
-from paravirt_mm.sources.text import printable
+from paravirt_mm.printable import printable
+from paravirt_mm.sources.checker import Checker
 
 MAX_RECORD_BYTES = 1 << 26
 """A record longer than this is refused."""

@@ -8,8 +8,8 @@ from typing import Any
 
 from paravirt_mm.errors import InputError, ParavirtMmError
 from paravirt_mm.machine.model import Machine
+from paravirt_mm.printable import printable
 from paravirt_mm.registry import Registry
-from paravirt_mm.report.values import printable
 from paravirt_mm.run import Outcome
 from paravirt_mm.scenario import Scenario
 from paravirt_mm.sources.inputs import Part

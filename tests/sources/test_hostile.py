@@ -12,10 +12,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 
 from paravirt_mm.errors import InputError
+from paravirt_mm.printable import printable
 from paravirt_mm.sources import load, read_boot_log
 from paravirt_mm.sources.bootlog.linux import MAX_CHANGES, MAX_FACTS
 from paravirt_mm.sources.bootlog.xen import MAX_MAP_ENTRIES
-from paravirt_mm.sources.text import MAX_LINE_BYTES, MAX_LOG_BYTES, printable
+from paravirt_mm.sources.lines import MAX_LINE_BYTES, MAX_LOG_BYTES
 
 ENTRY = "BIOS-e820: [mem 0x{:016x}-0x{:016x}] {}\n".format
 EXCERPTS = sorted((Path(__file__).parents[1] / "data" / "logs").glob("*.txt"))

@@ -34,6 +34,7 @@ from paravirt_mm.machine.paging import (
     PAGE_SIZE,
 )
 from paravirt_mm.machine.ranges import align_up
+from paravirt_mm.printable import printable
 from paravirt_mm.sources.bootlog.facts import (
     BootLog,
     BrkTable,
@@ -49,7 +50,7 @@ from paravirt_mm.sources.bootlog.printed import MapChange, Printed, PrintedMap
 from paravirt_mm.sources.bootlog.reconstruct import reconstruct
 from paravirt_mm.sources.bootlog.xen import MAX_MAP_ENTRIES, XEN_MARK, host_machine
 from paravirt_mm.sources.e820_words import log_type
-from paravirt_mm.sources.text import bounded_lines, printable, strip_prefixes
+from paravirt_mm.sources.lines import bounded_lines, strip_prefixes
 
 MAX_FACTS = 1 << 17
 """More printed facts than this in one boot are refused."""

@@ -23,8 +23,8 @@ from paravirt_mm.machine.paging import (
     PagingMode,
 )
 from paravirt_mm.machine.ranges import RangeSet, align_up
-from paravirt_mm.machine.release import leading_version
-from paravirt_mm.sources.bootlog import assume
+from paravirt_mm.machine.release import Version, leading_version
+from paravirt_mm.sources import assume
 from paravirt_mm.sources.bootlog.facts import (
     BrkTable,
     DomainKernel,
@@ -217,7 +217,7 @@ def _boot_mapped(printed: Printed, mode: PagingMode, kernel_end: int, assumed: l
 
 
 def _reserve_low(
-    memory: MemoryMap, release: assume.Release | None, taken: RangeSet, assumed: list[str]
+    memory: MemoryMap, release: Version | None, taken: RangeSet, assumed: list[str]
 ) -> None:
     if low := assume.low_reservation(release):
         span, sentence = low

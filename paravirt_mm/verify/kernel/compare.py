@@ -18,13 +18,13 @@ from paravirt_mm.errors import InputError, SpecError
 from paravirt_mm.machine.model import Machine
 from paravirt_mm.machine.paging import PAGE_SHIFT, X86_64
 from paravirt_mm.options import PluginSpec
+from paravirt_mm.printable import printable
 from paravirt_mm.registry import Registry
 from paravirt_mm.run import Outcome
 from paravirt_mm.scenario import default_registry
 from paravirt_mm.sources import oracle_machines
-from paravirt_mm.sources.decoded import Checker
+from paravirt_mm.sources.checker import Checker
 from paravirt_mm.sources.load import opened as opened
-from paravirt_mm.sources.text import printable
 from paravirt_mm.verify.kernel.record import Call, Guess, Record, measured
 from paravirt_mm.verify.log.words import Words
 

@@ -21,13 +21,13 @@ from paravirt_mm.machine.e820 import E820Type, MemoryMap
 from paravirt_mm.machine.model import BootState, CpuFeatures, KernelImage, Machine, Provenance
 from paravirt_mm.machine.paging import GIB, PAGE_SHIFT, PAGE_SIZE, X86_64, X86_64_LA57
 from paravirt_mm.options import PluginSpec
+from paravirt_mm.printable import printable
 from paravirt_mm.registry import Manager, Registry
 from paravirt_mm.run import Outcome, Run
 from paravirt_mm.scenario import default_registry
 from paravirt_mm.sources import oracle_machines
-from paravirt_mm.sources.decoded import Checker
+from paravirt_mm.sources.checker import Checker
 from paravirt_mm.sources.load import opened as opened
-from paravirt_mm.sources.text import printable
 from paravirt_mm.verify.kernel.compare import (
     Difference,
     Replay,

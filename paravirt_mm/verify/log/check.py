@@ -29,7 +29,7 @@ from paravirt_mm.machine.ranges import RangeSet
 from paravirt_mm.machine.release import dotted, leading_version
 from paravirt_mm.registry import Registry
 from paravirt_mm.scenario import Scenario, default_registry
-from paravirt_mm.sources.bootlog.assume import low_reservation
+from paravirt_mm.sources.assume import low_reservation
 from paravirt_mm.sources.bootlog.facts import (
     BootLog,
     BrkTable,

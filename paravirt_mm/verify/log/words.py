@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import attrs
 
-Version = tuple[int, ...]
+from paravirt_mm.machine.release import Version
 
 _MEM_RANGES: Version = (3, 5)
 """First release that prints ranges as ``[mem A-B]``, ends inclusive."""

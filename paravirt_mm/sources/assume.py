@@ -20,8 +20,7 @@ from paravirt_mm.machine.model import (
 )
 from paravirt_mm.machine.paging import ISA_END, KIB, MIB, PAGE_SIZE, X86_64, PagingMode
 from paravirt_mm.machine.ranges import align_down, align_up
-
-Release = tuple[int, ...]
+from paravirt_mm.machine.release import Version
 
 BIOS_END = 640 * KIB
 """RAM from here to 1 MiB is taken out of the map: option ROMs and the BIOS live there."""
@@ -59,7 +58,7 @@ def low_memory(memory: MemoryMap, end: int = EBDA_START) -> tuple[MemoryMap, str
     )
 
 
-def low_reservation(release: Release | None) -> tuple[Span, str] | None:
+def low_reservation(release: Version | None) -> tuple[Span, str] | None:
     """Return what that release keeps of low memory by default; None where it keeps nothing."""
     if release is not None and release < _RESERVES_LOW:
         return None
@@ -89,7 +88,7 @@ class KernelHints:
 
 
 def place_kernel(
-    memory: MemoryMap, mode: PagingMode, release: Release | None, hints: KernelHints
+    memory: MemoryMap, mode: PagingMode, release: Version | None, hints: KernelHints
 ) -> tuple[KernelImage, tuple[str, ...]]:
     """Put the kernel where the hints say, the rest where its release is loaded by default."""
     if hints.image is not None and hints.brk_start is not None:
@@ -118,7 +117,7 @@ def place_kernel(
 
 
 def _default_place(
-    memory: MemoryMap, mode: PagingMode, release: Release | None, hints: KernelHints
+    memory: MemoryMap, mode: PagingMode, release: Version | None, hints: KernelHints
 ) -> tuple[int, int]:
     size = hints.size or DEFAULT_KERNEL_BYTES
     start = DEFAULT_KERNEL.start

@@ -16,8 +16,6 @@ MAX_LOG_BYTES = 1 << 28
 """A log longer than this is refused: boot messages are a few hundred KiB."""
 MAX_LINE_BYTES = 4096
 """What follows this many bytes of a line is dropped: the kernel prints about 1 KiB at most."""
-MAX_SHOWN = 200
-"""Longest text, in characters, that is kept of a line for people to read."""
 
 _CONTROL_SEQUENCE = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|[@-_])")
 _PREFIX = re.compile(
@@ -32,18 +30,6 @@ _PREFIX = re.compile(
     )""",
     re.VERBOSE,
 )
-
-
-def printable(text: str, limit: int = MAX_SHOWN) -> str:
-    """Return ``text`` safe to show: no tabs, control characters escaped, cut to ``limit``."""
-    text = text[: limit + 1].replace("\t", " ")
-    if len(text) > limit:
-        text = text[: limit - 1] + "…"
-    if text.isprintable():
-        return text
-    return "".join(
-        char if char.isprintable() else char.encode("unicode_escape").decode() for char in text
-    )
 
 
 def bounded_lines(stream: BinaryIO, source: str) -> Iterator[tuple[int, str]]:

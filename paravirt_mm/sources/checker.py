@@ -9,7 +9,7 @@ import attrs
 
 from paravirt_mm.errors import InputError
 from paravirt_mm.machine.model import Span
-from paravirt_mm.sources.text import printable
+from paravirt_mm.printable import printable
 
 LAST_ADDRESS = 1 << 64
 MAX_ITEMS = 1 << 17
