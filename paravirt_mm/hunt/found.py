@@ -10,9 +10,9 @@ import attrs
 from paravirt_mm.hunt.search import HuntResult, Quarry, alike
 from paravirt_mm.hunt.shrink import shrink
 from paravirt_mm.machine.model import Machine
+from paravirt_mm.printable import printable
 from paravirt_mm.report.narrative import narrate
 from paravirt_mm.report.tables import label, machine_title
-from paravirt_mm.report.values import printable
 from paravirt_mm.run import Run
 from paravirt_mm.sources.machine_file import write_toml
 
