@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from enum import StrEnum
 from types import MappingProxyType
 
 import attrs
@@ -152,7 +153,8 @@ class BootState:
     typed
         The platform types pages: a table must be read-only, and known to it, before it is attached.
     places
-        Named ranges, in bytes, for people: ("p2m list", (start, end)).
+        Named ranges, in bytes: members of the platform's own enum of parts, whose values are what
+        people read.
     """
 
     mapped: tuple[Span, ...]
@@ -165,7 +167,7 @@ class BootState:
     table_pages: Mapping[int, tuple[int, ...]] = MappingProxyType({})
     direct_mapped: tuple[Span, ...] = ()
     typed: bool = False
-    places: tuple[tuple[str, Span], ...] = ()
+    places: tuple[tuple[StrEnum, Span], ...] = ()
 
     def kernel_of(self, machine: Machine) -> KernelImage:
         """Return where the kernel really lies."""

@@ -6,7 +6,9 @@ domain     where a domain builder puts things, and what they collide with
 mmu        how Xen types pages: the model
 traces     operations on a guest's tables: their format, recordings, generators
 live       the real hypervisor, booted in QEMU with the guest of ``guest/``
-replay     a run as such operations, so that model and hypervisor can judge it
+translate  a run as such operations, for model and hypervisor to judge
+replay     the answers of the model, and findings where it refuses
+linux      what Linux does as a PV guest, release by release
 ========== ===================================================================================
 """
 

@@ -43,15 +43,17 @@ from paravirt_mm import (
     parse_release,
 )
 from paravirt_mm.hookspecs import API_VERSION
-from paravirt_mm_xen.domain.collisions import Collision, change_for, find_collisions, needs, summary
+from paravirt_mm_xen.domain.collisions import Collision, find_collisions, handling, summary
 from paravirt_mm_xen.domain.layout import (
     DomainKind,
     P2mPlace,
+    Part,
     arrange_machine,
     loaded_kernel,
     static_tables,
     table_pages,
 )
+from paravirt_mm_xen.linux import HIGH_P2M_SINCE, MULTICALL_ENTRIES, UNMAPPED_INITRD_SINCE
 
 if TYPE_CHECKING:
     import click
@@ -59,13 +61,6 @@ if TYPE_CHECKING:
     from paravirt_mm import Fact, Finding, LogLine, Run
 
 EINVAL = -22
-MODEL_ACCEPTS = 6
-"""The rule that the model of the hypervisor accepts every operation of a run."""
-MULTICALL_ENTRIES = 32
-"""Linux collects up to this many operations in one multicall (arch/x86/xen/multicalls.c: MC_BATCH).
-"""
-_UNMAPPED_INITRD_SINCE = (3, 18)
-_HIGH_P2M_SINCE = (4, 3)
 
 
 class TableEntries(StrEnum):
@@ -110,7 +105,7 @@ class Xen:
 
     def __attrs_post_init__(self) -> None:
         if self.kernel is not None:
-            change_for(self._release or ())
+            handling(self._release or ())
         if not 0 <= self.replay_limit <= 4096:
             raise SpecError(f"replay_limit is {self.replay_limit}, not in 0..4096 MiB")
 
@@ -123,7 +118,7 @@ class Xen:
     def _p2m_place(self) -> P2mPlace:
         release = self._release
         if self.p2m is P2mPlace.AUTO and release is not None:
-            return P2mPlace.HIGH if release >= _HIGH_P2M_SINCE else P2mPlace.INLINE
+            return P2mPlace.HIGH if release >= HIGH_P2M_SINCE else P2mPlace.INLINE
         return self.p2m
 
     @hookimpl
@@ -137,7 +132,7 @@ class Xen:
         layout = arrange_machine(
             machine,
             self._p2m_place,
-            initrd_mapped=(self._release or ()) < _UNMAPPED_INITRD_SINCE,
+            initrd_mapped=(self._release or ()) < UNMAPPED_INITRD_SINCE,
             kind=self.domain,
         )
         end = layout.end
@@ -154,7 +149,6 @@ class Xen:
             for level in range(1, mode.root_level)
         }
         taken = RangeSet([static, *(span for _, span in layout.places)])
-        collisions = self._collisions(machine, layout.places)
         return BootState(
             mapped=tuple(mapped),
             max_pfn_mapped=limit >> PAGE_SHIFT,
@@ -169,7 +163,7 @@ class Xen:
             table_pages=MappingProxyType(table_pages(mode, layout, static, self.domain)),
             direct_mapped=((0, end),),
             typed=True,
-            places=(*layout.places, *(self._told(one) for one in collisions)),
+            places=layout.places,
         )
 
     @hookimpl
@@ -269,10 +263,8 @@ class Xen:
             "hypercalls_clearing": sum(cleared_entries(run.trace).values()),
         }
         if self.domain is DomainKind.DOM0:
-            state = self.pvmm_boot_state(machine)
-            if isinstance(state, BootState):
-                found = self._collisions(machine, state.places)
-                figures["dom0_collisions"] = summary(found, self._release)
+            found = _collisions(machine, run.trace.start.boot)
+            figures["dom0_collisions"] = summary(found, self._release)
         return figures
 
     @hookimpl
@@ -295,7 +287,9 @@ class Xen:
             return "not verified on a real hypervisor"
         if not self._is_replayed(run):
             return f"not asked, the guest has over {self.replay_limit} MiB (replay_limit)"
-        refused = [finding for finding in run.findings if finding.rule == MODEL_ACCEPTS]
+        from paravirt_mm_xen.replay import RULE
+
+        refused = [finding for finding in run.findings if finding.rule == RULE]
         return f"refuses: {refused[0].message}" if refused else "accepts"
 
     @hookimpl
@@ -312,18 +306,12 @@ class Xen:
 
         return (xen,)
 
-    def _collisions(self, machine: Machine, places: Iterable[tuple[str, Span]]) -> list[Collision]:
-        """Return where dom0 stands on something else than RAM; a domU has no host's map."""
-        if self.domain is not DomainKind.DOM0:
-            return []
-        pages = machine.memory_map.ram_pages().total // PAGE_SIZE
-        return find_collisions(places, machine.memory_map, pages)
 
-    def _told(self, collision: Collision) -> tuple[str, Span]:
-        """Return a collision as a named range, with what a kernel makes of it."""
-        release = self._release
-        then = needs([collision]) if release is None else collision.outcome(release).label
-        return f"collision: {collision.part} on {collision.on}, {then}", collision.where
+def _collisions(machine: Machine, state: BootState) -> list[Collision]:
+    """Return where dom0 stands on something else than RAM. (A domU has no host's map.)"""
+    places = [(part, span) for part, span in state.places if isinstance(part, Part)]
+    pages = machine.memory_map.ram_pages().total // PAGE_SIZE
+    return find_collisions(places, machine.memory_map, pages)
 
 
 def _batches(boot: Boot, operations: int) -> int:

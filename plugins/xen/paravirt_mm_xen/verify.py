@@ -17,12 +17,13 @@ import click
 from paravirt_mm import MIB, E820Type, ExitCode, InputError, Machine, MemoryMap, Scenario, SpecError
 from paravirt_mm_xen.live import BuildError, LiveXen, MissingPieceError, XenBootError, compare
 from paravirt_mm_xen.mmu.releases import RECORDED, RELEASES, Release, release_of
-from paravirt_mm_xen.replay import ModelReplay, Refused, Replay, describe, replay, translate
+from paravirt_mm_xen.replay import ModelReplay, describe, replay
 from paravirt_mm_xen.traces import recorded
 from paravirt_mm_xen.traces.files import write_traces
 from paravirt_mm_xen.traces.format import OperationTrace
 from paravirt_mm_xen.traces.generators import GENERATORS, generate
 from paravirt_mm_xen.traces.guest import predict
+from paravirt_mm_xen.translate import Refused, Translated, translate
 
 SIZES = (64, 256, 512)
 ALLOCATORS = (
@@ -272,7 +273,7 @@ def run_all(
 
 
 def answered(
-    result: RunResult, translated: Replay, live: LiveXen | None, release: Release = RECORDED
+    result: RunResult, translated: Translated, live: LiveXen | None, release: Release = RECORDED
 ) -> RunResult:
     """Return a result with the answers to a replay."""
     model = replay(translated, release)

@@ -28,7 +28,8 @@ from paravirt_mm import (
 from paravirt_mm.engine.trace import MadeWritable
 from paravirt_mm.registry import Manager
 from paravirt_mm.testing import BackendConformance, Expected, generate
-from paravirt_mm_xen.backend import MULTICALL_ENTRIES, TableEntries, Xen
+from paravirt_mm_xen.backend import TableEntries, Xen
+from paravirt_mm_xen.linux import MULTICALL_ENTRIES
 
 NO_SUCH_GUESTS = "rejected: domain builder: there are no PV guests with"
 

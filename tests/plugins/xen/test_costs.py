@@ -20,8 +20,10 @@ from paravirt_mm import (
     StepStarted,
     bundled,
 )
+from paravirt_mm_xen.domain.layout import Part
 from paravirt_mm_xen.empty_entries import cleared_entries
-from paravirt_mm_xen.replay import replay, translate
+from paravirt_mm_xen.replay import replay
+from paravirt_mm_xen.translate import translate
 from paravirt_mm_xen.verify import guest_machine
 
 MIB = 1 << 20
@@ -81,7 +83,7 @@ def test_a_real_boot_is_counted_call_by_call() -> None:
     steps = [event for event in run.trace.of(StepStarted) if isinstance(event, StepStarted)]
     assert len(steps) - 1 == BOOT["calls of init_memory_mapping"]
     places = dict(run.trace.start.boot.places)
-    low, high = places["Page tables"]
+    low, high = places[Part.PAGE_TABLES]
     assert (high - low) >> 12 == BOOT["boot frames"]
 
 

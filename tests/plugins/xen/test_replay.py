@@ -9,15 +9,8 @@ import pytest
 
 from paravirt_mm import BootState, E820Type, Machine, MemoryMap, Run, Scenario, bundled
 from paravirt_mm_xen.backend import TableEntries, Xen
-from paravirt_mm_xen.replay import (
-    BOOT,
-    PROBE,
-    NotReplayable,
-    describe,
-    findings,
-    replay,
-    translate,
-)
+from paravirt_mm_xen.replay import describe, findings, replay
+from paravirt_mm_xen.translate import BOOT, PROBE, NotReplayable, translate
 from paravirt_mm_xen.verify import ALLOCATORS, guest_machine, run_all
 
 from .wrong import WRONG, Wrong, run_wrong

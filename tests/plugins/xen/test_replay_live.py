@@ -13,7 +13,8 @@ import pytest
 
 from paravirt_mm import Scenario
 from paravirt_mm_xen.live import ENVIRONMENT, LiveXen, MissingPieceError, find_pieces
-from paravirt_mm_xen.replay import replay, translate
+from paravirt_mm_xen.replay import replay
+from paravirt_mm_xen.translate import translate
 from paravirt_mm_xen.verify import ALLOCATORS, guest_machine, run_all
 
 from .wrong import WRONG, run_wrong

@@ -23,16 +23,17 @@ from paravirt_mm import (
     MemoryMap,
     Span,
     SpecError,
+    Version,
     align_down,
     align_up,
+    dotted,
 )
+from paravirt_mm_xen.domain.layout import Part
 
 HOLE = "hole"
 
-Version = tuple[int, ...]
 
-
-class Outcome(IntEnum):
+class Fate(IntEnum):
     """What becomes of a part that stands on something else than RAM, best first."""
 
     MOVED = 1
@@ -48,14 +49,14 @@ class Outcome(IntEnum):
         return self.name.lower()
 
 
-FIXED = ("Loaded kernel", "Start info", "Page tables")
-MOVABLE = ("Phys-Mach map", "Init. ramdisk")
+FIXED = (Part.KERNEL, Part.START_INFO, Part.PAGE_TABLES)
+MOVABLE = (Part.P2M, Part.INITRD)
 PARTS = (*FIXED, *MOVABLE)
 """Parts that matter after the first step of the boot; the boot stack does not."""
 
 
 @attrs.frozen
-class Change:
+class Handling:
     """What kernels from a release on do about conflicts.
 
     ``checked`` parts stop the boot, ``moved`` parts are copied elsewhere, and of ``cleared`` types
@@ -63,19 +64,19 @@ class Change:
     """
 
     since: Version
-    checked: tuple[str, ...]
-    moved: tuple[str, ...]
+    checked: tuple[Part, ...]
+    moved: tuple[Part, ...]
     cleared: tuple[E820Type, ...]
     note: str
 
 
-CHANGES: tuple[Change, ...] = (
-    Change((2, 6, 37), (), (), (), "no check"),
-    Change(
-        (4, 3), ("Loaded kernel", "Page tables"), MOVABLE, (),
+HANDLINGS: tuple[Handling, ...] = (
+    Handling((2, 6, 37), (), (), (), "no check"),
+    Handling(
+        (4, 3), (Part.KERNEL, Part.PAGE_TABLES), MOVABLE, (),
         "kernel and page tables are checked; p2m list and initrd are moved",
     ),
-    Change(
+    Handling(
         (6, 12), FIXED, MOVABLE, (E820Type.NVS,),
         "start info is checked, too; ACPI NVS is moved out of the way in the p2m",
     ),
@@ -90,37 +91,36 @@ class Collision:
     ``can_swap`` tells whether the host has RAM beyond dom0's own to move that memory to.
     """
 
-    part: str
+    part: Part
     where: Span
     on: str
     type: E820Type | None
     can_swap: bool
 
-    def outcome(self, release: Version) -> Outcome:
+    def outcome(self, release: Version) -> Fate:
         """Return what a kernel of a release makes of it."""
-        change = change_for(release)
+        change = handling(release)
         if self.type in change.cleared and self.part in change.checked and self.can_swap:
-            return Outcome.MOVED
+            return Fate.MOVED
         if self.part in change.moved:
-            return Outcome.MOVED
-        return Outcome.PANIC if self.part in change.checked else Outcome.UNNOTICED
+            return Fate.MOVED
+        return Fate.PANIC if self.part in change.checked else Fate.UNNOTICED
 
     def __str__(self) -> str:
         low, high = self.where
         return f"{self.part} on {self.on} at {low:#x}-{high:#x}"
 
 
-def change_for(release: Version) -> Change:
+def handling(release: Version) -> Handling:
     """Return what a release does. Raises `SpecError` before the first that can be dom0."""
-    known = [change for change in CHANGES if change.since <= release]
+    known = [change for change in HANDLINGS if change.since <= release]
     if not known:
-        first = ".".join(map(str, CHANGES[0].since))
-        raise SpecError(f"Linux can be a PV dom0 from {first} on")
+        raise SpecError(f"Linux can be a PV dom0 from {dotted(HANDLINGS[0].since)} on")
     return known[-1]
 
 
 def find_collisions(
-    places: Iterable[tuple[str, Span]], host: MemoryMap, pages: int
+    places: Iterable[tuple[Part, Span]], host: MemoryMap, pages: int
 ) -> list[Collision]:
     """Return the collisions of a dom0 of ``pages`` pages, by part and address.
 
@@ -181,21 +181,17 @@ def summary(found: Sequence[Collision], release: Version | None = None) -> str:
     """
     if not found:
         return "none"
-    if release is not None:
-        worst: dict[str, Outcome] = {}
-        for one in found:
-            worst[one.part] = max(one.outcome(release), worst.get(one.part, Outcome.MOVED))
-        return "; ".join(
-            f"{outcome.label}: {', '.join(part for part in worst if worst[part] is outcome)}"
-            for outcome in sorted(set(worst.values()), reverse=True)
-        )
-    parts = ", ".join(dict.fromkeys(one.part for one in found))
-    return f"{parts}: {needs(found)}"
+    if release is None:
+        return f"{', '.join(map(str, found))}: {needs(found)}"
+    fates: dict[Fate, list[str]] = {}
+    for one in found:
+        fates.setdefault(one.outcome(release), []).append(str(one))
+    return "; ".join(f"{fate.label}: {', '.join(fates[fate])}" for fate in sorted(fates)[::-1])
 
 
 def needs(found: Sequence[Collision]) -> str:
     """Return from which release on Linux boots in spite of collisions."""
-    for change in CHANGES:
-        if all(one.outcome(change.since) is Outcome.MOVED for one in found):
-            return f"needs Linux {'.'.join(map(str, change.since))}"
+    for handled in HANDLINGS:
+        if all(one.outcome(handled.since) is Fate.MOVED for one in found):
+            return f"needs Linux {dotted(handled.since)}"
     return "no release of Linux boots"

@@ -66,6 +66,19 @@ class DomainKind(StrEnum):
     """The toolstack, from dom0."""
 
 
+class Part(StrEnum):
+    """A part of a fresh domain, by the name that Xen prints."""
+
+    KERNEL = "Loaded kernel"
+    INITRD = "Init. ramdisk"
+    P2M = "Phys-Mach map"
+    START_INFO = "Start info"
+    XENSTORE = "Xenstore ring"
+    CONSOLE = "Console ring"
+    PAGE_TABLES = "Page tables"
+    BOOT_STACK = "Boot stack"
+
+
 @attrs.frozen
 class Arrangement:
     """The layout of a fresh domain: named ranges in guest-physical bytes, and where the initial
@@ -88,19 +101,19 @@ class Arrangement:
     high_p2m: Span | None = None
 
     @property
-    def places(self) -> tuple[tuple[str, Span], ...]:
-        """The ranges under the names that Xen prints."""
-        named = (
-            ("Loaded kernel", self.kernel),
-            ("Init. ramdisk", self.initrd),
-            ("Phys-Mach map", self.p2m or self.high_p2m),
-            ("Start info", self.start_info),
-            ("Xenstore ring", self.xenstore),
-            ("Console ring", self.console),
-            ("Page tables", self.page_tables),
-            ("Boot stack", self.boot_stack),
+    def places(self) -> tuple[tuple[Part, Span], ...]:
+        """The parts that there are, in the order in which Xen prints them."""
+        parts = (
+            (Part.KERNEL, self.kernel),
+            (Part.INITRD, self.initrd),
+            (Part.P2M, self.p2m or self.high_p2m),
+            (Part.START_INFO, self.start_info),
+            (Part.XENSTORE, self.xenstore),
+            (Part.CONSOLE, self.console),
+            (Part.PAGE_TABLES, self.page_tables),
+            (Part.BOOT_STACK, self.boot_stack),
         )
-        return tuple((name, span) for name, span in named if span is not None)
+        return tuple((part, span) for part, span in parts if span is not None)
 
 
 def arrange(

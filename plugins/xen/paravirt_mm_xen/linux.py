@@ -1,0 +1,12 @@
+"""What Linux does as a PV guest that backend and replay both need, release by release."""
+
+from __future__ import annotations
+
+MULTICALL_ENTRIES = 32
+"""Linux collects up to this many calls in one multicall (arch/x86/xen/multicalls.c: MC_BATCH)."""
+
+UNMAPPED_INITRD_SINCE = (3, 18)
+"""First release that does without its initrd in the initial mapping (ELF note MOD_START_PFN)."""
+
+HIGH_P2M_SINCE = (4, 3)
+"""First release that has the p2m list mapped at an address of its own (ELF note INIT_P2M)."""
