@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import lzma
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,8 @@ from hypothesis import given, settings, strategies as st
 from paravirt_mm.errors import InputError
 from paravirt_mm_xen.traces import files as traces
 from paravirt_mm_xen.traces.files import TraceReader, read_traces
-from paravirt_mm_xen.traces.format import OperationTrace, RecordedTrace
-from paravirt_mm_xen.traces.guest import replay
+from paravirt_mm_xen.traces.format import OperationTrace, RecordedTrace, mentioned_pages
+from paravirt_mm_xen.traces.guest import TraceGuest, predict, replay
 
 GOOD = {"id": "t", "pages": 4, "ops": [["pin", 1, 3], ["unpin", 3]], "rc": [-22, -22]}
 BATCH = {
@@ -60,7 +61,14 @@ def test_reads_compressed_files(tmp_path: Path) -> None:
         ({"ops": {"pin": 1}}, "must be lists"),
         ({"rc": [0]}, "2 operations but 1 answers"),
         ({"rc": [0, "0"]}, "numbers only"),
-        ({"rc": [0, 1.5]}, "numbers only"),
+        ({"rc": [0, 1.5]}, "1.5 is no integer"),
+        ({"rc": [0, 1 << 63]}, "64 bits"),
+        ({"rc": [0, -1 << 200]}, "64 bits"),
+        ({"id": 7}, "'id' must be a text"),
+        ({"xen": 4.17}, "4.17 is no integer"),
+        ({"xen": 4}, "'xen' must be"),
+        ({"pages": 4.0}, "4.0 is no integer"),
+        ({"pages": 4, "ops": [["pin", True, 3], ["unpin", 3]]}, "operation 0"),
         ({"rc": [0, False]}, "numbers only"),
         ({"ops": [["pin", 1, 3], "unpin"]}, "lists only"),
         ({"ops": [["pin", 1, 3], []]}, "operation 1"),
@@ -69,7 +77,7 @@ def test_reads_compressed_files(tmp_path: Path) -> None:
         ({"ops": [["pin", 5, 3], ["unpin", 3]]}, "operation 0"),
         ({"ops": [["pin", 0, 3], ["unpin", 3]]}, "operation 0"),
         ({"ops": [["unpin", -1], ["unpin", 3]]}, "operation 0"),
-        ({"ops": [["unpin", 1.0], ["unpin", 3]]}, "operation 0"),
+        ({"ops": [["unpin", 1.0], ["unpin", 3]]}, "1.0 is no integer"),
         ({"ops": [["unpin", True], ["unpin", 3]]}, "operation 0"),
         ({"ops": [["unpin", [1]], ["unpin", 3]]}, "operation 0"),
         ({"ops": [["unpin", {"a": 1}], ["unpin", 3]]}, "operation 0|unhashable"),
@@ -89,8 +97,18 @@ def test_refuses_what_is_no_trace(tmp_path: Path, changes: dict[str, Any], compl
 
 @pytest.mark.parametrize(
     "text",
-    [b"{", b"[]", b"7", b"\xff\xfe", b"nul", b"[" * 100_000, b'{"pages": 1e999}', b"{}"],
-    ids=["open", "list", "number", "bytes", "word", "deep", "infinite", "empty"],
+    [
+        b'{"id": "a", "id": "b"}',
+        b"{",
+        b"[]",
+        b"7",
+        b"\xff\xfe",
+        b"nul",
+        b"[" * 100_000,
+        b'{"pages": 1e999}',
+        b"{}",
+    ],
+    ids=["twice", "open", "list", "number", "bytes", "word", "deep", "infinite", "empty"],
 )
 def test_refuses_what_is_no_object(tmp_path: Path, text: bytes) -> None:
     path = tmp_path / "bad.jsonl"
@@ -99,13 +117,59 @@ def test_refuses_what_is_no_object(tmp_path: Path, text: bytes) -> None:
         list(read_traces(path))
 
 
+def test_what_was_seen_is_known_by_its_types_too(tmp_path: Path) -> None:
+    """In Python ("pin", 1, 3) equals ("pin", True, 3), and 8 equals 8.0."""
+    path = tmp_path / "t.jsonl"
+    known = ["mmu_update", 1, 0, 2, 103, False]
+    good = {"ops": [["pin", 1, 3], known], "rc": [0, 0]}
+    for other in ([["pin", True, 3], known], [["pin", 1, 3], [*known[:-1], 0]]):
+        path.write_bytes(b"\n".join([line(**good), line(**good), line(ops=other)]))
+        with pytest.raises(InputError, match=r"t\.jsonl:3: operation"):
+            list(read_traces(path))
+
+
+def test_what_a_trace_costs_is_what_it_names(tmp_path: Path) -> None:
+    """Sizes from a file cost nothing: a million pages, thousands of sizes."""
+    path = tmp_path / "t.jsonl"
+    sizes = [1 << 20, *range(1, 1 << 20, 517)]
+    path.write_bytes(
+        b"\n".join(
+            line(pages=pages, ops=[["type", 0], ["pin", 1, pages - 1]], rc=[0, -22])
+            for pages in sizes
+        )
+    )
+    started = time.process_time()
+    assert [replay(recorded) for recorded in read_traces(path)] == [None] * len(sizes)
+    assert time.process_time() - started < 5
+
+
+def test_pages_that_lie_apart_are_where_they_are_in_a_whole_guest() -> None:
+    """With the pages that a trace names, and with all of them: the same answers."""
+    pages = 3000
+    operations = (
+        ("store", 2047, 0, 5, 0x67),
+        ("update_va_mapping", 2047, 2047, 0x65),
+        ("pin", 1, 2047),
+        ("read", 2047, 0),
+        ("mmuext_batch", (("pin", 2, 2048), ("unpin", 2047))),
+        ("mmu_update_batch", ((2999, 3, 5, 0x67, False), (2999, 4, 2998, 0x65, True))),
+        ("read", 2999, 4),
+        ("new_user_baseptr", None),
+        ("type", 511),
+    )
+    trace = OperationTrace("t", pages, operations)
+    assert mentioned_pages(trace) == {5, 511, 2047, 2048, 2998, 2999}
+    assert predict(trace) == TraceGuest(pages).answers(operations)
+    assert predict(trace)[3] == 5 << 12 | 0x167
+
+
 def test_refuses_long_lines_and_many_traces(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "long.jsonl"
     path.write_bytes(line() + b"\n" + line())
     monkeypatch.setattr(traces, "MAX_TRACES", 1)
-    with pytest.raises(InputError, match="more than 1 traces"):
+    with pytest.raises(InputError, match="more than 1 lines"):
         list(read_traces(path))
     monkeypatch.setattr(traces, "MAX_LINE", 50)
     with pytest.raises(InputError, match=r"long\.jsonl:1: line longer than 50 bytes"):

@@ -19,13 +19,22 @@ from pathlib import Path
 from typing import IO, Any, Final, cast
 
 from paravirt_mm import InputError
-from paravirt_mm_xen.traces.format import Operation, OperationTrace, RecordedTrace, check
+from paravirt_mm_xen.traces.format import (
+    Operation,
+    OperationTrace,
+    RecordedTrace,
+    check,
+    check_operation,
+)
 
-MAX_LINE: Final = 64 << 20
-"""Bytes of a line."""
+MAX_LINE: Final = 16 << 20
+"""Bytes of a line: some 600,000 operations."""
+MAX_BYTES: Final = 1 << 30
+"""Bytes of a file, when unpacked."""
 MAX_TRACES: Final = 10_000_000
 MAX_KNOWN: Final = 200_000
 """Different operations that a reader remembers."""
+MAX_ANSWER: Final = 1 << 63
 
 
 def read_traces(path: Path) -> Iterator[RecordedTrace]:
@@ -35,6 +44,7 @@ def read_traces(path: Path) -> Iterator[RecordedTrace]:
     longer than `MAX_LINE` bytes, and whatever is not a trace with answers.
     """
     reader = TraceReader()
+    size = 0
     try:
         with _open(path) as lines:
             for number in range(1, MAX_TRACES + 1):
@@ -42,11 +52,14 @@ def read_traces(path: Path) -> Iterator[RecordedTrace]:
                 if not line:
                     return
                 where = f"{path}:{number}"
+                size += len(line)
                 if len(line) > MAX_LINE:
                     raise InputError(f"line longer than {MAX_LINE} bytes; split the trace", where)
-                if line.strip():
+                if size > MAX_BYTES:
+                    raise InputError(f"more than {MAX_BYTES} bytes; split the file", where)
+                if not line.isspace():
                     yield reader.read(line, where)
-            raise InputError(f"more than {MAX_TRACES} traces; split the file", str(path))
+            raise InputError(f"more than {MAX_TRACES} lines; split the file", str(path))
     except (OSError, lzma.LZMAError, EOFError) as error:
         raise InputError(f"cannot be read: {error}", str(path)) from error
 
@@ -75,57 +88,80 @@ class TraceReader:
 
     def __init__(self) -> None:
         self._pages = 0
-        self._known: dict[Operation, Operation] = {}
+        # By value and types: in Python 1 equals true, in a file it does not.
+        self._known: dict[tuple[Operation, tuple[type, ...]], Operation] = {}
 
     def read(self, line: bytes, where: str) -> RecordedTrace:
         """The trace in `line`, which is at `where`.  Raises InputError when it is none."""
         try:
-            record = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise InputError(f"not a JSON object: {error}", where) from None
-        if not isinstance(record, dict):
-            raise InputError("not a JSON object", where)
-        operations, answers = record.get("ops"), record.get("rc")
-        if not isinstance(operations, list) or not isinstance(answers, list):
-            raise InputError("'ops' and 'rc' must be lists", where)
-        if len(operations) != len(answers):
-            raise InputError(f"{len(operations)} operations but {len(answers)} answers", where)
-        if set(map(type, answers)) - {int}:
-            raise InputError("'rc' must hold numbers only", where)
-        pages: Any = record.get("pages")
-        try:
-            checked = self._check_all(pages, operations)
+            return self._read(_object(line), where)
         except InputError as error:
             raise InputError(str(error), where) from None
-        hypervisor = record.get("xen")
+
+    def _read(self, record: dict[str, Any], where: str) -> RecordedTrace:
+        operations, answers = record.get("ops"), record.get("rc")
+        if not isinstance(operations, list) or not isinstance(answers, list):
+            raise InputError("'ops' and 'rc' must be lists")
+        if len(operations) != len(answers):
+            raise InputError(f"{len(operations)} operations but {len(answers)} answers")
+        if set(map(type, answers)) - {int}:
+            raise InputError("'rc' must hold numbers only")
+        if answers and not -MAX_ANSWER <= min(answers) <= max(answers) < MAX_ANSWER:
+            raise InputError("'rc' must hold numbers of 64 bits")
+        name, hypervisor = record.get("id", where), record.get("xen")
+        if not isinstance(name, str):
+            raise InputError("'id' must be a text")
         if hypervisor is not None and not isinstance(hypervisor, str):
-            raise InputError("'xen' must be the hypervisor's version", where)
-        trace = OperationTrace(str(record.get("id", where))[:100], pages, checked)
+            raise InputError("'xen' must be the hypervisor's version")
+        pages = record.get("pages")
+        checked = self._check_all(pages, operations)
+        trace = OperationTrace(name[:100], cast(int, pages), checked)
         return RecordedTrace(trace, tuple(answers), hypervisor and hypervisor[:40])
 
-    def _check_all(self, pages: int, raw: list[Any]) -> tuple[Operation, ...]:
-        if pages != self._pages or len(self._known) > MAX_KNOWN:
+    def _check_all(self, pages: Any, raw: list[Any]) -> tuple[Operation, ...]:
+        if type(pages) is not int or pages != self._pages or len(self._known) > MAX_KNOWN:
             check(OperationTrace("pages", pages, ()))
             self._pages = pages
             self._known = {}
         if set(map(type, raw)) - {list}:
             raise InputError("'ops' must hold lists only")
-        known = self._known
-        operations: list[Operation] = list(map(tuple, raw))
+        return tuple([self._check(number, operation) for number, operation in enumerate(raw)])
+
+    def _check(self, number: int, raw: list[Any]) -> Operation:
+        operation = tuple(raw)
+        key = operation, tuple(map(type, raw))
         try:
-            checked = list(map(known.get, operations))
-        except TypeError:  # batches hold lists
-            operations = list(map(_as_tuple, raw))
-            checked = [None] * len(operations)
-        if None in checked:
-            for number, operation in enumerate(operations):
-                if checked[number] is None:
-                    if not operation:
-                        raise InputError("empty", f"operation {number}")
-                    check(OperationTrace(f"operation {number}", pages, (operation,)))
-                    known[operation] = operation
-            return tuple(operations)
-        return cast(tuple[Operation, ...], tuple(checked))
+            known = self._known.get(key)
+        except TypeError:  # a batch holds lists
+            batch: Operation = _as_tuple(raw)
+            check_operation(batch, number, self._pages)
+            return batch
+        if known is None:
+            check_operation(operation, number, self._pages)
+            known = self._known[key] = operation
+        return known
+
+
+def _object(line: bytes) -> dict[str, Any]:
+    """The JSON object in `line`, whose numbers are all integers."""
+    try:
+        record = json.loads(line, parse_float=_refuse_float, object_pairs_hook=_unique)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"not a JSON object: {str(error)[:200]}") from None
+    if not isinstance(record, dict):
+        raise InputError("not a JSON object")
+    return record
+
+
+def _refuse_float(text: str) -> int:
+    raise ValueError(f"{text[:40]} is no integer")
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    record = dict(pairs)
+    if len(record) != len(pairs):
+        raise ValueError("a key is there twice")
+    return record
 
 
 def _as_tuple(value: Any) -> Any:

@@ -10,7 +10,7 @@ fields mean, and is the only place that does. Files of traces are read by
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from enum import Enum, auto
 from typing import Any
 
@@ -99,6 +99,8 @@ SHAPES: dict[str, Shape] = {
     ),
 }
 
+PAGE_FIELDS = frozenset({Field.PAGE, Field.PAGE_OR_NULL, Field.TARGET})
+
 _NUMBER_LIMITS = {
     Field.INDEX: (0, 511),
     Field.LEVEL: (1, 4),
@@ -143,10 +145,37 @@ def check(trace: OperationTrace) -> OperationTrace:
     if len(trace.ops) > MAX_OPERATIONS:
         raise InputError(f"more than {MAX_OPERATIONS} operations", trace.name)
     for number, operation in enumerate(trace.ops):
-        problem = _problem(operation, trace.pages)
-        if problem:
-            raise InputError(f"operation {number}, {str(operation)[:200]}: {problem}", trace.name)
+        try:
+            check_operation(operation, number, trace.pages)
+        except InputError as error:
+            raise InputError(str(error), trace.name) from None
     return trace
+
+
+def check_operation(operation: Operation, number: int, pages: int) -> None:
+    """Raises `InputError` that names the operation, ``number`` of a trace of ``pages`` pages, if it
+    is not one of `SHAPES`."""
+    problem = _problem(operation, pages) if operation else "empty"
+    if problem:
+        raise InputError(f"operation {number}, {str(operation)[:200]}: {problem}")
+
+
+def mentioned_pages(trace: OperationTrace) -> set[int]:
+    """The pages that operations of a trace name; no other can make a difference."""
+    return {page for operation in trace.ops for page in _pages_of(operation)}
+
+
+def _pages_of(operation: Operation) -> Iterator[int]:
+    name, *fields = operation
+    for field, value in zip(SHAPES[name].fields, fields, strict=True):
+        if field is Field.UPDATES:
+            for update in value:
+                yield from _pages_of(("mmu_update", *update))
+        elif field is Field.MEMBERS:
+            for member in value:
+                yield from _pages_of(tuple(member))
+        elif field in PAGE_FIELDS and value is not None:
+            yield value
 
 
 def _is_int(value: object) -> bool:
@@ -183,7 +212,7 @@ def _field_problem(field: Field, value: Any, pages: int, shape: Shape) -> str:
         return ""
     low, high = _NUMBER_LIMITS.get(field, (0, pages - 1))
     if not _is_int(value) or not low <= value <= high:
-        return f"{field.name.lower()} {value!r} is not in {low}..{high}"
+        return f"{field.name.lower()} {str(value)[:40]} is not in {low}..{high}"
     if field is Field.FLAGS and value & FRAME_BITS:
         return f"flags {value:#x} overlap the frame number"
     return ""

@@ -5,8 +5,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
+from itertools import chain
 from typing import Any, Final
 
 from attrs import frozen
@@ -40,6 +41,7 @@ from paravirt_mm_xen.traces.format import (
     Operation,
     OperationTrace,
     RecordedTrace,
+    mentioned_pages,
 )
 
 
@@ -74,13 +76,39 @@ _NOT_COMPARED: Final = ACCESSED_DIRTY | GLOBAL
 _RAW_MFN: Final = MFN_MASK << PAGE_SHIFT
 
 
-@lru_cache(maxsize=8)
+_WHOLE_PAGES: Final = 1024
+"""A trace of so many pages is cheap to boot as it is; of more, with those it names only."""
+
+
+@lru_cache(maxsize=16)
 def _booted(pages: int, release: Release) -> Hypervisor:
     """A guest with `pages` pages, to fork."""
-    tables = range(_TABLES_MFN, _TABLES_MFN + 8 + pages // ENTRIES)
-    hypervisor = Hypervisor([*tables, *range(_FIRST_MFN, _FIRST_MFN + pages)], release=release)
-    hypervisor.boot([BootMapping(_BASE_VA, _FIRST_MFN, pages)], tables)
+    return _boot([range(pages)], release)
+
+
+def _boot(runs: Sequence[range], release: Release) -> Hypervisor:
+    """A guest with these pages, each mapped at its own address."""
+    l1 = sum((run[-1] // ENTRIES) - (run[0] // ENTRIES) + 1 for run in runs)
+    tables = range(_TABLES_MFN, _TABLES_MFN + 8 + l1)
+    frames = (range(_FIRST_MFN + run[0], _FIRST_MFN + run[-1] + 1) for run in runs)
+    hypervisor = Hypervisor([*tables, *chain.from_iterable(frames)], release=release)
+    mappings = [
+        BootMapping(_BASE_VA + (run[0] << PAGE_SHIFT), _FIRST_MFN + run[0], len(run))
+        for run in runs
+    ]
+    hypervisor.boot(mappings, tables)
     return hypervisor
+
+
+def _runs(pages: Iterable[int]) -> list[range]:
+    """Numbers as runs of neighbours."""
+    runs: list[range] = []
+    for page in sorted(pages):
+        if runs and runs[-1].stop == page:
+            runs[-1] = range(runs[-1].start, page + 1)
+        else:
+            runs.append(range(page, page + 1))
+    return runs
 
 
 class TraceGuest:
@@ -90,9 +118,15 @@ class TraceGuest:
     does it and returns its answer.
     """
 
-    def __init__(self, pages: int, release: Release = RECORDED) -> None:
-        # Pages above the trace's own do no harm, and few sizes have to be booted.
-        self.hypervisor = _booted(1 << (pages - 1).bit_length(), release).fork()
+    def __init__(
+        self, pages: int, release: Release = RECORDED, named: Iterable[int] | None = None
+    ) -> None:
+        """A guest of `pages` pages, of which only `named` ones are there, if that is given."""
+        if named is None or pages <= _WHOLE_PAGES:
+            # Pages above the trace's own do no harm, and few sizes have to be booted.
+            self.hypervisor = _booted(1 << (pages - 1).bit_length(), release).fork()
+        else:
+            self.hypervisor = _boot(_runs(named) or [range(1)], release)
         self._pages = pages
         self._boot_root = self.hypervisor.baseptr or 0
         self._kernel_entry = self.hypervisor.entry(self._boot_root, _KERNEL_SLOT)
@@ -296,7 +330,7 @@ def _answer(batch: Completion) -> int:
 
 def predict(trace: OperationTrace, release: Release = RECORDED) -> tuple[int, ...]:
     """What the model answers to the operations of `trace`."""
-    return TraceGuest(trace.pages, release).answers(trace.ops)
+    return TraceGuest(trace.pages, release, mentioned_pages(trace)).answers(trace.ops)
 
 
 def release_of_recording(recorded: RecordedTrace) -> Release:

@@ -14,7 +14,7 @@ from typing import Any
 
 import attrs
 
-from paravirt_mm_xen.traces.format import SHAPES, Field, Operation, OperationTrace
+from paravirt_mm_xen.traces.format import PAGE_FIELDS, SHAPES, Field, Operation, OperationTrace
 
 Failures = Callable[[Sequence[OperationTrace]], Sequence[int | None]]
 """For each trace, the number of its first operation that fails, or None where none does."""
@@ -25,7 +25,6 @@ _EXHAUSTIVE = 10  # operations of which every subset is tried
 _SAMPLED = 1000  # operations of which random subsets are tried
 _SHARES = (0.05, 0.1, 0.2, 0.3, 0.4, 0.6, 0.8)
 _SAMPLES = 60  # random subsets of each share
-_PAGE_FIELDS = {Field.PAGE, Field.PAGE_OR_NULL, Field.TARGET}
 
 
 @attrs.frozen
@@ -180,4 +179,4 @@ def _mapped(field: Field, value: Any, number: Callable[[int], int]) -> Any:
         return tuple(_map_pages(("mmu_update", *update), number)[1:] for update in value)
     if field is Field.MEMBERS:
         return tuple(_map_pages(tuple(member), number) for member in value)
-    return number(value) if field in _PAGE_FIELDS and value is not None else value
+    return number(value) if field in PAGE_FIELDS and value is not None else value
