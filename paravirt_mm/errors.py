@@ -75,6 +75,10 @@ class ExitCode(IntEnum):
     USAGE = 2
     """The command line is wrong."""
     BAD_INPUT = 3
-    """A log, map or dump could not be read."""
+    """A log, map or dump could not be read, or an answer not be written."""
     PLUGIN = 4
     """A plugin is broken or failed."""
+    BUG = 70
+    """Something went wrong that this package did not foresee."""
+    INTERRUPTED = 130
+    """Ctrl-C. Other signals: 128 and their number, 129 for SIGHUP, 143 for SIGTERM."""

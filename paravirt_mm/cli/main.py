@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Mapping
 from importlib import import_module
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
 from paravirt_mm._version import __version__
+from paravirt_mm.cli.output import OutputClosed, complain, streams
 from paravirt_mm.errors import ExitCode, InputError, ParavirtMmError, PluginError, SpecError
 
 
@@ -66,7 +68,8 @@ Start here:
   paravirt-mm compare /var/log/dmesg       your own machine
   paravirt-mm run lenovo-x230-8g -a incremental:variant=hpa -b xen
 
-Exit codes: 0 fine, 1 findings, 2 wrong usage, 3 unreadable input, 4 broken plugin."""
+Exit codes: 0 fine, 1 findings, 2 wrong usage, 3 unreadable input or unwritable output, 4 broken
+plugin, 70 a bug of paravirt-mm; 130 interrupted, 129 and 143 ended by SIGHUP and SIGTERM."""
 
 
 @click.group(
@@ -85,24 +88,72 @@ def cli() -> None:
     """
 
 
-def main() -> None:
+def main() -> NoReturn:
     """Run the command line; errors are one line on standard error and an exit code."""
+    if "_PARAVIRT_MM_COMPLETE" in os.environ:
+        cli.main(prog_name="paravirt-mm")
+    _end_in_order()
+    code: int
     try:
-        code = cli.main(standalone_mode=False)
-        sys.exit(code if isinstance(code, int) else ExitCode.OK)
-    except click.exceptions.Abort:
+        with streams():
+            code = _run()
+    except OutputClosed:
+        code = ExitCode.OK
+    except InputError as error:  # what was left for standard output
+        complain(error)
+        code = exit_code(error)
+    sys.exit(code)
+
+
+class _Ended(SystemExit):
+    """A signal asks this process to end."""
+
+
+def _run() -> int:
+    """Run the command and return its exit code; what it raises is told here."""
+    try:
+        # Not cli.main(): it makes a closed pipe exit code 1, which here means findings.
+        with cli.make_context("paravirt-mm", sys.argv[1:]) as context:
+            code = cli.invoke(context)
+    except click.exceptions.Exit as ended:
+        return ended.exit_code
+    except (click.exceptions.Abort, KeyboardInterrupt, EOFError):
         click.echo("interrupted", err=True)
-        sys.exit(130)
+        return ExitCode.INTERRUPTED
     except click.ClickException as error:
         error.show()
-        sys.exit(error.exit_code)
+        return error.exit_code
     except ParavirtMmError as error:
-        click.echo(f"paravirt-mm: {error}", err=True)
-        sys.exit(exit_code(error))
-    except BrokenPipeError:
-        # The reader went away: not an error, but Python would complain again when it closes stdout.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(ExitCode.OK)
+        complain(error)
+        return exit_code(error)
+    except (OSError, MemoryError) as error:
+        complain(f"the system refuses: {error or 'out of memory'}")
+        return ExitCode.BAD_INPUT
+    except _Ended:
+        raise
+    except SystemExit as error:
+        complain(f"a plugin tried to end the process: sys.exit({error.code!r})")
+        return ExitCode.PLUGIN
+    except Exception:
+        import traceback
+
+        click.echo(traceback.format_exc(), err=True)
+        complain("this is a bug of paravirt-mm; please report it with the lines above")
+        return ExitCode.BUG
+    return code if isinstance(code, int) else ExitCode.OK
+
+
+def _end_in_order() -> None:
+    """Let SIGTERM and SIGHUP unwind what is going on, so that children and files end in order."""
+
+    def unwind(number: int, _: object) -> NoReturn:
+        signal.signal(number, signal.SIG_DFL)
+        raise _Ended(128 + number)
+
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        # Ignored means somebody wants that: nohup.
+        if signal.getsignal(number) is signal.SIG_DFL:
+            signal.signal(number, unwind)
 
 
 def exit_code(error: ParavirtMmError) -> ExitCode:

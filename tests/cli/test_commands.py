@@ -3,9 +3,9 @@
 import csv
 import io
 import json
+import resource
 import subprocess
 import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,10 +66,16 @@ def test_help_lists_every_command_and_the_exit_codes(paravirt_mm):
 
 
 def test_help_answers_at_once():
+    """In processor time, which does not depend on what else the machine does."""
+
+    def used():
+        usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return usage.ru_utime + usage.ru_stime
+
     def seconds():
-        start = time.perf_counter()
+        start = used()
         in_a_process("--help")
-        return time.perf_counter() - start
+        return used() - start
 
     assert min(seconds() for _ in range(5)) < 0.2
 
