@@ -133,6 +133,7 @@ from .sources import (
 from .sources.bootlog.facts import (
     DomainKernel as DomainKernel,
     Fact as Fact,
+    Hypervisor as Hypervisor,
     Place as Place,
     of_kind as of_kind,
 )

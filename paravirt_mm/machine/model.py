@@ -82,7 +82,9 @@ class Machine:
 
     ``reserved`` holds what memblock knows as taken (kernel image and brk included). ``boot_mapped``
     is how many bytes from physical 0 the native startup code has mapped. ``max_low_pfn_hint``
-    overrides where lowmem ends (32-bit kernels print it). All addresses are bytes.
+    overrides where lowmem ends (32-bit kernels print it). ``host_map`` is the map of the host
+    below, where a hypervisor printed it and it is another one: ``memory_map`` is the guest's then.
+    All addresses are bytes.
     """
 
     name: str
@@ -96,6 +98,7 @@ class Machine:
     provenance: Provenance = Provenance(source="built by hand")
     max_pfn_hint: int | None = None
     max_low_pfn_hint: int | None = None
+    host_map: MemoryMap | None = None
 
     def __attrs_post_init__(self) -> None:
         if not self.memory_map.ram_pages():

@@ -101,6 +101,16 @@ class Place(Fact):
 
 
 @attrs.frozen
+class Hypervisor(Fact):
+    """What a line tells about the hypervisor itself: its ``version`` ("4.17.2"), or the word size
+    in ``bits`` of its own code. None: another line tells, or none.
+    """
+
+    version: str | None = None
+    bits: int | None = None
+
+
+@attrs.frozen
 class DomainKernel(Fact):
     """Xen's ``Dom0 kernel:`` line: word size in bits and where the image lies, in bytes."""
 

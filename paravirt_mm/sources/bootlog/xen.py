@@ -17,7 +17,7 @@ from paravirt_mm.machine.e820 import E820Type, MemoryMap
 from paravirt_mm.machine.model import Machine
 from paravirt_mm.printable import printable
 from paravirt_mm.sources.assume import machine_from_map
-from paravirt_mm.sources.bootlog.facts import DomainKernel, Fact, Place
+from paravirt_mm.sources.bootlog.facts import DomainKernel, Fact, Hypervisor, Place
 from paravirt_mm.sources.e820_words import log_type
 
 XEN_MARK = "(XEN)"
@@ -25,6 +25,7 @@ XEN_MARK = "(XEN)"
 _HEX = r"([0-9a-fA-F]{1,16})"
 _STAMP = re.compile(r"\((?:XEN|d\d+)\)(?: ?\[[-\d:. a-f]+\])?(?P<rest>.*)$")
 _VERSION = re.compile(r"\s*Xen version (\S+)")
+_XEN_KERNEL = re.compile(r"\s*Xen\s+kernel: (32|64)-bit")
 _MAP_HEADER = re.compile(r"\s*(Initial )?[\w-]+ RAM map:\s*$")
 _MAP_ENTRY = re.compile(rf"\s*(?:\[{_HEX}, {_HEX}\]|{_HEX} - {_HEX})\s+\((?P<type>[^)]*)\)?\s*$")
 _SECTION = re.compile(r"\s*(PHYSICAL|VIRTUAL) MEMORY ARRANGEMENT:")
@@ -65,6 +66,9 @@ class HypervisorScan:
             self.entries.clear()
         elif version := _VERSION.match(rest):
             self.version = printable(version[1], 40)
+            self.facts.append(Hypervisor(number, printable(rest), self.version))
+        elif kernel := _XEN_KERNEL.match(rest):
+            self.facts.append(Hypervisor(number, printable(rest), bits=int(kernel[1])))
         elif section := _SECTION.match(rest):
             self._section = "physical" if section[1] == "PHYSICAL" else "virtual"
         elif kernel := _KERNEL.match(rest):
