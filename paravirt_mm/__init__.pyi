@@ -18,9 +18,8 @@ from .engine.boot import (
     Boot as Boot,
     Promise as Promise,
 )
-from .engine.memblock import (
-    Memblock as Memblock,
-)
+from .engine.ledger import LedgerView as LedgerView
+from .engine.memblock import MemblockView as MemblockView
 from .engine.pages import (
     PageRun as PageRun,
     Source as Source,
@@ -28,6 +27,7 @@ from .engine.pages import (
     deal as deal,
     page_count as page_count,
 )
+from .engine.panic import KernelPanic as KernelPanic
 from .engine.split import (
     Piece as Piece,
 )
@@ -45,9 +45,10 @@ from .engine.steps import (
 )
 from .engine.tables import (
     Batch as Batch,
+    EntryCount as EntryCount,
     MapPlan as MapPlan,
     TableRun as TableRun,
-    Tree as Tree,
+    TreeView as TreeView,
 )
 from .engine.trace import (
     EntriesWritten as EntriesWritten,
@@ -55,6 +56,7 @@ from .engine.trace import (
     MadeReadonly as MadeReadonly,
     MadeWritable as MadeWritable,
     OperationRejected as OperationRejected,
+    PagesTaken as PagesTaken,
     Panicked as Panicked,
     RangeMapped as RangeMapped,
     RangeSplit as RangeSplit,
@@ -72,7 +74,6 @@ from .engine.trace import (
 from .errors import (
     ExitCode as ExitCode,
     InputError as InputError,
-    KernelPanic as KernelPanic,
     ParavirtMmError as ParavirtMmError,
     PluginError as PluginError,
     Rejected as Rejected,
@@ -110,7 +111,9 @@ from .machine.paging import (
 )
 from .machine.ranges import (
     RangeMap as RangeMap,
+    Ranges as Ranges,
     RangeSet as RangeSet,
+    ValuedRanges as ValuedRanges,
     align_down as align_down,
     align_up as align_up,
 )

@@ -45,17 +45,6 @@ class PluginError(ParavirtMmError):
         self.plugin = plugin
 
 
-class KernelPanic(ParavirtMmError):
-    """The modelled kernel gives up. Allocators raise it; the run ends with the verdict ``panic``.
-
-    ``missing_tables`` is how many table pages were needed beyond what was set aside for them.
-    """
-
-    def __init__(self, reason: str, missing_tables: int = 0) -> None:
-        super().__init__(reason)
-        self.missing_tables = missing_tables
-
-
 class Rejected(ParavirtMmError):
     """The modelled hypervisor refused ``operation`` with ``code`` (a negative errno)."""
 

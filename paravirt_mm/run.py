@@ -57,5 +57,5 @@ class Run:
     def figures(self) -> Mapping[str, Any]:
         """Every figure of `paravirt_mm.measure`, by name; empty where the run failed at once."""
         if not self.trace.events:
-            return {}
-        return {**measure(self.trace), **self.extra}
+            return MappingProxyType({})
+        return MappingProxyType({**measure(self.trace), **self.extra})

@@ -91,11 +91,11 @@ class Scenario:
 
 def _early_end(trace: Trace) -> Verdict | None:
     """Return the verdict of a run that did not come to its end."""
-    for event in trace.events[-2:]:
-        if isinstance(event, Panicked):
-            return Verdict(Outcome.PANIC, event.reason)
-        if isinstance(event, OperationRejected):
-            return Verdict(Outcome.REJECTED, f"{event.operation}, {event.code}")
+    match trace.ended_early:
+        case Panicked() as panic:
+            return Verdict(Outcome.PANIC, panic.reason)
+        case OperationRejected() as refusal:
+            return Verdict(Outcome.REJECTED, f"{refusal.operation}, {refusal.code}")
     return None
 
 

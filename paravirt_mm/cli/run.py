@@ -8,7 +8,6 @@ from pathlib import Path
 import click
 
 from paravirt_mm.cli.output import emit
-from paravirt_mm.engine.trace import RunStarted
 from paravirt_mm.errors import ExitCode
 from paravirt_mm.measure.figures import FIGURES, Group
 from paravirt_mm.printable import printable
@@ -97,9 +96,8 @@ def _as_json(run: Run) -> str:
 def _as_text(run: Run) -> str:
     lines = [machine_title(run.machine)]
     lines.append(f"{run.allocator} under {run.backend}")
-    events = run.trace.events
-    if events and isinstance(events[0], RunStarted):
-        for name, (low, high) in events[0].boot.places:
+    if run.trace.begun:
+        for name, (low, high) in run.trace.start.boot.places:
             lines.append(f"  {name + ':':<16}{low:#x}-{high:#x} ({size(high - low)})")
     lines.append("")
     lines += narrate(run.trace)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from enum import StrEnum
-from types import MappingProxyType
 
 import attrs
+
+from paravirt_mm.machine.model import sealed
 
 
 class Way(StrEnum):
@@ -36,9 +37,9 @@ class Cost:
         TLB flushes, CR3 loads included.
     """
 
-    hypercalls: Mapping[str, int] = MappingProxyType({})
+    hypercalls: Mapping[str, int] = attrs.field(default={}, converter=sealed)
     batches: int = 0
-    pinned: Mapping[int, int] = MappingProxyType({})
+    pinned: Mapping[int, int] = attrs.field(default={}, converter=sealed)
     way: Way = Way.DIRECT
     flushes: int = 0
 

@@ -4,20 +4,20 @@ the engine changes it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import attrs
 
-from paravirt_mm.engine.ledger import Ledger
-from paravirt_mm.engine.memblock import Memblock
-from paravirt_mm.engine.pages import PageRun, page_count
-from paravirt_mm.engine.progress import Progress
+from paravirt_mm.engine.ledger import LedgerView
+from paravirt_mm.engine.memblock import MemblockView
+from paravirt_mm.engine.pages import PageRun
+from paravirt_mm.engine.progress import Progress, Standing
 from paravirt_mm.engine.split import Piece, merge_equal, promote_to_large, split_by_alignment
 from paravirt_mm.engine.steps import Map, Promote
-from paravirt_mm.engine.tables import Batch, Tree
+from paravirt_mm.engine.tables import Batch, TreeView
 from paravirt_mm.machine.model import BootState, CpuFeatures, KernelImage, Machine, Span
 from paravirt_mm.machine.paging import PAGE_SHIFT, PagingMode
-from paravirt_mm.machine.ranges import RangeSet, align_down, align_up
+from paravirt_mm.machine.ranges import Ranges, RangeSet, align_down, align_up
 
 
 @attrs.frozen
@@ -35,16 +35,61 @@ class Promise:
 class Boot:
     """The state of a run, as hooks see it: before the first step, or where ``progress`` says.
 
-    Addresses are bytes, ends exclusive, unless a name says pfn.
+    Everything here is to be read. Addresses are bytes, ends exclusive, unless a name says pfn.
+
+    machine, state
+        What the run is about, and what existed before its first step.
+    memblock, tree, ledger
+        RAM and reservations; the direct-map tree as it stands; which pages are read-only.
     """
+
+    __slots__ = (
+        "_fillable",
+        "_reachable",
+        "_standing",
+        "_table_pages",
+        "_waiting",
+        "ledger",
+        "machine",
+        "memblock",
+        "state",
+        "tree",
+    )
+
+    machine: Machine
+    state: BootState
+    memblock: MemblockView
+    tree: TreeView
+    ledger: LedgerView
+    _standing: Callable[[], Standing]
+    _waiting: Callable[[], Iterator[Batch]]
+    _reachable: Ranges
+    _table_pages: Ranges
+    _fillable: dict[int, Ranges]
 
     def __init__(
         self, machine: Machine, state: BootState, progress: Progress | None = None
     ) -> None:
-        self.machine = machine
-        self.state = state
-        self._now = progress or Progress(machine, state)
-        self._fillable: dict[int, RangeSet] = {}
+        now = progress or Progress(machine, state)
+        for name, value in {
+            "machine": machine,
+            "state": state,
+            "memblock": now.memblock.view(),
+            "tree": now.tree.view(),
+            "ledger": now.ledger.view(),
+            "_standing": lambda: now.standing,
+            "_waiting": now.waiting,
+            "_reachable": now.reachable.view(),
+            "_table_pages": now.tables.view(),
+            "_fillable": {},
+        }.items():
+            object.__setattr__(self, name, value)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError(f"the state of a run is to be read: {name} cannot be set")
+
+    def __delattr__(self, name: str) -> None:
+        raise AttributeError(f"the state of a run is to be read: {name} cannot be deleted")
 
     @property
     def mode(self) -> PagingMode:
@@ -67,61 +112,47 @@ class Boot:
         return self.features.largest_level(self.mode)
 
     @property
-    def memblock(self) -> Memblock:
-        """RAM and reservations."""
-        return self._now.memblock
-
-    @property
-    def tree(self) -> Tree:
-        """The direct-map tree as it stands."""
-        return self._now.tree
-
-    @property
-    def ledger(self) -> Ledger:
-        """Which pages are read-only."""
-        return self._now.ledger
-
-    @property
     def max_pfn_mapped(self) -> int:
         """The kernel's variable: one past the highest pfn mapped so far."""
-        return self._now.max_pfn_mapped
+        return self._standing().max_pfn_mapped
 
     @property
     def brk_free(self) -> PageRun:
         """Brk pages set aside for tables that are still free, ascending."""
+        now = self._standing()
         first = self.kernel.brk_start >> PAGE_SHIFT
-        return PageRun(first + self._now.brk_used, max(0, self._now.brk_pages - self._now.brk_used))
+        return PageRun(first + now.brk_used, max(0, now.brk_pages - now.brk_used))
 
     @property
     def reservation(self) -> tuple[PageRun, ...]:
         """Pages set aside for tables and not used yet, in the order in which they were given."""
-        return tuple(self._now.reservation)
+        return self._standing().reservation
 
     @property
     def waiting(self) -> tuple[Batch, ...]:
         """Batches that are built and wait to be handed over or attached."""
-        return tuple(self._now.waiting)
+        return tuple(self._waiting())
 
     @property
     def oldest_waiting(self) -> Batch | None:
         """The first of the batches that wait."""
-        return self._now.waiting[0] if self._now.waiting else None
+        return next(self._waiting(), None)
 
     def is_reachable(self, start: int, end: int) -> bool:
         """Tell whether the kernel can write all of ``[start, end)`` now."""
-        return self._now.reachable.covers(start, end)
+        return self._reachable.covers(start, end)
 
     def reachable(self, start: int, end: int) -> Iterator[Span]:
         """Yield the parts of ``[start, end)`` that the kernel can write now, ascending."""
-        return self._now.reachable.within(start, end)
+        return self._reachable.within(start, end)
 
     def free_reachable(self, start: int, end: int) -> Iterator[Span]:
         """Yield the free RAM of ``[start, end)`` that the kernel can write now, highest first."""
-        return self._now.memblock.free_among(self._now.reachable, start, end)
+        return self.memblock.free_among(self._reachable, start, end)
 
     def table_pages(self, start: int, end: int) -> Iterator[Span]:
         """Yield the bytes of ``[start, end)`` whose pages are page tables, boot tables included."""
-        for low, high in self._now.tables.within(start >> PAGE_SHIFT, -(-end >> PAGE_SHIFT)):
+        for low, high in self._table_pages.within(start >> PAGE_SHIFT, -(-end >> PAGE_SHIFT)):
             yield low << PAGE_SHIFT, high << PAGE_SHIFT
 
     def reserved_pages(self, start: int, end: int) -> Iterator[Span]:
@@ -146,7 +177,7 @@ class Boot:
             self.mode, pieces, self.largest_level, self.memblock, self.machine.map_limit
         )
 
-    def fillable(self, step: Map) -> tuple[int, RangeSet] | None:
+    def fillable(self, step: Map) -> tuple[int, Ranges] | None:
         """Return where entries of ``step.skip_empty_level`` may be filled; None: everywhere."""
         level = step.skip_empty_level
         if not level or level > self.mode.root_level:
@@ -156,7 +187,7 @@ class Boot:
             self._fillable[level] = RangeSet(
                 (align_down(low, span), align_up(high, span))
                 for low, high in self.machine.memory_map.known()
-            )
+            ).view()
         return level, self._fillable[level]
 
     def tables_needed(self, step: Map) -> int:
@@ -172,4 +203,4 @@ class Boot:
     @property
     def tables_made(self) -> int:
         """Tables built since boot."""
-        return sum(page_count(batch.runs) for batch in self._now.batches)
+        return self._standing().tables_made

@@ -5,13 +5,15 @@ Plugins decide, this module acts: only here does state change and does the trace
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable
+from collections import Counter
+from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import Any, Protocol
 
 from paravirt_mm.engine.answers import Answer, Cost, EntryKind, EntryWrite, Refusal
 from paravirt_mm.engine.boot import Boot, Promise
 from paravirt_mm.engine.pages import PageRun, Source, TablePages, page_count
-from paravirt_mm.engine.progress import Progress
+from paravirt_mm.engine.panic import KernelPanic
+from paravirt_mm.engine.progress import BatchLife, Progress
 from paravirt_mm.engine.split import Piece
 from paravirt_mm.engine.steps import (
     ActivateRoot,
@@ -24,13 +26,14 @@ from paravirt_mm.engine.steps import (
     StepResult,
     TableDemand,
 )
-from paravirt_mm.engine.tables import BOOT_TREE, Batch, MapPlan, Tree
+from paravirt_mm.engine.tables import Batch, EntryCount, MapPlan
 from paravirt_mm.engine.trace import (
     EntriesWritten,
     Event,
     MadeReadonly,
     MadeWritable,
     OperationRejected,
+    PagesTaken,
     Panicked,
     RangeMapped,
     RangeSplit,
@@ -45,12 +48,9 @@ from paravirt_mm.engine.trace import (
     TablesReserved,
     Trace,
 )
-from paravirt_mm.errors import KernelPanic, Rejected
+from paravirt_mm.errors import Rejected
 from paravirt_mm.machine.model import BootState, Machine
 from paravirt_mm.machine.paging import PAGE_SHIFT
-
-Links = tuple[tuple[int, int, int], ...]
-"""Entries that attach new tables: (level of the parent, its batch, how many)."""
 
 StepGenerator = Generator[Step, StepResult, None]
 
@@ -84,9 +84,7 @@ def build(machine: Machine, hooks: Hooks, allocator: str, backend: str) -> Trace
     """
     state = hooks.call("pvmm_boot_state", machine=machine)
     if isinstance(state, Refusal):
-        trace = Trace()
-        trace.events.append(OperationRejected(state.operation, state.code))
-        return trace
+        return Trace([OperationRejected(state.operation, state.code)])
     if not isinstance(state, BootState):
         raise ContractBroken("pvmm_boot_state", f"answered {state!r}, not a BootState")
     return _Run(machine, state, hooks, allocator, backend).run()
@@ -98,17 +96,16 @@ class _Run:
     def __init__(
         self, machine: Machine, state: BootState, hooks: Hooks, allocator: str, backend: str
     ) -> None:
+        self.machine, self.state, self.mode = machine, state, machine.mode
+        self.allocator, self.backend = allocator, backend
+        self.hooks = hooks
         self.now = Progress(machine, state)
         self.boot = Boot(machine, state, self.now)
-        self.hooks = hooks
-        self.trace = Trace()
-        self.allocator, self.backend = allocator, backend
-        self._attached: set[int] = {BOOT_TREE}
-        self._handed_over: set[int] = {BOOT_TREE}
-        self._unattached: list[tuple[Batch, MapPlan | None, Links]] = []
-        self._pinned: dict[int, frozenset[int]] = {}
+        self.events: list[Event] = []
         self._root: Batch | None = None
+        """The root of a new tree; None: the one that exists since boot."""
         self._tree_is_live = True
+        """Whether CR3 refers to the tree that is being built."""
         self._actions: dict[type, Callable[[Any], StepResult]] = {
             Map: self._map,
             NewRoot: self._new_root,
@@ -121,17 +118,11 @@ class _Run:
         promise = self.hooks.call("pvmm_promise", boot=self.boot)
         if not isinstance(promise, Promise):
             raise ContractBroken("pvmm_promise", f"answered {promise!r}, not a Promise")
-        kernel = self.boot.kernel
+        kernel = self.state.kernel_of(self.machine)
         room = max(0, kernel.brk_end - kernel.brk_start) >> PAGE_SHIFT
-        self.now.brk_pages = min(promise.brk_pages, room)
+        self._note(brk_pages=min(promise.brk_pages, room))
         self._emit(
-            RunStarted(
-                self.boot.machine,
-                self.boot.state,
-                self.allocator,
-                self.backend,
-                promise.direct_map,
-            )
+            RunStarted(self.machine, self.state, self.allocator, self.backend, promise.direct_map)
         )
         steps = self.hooks.call("pvmm_map_steps", boot=self.boot)
         if not isinstance(steps, Generator):
@@ -139,13 +130,14 @@ class _Run:
         try:
             self._drive(steps)
         except KernelPanic as panic:
+            self._take_in_vain(panic.taken)
             self._emit(Panicked(str(panic), panic.missing_tables))
         except Rejected as refusal:
             self._emit(OperationRejected(refusal.operation, refusal.code))
         finally:
             steps.close()
         self._emit(RunFinished(tuple(self.now.memblock.reserved())))
-        return self.trace
+        return Trace(self.events)
 
     def _drive(self, steps: StepGenerator) -> None:
         try:
@@ -161,75 +153,75 @@ class _Run:
         raise ContractBroken("pvmm_map_steps", f"did not end within {MAX_STEPS} steps")
 
     def _emit(self, event: Event) -> None:
-        self.trace.events.append(event)
+        self.events.append(event)
         self.hooks.observe(event)
 
-    # -- mapping ------------------------------------------------------------------------------
+    def _note(self, **numbers: Any) -> None:
+        self.now.standing = self.now.standing._replace(**numbers)
+
+    # -- mapping a range: split, reserve, then piece by piece, release -------------------------
 
     def _map(self, step: Map) -> StepResult:
-        pieces = self.boot.split(step)
-        self._emit(RangeSplit(step.start, step.end, tuple(pieces)))
+        pieces = tuple(self.boot.split(step))
+        self._emit(RangeSplit(step.start, step.end, pieces))
         if step.reserve:
             self._reserve(step, pieces)
         only = self.boot.fillable(step)
-        first_batch = len(self.now.batches)
-        made, mapped_end = 0, 0
+        mapped_end = 0
+        grown: list[BatchLife] = []
         for piece in pieces:
-            plan = self.boot.tree.plan(piece.start, piece.end, piece.level, only)
-            batch = self._grow(step, plan)
-            made += batch.count
+            plan = self.now.tree.plan(piece.start, piece.end, piece.level, only)
+            grown.append(self._map_piece(step, plan))
             mapped_end = max(mapped_end, plan.mapped_end)
-        self.now.max_pfn_mapped = max(self.now.max_pfn_mapped, mapped_end >> PAGE_SHIFT)
+        highest = max(self.now.standing.max_pfn_mapped, mapped_end >> PAGE_SHIFT)
+        self._note(max_pfn_mapped=highest)
         if step.reserve:
-            self._release(step, first_batch)
-        return StepResult(tuple(pieces), made, mapped_end)
+            self._release(step, grown)
+        return StepResult(pieces, _tables(grown), mapped_end)
 
-    def _grow(self, step: Map, plan: MapPlan) -> Batch:
+    def _map_piece(self, step: Map, plan: MapPlan) -> BatchLife:
         """Allocate and fill the tables of a plan, then hand them over and attach them, or let them
         wait.
         """
-        pages = self._allocate(step, plan)
-        batch = self.now.tree.commit(plan, len(self.now.batches), pages)
-        self.now.batches.append(batch)
-        if batch.count:
-            self._note_tables(batch)
-        for level, owner, count in plan.leaf_owner:
-            self._write(batch, level, EntryKind.LEAF, count, owner)
-        self._fill_new(plan, batch)
-        for leaf in plan.leaves:
-            readonly = self._map_readonly(leaf.start, leaf.end)
-            self._emit(RangeMapped(leaf, readonly))
+        life = self._build(step, plan)
         if step.hand_over is HandOver.EACH:
-            self._hand_over([batch])
-            self._attach(batch, plan, plan.parents, HandOver.EACH)
-        elif batch.count or any(owner not in self._attached for _, owner, _ in plan.leaf_owner):
-            self._wait(batch, plan)
+            self._hand_over([life])
+            self._attach(life, HandOver.EACH)
+        elif life.batch.count or not self._are_attached(plan.filled):
+            self._wait(life)
         else:
-            self._attached.add(batch.index)
+            life.attached = True
             self._now_reachable(plan)
-        return batch
+        return life
 
-    def _wait(self, batch: Batch, plan: MapPlan) -> None:
-        """Leave a batch unattached. (Without tables of its own it fills tables that wait.)"""
-        if batch.count:
-            self.now.waiting.append(batch)
-        # Under a parent that waits too the entry is written now; others are what attaches it.
-        for level, owner, count in plan.parents:
-            if owner not in self._attached:
-                self._write(batch, level, EntryKind.TABLE, count, owner)
-        links = tuple(link for link in plan.parents if link[1] in self._attached)
-        self._unattached.append((batch, plan, links))
-
-    def _allocate(self, step: Step, plan: MapPlan) -> tuple[TablePages, ...]:
-        mode = self.boot.mode
+    def _build(self, step: Map, plan: MapPlan) -> BatchLife:
+        """Make the tables of a plan, fill them, and fill the entries of tables that were there."""
+        span = self.mode.table_span
         by_level = tuple(
-            (level, sum(high - low for low, high in spans) // mode.table_span(level))
+            (level, sum(high - low for low, high in spans) // span(level))
             for level, spans in sorted(plan.spans.items())
         )
-        demand = TableDemand(plan.start, plan.end, by_level)
-        return self._ask_for_tables(step, demand)
+        pages = self._allocate(step, TableDemand(plan.start, plan.end, by_level))
+        batch = self.now.tree.commit(plan, self.now.next_index, pages)
+        life = self._born(batch, plan)
+        for entries in plan.filled:
+            self._write(batch, EntryKind.LEAF, entries)
+        for kind, entries in self._inside(plan, batch):
+            self._write(batch, kind, entries)
+        for leaf in plan.leaves:
+            self._emit(RangeMapped(leaf, self._map_readonly(leaf.start, leaf.end)))
+        return life
 
-    def _ask_for_tables(self, step: Step, demand: TableDemand) -> tuple[TablePages, ...]:
+    def _born(self, batch: Batch, plan: MapPlan | None = None) -> BatchLife:
+        life = BatchLife(batch, plan, plan.links if plan else ())
+        self.now.lives[batch.index] = life
+        if batch.count:
+            self._emit(TablesAllocated(batch))
+            self._take(batch.pages)
+            self._note(tables_made=self.now.standing.tables_made + batch.count)
+        return life
+
+    def _allocate(self, step: Step, demand: TableDemand) -> tuple[TablePages, ...]:
         if not demand.count:
             return ()
         answer = self.hooks.call("pvmm_allocate_tables", boot=self.boot, step=step, demand=demand)
@@ -243,48 +235,51 @@ class _Run:
             )
         return pages
 
-    def _note_tables(self, batch: Batch) -> None:
-        self._emit(TablesAllocated(batch))
-        for part in batch.pages:
+    def _take(self, pages: Iterable[TablePages]) -> None:
+        """Note that pages are tables now, and that their memory is used."""
+        for part in pages:
             self.now.tables.add(part.run.low, part.run.high)
             if part.source is Source.BRK:
-                self.now.brk_used += part.run.count
+                self._note(brk_used=self.now.standing.brk_used + part.run.count)
             elif part.source is Source.MEMBLOCK:
                 self.now.memblock.reserve(*part.run.span)
             else:
                 self.now.take_reserved(part.run)
 
-    def _fill_new(self, plan: MapPlan, batch: Batch) -> None:
-        """Entries inside the new tables: all leaves and children that no older table owns."""
-        mode = self.boot.mode
-        owned: dict[tuple[int, EntryKind], int] = {}
-        for level, _, count in plan.leaf_owner:
-            owned[level, EntryKind.LEAF] = owned.get((level, EntryKind.LEAF), 0) + count
-        for level, _, count in plan.parents:
-            owned[level, EntryKind.TABLE] = owned.get((level, EntryKind.TABLE), 0) + count
-        written: dict[tuple[int, EntryKind], int] = {}
-        for leaf in plan.leaves:
-            key = leaf.level, EntryKind.LEAF
-            count = (leaf.end - leaf.start) // mode.entry_span(leaf.level)
-            written[key] = written.get(key, 0) + count
-        for level, count in batch.by_level.items():
-            key = level + 1, EntryKind.TABLE
-            written[key] = written.get(key, 0) + count
-        for (level, kind), count in written.items():
-            inside = count - owned.get((level, kind), 0)
-            if inside:
-                self._write(batch, level, kind, inside, batch.index)
+    def _take_in_vain(self, pages: Iterable[TablePages]) -> None:
+        """Note pages that were taken for the piece for which the next one was missing."""
+        taken = tuple(pages)
+        if taken:
+            self._emit(PagesTaken(taken))
+            self._take(taken)
 
-    def _write(self, batch: Batch, level: int, kind: EntryKind, count: int, owner: int) -> None:
+    def _inside(self, plan: MapPlan, batch: Batch) -> Iterator[tuple[EntryKind, EntryCount]]:
+        """Yield the entries inside the new tables: all that no older table holds."""
+        entries: Counter[tuple[int, EntryKind]] = Counter()
+        for leaf in plan.leaves:
+            count = (leaf.end - leaf.start) // self.mode.entry_span(leaf.level)
+            entries[leaf.level, EntryKind.LEAF] += count
+        for level, count in batch.by_level.items():
+            entries[level + 1, EntryKind.TABLE] += count
+        for kind, older in ((EntryKind.LEAF, plan.filled), (EntryKind.TABLE, plan.links)):
+            for held in older:
+                entries[held.level, kind] -= held.count
+        for (level, kind), count in entries.items():
+            if count:
+                yield kind, EntryCount(level, batch.index, count)
+
+    def _write(self, batch: Batch, kind: EntryKind, entries: EntryCount) -> None:
         write = EntryWrite(
-            level=level,
+            level=entries.level,
             kind=kind,
-            count=count,
-            live=owner in self._handed_over,
-            readonly_children=kind is EntryKind.LEAF or self.boot.ledger.is_readonly(batch.runs),
+            count=entries.count,
+            live=self.now.lives[entries.owner].handed_over,
+            readonly_children=kind is EntryKind.LEAF or self.now.ledger.is_readonly(batch.runs),
         )
         cost = self._ask("pvmm_write_entries", write=write) or Cost()
-        self._emit(EntriesWritten(batch.index, level, kind, count, owner, cost))
+        self._emit(
+            EntriesWritten(batch.index, entries.level, kind, entries.count, entries.owner, cost)
+        )
 
     def _map_readonly(self, start: int, end: int) -> tuple[tuple[int, int], ...]:
         """Ask the backend what of a new mapping must not be writable, and note it."""
@@ -294,54 +289,52 @@ class _Run:
             self.now.ledger.set_readonly(low >> PAGE_SHIFT, high >> PAGE_SHIFT, readonly=True)
         return readonly
 
-    def _now_reachable(self, plan: MapPlan) -> None:
+    def _now_reachable(self, plan: MapPlan | None) -> None:
         """What the plan maps can be written from now on, provided that CR3 refers to this tree."""
-        if self._tree_is_live:
+        if plan and self._tree_is_live:
             for leaf in plan.leaves:
                 self.now.reachable.add(leaf.start, leaf.end)
 
     # -- the reservation ----------------------------------------------------------------------
 
-    def _reserve(self, step: Map, pieces: list[Piece]) -> None:
-        answer = self.hooks.call(
-            "pvmm_reserve_tables", boot=self.boot, step=step, pieces=tuple(pieces)
-        )
+    def _reserve(self, step: Map, pieces: tuple[Piece, ...]) -> None:
+        answer = self.hooks.call("pvmm_reserve_tables", boot=self.boot, step=step, pieces=pieces)
         runs = _runs("pvmm_reserve_tables", answer)
-        self.now.reservation.extend(runs)
+        self._note(reservation=self.now.standing.reservation + runs)
         self._emit(TablesReserved(runs))
 
-    def _release(self, step: Map, first_batch: int) -> None:
+    def _release(self, step: Map, grown: Iterable[BatchLife]) -> None:
         """Keep what became tables in this step; give the rest of the reservation back, writable."""
-        boot = self.boot
-        surplus = boot.reservation
-        answer = self.hooks.call("pvmm_release_tables", boot=boot, step=step, surplus=surplus)
+        surplus = self.now.standing.reservation
+        answer = self.hooks.call("pvmm_release_tables", boot=self.boot, step=step, surplus=surplus)
         released = _runs("pvmm_release_tables", answer)
-        for batch in self.now.batches[first_batch:]:
-            for part in batch.pages:
+        for life in grown:
+            for part in life.batch.pages:
                 if part.source is Source.RESERVATION:
                     self.now.memblock.reserve(*part.run.span)
-        self.now.reservation = []
+        self._note(reservation=())
         if not released:
             return
         self._emit(SurplusReleased(released))
-        readonly = [
+        readonly = tuple(
             PageRun(low, high - low)
             for run in released
-            for low, high in boot.ledger.readonly(run.low, run.high)
-        ]
-        if readonly:
-            cost = self._ask("pvmm_make_writable", pages=tuple(readonly))
-            if cost is not None:
-                flipped = sum(
-                    self.now.ledger.set_readonly(run.low, run.high, readonly=False)
-                    for run in readonly
-                )
-                self._emit(MadeWritable(tuple(readonly), flipped, cost))
+            for low, high in self.now.ledger.readonly(run.low, run.high)
+        )
+        if not readonly:
+            return
+        cost = self._ask("pvmm_make_writable", pages=readonly)
+        if cost is not None:
+            flipped = sum(
+                self.now.ledger.set_readonly(run.low, run.high, readonly=False) for run in readonly
+            )
+            self._emit(MadeWritable(readonly, flipped, cost))
 
-    # -- hand-over, attachment, CR3 -----------------------------------------------------------
+    # -- hand-over and attachment -------------------------------------------------------------
 
-    def _hand_over(self, batches: Iterable[Batch]) -> None:
-        for batch in batches:
+    def _hand_over(self, lives: Iterable[BatchLife]) -> None:
+        for life in lives:
+            batch = life.batch
             if batch.count:
                 cost = self._ask("pvmm_make_readonly", tables=batch)
                 if cost is not None:
@@ -350,68 +343,77 @@ class _Run:
                     self._emit(MadeReadonly(batch, cost))
                 cost = self._ask("pvmm_pin_tables", tables=batch)
                 if cost is not None:
-                    self._pinned[batch.index] = frozenset(cost.pinned)
+                    life.pinned = frozenset(cost.pinned)
                     self._emit(TablesPinned(batch, cost))
-            self._handed_over.add(batch.index)
+            life.handed_over = True
 
-    def _attach(self, batch: Batch, plan: MapPlan | None, links: Links, order: HandOver) -> None:
-        for level, owner, count in links:
-            self._write(batch, level, EntryKind.TABLE, count, owner)
-        self._attached.add(batch.index)
-        if plan:
-            self._now_reachable(plan)
+    def _attach(self, life: BatchLife, order: HandOver) -> None:
+        """Write the entries that make a batch part of the tree."""
+        batch = life.batch
+        for entries in life.links:
+            self._write(batch, EntryKind.TABLE, entries)
+        life.attached = True
+        self._now_reachable(life.plan)
         if batch.count:
-            pinned = self._pinned.get(batch.index, frozenset())
             validated = tuple(
                 (level, count)
                 for level, count in batch.by_level.items()
-                if self.boot.state.typed and level not in pinned
+                if self.state.typed and level not in life.pinned
             )
             self._emit(TablesAttached(batch, order, validated))
 
-    def _hand_over_waiting(self, _step: HandOverTables) -> StepResult:
-        waiting = [batch for batch in self.now.waiting if batch.index not in self._handed_over]
-        self._hand_over(waiting)
-        return StepResult(tables=sum(batch.count for batch in waiting))
+    def _are_attached(self, entries: Iterable[EntryCount]) -> bool:
+        return all(self.now.lives[one.owner].attached for one in entries)
 
-    def _attach_waiting(self, _step: AttachTables) -> StepResult:
-        pending, self._unattached = self._unattached, []
-        self.now.waiting = []
-        for batch, plan, links in pending:
-            self._attach(batch, plan, links, HandOver.LATER)
-        return StepResult(tables=sum(batch.count for batch, _, _ in pending))
+    def _wait(self, life: BatchLife) -> None:
+        """Leave a batch unattached. (Without tables of its own it fills tables that wait.)"""
+        # Under a parent that waits too the entry is written now; others are what attaches it.
+        links = []
+        for entries in life.links:
+            if self._are_attached([entries]):
+                links.append(entries)
+            else:
+                self._write(life.batch, EntryKind.TABLE, entries)
+        life.links = tuple(links)
+        self.now.pending.append(life)
+
+    # -- the other steps ----------------------------------------------------------------------
 
     def _new_root(self, step: NewRoot) -> StepResult:
-        boot = self.boot
-        mode = boot.mode
-        span = (0, mode.table_span(mode.root_level))
-        demand = TableDemand(*span, ((mode.root_level, 1),))
-        pages = self._ask_for_tables(step, demand)
-        index = len(self.now.batches)
-        self.now.tree = Tree(mode, root=index)
-        batch = Batch(
-            index=index,
-            mode=mode,
-            start=span[0],
-            end=span[1],
-            spans={mode.root_level: (span,)},
-            tops={mode.root_level: 0},
+        level = self.mode.root_level
+        everything = (0, self.mode.table_span(level))
+        pages = self._allocate(step, TableDemand(*everything, ((level, 1),)))
+        self._root = Batch(
+            index=self.now.next_index,
+            mode=self.mode,
+            start=everything[0],
+            end=everything[1],
+            spans={level: (everything,)},
             leaf_levels=(),
             pages=pages,
         )
-        self.now.batches.append(batch)
-        self._note_tables(batch)
-        self.now.waiting.append(batch)
-        self._unattached.append((batch, None, ()))
-        self._root = batch
+        self.now.tree.start_anew(self._root.index)
         self._tree_is_live = False
+        self.now.pending.append(self._born(self._root))
         return StepResult(tables=1)
+
+    def _hand_over_waiting(self, _step: HandOverTables) -> StepResult:
+        lives = [life for life in self.now.pending if life.batch.count and not life.handed_over]
+        self._hand_over(lives)
+        return StepResult(tables=_tables(lives))
+
+    def _attach_waiting(self, _step: AttachTables) -> StepResult:
+        lives, self.now.pending = self.now.pending, []
+        for life in lives:
+            self._attach(life, HandOver.LATER)
+        return StepResult(tables=_tables(lives))
 
     def _activate(self, _step: ActivateRoot) -> StepResult:
         cost = self._ask("pvmm_activate_cr3", root=self._root) or Cost(flushes=1)
         if not self._tree_is_live:
             self._tree_is_live = True
-            self.now.reachable = self.boot.tree.mapped()
+            self.now.reachable.discard(0, 1 << 64)
+            self.now.reachable.update(self.now.tree.mapped())
         self._emit(RootActivated(self._root, cost))
         return StepResult()
 
@@ -425,6 +427,10 @@ class _Run:
         if answer is not None and not isinstance(answer, Cost):
             raise ContractBroken(hook, f"answered {answer!r}, not a Cost, a Refusal or None")
         return answer
+
+
+def _tables(lives: Iterable[BatchLife]) -> int:
+    return sum(life.batch.count for life in lives)
 
 
 def _runs(hook: str, answer: object) -> tuple[PageRun, ...]:

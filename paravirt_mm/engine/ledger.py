@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 import attrs
 
 from paravirt_mm.engine.pages import PageRun
-from paravirt_mm.machine.ranges import RangeMap
+from paravirt_mm.machine.ranges import RangeMap, ValuedRanges
 
 
 @attrs.frozen
@@ -26,15 +26,13 @@ class PageStatus:
 _UNTOUCHED = PageStatus(readonly=False, flips=0)
 
 
-class Ledger:
-    """Status by pfn, kept as runs."""
+class LedgerView:
+    """Status by pfn, kept as runs, to read."""
 
-    def __init__(self) -> None:
-        self._status: RangeMap[PageStatus] = RangeMap()
+    __slots__ = ("_status",)
 
-    def start_readonly(self, low: int, high: int) -> None:
-        """Note that pfns ``[low, high)`` are read-only since before the run: no flip."""
-        self._status.set(low, high, PageStatus(readonly=True, flips=0))
+    def __init__(self, status: ValuedRanges[PageStatus]) -> None:
+        self._status = status
 
     def is_readonly(self, runs: Iterable[PageRun]) -> bool:
         """Tell whether every page of ``runs`` is read-only."""
@@ -50,6 +48,28 @@ class Ledger:
             if status.readonly:
                 yield start, end
 
+    def __iter__(self) -> Iterator[tuple[int, int, PageStatus]]:
+        """Yield ``(low, high, status)`` of every pfn that ever flipped, ascending."""
+        return iter(self._status)
+
+
+class Ledger(LedgerView):
+    """Status by pfn, as whoever keeps the books has it."""
+
+    __slots__ = ("_open",)
+
+    def __init__(self) -> None:
+        self._open: RangeMap[PageStatus] = RangeMap()
+        super().__init__(self._open.view())
+
+    def view(self) -> LedgerView:
+        """Return the same statuses, as they stand at any time, without the means to change them."""
+        return LedgerView(self._status)
+
+    def start_readonly(self, low: int, high: int) -> None:
+        """Note that pfns ``[low, high)`` are read-only since before the run: no flip."""
+        self._open.set(low, high, PageStatus(readonly=True, flips=0))
+
     def set_readonly(self, low: int, high: int, readonly: bool) -> int:
         """Make pfns ``[low, high)`` read-only or writable; return how many pages flipped."""
         flipped = 0
@@ -57,10 +77,6 @@ class Ledger:
             before = status or _UNTOUCHED
             if before.readonly is readonly:
                 continue
-            self._status.set(start, end, PageStatus(readonly, before.flips + 1))
+            self._open.set(start, end, PageStatus(readonly, before.flips + 1))
             flipped += end - start
         return flipped
-
-    def __iter__(self) -> Iterator[tuple[int, int, PageStatus]]:
-        """Yield ``(low, high, status)`` of every pfn that ever flipped, ascending."""
-        return iter(self._status)

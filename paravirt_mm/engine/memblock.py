@@ -10,20 +10,19 @@ from collections.abc import Iterator
 
 from paravirt_mm.engine.pages import PageRun, deal
 from paravirt_mm.machine.paging import PAGE_SIZE
-from paravirt_mm.machine.ranges import RangeSet, align_down, align_up
+from paravirt_mm.machine.ranges import Ranges, RangeSet, align_down, align_up
 
 
-class Memblock:
-    """RAM and reservations of one run. Plugins search it; only the engine reserves."""
+class MemblockView:
+    """RAM and reservations of one run, to be searched."""
 
     __slots__ = ("_free", "_memory", "_reserved", "_searched")
 
-    def __init__(self, memory: RangeSet, reserved: RangeSet) -> None:
+    def __init__(self, memory: Ranges, reserved: Ranges, free: Ranges) -> None:
         self._memory = memory
         self._reserved = reserved
         # Kept beside the other two, so that no search walks over what is used up already.
-        self._free = memory.difference(reserved)
-        self._free.discard(0, PAGE_SIZE)
+        self._free = free
         # What top-down searches have learnt, by (size, alignment): (end, floor) means that whatever
         # fits below end begins at floor or lower. Free memory only shrinks, so that stays true.
         self._searched: dict[tuple[int, int], tuple[int, int]] = {}
@@ -44,7 +43,7 @@ class Memblock:
         """Yield free RAM inside ``[start, end)``, highest first; page 0 is never free."""
         return self._free.descending(start, end)
 
-    def free_among(self, ranges: RangeSet, start: int, end: int) -> Iterator[tuple[int, int]]:
+    def free_among(self, ranges: Ranges, start: int, end: int) -> Iterator[tuple[int, int]]:
         """Yield what of ``ranges`` is free RAM inside ``[start, end)``, highest first."""
         return self._free.common_descending(ranges, start, end)
 
@@ -90,7 +89,23 @@ class Memblock:
         """Return up to ``count`` free pages of ``[start, end)``, each the lowest one left."""
         return list(deal((PageRun.of_span(*span) for span in self._free.within(start, end)), count))
 
+
+class Memblock(MemblockView):
+    """RAM and reservations of one run, as the engine has them."""
+
+    __slots__ = ("_open_free", "_open_reserved")
+
+    def __init__(self, memory: Ranges, reserved: RangeSet) -> None:
+        free = memory.difference(reserved)
+        free.discard(0, PAGE_SIZE)
+        super().__init__(memory, reserved.view(), free.view())
+        self._open_reserved, self._open_free = reserved, free
+
+    def view(self) -> MemblockView:
+        """Return the same memory, as it stands at any time, without the means to reserve it."""
+        return MemblockView(self._memory, self._reserved, self._free)
+
     def reserve(self, start: int, end: int) -> None:
-        """Take ``[start, end)`` (memblock_reserve). For the engine: plugins answer, it reserves."""
-        self._reserved.add(start, end)
-        self._free.discard(start, end)
+        """Take ``[start, end)`` (memblock_reserve)."""
+        self._open_reserved.add(start, end)
+        self._open_free.discard(start, end)

@@ -2,13 +2,54 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import attrs
+
 from paravirt_mm.engine.ledger import Ledger
 from paravirt_mm.engine.memblock import Memblock
 from paravirt_mm.engine.pages import PageRun
-from paravirt_mm.engine.tables import Batch, Tree
+from paravirt_mm.engine.tables import BOOT_TREE, Batch, EntryCount, MapPlan, Tree
 from paravirt_mm.machine.model import BootState, Machine
 from paravirt_mm.machine.paging import PAGE_SHIFT
 from paravirt_mm.machine.ranges import RangeSet
+
+
+@attrs.define(eq=False)
+class BatchLife:
+    """What becomes of a batch: built, handed over to the platform, attached to the tree.
+
+    A new root has no ``plan``. ``links`` are the entries that attach the batch; ``pinned`` holds
+    the levels whose tables the platform was told of.
+    """
+
+    batch: Batch
+    plan: MapPlan | None = None
+    links: tuple[EntryCount, ...] = ()
+    handed_over: bool = False
+    attached: bool = False
+    pinned: frozenset[int] = frozenset()
+
+
+class Standing(NamedTuple):
+    """The numbers of a run at one moment.
+
+    max_pfn_mapped
+        The kernel's variable: one past the highest pfn mapped so far.
+    brk_pages, brk_used
+        Pages of brk set aside for tables, and how many of them are used.
+    reservation
+        Pages that the allocator has set aside and not used yet, in its order.
+    tables_made
+        Tables built since boot.
+    """
+
+    max_pfn_mapped: int
+    brk_pages: int = 0
+    brk_used: int = 0
+    reservation: tuple[PageRun, ...] = ()
+    tables_made: int = 0
 
 
 class Progress:
@@ -20,14 +61,12 @@ class Progress:
         Bytes that the kernel can write now.
     tables
         Pfns that are page tables, boot tables included.
-    reservation
-        Pages that the allocator has set aside and not used yet, in its order.
-    brk_pages, brk_used
-        Pages of brk set aside for tables, and how many of them are used.
-    batches, waiting
-        Everything built, in order; and of that what waits to be handed over or attached.
-    max_pfn_mapped
-        The kernel's variable: one past the highest pfn mapped so far.
+    lives
+        Every batch by its index, in order; `BOOT_TREE` stands for what exists since boot.
+    pending
+        Those that are not attached yet, in order.
+    standing
+        The numbers.
     """
 
     def __init__(self, machine: Machine, state: BootState) -> None:
@@ -45,21 +84,29 @@ class Progress:
             self.tables.add(low, high)
             self.ledger.start_readonly(low, high)
         self.reachable = RangeSet(state.mapped)
-        self.reservation: list[PageRun] = []
-        self.brk_pages = 0
-        self.brk_used = 0
-        self.batches: list[Batch] = []
-        self.waiting: list[Batch] = []
-        self.max_pfn_mapped = state.max_pfn_mapped
+        since_boot = Batch(BOOT_TREE, machine.mode, 0, 0, {}, (), ())
+        self.lives = {BOOT_TREE: BatchLife(since_boot, handed_over=True, attached=True)}
+        self.pending: list[BatchLife] = []
+        self.standing = Standing(state.max_pfn_mapped)
+
+    @property
+    def next_index(self) -> int:
+        """The index of the batch that will be built next."""
+        return len(self.lives) - 1
+
+    def waiting(self) -> Iterator[Batch]:
+        """Yield the batches with tables that wait to be handed over or attached."""
+        return (life.batch for life in self.pending if life.batch.count)
 
     def take_reserved(self, run: PageRun) -> None:
         """Note that pages of the reservation are used now."""
         remaining: list[PageRun] = []
-        for held in self.reservation:
+        for held in self.standing.reservation:
             if held.step == run.step and held.start == run.start and held.count >= run.count:
                 remaining.append(held.tail(run.count))
             else:
                 left = RangeSet([(held.low, held.high)])
                 left.discard(run.low, run.high)
                 remaining.extend(PageRun(low, high - low) for low, high in left)
-        self.reservation = [held for held in remaining if held.count]
+        kept = tuple(held for held in remaining if held.count)
+        self.standing = self.standing._replace(reservation=kept)

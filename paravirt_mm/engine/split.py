@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import attrs
 
-from paravirt_mm.engine.memblock import Memblock
+from paravirt_mm.engine.memblock import MemblockView
 from paravirt_mm.machine.paging import PAGE_SIZE, PagingMode
 from paravirt_mm.machine.ranges import align_down, align_up
 
@@ -55,7 +55,7 @@ def split_by_alignment(mode: PagingMode, start: int, end: int, largest: int) -> 
 
 
 def promote_to_large(
-    mode: PagingMode, pieces: list[Piece], largest: int, memblock: Memblock, limit: int
+    mode: PagingMode, pieces: list[Piece], largest: int, memblock: MemblockView, limit: int
 ) -> list[Piece]:
     """Let a piece use a larger page where the whole large page around it is RAM.
 

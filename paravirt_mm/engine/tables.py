@@ -9,19 +9,29 @@ address, pfn) of single tables on demand.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import attrs
 
 from paravirt_mm.engine.pages import PageRun, TablePages, page_count
-from paravirt_mm.machine.paging import PagingMode
-from paravirt_mm.machine.ranges import RangeMap, RangeSet, align_down, align_up
+from paravirt_mm.machine.model import Span, sealed
+from paravirt_mm.machine.paging import PAGE_SIZE, PagingMode
+from paravirt_mm.machine.ranges import (
+    RangeMap,
+    Ranges,
+    RangeSet,
+    ValuedRanges,
+    align_down,
+    align_up,
+)
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-Span = tuple[int, int]
+BOOT_TREE = -1
+"""Batch index of the tables that exist since boot."""
 
 
 @attrs.frozen
@@ -43,17 +53,15 @@ class TableRun:
 class Batch:
     """The tables that mapping ``[start, end)`` created, and the pages that became them.
 
-    ``spans`` gives, by level, the physical address ranges that the new tables map; ``tops`` how
-    many of the new tables hang, by level, under a table that existed before; ``leaf_levels`` which
-    page sizes the piece uses; ``pages`` are in walk order.
+    ``spans`` gives, by level, the physical address ranges that the new tables map; ``leaf_levels``
+    which page sizes the piece uses; ``pages`` are in walk order.
     """
 
     index: int
     mode: PagingMode
     start: int
     end: int
-    spans: Mapping[int, tuple[Span, ...]]
-    tops: Mapping[int, int]
+    spans: Mapping[int, tuple[Span, ...]] = attrs.field(converter=sealed)
     leaf_levels: tuple[int, ...]
     pages: tuple[TablePages, ...]
 
@@ -62,17 +70,17 @@ class Batch:
         span = self.mode.table_span(level)
         return sum(end - start for start, end in self.spans.get(level, ())) // span
 
-    @property
-    def by_level(self) -> dict[int, int]:
+    @cached_property
+    def by_level(self) -> Mapping[int, int]:
         """Tables by level, levels without any left out."""
-        return {level: self.tables(level) for level in sorted(self.spans) if self.spans[level]}
+        return sealed({lv: self.tables(lv) for lv in sorted(self.spans) if self.spans[lv]})
 
-    @property
+    @cached_property
     def count(self) -> int:
         """Tables in all."""
         return page_count(self.runs)
 
-    @property
+    @cached_property
     def runs(self) -> tuple[PageRun, ...]:
         """The pages, in walk order."""
         return tuple(pages.run for pages in self.pages)
@@ -179,20 +187,40 @@ class Leaves:
 
 
 @attrs.frozen
+class EntryCount:
+    """``count`` entries of tables of ``level`` that belong to batch ``owner`` (`BOOT_TREE`: tables
+    that exist since boot).
+    """
+
+    level: int
+    owner: int
+    count: int
+
+
+@attrs.frozen
 class MapPlan:
     """What mapping one piece would need and write; nothing is changed until it is committed.
 
-    ``parents`` tells for each level which existing batches get new child entries (count by batch
-    index), ``leaf_owner`` likewise for new leaf entries; -1 is the tree that exists since boot.
+    spans
+        By level, the physical address ranges for which a table is missing.
+    leaves
+        The new leaf entries.
+    links
+        Entries of tables that exist already, which will refer to new tables.
+    filled
+        Entries of tables that exist already, which will be leaves.
+    replaced
+        Leaf entries that give way to tables.
+    reused_end
+        End, in bytes, of what is mapped already and stays.
     """
 
     start: int
     end: int
-    spans: Mapping[int, tuple[Span, ...]]
+    spans: Mapping[int, tuple[Span, ...]] = attrs.field(converter=sealed)
     leaves: tuple[Leaves, ...]
-    tops: Mapping[int, int]
-    parents: tuple[tuple[int, int, int], ...]
-    leaf_owner: tuple[tuple[int, int, int], ...]
+    links: tuple[EntryCount, ...]
+    filled: tuple[EntryCount, ...]
     replaced: tuple[Leaves, ...]
     reused_end: int
 
@@ -202,34 +230,20 @@ class MapPlan:
         return max((leaf.end for leaf in self.leaves), default=self.reused_end)
 
 
-BOOT_TREE = -1
-"""Batch index of the tables that exist since boot."""
+class TreeView:
+    """The kernel's direct-map tree, to read: spans with tables, and leaf mappings, by level."""
 
+    __slots__ = ("_leaves", "_tables", "mode")
 
-class Tree:
-    """The kernel's direct-map tree: spans with tables, and leaf mappings, by level.
-
-    ``root`` is the index of the batch that holds the root table.
-    """
-
-    def __init__(self, mode: PagingMode, root: int = BOOT_TREE) -> None:
+    def __init__(
+        self,
+        mode: PagingMode,
+        tables: Mapping[int, ValuedRanges[int]],
+        leaves: Mapping[int, Ranges],
+    ) -> None:
         self.mode = mode
-        self._tables: dict[int, RangeMap[int]] = {
-            level: RangeMap() for level in range(1, mode.root_level + 1)
-        }
-        self._leaves: dict[int, RangeSet] = {
-            level: RangeSet() for level in (1, *sorted(mode.large_levels))
-        }
-        self._tables[mode.root_level].set(0, mode.table_span(mode.root_level), root)
-
-    def adopt(self, level: int, start: int, end: int) -> None:
-        """Note that tables of ``level`` exist since boot for ``[start, end)``."""
-        span = self.mode.table_span(level)
-        self._tables[level].set(align_down(start, span), align_up(end, span), BOOT_TREE)
-
-    def adopt_mapping(self, start: int, end: int) -> None:
-        """Note that boot tables already map ``[start, end)`` with small pages."""
-        self._leaves[1].add(start, end)
+        self._tables = tables
+        self._leaves = leaves
 
     def leaves(self, level: int) -> Iterator[Span]:
         """Yield what entries of ``level`` map, ascending, in bytes."""
@@ -252,7 +266,7 @@ class Tree:
         return self.mapped().covers(start, end)
 
     def plan(
-        self, start: int, end: int, level: int, only: tuple[int, RangeSet] | None = None
+        self, start: int, end: int, level: int, only: tuple[int, Ranges] | None = None
     ) -> MapPlan:
         """Work out what mapping ``[start, end)`` with pages of at most ``level`` takes.
 
@@ -261,108 +275,155 @@ class Tree:
         table by a large page, too.) ``only`` is a level and the ranges for which entries of that
         level may be filled; its other entries stay empty.
         """
-        mode = self.mode
-        spans: dict[int, tuple[Span, ...]] = {}
-        tops: dict[int, int] = {}
-        leaves: list[Leaves] = []
-        replaced: list[Leaves] = []
-        parents: dict[tuple[int, int], int] = {}
-        owners: dict[tuple[int, int], int] = {}
-        reused_end = 0
+        walk = _Walk(self.mode, self._tables, self._leaves, level)
         todo: list[Span] = [(start, end)]
-        for table_level in range(mode.root_level, 0, -1):
+        for table_level in range(self.mode.root_level, 0, -1):
             if only is not None and table_level == only[0]:
                 todo = [part for low, high in todo for part in only[1].within(low, high)]
-            entry = mode.entry_span(table_level)
-            new_children = RangeSet()
-            below: list[Span] = []
-            for low, high in todo:
-                first, last = align_down(low, entry), align_up(high, entry)
-                if table_level == 1:
-                    for part in self._leaves[1].gaps(first, last):
-                        leaves.append(Leaves(1, *part))
-                        self._credit(owners, 1, *part, entry)
-                    reused_end = max(reused_end, last)
-                    continue
-                may_be_leaf = table_level in self._leaves and table_level <= level
-                children = self._tables[table_level - 1]
-                for seg_low, seg_high, child in children.segments(first, last):
-                    # A 32-bit kernel sets a large page whatever is there, the startup code's tables
-                    # included (kernel_physical_mapping_init in arch/x86/mm/init_32.c).
-                    if child is not None and not (may_be_leaf and mode.is_32bit):
-                        below.append((max(low, seg_low), min(high, seg_high)))
-                        continue
-                    for gap_low, gap_high, is_leaf in self._leaf_segments(
-                        table_level, seg_low, seg_high
-                    ):
-                        if is_leaf and may_be_leaf:
-                            reused_end = max(reused_end, gap_high)
-                        elif may_be_leaf:
-                            leaves.append(Leaves(table_level, gap_low, gap_high))
-                            self._credit(owners, table_level, gap_low, gap_high, entry)
-                        else:
-                            if is_leaf:
-                                replaced.append(Leaves(table_level, gap_low, gap_high))
-                            new_children.add(gap_low, gap_high)
-                            self._credit(parents, table_level, gap_low, gap_high, entry)
-                            below.append((max(low, gap_low), min(high, gap_high)))
-            if new_children:
-                spans[table_level - 1] = tuple(new_children)
-                tops[table_level - 1] = sum(
-                    count for (lv, _), count in parents.items() if lv == table_level
-                )
-            todo = below
+            todo = walk.descend(table_level, todo) if table_level > 1 else walk.small_pages(todo)
+        return walk.plan(start, end)
+
+
+class _Walk:
+    """One walk down the levels for one piece: what is there, what has to be new."""
+
+    def __init__(
+        self,
+        mode: PagingMode,
+        tables: Mapping[int, ValuedRanges[int]],
+        leaves: Mapping[int, Ranges],
+        largest: int,
+    ) -> None:
+        self.mode, self.tables, self.known_leaves, self.largest = mode, tables, leaves, largest
+        self.spans: dict[int, RangeSet] = {}
+        self.leaves: list[Leaves] = []
+        self.replaced: list[Leaves] = []
+        self.links: dict[tuple[int, int], int] = {}
+        self.filled: dict[tuple[int, int], int] = {}
+        self.reused_end = 0
+
+    def descend(self, level: int, todo: list[Span]) -> list[Span]:
+        """Look at the entries of ``level`` for ``todo``; return what tables below have to map."""
+        entry = self.mode.entry_span(level)
+        may_be_leaf = level <= self.largest and level in self.known_leaves
+        # A 32-bit kernel sets a large page whatever is there, the startup code's tables included
+        # (kernel_physical_mapping_init in arch/x86/mm/init_32.c).
+        tables_stay = not (may_be_leaf and self.mode.is_32bit)
+        below: list[Span] = []
+        for low, high in todo:
+            first, last = align_down(low, entry), align_up(high, entry)
+            for start, end, table in self.tables[level - 1].segments(first, last):
+                if table is not None and tables_stay:
+                    below.append((max(low, start), min(high, end)))
+                elif may_be_leaf:
+                    self._map_large(level, start, end)
+                else:
+                    self._new_tables(level, start, end)
+                    below.append((max(low, start), min(high, end)))
+        return below
+
+    def _map_large(self, level: int, start: int, end: int) -> None:
+        """Large pages for ``[start, end)``, unless there are some."""
+        for low, high in self.known_leaves[level].gaps(start, end):
+            self.leaves.append(Leaves(level, low, high))
+            self._credit(self.filled, level, low, high)
+        for _, high in self.known_leaves[level].within(start, end):
+            self.reused_end = max(self.reused_end, high)
+
+    def _new_tables(self, level: int, start: int, end: int) -> None:
+        """Tables for ``[start, end)``, in place of the large pages that there are."""
+        if level in self.known_leaves:
+            for span in self.known_leaves[level].within(start, end):
+                self.replaced.append(Leaves(level, *span))
+        self.spans.setdefault(level - 1, RangeSet()).add(start, end)
+        self._credit(self.links, level, start, end)
+
+    def small_pages(self, todo: list[Span]) -> list[Span]:
+        """Small pages for ``todo``, where there are none."""
+        for low, high in todo:
+            first, last = align_down(low, PAGE_SIZE), align_up(high, PAGE_SIZE)
+            for start, end in self.known_leaves[1].gaps(first, last):
+                self.leaves.append(Leaves(1, start, end))
+                self._credit(self.filled, 1, start, end)
+            self.reused_end = max(self.reused_end, last)
+        return []
+
+    def _credit(self, counts: dict[tuple[int, int], int], level: int, start: int, end: int) -> None:
+        """Count entries written into tables of ``level`` that exist already, by their batch."""
+        entry = self.mode.entry_span(level)
+        for low, high, owner in self.tables[level].within(start, end):
+            counts[level, owner] = counts.get((level, owner), 0) + (high - low) // entry
+
+    def plan(self, start: int, end: int) -> MapPlan:
+        """Return what the walk found out."""
         return MapPlan(
             start=start,
             end=end,
-            spans=spans,
-            leaves=tuple(leaves),
-            tops=tops,
-            parents=tuple((lv, owner, n) for (lv, owner), n in parents.items()),
-            leaf_owner=tuple((lv, owner, n) for (lv, owner), n in owners.items()),
-            replaced=tuple(replaced),
-            reused_end=reused_end,
+            spans={level: tuple(spans) for level, spans in self.spans.items()},
+            leaves=tuple(self.leaves),
+            links=tuple(EntryCount(*who, count) for who, count in self.links.items()),
+            filled=tuple(EntryCount(*who, count) for who, count in self.filled.items()),
+            replaced=tuple(self.replaced),
+            reused_end=self.reused_end,
         )
 
-    def _leaf_segments(self, level: int, start: int, end: int) -> Iterator[tuple[int, int, bool]]:
-        leaves = self._leaves.get(level)
-        if leaves is None:
-            yield start, end, False
-            return
-        position = start
-        for low, high in leaves.within(start, end):
-            if position < low:
-                yield position, low, False
-            yield low, high, True
-            position = high
-        if position < end:
-            yield position, end, False
 
-    def _credit(
-        self, counts: dict[tuple[int, int], int], level: int, start: int, end: int, entry: int
-    ) -> None:
-        """Count entries written into tables of ``level`` that existed before, by their batch."""
-        for low, high, owner in self._tables[level].within(start, end):
-            counts[level, owner] = counts.get((level, owner), 0) + (high - low) // entry
+class Tree(TreeView):
+    """The direct-map tree, as the engine has it: ``root`` is the batch that holds the root."""
+
+    __slots__ = ("_open_leaves", "_open_tables")
+
+    def __init__(self, mode: PagingMode, root: int = BOOT_TREE) -> None:
+        self._open_tables: dict[int, RangeMap[int]] = {
+            level: RangeMap() for level in range(1, mode.root_level + 1)
+        }
+        self._open_leaves = {level: RangeSet() for level in (1, *sorted(mode.large_levels))}
+        super().__init__(
+            mode,
+            sealed({level: tables.view() for level, tables in self._open_tables.items()}),
+            sealed({level: leaves.view() for level, leaves in self._open_leaves.items()}),
+        )
+        self._open_tables[mode.root_level].set(0, mode.table_span(mode.root_level), root)
+
+    def view(self) -> TreeView:
+        """Return the same tree, as it stands at any time, without the means to change it."""
+        return TreeView(self.mode, self._tables, self._leaves)
+
+    def start_anew(self, root: int) -> None:
+        """Forget everything: a new tree begins, with the table of batch ``root``."""
+        everything = self.mode.table_span(self.mode.root_level)
+        for tables in self._open_tables.values():
+            tables.clear(0, everything)
+        for leaves in self._open_leaves.values():
+            leaves.discard(0, everything)
+        self._open_tables[self.mode.root_level].set(0, everything, root)
+
+    def adopt(self, level: int, start: int, end: int) -> None:
+        """Note that tables of ``level`` exist since boot for ``[start, end)``."""
+        span = self.mode.table_span(level)
+        self._open_tables[level].set(align_down(start, span), align_up(end, span), BOOT_TREE)
+
+    def adopt_mapping(self, start: int, end: int) -> None:
+        """Note that boot tables already map ``[start, end)`` with small pages."""
+        self._open_leaves[1].add(start, end)
 
     def commit(self, plan: MapPlan, index: int, pages: Sequence[TablePages]) -> Batch:
         """Make the plan true: the tables exist, in the pages given, and the leaves are mapped."""
         for level, spans in plan.spans.items():
             for low, high in spans:
-                self._tables[level].set(low, high, index)
+                self._open_tables[level].set(low, high, index)
         for leaf in plan.replaced:
-            self._leaves[leaf.level].discard(leaf.start, leaf.end)
+            self._open_leaves[leaf.level].discard(leaf.start, leaf.end)
         for leaf in plan.leaves:
             if leaf.level > 1:
-                self._tables[leaf.level - 1].clear(leaf.start, leaf.end)
-            self._leaves[leaf.level].add(leaf.start, leaf.end)
+                self._open_tables[leaf.level - 1].clear(leaf.start, leaf.end)
+            self._open_leaves[leaf.level].add(leaf.start, leaf.end)
         return Batch(
             index=index,
             mode=self.mode,
             start=plan.start,
             end=plan.end,
             spans=plan.spans,
-            tops=plan.tops,
             leaf_levels=tuple(sorted({leaf.level for leaf in plan.leaves})),
             pages=tuple(pages),
         )

@@ -6,12 +6,13 @@ place in `Trace.events`. All ranges are bytes with exclusive ends unless a field
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
 
 import attrs
 
 from paravirt_mm.engine.answers import Cost, EntryKind
-from paravirt_mm.engine.pages import PageRun
+from paravirt_mm.engine.pages import PageRun, TablePages
 from paravirt_mm.engine.split import Piece
 from paravirt_mm.engine.steps import HandOver, Step
 from paravirt_mm.engine.tables import Batch, Leaves
@@ -51,6 +52,13 @@ class TablesReserved:
     """The allocator set pages aside for tables."""
 
     pages: tuple[PageRun, ...]
+
+
+@attrs.frozen
+class PagesTaken:
+    """Pages were taken for tables of a piece before one was missing: a panic follows."""
+
+    pages: tuple[TablePages, ...]
 
 
 @attrs.frozen
@@ -165,6 +173,7 @@ Event = (
     | StepStarted
     | RangeSplit
     | TablesReserved
+    | PagesTaken
     | TablesAllocated
     | EntriesWritten
     | RangeMapped
@@ -180,11 +189,17 @@ Event = (
 )
 
 
+Kind = TypeVar("Kind")
+
+
+@attrs.frozen(init=False)
 class Trace:
     """The events of one run, in order."""
 
-    def __init__(self) -> None:
-        self.events: list[Event] = []
+    events: tuple[Event, ...]
+
+    def __init__(self, events: Iterable[Event] = ()) -> None:
+        self.__attrs_init__(tuple(events))
 
     @property
     def start(self) -> RunStarted:
@@ -194,9 +209,23 @@ class Trace:
             raise LookupError("the trace has no start")
         return first
 
-    def of(self, *kinds: type) -> Iterator[Event]:
-        """Yield the events of the given kinds, in order."""
-        return (event for event in self.events if isinstance(event, kinds))
+    @property
+    def begun(self) -> bool:
+        """Whether the run came as far as its start: the platform took the domain."""
+        return bool(self.events) and isinstance(self.events[0], RunStarted)
+
+    @property
+    def ended_early(self) -> Panicked | OperationRejected | None:
+        """What cut the run short; None: it came to its end."""
+        # Behind it stands only the event that tells how memory was left.
+        for event in self.events[-2:]:
+            if isinstance(event, Panicked | OperationRejected):
+                return event
+        return None
+
+    def of(self, kind: type[Kind]) -> Iterator[Kind]:
+        """Yield the events of a kind, in order."""
+        return (event for event in self.events if isinstance(event, kind))
 
     def __iter__(self) -> Iterator[Event]:
         return iter(self.events)

@@ -35,7 +35,6 @@ from paravirt_mm.engine.trace import (
     MadeWritable,
     RangeMapped,
     RunFinished,
-    RunStarted,
     TablesAllocated,
     Trace,
 )
@@ -119,7 +118,7 @@ class Image:
         without a start, a machine without room for static tables, or a base that no table starts
         at.
         """
-        if not trace.events or not isinstance(trace.events[0], RunStarted):
+        if not trace.begun:
             raise InputError("the run failed before its first step: there are no tables")
         self.start = trace.start
         self.mode = self.start.machine.mode
@@ -137,7 +136,7 @@ class Image:
         self._links = {
             (event.batch, event.level, event.owner)
             for event in trace.of(EntriesWritten)
-            if isinstance(event, EntriesWritten) and event.kind is EntryKind.TABLE
+            if event.kind is EntryKind.TABLE
         }
         self.tables = Tables.of(self._find_tables(trace))
         self._children = self._by_base()
@@ -233,7 +232,7 @@ class Image:
 
     def _find_tables(self, trace: Trace) -> Iterator[tuple[int, TableRun]]:
         """Yield the tree's tables with their owners: all since the last new root, or since boot."""
-        batches = [e.batch for e in trace.of(TablesAllocated) if isinstance(e, TablesAllocated)]
+        batches = [event.batch for event in trace.of(TablesAllocated)]
         roots = [n for n, batch in enumerate(batches) if self.mode.root_level in batch.spans]
         for batch in batches[roots[-1] if roots else 0 :]:
             for run in batch.walk_order():
@@ -252,8 +251,7 @@ class Image:
         taken = self.start.boot.taken(self.start.machine)
         taken.update(self.start.boot.boot_tables)
         for event in trace.of(RunFinished):
-            if isinstance(event, RunFinished):
-                taken.update(event.reserved)
+            taken.update(event.reserved)
         taken.update(run.span for batch in batches for run in batch.runs)
         return taken
 

@@ -11,10 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from paravirt_mm.engine.trace import (
-    OperationRejected,
-    Panicked,
     RangeMapped,
-    RunStarted,
     TablesAllocated,
     Trace,
 )
@@ -30,10 +27,7 @@ SMALL = 4096
 
 def is_small(trace: Trace, limit: int = SMALL) -> bool:
     """Tell whether a run built at most ``limit`` tables."""
-    return (
-        sum(e.batch.count for e in trace.of(TablesAllocated) if isinstance(e, TablesAllocated))
-        <= limit
-    )
+    return sum(event.batch.count for event in trace.of(TablesAllocated)) <= limit
 
 
 def check_image(trace: Trace) -> list[Finding]:
@@ -42,9 +36,7 @@ def check_image(trace: Trace) -> list[Finding]:
 
     A run that panicked or was refused has no finished tables, and no findings.
     """
-    if not trace.events or not isinstance(trace.events[0], RunStarted):
-        return []
-    if any(isinstance(event, Panicked | OperationRejected) for event in trace.events[-2:]):
+    if not trace.begun or trace.ended_early:
         return []
     image = Image(trace)
     return list(compare_walk(trace, walk(image, image.root, image.mode)))

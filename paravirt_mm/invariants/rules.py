@@ -6,7 +6,8 @@ promised: everything once, identity, nothing else. 4. Under a platform that type
 handed over before they are attached, no table is mapped writable,
    no page size is used that the platform hides, CR3 is loaded only with a complete tree that maps
    the kernel.
-5. What was reserved and not used is free and writable in the end.
+5. What was reserved and not used is free and writable in the end; nothing is taken but what was
+   taken at boot or became a table.
 
 (Rule 6, that a hypervisor accepts the trace operation by operation, needs a model of one: see the
 Xen plugin.) The checker keeps its own books; it shares no state with the engine.
@@ -27,8 +28,6 @@ from paravirt_mm.engine.trace import (
     EntriesWritten,
     MadeReadonly,
     MadeWritable,
-    OperationRejected,
-    Panicked,
     RangeMapped,
     RootActivated,
     RunFinished,
@@ -62,7 +61,7 @@ def check(trace: Trace) -> list[Finding]:
     """Return every broken rule of a trace, in the order of its events (at most one a rule and
     event).
     """
-    if not trace.events or not isinstance(trace.events[0], RunStarted):
+    if not trace.begun:
         return []
     return list(_Checker(trace).findings())
 
@@ -147,7 +146,10 @@ class _Checker:
                     for gap, _ in self._brk.gaps(low, high):
                         yield Finding(1, number, gap, "a page said to be brk is not")
                         break
-                elif part.source is Source.RESERVATION and self._held.covers(low, high):
+                elif part.source is Source.RESERVATION:
+                    for gap, _ in self._held.gaps(low, high):
+                        yield Finding(1, number, gap, "a page said to be set aside is not")
+                        break
                     self._held.discard(low, high)
                 else:
                     yield from self._must_be_free(number, low, high)
@@ -249,7 +251,7 @@ class _Checker:
             self._released.append((number, run))
 
     def _on_finished(self, number: int, event: RunFinished) -> Iterator[Finding]:
-        if any(isinstance(last, Panicked | OperationRejected) for last in self._trace.events[-2:]):
+        if self._trace.ended_early:
             return
         promised = RangeSet(self._start.promised)
         for low, high in promised:
@@ -267,6 +269,9 @@ class _Checker:
         reserved = RangeSet(event.reserved)
         for low, _ in self._held:
             yield Finding(5, number, low, "a page set aside for tables was not given back")
+            break
+        for low, _ in reserved.difference(self._taken):
+            yield Finding(5, number, low, "reserved in the end, and nobody took it")
             break
         for _, run in self._released:
             # What was given back may have become a table since, like any other free page.

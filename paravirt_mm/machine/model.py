@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from enum import StrEnum
 from types import MappingProxyType
+from typing import Any
 
 import attrs
 
@@ -12,6 +13,12 @@ from paravirt_mm.errors import InputError
 from paravirt_mm.machine.e820 import MemoryMap
 from paravirt_mm.machine.paging import GIB, MIB, PAGE_SHIFT, PAGE_SIZE, X86_64, PagingMode
 from paravirt_mm.machine.ranges import RangeSet
+
+
+def sealed(mapping: Mapping[Any, Any]) -> Mapping[Any, Any]:
+    """Return a copy of a mapping that nobody can change."""
+    return MappingProxyType(dict(mapping))
+
 
 Span = tuple[int, int]
 """A half-open range ``(start, end)``: bytes, unless the name says pfn."""
@@ -166,8 +173,8 @@ class BootState:
     kernel: KernelImage | None = None
     reserved: tuple[Span, ...] = ()
     boot_tables: tuple[Span, ...] = ()
-    tables: Mapping[int, tuple[Span, ...]] = MappingProxyType({})
-    table_pages: Mapping[int, tuple[int, ...]] = MappingProxyType({})
+    tables: Mapping[int, tuple[Span, ...]] = attrs.field(default={}, converter=sealed)
+    table_pages: Mapping[int, tuple[int, ...]] = attrs.field(default={}, converter=sealed)
     direct_mapped: tuple[Span, ...] = ()
     typed: bool = False
     places: tuple[tuple[StrEnum, Span], ...] = ()

@@ -24,16 +24,142 @@ def align_up(value: int, alignment: int) -> int:
     return value + -value % alignment
 
 
-class RangeSet:
-    """A set of integers kept as sorted, disjoint, never touching ranges ``[start, end)``."""
+class Ranges:
+    """A set of integers kept as sorted, disjoint, never touching ranges ``[start, end)``, to read.
+
+    Who may change it has it as a `RangeSet`. Two of them compare by their members.
+    """
 
     __slots__ = ("_ends", "_starts")
+
+    _starts: list[int]
+    _ends: list[int]
+
+    def covers(self, start: int, end: int) -> bool:
+        """Tell whether all of ``[start, end)`` is in the set (an empty range always is)."""
+        if start >= end:
+            return True
+        index = bisect_right(self._starts, start) - 1
+        return index >= 0 and self._ends[index] >= end
+
+    def overlaps(self, start: int, end: int) -> bool:
+        """Tell whether any of ``[start, end)`` is in the set."""
+        index = bisect_right(self._ends, start)
+        return start < end and index < len(self._starts) and self._starts[index] < end
+
+    def __contains__(self, value: int) -> bool:
+        return self.covers(value, value + 1)
+
+    def within(self, start: int, end: int) -> Iterator[tuple[int, int]]:
+        """Yield, ascending, the parts of the set inside ``[start, end)``."""
+        if start >= end:
+            return
+        for index in range(bisect_right(self._ends, start), len(self._starts)):
+            if self._starts[index] >= end:
+                return
+            yield max(self._starts[index], start), min(self._ends[index], end)
+
+    def gaps(self, start: int, end: int) -> Iterator[tuple[int, int]]:
+        """Yield, ascending, the parts of ``[start, end)`` that are not in the set."""
+        position = start
+        for low, high in self.within(start, end):
+            if position < low:
+                yield position, low
+            position = high
+        if position < end:
+            yield position, end
+
+    def descending(self, start: int, end: int) -> Iterator[tuple[int, int]]:
+        """Yield the parts of the set inside ``[start, end)``, highest first."""
+        if start >= end:
+            return
+        for index in range(bisect_left(self._starts, end) - 1, -1, -1):
+            if self._ends[index] <= start:
+                return
+            yield max(self._starts[index], start), min(self._ends[index], end)
+
+    def common_descending(self, other: Ranges, start: int, end: int) -> Iterator[tuple[int, int]]:
+        """Yield what is in both sets inside ``[start, end)``, highest first.
+
+        Costs a bisection for each time the two take turns: where one set has nothing, everything
+        that the other has there is skipped at once.
+        """
+        mine = bisect_left(self._starts, end) - 1
+        its = bisect_left(other._starts, end) - 1
+        while mine >= 0 and its >= 0:
+            low = max(self._starts[mine], other._starts[its], start)
+            high = min(self._ends[mine], other._ends[its], end)
+            if low < high:
+                yield low, high
+            if max(self._starts[mine], other._starts[its]) <= start:
+                return
+            if self._starts[mine] >= other._starts[its]:
+                mine = bisect_left(self._starts, other._ends[its], hi=mine) - 1
+            else:
+                its = bisect_left(other._starts, self._ends[mine], hi=its) - 1
+
+    def difference(self, other: Ranges) -> RangeSet:
+        """Return what is in this set and not in ``other``."""
+        result = RangeSet()
+        for start, end in self:
+            result.update(other.gaps(start, end))
+        return result
+
+    def intersection(self, other: Ranges) -> RangeSet:
+        """Return what is in both sets."""
+        result = RangeSet()
+        for start, end in self:
+            result.update(other.within(start, end))
+        return result
+
+    @property
+    def total(self) -> int:
+        """How many integers are in the set."""
+        return sum(self._ends) - sum(self._starts)
+
+    @property
+    def first(self) -> int:
+        """The lowest member. Raises IndexError when the set is empty."""
+        return self._starts[0]
+
+    @property
+    def end(self) -> int:
+        """One past the highest member. Raises IndexError when the set is empty."""
+        return self._ends[-1]
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        return iter(zip(self._starts, self._ends, strict=True))
+
+    def __len__(self) -> int:
+        return len(self._starts)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Ranges):
+            return NotImplemented
+        return self._starts == other._starts and self._ends == other._ends
+
+    __hash__ = None  # type: ignore[assignment]  # mutable: hashing it would be a mistake
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({[(hex(start), hex(end)) for start, end in self]})"
+
+
+class RangeSet(Ranges):
+    """A set of integers as `Ranges`, to be changed."""
+
+    __slots__ = ()
 
     def __init__(self, ranges: Iterable[tuple[int, int]] = ()) -> None:
         self._starts: list[int] = []
         self._ends: list[int] = []
         for start, end in ranges:
             self.add(start, end)
+
+    def view(self) -> Ranges:
+        """Return the same set, as it stands at any time, without the means to change it."""
+        view = Ranges()
+        view._starts, view._ends = self._starts, self._ends
+        return view
 
     def copy(self) -> RangeSet:
         """Return an independent copy."""
@@ -82,124 +208,71 @@ class RangeSet:
         for start, end in ranges:
             self.add(start, end)
 
-    def covers(self, start: int, end: int) -> bool:
-        """Tell whether all of ``[start, end)`` is in the set (an empty range always is)."""
-        if start >= end:
-            return True
-        index = bisect_right(self._starts, start) - 1
-        return index >= 0 and self._ends[index] >= end
 
-    def overlaps(self, start: int, end: int) -> bool:
-        """Tell whether any of ``[start, end)`` is in the set."""
-        index = bisect_right(self._ends, start)
-        return start < end and index < len(self._starts) and self._starts[index] < end
+class ValuedRanges(Generic[V]):
+    """A map from integers to values, kept as sorted, disjoint ranges, to read; equal ones are
+    merged. Who may change it has it as a `RangeMap`.
+    """
 
-    def __contains__(self, value: int) -> bool:
-        return self.covers(value, value + 1)
+    __slots__ = ("_ends", "_starts", "_values")
 
-    def within(self, start: int, end: int) -> Iterator[tuple[int, int]]:
-        """Yield, ascending, the parts of the set inside ``[start, end)``."""
+    _starts: list[int]
+    _ends: list[int]
+    _values: list[V]
+
+    def get(self, position: int) -> V | None:
+        """Return the value at ``position``, or None where there is none."""
+        index = bisect_right(self._starts, position) - 1
+        if index >= 0 and position < self._ends[index]:
+            return self._values[index]
+        return None
+
+    def within(self, start: int, end: int) -> Iterator[tuple[int, int, V]]:
+        """Yield, ascending, ``(start, end, value)`` of what is known inside ``[start, end)``."""
         if start >= end:
             return
         for index in range(bisect_right(self._ends, start), len(self._starts)):
             if self._starts[index] >= end:
                 return
-            yield max(self._starts[index], start), min(self._ends[index], end)
+            yield (
+                max(self._starts[index], start),
+                min(self._ends[index], end),
+                self._values[index],
+            )
 
-    def gaps(self, start: int, end: int) -> Iterator[tuple[int, int]]:
-        """Yield, ascending, the parts of ``[start, end)`` that are not in the set."""
+    def segments(self, start: int, end: int) -> Iterator[tuple[int, int, V | None]]:
+        """Yield ``(start, end, value)`` for all of ``[start, end)``; None: nothing is known."""
         position = start
-        for low, high in self.within(start, end):
+        for low, high, value in self.within(start, end):
             if position < low:
-                yield position, low
+                yield position, low, None
+            yield low, high, value
             position = high
         if position < end:
-            yield position, end
+            yield position, end, None
 
-    def descending(self, start: int, end: int) -> Iterator[tuple[int, int]]:
-        """Yield the parts of the set inside ``[start, end)``, highest first."""
-        if start >= end:
-            return
-        for index in range(bisect_left(self._starts, end) - 1, -1, -1):
-            if self._ends[index] <= start:
-                return
-            yield max(self._starts[index], start), min(self._ends[index], end)
-
-    def common_descending(self, other: RangeSet, start: int, end: int) -> Iterator[tuple[int, int]]:
-        """Yield what is in both sets inside ``[start, end)``, highest first.
-
-        Costs a bisection for each time the two take turns: where one set has nothing, everything
-        that the other has there is skipped at once.
-        """
-        mine = bisect_left(self._starts, end) - 1
-        its = bisect_left(other._starts, end) - 1
-        while mine >= 0 and its >= 0:
-            low = max(self._starts[mine], other._starts[its], start)
-            high = min(self._ends[mine], other._ends[its], end)
-            if low < high:
-                yield low, high
-            if max(self._starts[mine], other._starts[its]) <= start:
-                return
-            if self._starts[mine] >= other._starts[its]:
-                mine = bisect_left(self._starts, other._ends[its], hi=mine) - 1
-            else:
-                its = bisect_left(other._starts, self._ends[mine], hi=its) - 1
-
-    def difference(self, other: RangeSet) -> RangeSet:
-        """Return what is in this set and not in ``other``."""
-        result = RangeSet()
-        for start, end in self:
-            result.update(other.gaps(start, end))
-        return result
-
-    def intersection(self, other: RangeSet) -> RangeSet:
-        """Return what is in both sets."""
-        result = RangeSet()
-        for start, end in self:
-            result.update(other.within(start, end))
-        return result
-
-    @property
-    def total(self) -> int:
-        """How many integers are in the set."""
-        return sum(self._ends) - sum(self._starts)
-
-    @property
-    def first(self) -> int:
-        """The lowest member. Raises IndexError when the set is empty."""
-        return self._starts[0]
-
-    @property
-    def end(self) -> int:
-        """One past the highest member. Raises IndexError when the set is empty."""
-        return self._ends[-1]
-
-    def __iter__(self) -> Iterator[tuple[int, int]]:
-        return iter(zip(self._starts, self._ends, strict=True))
+    def __iter__(self) -> Iterator[tuple[int, int, V]]:
+        return iter(zip(self._starts, self._ends, self._values, strict=True))
 
     def __len__(self) -> int:
         return len(self._starts)
 
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, RangeSet):
-            return NotImplemented
-        return self._starts == other._starts and self._ends == other._ends
 
-    __hash__ = None  # type: ignore[assignment]  # mutable: hashing it would be a mistake
+class RangeMap(ValuedRanges[V]):
+    """A map from integers to values as `ValuedRanges`, to be changed."""
 
-    def __repr__(self) -> str:
-        return f"RangeSet({[(hex(start), hex(end)) for start, end in self]})"
-
-
-class RangeMap(Generic[V]):
-    """A map from integers to values, kept as sorted, disjoint ranges; equal ones are merged."""
-
-    __slots__ = ("_ends", "_starts", "_values")
+    __slots__ = ()
 
     def __init__(self) -> None:
         self._starts: list[int] = []
         self._ends: list[int] = []
         self._values: list[V] = []
+
+    def view(self) -> ValuedRanges[V]:
+        """Return the same map, as it stands at any time, without the means to change it."""
+        view = ValuedRanges[V]()
+        view._starts, view._ends, view._values = self._starts, self._ends, self._values
+        return view
 
     def set(self, start: int, end: int, value: V) -> None:
         """Give every integer of ``[start, end)`` the value ``value``."""
@@ -258,40 +331,3 @@ class RangeMap(Generic[V]):
             self._starts[first:last] = [low for low, _, _ in kept]
             self._ends[first:last] = [high for _, high, _ in kept]
             self._values[first:last] = [value for _, _, value in kept]
-
-    def get(self, position: int) -> V | None:
-        """Return the value at ``position``, or None where there is none."""
-        index = bisect_right(self._starts, position) - 1
-        if index >= 0 and position < self._ends[index]:
-            return self._values[index]
-        return None
-
-    def within(self, start: int, end: int) -> Iterator[tuple[int, int, V]]:
-        """Yield, ascending, ``(start, end, value)`` of what is known inside ``[start, end)``."""
-        if start >= end:
-            return
-        for index in range(bisect_right(self._ends, start), len(self._starts)):
-            if self._starts[index] >= end:
-                return
-            yield (
-                max(self._starts[index], start),
-                min(self._ends[index], end),
-                self._values[index],
-            )
-
-    def segments(self, start: int, end: int) -> Iterator[tuple[int, int, V | None]]:
-        """Yield ``(start, end, value)`` for all of ``[start, end)``; None: nothing is known."""
-        position = start
-        for low, high, value in self.within(start, end):
-            if position < low:
-                yield position, low, None
-            yield low, high, value
-            position = high
-        if position < end:
-            yield position, end, None
-
-    def __iter__(self) -> Iterator[tuple[int, int, V]]:
-        return iter(zip(self._starts, self._ends, self._values, strict=True))
-
-    def __len__(self) -> int:
-        return len(self._starts)

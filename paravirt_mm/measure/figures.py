@@ -14,7 +14,7 @@ import attrs
 
 from paravirt_mm.engine.answers import Way
 from paravirt_mm.engine.pages import Source
-from paravirt_mm.engine.trace import RunStarted, Trace
+from paravirt_mm.engine.trace import Trace
 from paravirt_mm.machine.paging import GIB, MIB, PAGE_SHIFT, PAGE_SIZE
 from paravirt_mm.machine.ranges import RangeSet, align_up
 from paravirt_mm.measure.books import Books
@@ -427,7 +427,7 @@ FIGURES: dict[str, Figure] = {
 
 def measure(trace: Trace) -> Mapping[str, Value]:
     """Return every figure of a trace; none of one without a start (a refused domain)."""
-    if not trace.events or not isinstance(trace.events[0], RunStarted):
+    if not trace.begun:
         return {}
     books = Books(trace)
     return {name: figure.compute(books) for name, figure in FIGURES.items()}

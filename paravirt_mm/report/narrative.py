@@ -43,8 +43,7 @@ def narrate(trace: Trace) -> list[str]:
 
 
 def _lines(trace: Trace) -> Iterator[str]:
-    start = trace.events[0] if trace.events else None
-    mode = getattr(getattr(start, "machine", None), "mode", None)
+    mode = trace.start.machine.mode if trace.begun else None
     for number, event in enumerate(trace):
         text = _describe(event, mode)
         if text:

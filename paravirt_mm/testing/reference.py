@@ -13,9 +13,9 @@ import attrs
 from paravirt_mm.engine.answers import Cost, EntryKind, EntryWrite, Refusal, Way
 from paravirt_mm.engine.boot import Boot, Promise
 from paravirt_mm.engine.pages import PageRun, Source, TablePages, deal, page_count
+from paravirt_mm.engine.panic import KernelPanic
 from paravirt_mm.engine.steps import ActivateRoot, Map, Step, StepResult, TableDemand
 from paravirt_mm.engine.tables import Batch
-from paravirt_mm.errors import KernelPanic
 from paravirt_mm.hookspecs import API_VERSION, hookimpl
 from paravirt_mm.machine.model import BootState, Machine, Span
 from paravirt_mm.machine.paging import PAGE_SHIFT, PAGE_SIZE

@@ -5,7 +5,8 @@ from __future__ import annotations
 import portion
 from hypothesis import given, strategies as st
 
-from paravirt_mm import Memblock, PageRun, RangeSet
+from paravirt_mm import PageRun, RangeSet
+from paravirt_mm.engine.memblock import Memblock
 
 PAGE = 4096
 PAGES = 64

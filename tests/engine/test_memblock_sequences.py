@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from hypothesis import given, strategies as st
 
-from paravirt_mm import Memblock, RangeSet
+from paravirt_mm import RangeSet
+from paravirt_mm.engine.memblock import Memblock
 
 PAGE = 4096
 PAGES = 64

@@ -7,7 +7,8 @@ import itertools
 import pytest
 from hypothesis import given, strategies as st
 
-from paravirt_mm import MODES, Memblock, Piece, RangeSet
+from paravirt_mm import MODES, Piece, RangeSet
+from paravirt_mm.engine.memblock import Memblock
 from paravirt_mm.engine.split import merge_equal, promote_to_large, split_by_alignment
 
 PAGE, MIB, GIB = 4096, 1 << 20, 1 << 30

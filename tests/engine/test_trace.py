@@ -163,5 +163,5 @@ def test_empty_trace() -> None:
 
 def test_events_by_kind() -> None:
     trace = RUNS[0].trace
-    chosen = list(trace.of(RunStarted, RunFinished))
+    chosen = [*trace.of(RunStarted), *trace.of(RunFinished)]
     assert chosen == [trace.events[0], trace.events[-1]]

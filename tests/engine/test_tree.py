@@ -15,14 +15,15 @@ from hypothesis import given, strategies as st
 
 from paravirt_mm import (
     MODES,
-    Batch,
+    EntryCount,
+    MapPlan,
     PageRun,
     PagingMode,
     RangeSet,
     Source,
     TablePages,
-    Tree,
 )
+from paravirt_mm.engine.tables import BOOT_TREE, Tree
 
 PAGE = 4096
 TINY = {
@@ -137,15 +138,14 @@ def _flat(mode: PagingMode, runs: object) -> list[tuple[int, int, int]]:
     ]
 
 
-def _writes(plan: object, batch: Batch) -> Counter[tuple[int, str, int]]:
+def _writes(plan: MapPlan) -> Counter[tuple[int, str, int]]:
     """Entries by level, kind and owner, as the plan says; what the new tables hold themselves is
     the rest.
     """
     writes: Counter[tuple[int, str, int]] = Counter()
-    for level, owner, count in plan.leaf_owner:  # type: ignore[attr-defined]
-        writes[level, "leaf", owner] += count
-    for level, owner, count in plan.parents:  # type: ignore[attr-defined]
-        writes[level, "table", owner] += count
+    for kind, entries in (("leaf", plan.filled), ("table", plan.links)):
+        for one in entries:
+            writes[one.level, kind, one.owner] += one.count
     return writes
 
 
@@ -182,12 +182,7 @@ def test_tree_grows_like_the_kernels(data: st.DataObject) -> None:
         assert batch.by_level == dict(sorted(Counter(lv for lv, _ in naive.born).items()))
         assert batch.count == len(naive.born)
         older = {key: n for key, n in naive.writes.items() if key[2] != index}
-        assert _writes(before, batch) == older
-        tops = Counter({lv - 1: n for (lv, kind, owner), n in older.items() if kind == "table"})
-        assert sum(batch.tops.values()) == sum(
-            n for (_, kind, _), n in older.items() if kind == "table"
-        )
-        assert set(tops) <= set(batch.tops)
+        assert _writes(before) == older
         for leaf_level, leaves in naive.leaves().items():
             assert list(tree.leaves(leaf_level)) == list(leaves)
         assert tree.is_mapped(start, end) is tree.mapped().covers(start, end)
@@ -223,7 +218,7 @@ def test_adopted_tables_are_not_made_again() -> None:
     tree.adopt_mapping(0, 1 << 20)
     plan = tree.plan(0, 4 << 20, 1)
     assert plan.spans == {}
-    assert plan.leaf_owner == ((1, -1, 768),)
+    assert plan.filled == (EntryCount(1, BOOT_TREE, 768),)
     assert [(leaf.start, leaf.end) for leaf in plan.leaves] == [(1 << 20, 4 << 20)]
     assert plan.mapped_end == 4 << 20
 

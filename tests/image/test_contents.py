@@ -66,7 +66,6 @@ def slow_entries(trace: Trace, static: dict[int, tuple[int, int, int]]) -> dict[
     mode = machine.mode
     tables = dict(static)
     for event in trace.of(TablesAllocated):
-        assert isinstance(event, TablesAllocated)
         if mode.root_level in event.batch.spans:
             tables = {}
         for run in event.batch.walk_order():
@@ -77,7 +76,7 @@ def slow_entries(trace: Trace, static: dict[int, tuple[int, int, int]]) -> dict[
     links = {
         (event.batch, event.level, event.owner)
         for event in trace.of(EntriesWritten)
-        if isinstance(event, EntriesWritten) and event.kind is EntryKind.TABLE
+        if event.kind is EntryKind.TABLE
     }
     by_place = {(level, base): (pfn, owner) for pfn, (level, base, owner) in tables.items()}
     result = {}
@@ -221,7 +220,6 @@ def test_under_xen_no_entry_lets_a_table_be_written(small_run: Callable[..., Run
         pages = pages_of(image)
         level = {pfn: table[0] for pfn, table in static_tables(image).items()}
         for event in run.trace.of(TablesAllocated):
-            assert isinstance(event, TablesAllocated)
             for part in event.batch.walk_order():
                 level |= {part.pfn + n * part.step: part.level for n in range(part.count)}
         seen = 0
@@ -236,7 +234,7 @@ def test_under_xen_no_entry_lets_a_table_be_written(small_run: Callable[..., Run
 def test_surplus_of_the_guess_is_writable_again(small_run: Callable[..., Run]) -> None:
     allocator = "legacy_linear:kernel=3.6,good_end=end"
     run = small_run("x86_64", allocator, "xen", size=512 << 20)
-    writable = [e for e in run.trace.of(MadeWritable) if isinstance(e, MadeWritable)]
+    writable = list(run.trace.of(MadeWritable))
     assert writable
     image = Image(run.trace)
     found = walk(image, image.root, image.mode)

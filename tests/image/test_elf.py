@@ -86,7 +86,6 @@ def test_pyelftools_opens_it_and_a_plain_walk_finds_the_direct_map(
     expected = {
         base + address: address
         for event in run.trace.of(RangeMapped)
-        if isinstance(event, RangeMapped)
         for address in range(event.leaves.start, event.leaves.end, 4096)
     }
     assert mapped == expected

@@ -10,7 +10,7 @@ from typing import Any
 import attrs
 import pytest
 
-from paravirt_mm import Boot, Map, Outcome, PageRun, Run, Trace, hookimpl
+from paravirt_mm import Boot, Event, Map, Outcome, PageRun, Run, Trace, hookimpl
 from paravirt_mm.engine.trace import (
     MadeReadonly,
     MadeWritable,
@@ -34,17 +34,17 @@ MIB = 1 << 20
 
 def _altered(trace: Trace, kind: type, change: Callable[[Any], Any]) -> Trace:
     """Return a copy whose first event of ``kind`` is changed (None: left out)."""
-    copy = Trace()
+    events: list[Event] = []
     done = False
     for event in trace:
         if not done and isinstance(event, kind):
             done = True
             changed = change(event)
-            copy.events += [changed] if changed is not None else []
+            events += [changed] if changed is not None else []
         else:
-            copy.events.append(event)
+            events.append(event)
     assert done, f"the trace has no {kind.__name__}"
-    return copy
+    return Trace(events)
 
 
 @pytest.mark.parametrize(("backend", "rule"), [(PlainPlatform, 3), (TypingPlatform, 4)])
@@ -107,13 +107,9 @@ def test_run_that_gave_up_promises_nothing(run_pair: RunPair) -> None:
     a finding.
     """
     trace = run_pair(BlockAllocator, PlainPlatform).trace
-    cut = Trace()
-    for event in trace:
-        if isinstance(event, SurplusReleased):
-            break
-        cut.events.append(event)
-    cut.events += [Panicked("ran out of memory"), trace.events[-1]]
-    assert check(cut) == []
+    given_back = next(n for n, event in enumerate(trace) if isinstance(event, SurplusReleased))
+    kept = trace.events[:given_back]
+    assert check(Trace([*kept, Panicked("ran out of memory"), trace.events[-1]])) == []
 
 
 def test_trace_without_a_start_has_no_findings() -> None:

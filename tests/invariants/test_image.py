@@ -47,15 +47,11 @@ def test_sound_runs_have_no_findings(mode: str, backend: str, allocator: str) ->
 
 
 def without(trace: Trace, number: int) -> Trace:
-    damaged = Trace()
-    damaged.events = [*trace.events[:number], *trace.events[number + 1 :]]
-    return damaged
+    return Trace([*trace.events[:number], *trace.events[number + 1 :]])
 
 
 def changed(trace: Trace, number: int, event: Event) -> Trace:
-    damaged = Trace()
-    damaged.events = [*trace.events[:number], event, *trace.events[number + 1 :]]
-    return damaged
+    return Trace([*trace.events[:number], event, *trace.events[number + 1 :]])
 
 
 def numbers(trace: Trace, kind: type) -> list[int]:

@@ -78,16 +78,13 @@ def _batch(pages: list[TablePages], index: int = 0) -> Batch:
         start=0,
         end=4 * MIB,
         spans={1: ((0, 4 * MIB),), 2: ((0, GIB),)},
-        tops={2: 1},
         leaf_levels=(1,),
         pages=tuple(pages),
     )
 
 
 def _trace(*events: Any, boot: BootState = BOOT) -> Trace:
-    trace = Trace()
-    trace.events = [RunStarted(MACHINE, boot, "a", "b", ((0, 4 * MIB),)), *events]
-    return trace
+    return Trace([RunStarted(MACHINE, boot, "a", "b", ((0, 4 * MIB),)), *events])
 
 
 @pytest.fixture
@@ -223,7 +220,6 @@ def test_root_pinned_when_loaded_was_not_validated_by_itself() -> None:
     root = attrs.evolve(
         _batch([TablePages(PageRun(0x1400, 1), Source.BRK)]),
         spans={4: ((0, 1 << 48),)},
-        tops={4: 0},
     )
     figures = measure(
         _trace(
@@ -308,6 +304,5 @@ def test_a_trace_without_a_start_has_no_figures() -> None:
 def test_figures_come_from_the_trace_alone(run_scenario: Callable[..., Run]) -> None:
     """Measured again, from a copy of the events, they are the same."""
     run = run_scenario("macmini-4g", "legacy_linear:kernel=3.6,good_end=end", "xen")
-    copy = Trace()
-    copy.events = list(run.trace.events)
+    copy = Trace(run.trace)
     assert measure(copy) == {name: run.figures[name] for name in FIGURES}

@@ -156,7 +156,7 @@ def test_observers_see_every_event_and_change_nothing(machine: Machine) -> None:
     registry = registry_with(installed=False, ascending=AscendingAllocator, plain=PlainPlatform)
     alone = Scenario.of(machine, "ascending", "plain").run(registry)
     watched = Scenario.of(machine, "ascending", "plain", Observer()).run(registry)
-    assert seen == watched.trace.events
+    assert tuple(seen) == watched.trace.events
     assert watched.figures == alone.figures
 
 

@@ -18,6 +18,7 @@ import attrs
 
 from paravirt_mm.engine.boot import Boot
 from paravirt_mm.engine.pages import PageRun, Source, TablePages
+from paravirt_mm.engine.panic import KernelPanic
 from paravirt_mm.engine.steps import Map, Step, TableDemand
 from paravirt_mm.engine.tables import Batch, MapPlan, TableRun
 from paravirt_mm.engine.trace import (
@@ -27,7 +28,7 @@ from paravirt_mm.engine.trace import (
     TablesAllocated,
     TablesReserved,
 )
-from paravirt_mm.errors import InputError, KernelPanic
+from paravirt_mm.errors import InputError
 from paravirt_mm.hookspecs import API_VERSION, hookimpl
 from paravirt_mm.machine.model import Machine, Span
 from paravirt_mm.machine.paging import PAGE_SHIFT, PagingMode
@@ -245,7 +246,7 @@ def _interrupted(
 def _walk(plan: MapPlan, count: int, mode: PagingMode) -> list[tuple[int, int]]:
     """Return (level, base) of a plan's tables in the order in which the kernel takes pages."""
     pages = (TablePages(PageRun(0, count), Source.MEMBLOCK),)
-    batch = Batch(-1, mode, plan.start, plan.end, plan.spans, plan.tops, (), pages)
+    batch = Batch(-1, mode, plan.start, plan.end, plan.spans, (), pages)
     return [(level, base) for level, _, base in _tables(batch.walk_order(), mode)]
 
 

@@ -32,7 +32,6 @@ from paravirt_mm import (
     PageRun,
     RangeSet,
     Refusal,
-    RunStarted,
     Span,
     SpecError,
     Way,
@@ -255,7 +254,7 @@ class Xen:
         """
         from paravirt_mm_xen.empty_entries import cleared_entries
 
-        if not run.trace.events or not isinstance(run.trace.events[0], RunStarted):
+        if not run.trace.begun:
             return None
         machine = run.machine
         figures: dict[str, int | float | str] = {

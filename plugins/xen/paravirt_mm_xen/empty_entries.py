@@ -40,7 +40,7 @@ def cleared_entries(trace: RunTrace) -> Mapping[int, int]:
     used = {level: _in_entries(ram, mode.entry_span(level)) for level in range(2, mode.root_level)}
     cleared = dict.fromkeys(used, 0)
     for event in trace.of(StepStarted):
-        step = event.step if isinstance(event, StepStarted) else None
+        step = event.step
         if not isinstance(step, Map) or step.hand_over is not HandOver.EACH:
             continue
         for level in cleared:

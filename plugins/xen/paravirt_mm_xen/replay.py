@@ -137,7 +137,7 @@ def findings(trace: Trace, limit_bytes: int) -> list[Finding]:
 
 def is_replayable(trace: Trace, limit_bytes: int) -> bool:
     """Tell whether `findings` would look at a run."""
-    if not trace.events or not isinstance(trace.events[0], RunStarted):
+    if not trace.begun:
         return False
     start = trace.start
     ram = start.machine.memory_map.ram_pages().total

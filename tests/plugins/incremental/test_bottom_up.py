@@ -38,14 +38,13 @@ def from_memblock(run: Run) -> list[PageRun]:
     return [
         part.run
         for event in run.trace.of(TablesAllocated)
-        if isinstance(event, TablesAllocated)
         for part in event.batch.pages
         if part.source is Source.MEMBLOCK
     ]
 
 
 def calls(run: Run) -> list[tuple[int, int]]:
-    return [(e.start, e.end) for e in run.trace.of(RangeSplit) if isinstance(e, RangeSplit)]
+    return [(e.start, e.end) for e in run.trace.of(RangeSplit)]
 
 
 def test_upward_from_the_kernel_then_below_it() -> None:

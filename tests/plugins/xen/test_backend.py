@@ -25,6 +25,7 @@ from paravirt_mm import (
     bundled,
     bundled_machines,
 )
+from paravirt_mm.engine.progress import Progress
 from paravirt_mm.engine.trace import MadeWritable
 from paravirt_mm.registry import Manager
 from paravirt_mm.testing import BackendConformance, Expected, generate
@@ -180,7 +181,8 @@ def test_pin_before_readonly_is_refused() -> None:
     """The order is: take write access, then pin. Without the first the second fails with EINVAL, as
     measured.
     """
-    boot = _boot()
+    progress = Progress(_boot().machine, _boot().state)
+    boot = Boot(_boot().machine, _boot().state, progress)
     page = PageRun(boot.machine.max_pfn - 1, 1)
     batch = Batch(
         index=0,
@@ -188,14 +190,13 @@ def test_pin_before_readonly_is_refused() -> None:
         start=0,
         end=1 << 21,
         spans={1: ((0, 1 << 21),)},
-        tops={1: 1},
         leaf_levels=(1,),
         pages=(TablePages(page, Source.MEMBLOCK),),
     )
     answer = _ask("pvmm_pin_tables", boot=boot, tables=batch)
     assert isinstance(answer, Refusal)
     assert answer.code == -22
-    boot.ledger.set_readonly(page.low, page.high, readonly=True)
+    progress.ledger.set_readonly(page.low, page.high, readonly=True)
     assert _ask("pvmm_pin_tables", boot=boot, tables=batch) == Cost(
         hypercalls={"mmuext_op": 1}, pinned={1: 1}
     )

@@ -80,7 +80,7 @@ def test_a_real_boot_is_counted_call_by_call() -> None:
     cr3 = BOOT["MMUEXT_NEW_BASEPTR and MMUEXT_TLB_FLUSH_LOCAL"]
     assert figures["hypercalls_mmuext_op"] == pins + cr3
     assert figures["hypercalls_clearing"] == 1020 + 2044
-    steps = [event for event in run.trace.of(StepStarted) if isinstance(event, StepStarted)]
+    steps = list(run.trace.of(StepStarted))
     assert len(steps) - 1 == BOOT["calls of init_memory_mapping"]
     places = dict(run.trace.start.boot.places)
     low, high = places[Part.PAGE_TABLES]
