@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from paravirt_mm.errors import InputError, KernelPanic, PluginError, Rejected
+from paravirt_mm.engine.panic import KernelPanic
+from paravirt_mm.errors import InputError, PluginError, Rejected
 from paravirt_mm.guard import (
     MIB,
     ForeignError,

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import attrs
 
-from paravirt_mm import PAGE_SHIFT, Finding, RunStarted, Trace
+from paravirt_mm import PAGE_SHIFT, Finding, Trace
 from paravirt_mm_xen.mmu.releases import RECORDED, Release
 from paravirt_mm_xen.traces.format import Operation
 from paravirt_mm_xen.traces.guest import TraceGuest
