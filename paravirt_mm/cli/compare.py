@@ -12,7 +12,8 @@ from typing import Any
 
 import click
 
-from paravirt_mm.cli.output import emit, progress
+from paravirt_mm.cli import reading
+from paravirt_mm.cli.output import complain, emit, progress
 from paravirt_mm.comparison import DEFAULT_ALLOCATORS, DEFAULT_BACKENDS, Row, compare
 from paravirt_mm.errors import ExitCode, InputError
 from paravirt_mm.machine.model import Machine
@@ -27,7 +28,7 @@ from paravirt_mm.report.tables import (
 )
 from paravirt_mm.run import Outcome
 from paravirt_mm.scenario import default_registry
-from paravirt_mm.sources import bundled_machines, load_each
+from paravirt_mm.sources import bundled_machines
 
 
 def _json(rows: Sequence[Row]) -> str:
@@ -70,10 +71,10 @@ def _machines(
         provided |= {machine.name: machine for machine in machines}
     yield from (provided[name] for name in inputs if name in provided)
     rest = [name for name in inputs if name not in provided]
-    for _, outcome in load_each(rest, boot):
+    for _, outcome in reading.machines(rest, boot):
         if isinstance(outcome, InputError):
             problems.append(outcome)
-            click.echo(f"paravirt-mm: {outcome}", err=True)
+            complain(outcome)
         else:
             yield outcome
 

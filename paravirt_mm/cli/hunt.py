@@ -12,7 +12,8 @@ from pathlib import Path
 
 import click
 
-from paravirt_mm.cli.output import emit
+from paravirt_mm.cli import reading
+from paravirt_mm.cli.output import emit, show_status
 from paravirt_mm.comparison import DEFAULT_BACKENDS
 from paravirt_mm.errors import ExitCode, InputError, SpecError
 from paravirt_mm.hunt.condition import Condition
@@ -22,7 +23,6 @@ from paravirt_mm.machine.model import Machine
 from paravirt_mm.machine.paging import MODES
 from paravirt_mm.options import PluginSpec
 from paravirt_mm.scenario import default_registry
-from paravirt_mm.sources import load_each
 
 
 @click.command()
@@ -119,11 +119,10 @@ def command(
 def _loaded(names: tuple[str, ...]) -> tuple[Machine, ...]:
     """Read what to start from. Raises `InputError` for the first that cannot be read."""
     found: list[Machine] = []
-    for name in names:
-        for _, machine in load_each(name):
-            if isinstance(machine, InputError):
-                raise machine
-            found.append(machine)
+    for _, machine in reading.machines(names):
+        if isinstance(machine, InputError):
+            raise machine
+        found.append(machine)
     return tuple(found)
 
 
@@ -172,9 +171,9 @@ def _progress(seconds: float) -> Iterator[Callable[[int, float], None]]:
     def told(tries: int, nearest: float) -> None:
         passed = max(time.monotonic() - began, 1e-9)
         line = f"{tries} tries, {tries / passed:.0f}/s, nearest {1 - nearest:.1%}"
-        click.echo(f"\r\x1b[K{line}, {max(0, seconds - passed):.0f} s left", nl=False, err=True)
+        show_status(f"{line}, {max(0, seconds - passed):.0f} s left")
 
     try:
         yield told
     finally:
-        click.echo("\r\x1b[K", nl=False, err=True)
+        show_status("")

@@ -53,6 +53,16 @@ def command(
     (QEMU's pmemsave), which needs --cr3 and --mode. What is wrong with the dump or its tables is
     listed, and makes the exit code 1.
     """
+    from paravirt_mm.cli import reading
+
+    text, code = reading.reading(_inspected, file, base, cr3, mode, runs, as_json)
+    click.echo(text)
+    return code
+
+
+def _inspected(
+    file: Path, base: int, cr3: int | None, mode: str | None, runs: bool, as_json: bool
+) -> tuple[str, ExitCode]:
     from paravirt_mm.image.dump import open_dump
     from paravirt_mm.image.inspect import inspect
 
@@ -66,8 +76,8 @@ def command(
             raise click.UsageError(f"{file} does not say where its tables are; give {missing}")
         alignment = 32 if paging.name == "i386-pae" else 4096
         result = inspect(dump, root - root % alignment, paging)
-        click.echo(_json(dump, result, runs) if as_json else _text(dump, result, runs))
-        return ExitCode.FINDINGS if dump.problems or result.findings else ExitCode.OK
+        text = _json(dump, result, runs) if as_json else _text(dump, result, runs)
+        return text, ExitCode.FINDINGS if dump.problems or result.findings else ExitCode.OK
 
 
 def _json(dump: Dump, result: Inspection, runs: bool) -> str:

@@ -7,10 +7,11 @@ import json
 import click
 from tabulate import tabulate
 
+from paravirt_mm.cli import reading
 from paravirt_mm.machine.model import Machine
 from paravirt_mm.printable import printable
 from paravirt_mm.report.values import size
-from paravirt_mm.sources import bundled, bundled_machines, load
+from paravirt_mm.sources import bundled, bundled_machines
 
 
 @click.command()
@@ -25,7 +26,7 @@ def command(name: str | None, as_json: bool) -> None:
     if name is not None:
         from paravirt_mm.sources.machine_file import write_json, write_toml
 
-        machine = load(name)
+        machine = reading.machine(name)
         click.echo(write_json(machine) if as_json else write_toml(machine))
         return
     machines = [bundled(each) for each in bundled_machines()]

@@ -133,6 +133,14 @@ def terminal(err: bool = False) -> TextIO:
     return cast(TextIO, getattr(stream, "_stream", None) or stream)
 
 
+def show_status(text: str) -> None:
+    """Show text in the one line of a terminal that says how far things are; "" takes it away."""
+    stream = terminal(err=True)
+    with suppress(OSError):
+        stream.write(f"\r\x1b[K{harmless(text)}")
+        stream.flush()
+
+
 def complain(message: object) -> None:
     """Say on standard error what is wrong."""
     text = str(message)

@@ -8,7 +8,8 @@ from pathlib import Path
 import click
 from tabulate import tabulate, tabulate_formats
 
-from paravirt_mm.cli.output import emit
+from paravirt_mm.cli import reading
+from paravirt_mm.cli.output import complain, emit
 from paravirt_mm.errors import ExitCode
 from paravirt_mm.printable import printable
 from paravirt_mm.report.values import size as short
@@ -67,11 +68,14 @@ def command(
 
     FILE is only read. A sweep that is still going on has it to itself: wait, or stop it.
     """
-    answer = select(file, sql) if sql else ask(file, question, by, size, below)
+    if sql:
+        answer = reading.reading(select, file, sql)
+    else:
+        answer = reading.reading(ask, file, question, by, size, below)
     text = _json(answer) if as_json or style == "json" else _table(answer, style)
     emit(text, output)
     if answer.cut:
-        click.echo(f"paravirt-mm: only the first {MAX_ROWS} rows are shown", err=True)
+        complain(f"only the first {MAX_ROWS} rows are shown")
     return ExitCode.OK
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from paravirt_mm.cli import reading
 from paravirt_mm.cli.output import emit
 from paravirt_mm.errors import ExitCode
 from paravirt_mm.measure.figures import FIGURES, Group
@@ -17,7 +18,6 @@ from paravirt_mm.report.tracefile import trace_lines
 from paravirt_mm.report.values import show, size
 from paravirt_mm.run import Outcome, Run
 from paravirt_mm.scenario import Scenario
-from paravirt_mm.sources import load
 
 
 @click.command()
@@ -62,7 +62,7 @@ def command(
     Numbers in brackets are events of the trace. The tables of a machine that is not too large are
     also made byte for byte, walked, and compared with the trace.
     """
-    scenario = Scenario.of(load(machine, boot), allocator, backend)
+    scenario = Scenario.of(reading.machine(machine, boot), allocator, backend)
     run = scenario.run(thorough=True)
     if trace_path is not None:
         emit("\n".join(trace_lines(run.trace)), trace_path)

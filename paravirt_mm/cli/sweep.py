@@ -13,6 +13,7 @@ from pathlib import Path
 
 import click
 
+from paravirt_mm.cli.output import show_status, terminal
 from paravirt_mm.comparison import DEFAULT_ALLOCATORS, DEFAULT_BACKENDS
 from paravirt_mm.errors import ExitCode, PluginError
 from paravirt_mm.options import PluginSpec
@@ -185,7 +186,7 @@ def _progress(parts: Callable[[], Iterator[Part]]) -> Iterator[Callable[[int, bo
         nonlocal finished, computed
         finished += count
         computed += count if now else 0
-        click.echo(f"\r\x1b[K{line()}", nl=finished == total, err=True)
+        show_status(line())
 
     try:
         from rich.console import Console
@@ -194,7 +195,7 @@ def _progress(parts: Callable[[], Iterator[Part]]) -> Iterator[Callable[[int, bo
         yield plain
         return
     columns = (TextColumn("sweeping"), BarColumn(), TextColumn("{task.description}"))
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    with Progress(*columns, console=Console(file=terminal(err=True)), transient=True) as bar:
         task = bar.add_task("", total=total)
 
         def rich(count: int, now: bool) -> None:

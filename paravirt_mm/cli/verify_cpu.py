@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import attrs
 import click
 
-from paravirt_mm.errors import ExitCode
+from paravirt_mm.errors import ExitCode, InputError
 from paravirt_mm.machine.model import Machine
 from paravirt_mm.machine.paging import X86_64, X86_64_LA57
 
@@ -57,13 +58,12 @@ def command(
     fault there with a reserved bit, and are counted apart.
     """
     from paravirt_mm.cli.output import progress
-    from paravirt_mm.errors import InputError
     from paravirt_mm.run import Outcome
     from paravirt_mm.scenario import Scenario
-    from paravirt_mm.sources import bundled, bundled_machines, load_all
+    from paravirt_mm.sources import bundled, bundled_machines
     from paravirt_mm.verify.cpu import check_cpu
 
-    chosen = load_all(machines) if machines else (bundled(name) for name in bundled_machines())
+    chosen = _read(machines) if machines else (bundled(name) for name in bundled_machines())
     scenarios = [
         Scenario.of(machine, allocator, backend)
         for given in chosen
@@ -93,6 +93,16 @@ def command(
     if not as_json:
         click.echo(f"{checked} images, {probes} accesses, {failed} images differ")
     return ExitCode.FINDINGS if failed else ExitCode.OK
+
+
+def _read(inputs: Sequence[str]) -> Iterator[Machine]:
+    """Read machines. Raises `InputError` at the first that cannot be read."""
+    from paravirt_mm.cli import reading
+
+    for _, machine in reading.machines(inputs):
+        if isinstance(machine, InputError):
+            raise machine
+        yield machine
 
 
 def _modes(machine: Machine, la57: bool) -> list[Machine]:

@@ -10,6 +10,7 @@ from pathlib import Path
 import attrs
 import click
 
+from paravirt_mm.cli import reading
 from paravirt_mm.cli.output import progress
 from paravirt_mm.errors import ExitCode
 from paravirt_mm.evidence import DATA_FILE, Evidence, record
@@ -48,7 +49,7 @@ def command(
 
 def _all(files: Sequence[str], registry: Registry) -> Iterable[Replay]:
     for path in files:
-        yield from replay_file(path, registry)
+        yield from reading.reading_each(replay_file, path, registry)
 
 
 def _json(replays: Sequence[Replay]) -> str:

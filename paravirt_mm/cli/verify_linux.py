@@ -11,11 +11,11 @@ from typing import IO, Any
 import attrs
 import click
 
+from paravirt_mm.cli import reading
 from paravirt_mm.cli.output import progress
 from paravirt_mm.errors import ExitCode, InputError
 from paravirt_mm.evidence import DATA_FILE, Evidence, record
 from paravirt_mm.scenario import default_registry
-from paravirt_mm.sources import load_each
 from paravirt_mm.verify.kernel.compare import Replay
 from paravirt_mm.verify.linux.compare import replay, replay_file
 from paravirt_mm.verify.linux.maps import NamedMap, builtin_maps, map_of, random_maps
@@ -161,7 +161,7 @@ def _maps(
         yield from random_maps(count, seed, kernel)
     elif not machines:
         yield from builtin_maps(kernel)
-    for source, machine in load_each(machines):
+    for source, machine in reading.machines(machines):
         if isinstance(machine, InputError):
             yield Result(source, kernel.release, reason=str(machine))
             continue

@@ -10,7 +10,8 @@ from pathlib import Path
 import attrs
 import click
 
-from paravirt_mm.cli.output import progress
+from paravirt_mm.cli import reading
+from paravirt_mm.cli.output import complain, progress
 from paravirt_mm.errors import ExitCode, InputError
 from paravirt_mm.evidence import DATA_FILE, Evidence, record
 from paravirt_mm.scenario import default_registry
@@ -68,11 +69,11 @@ def command(
     problems: list[InputError] = []
     for path in progress(files, "predicting", len(files)):
         try:
-            report = check_log(read_boot_log(path, boot), kernel, registry)
+            report = check_log(reading.reading(read_boot_log, path, boot), kernel, registry)
             reports.append(with_reason(report, path))
         except InputError as error:
             problems.append(error)
-            click.echo(f"paravirt-mm: {error}", err=True)
+            complain(error)
     if as_json:
         click.echo(json.dumps([_as_json(report) for report in reports], indent=1))
     elif reports:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import attrs
-import click
 
 from paravirt_mm import InputError
 from paravirt_mm_xen.mmu.releases import RECORDED, Release
@@ -118,8 +118,9 @@ def _at_least_one(path: Path) -> Iterator[RecordedTrace]:
 
 
 def _show(text: str) -> None:
-    """Replace the progress line."""
-    click.echo(f"\r\x1b[K{printable(text)}", nl=False, err=True)
+    """Replace the progress line, on a terminal: what moves the cursor goes there directly."""
+    if sys.__stderr__ is not None:
+        print(f"\r\x1b[K{printable(text)}", end="", file=sys.__stderr__, flush=True)
 
 
 def _rate(operations: int, seconds: float) -> int:
