@@ -16,6 +16,16 @@ MAX_ITEMS = 1 << 17
 """A list with more items than this is refused."""
 
 
+def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Make an object of its keys and values. Raises ValueError where a key stands twice."""
+    table: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in table:
+            raise ValueError(f"key {printable(key, 80)!r} stands twice")
+        table[key] = value
+    return table
+
+
 @attrs.frozen
 class Checker:
     """Checks values that come from the file (and line) ``where``. All raise InputError."""
@@ -78,7 +88,8 @@ class Checker:
         if not isinstance(value, int) or isinstance(value, bool):
             self.fail(key, f"{_shown(value)} is not a number")
         if not low <= value <= high:
-            self.fail(key, f"{value:#x} is not between {low:#x} and {high:#x}")
+            shown = hex(value) if value.bit_length() <= 128 else _shown(value)
+            self.fail(key, f"{shown} is not between {low:#x} and {high:#x}")
         return value
 
     def address(self, value: Any, key: str) -> int:
@@ -96,7 +107,12 @@ class Checker:
 
 
 def _shown(value: Any) -> str:
-    text = (
-        repr(value) if isinstance(value, str | int | float | bool | None) else type(value).__name__
-    )
+    if isinstance(value, int) and not isinstance(value, bool):
+        text = str(value) if value.bit_length() <= 128 else f"a number of {value.bit_length()} bits"
+    elif isinstance(value, str):
+        text = repr(value[:80])
+    elif isinstance(value, float | bool | None):
+        text = repr(value)
+    else:
+        text = type(value).__name__
     return printable(text, 60)

@@ -7,8 +7,10 @@ archive of it is read; nothing is ever unpacked to disk.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from pathlib import Path
+from typing import BinaryIO
+
+import attrs
 
 from paravirt_mm.errors import InputError
 from paravirt_mm.machine.e820 import E820Type, MemoryMap
@@ -24,6 +26,7 @@ MAX_VALUE_BYTES = 256
 PARTS = ("start", "end", "type")
 
 _NUMBER = re.compile(r"\d{1,6}")
+_MEMBER = re.compile(r"(?:.*/)?(\d{1,6})/(start|end|type)", re.DOTALL)
 
 
 def is_memmap(path: Path) -> bool:
@@ -31,42 +34,69 @@ def is_memmap(path: Path) -> bool:
     return all((path / "0" / part).is_file() for part in PARTS)
 
 
+def is_part(file_name: str) -> bool:
+    """Tell whether a file of an archive is one of such a folder."""
+    return _MEMBER.fullmatch(file_name) is not None
+
+
 def read_folder(path: Path, source: str, name: str) -> Machine:
     """Return the machine of a memmap folder. Raises InputError that names the file at fault."""
-    values: dict[tuple[int, str], str] = {}
+    values = Values(source)
     try:
-        folders = [child for child in path.iterdir() if _NUMBER.fullmatch(child.name)]
-        if len(folders) > MAX_ENTRIES:
-            raise InputError(f"more than {MAX_ENTRIES} entries", source)
-        for folder in folders:
-            for part in PARTS:
-                with (folder / part).open("rb") as file:
-                    content = file.read(MAX_VALUE_BYTES)
-                values[int(folder.name), part] = content.decode("ascii", "replace")
+        for folder in path.iterdir():
+            if _NUMBER.fullmatch(folder.name):
+                for part in PARTS:
+                    with (folder / part).open("rb") as file:
+                        values.take(f"{folder.name}/{part}", file)
     except OSError as error:
         raise InputError(
             f"cannot be read: {error.strerror}", printable(str(error.filename))
         ) from None
-    return from_values(values, source, name)
+    return values.machine(name)
 
 
-def from_values(values: Mapping[tuple[int, str], str], source: str, name: str) -> Machine:
-    """Return the machine of ``{(entry, "start"): text}``. Raises InputError."""
-    entries: list[tuple[int, int, E820Type]] = []
-    for index in sorted({number for number, _ in values}):
-        start, end = (_address(values, index, part, source) for part in ("start", "end"))
-        label = values.get((index, "type"), "").strip("\0 \n")
-        kind = resource_type(label)
-        if kind is None:
-            raise InputError(
-                f"unknown memory type {printable(label, 40)!r}", f"{source}/{index}/type"
-            )
-        entries.append((start, end + 1, kind))
-    return machine_from_map(name, source, "from /sys/firmware/memmap", MemoryMap.sanitise(entries))
+@attrs.define
+class Values:
+    """The texts of the files ``0/start``, ``0/end``, ``0/type``, ``1/start``, ..."""
 
+    source: str
+    _texts: dict[tuple[int, str], str] = attrs.field(factory=dict, init=False)
 
-def _address(values: Mapping[tuple[int, str], str], index: int, part: str, source: str) -> int:
-    text = values.get((index, part), "").strip("\0 \n")
-    if not re.fullmatch(r"0x[0-9a-fA-F]{1,16}", text):
-        raise InputError(f"{printable(text, 40)!r} is not an address", f"{source}/{index}/{part}")
-    return int(text, 16)
+    def take(self, file_name: str, file: BinaryIO) -> bool:
+        """Read a file if its name is one of a memmap folder. Raises InputError for too many."""
+        entry = _MEMBER.fullmatch(file_name)
+        if entry is None:
+            return False
+        self._texts[int(entry[1]), entry[2]] = file.read(MAX_VALUE_BYTES).decode("ascii", "replace")
+        if len(self._texts) > MAX_ENTRIES * len(PARTS):
+            raise InputError(f"more than {MAX_ENTRIES} entries", self.source)
+        return True
+
+    def __bool__(self) -> bool:
+        return bool(self._texts)
+
+    def machine(self, name: str) -> Machine:
+        """Return the machine. Raises InputError that names the file at fault."""
+        entries: list[tuple[int, int, E820Type]] = []
+        for index in sorted({number for number, _ in self._texts}):
+            start, end = (self._address(index, part) for part in ("start", "end"))
+            if start > end:
+                raise InputError(
+                    f"ends at {end:#x}, before its start {start:#x}", f"{self.source}/{index}"
+                )
+            label = self._texts.get((index, "type"), "").strip("\0 \n")
+            kind = resource_type(label)
+            if kind is None:
+                raise InputError(
+                    f"unknown memory type {printable(label, 40)!r}", f"{self.source}/{index}/type"
+                )
+            entries.append((start, end + 1, kind))
+        memory = MemoryMap.sanitise(entries)
+        return machine_from_map(name, self.source, "from /sys/firmware/memmap", memory)
+
+    def _address(self, index: int, part: str) -> int:
+        text = self._texts.get((index, part), "").strip("\0 \n")
+        if not re.fullmatch(r"0x[0-9a-fA-F]{1,16}", text):
+            where = f"{self.source}/{index}/{part}"
+            raise InputError(f"{printable(text, 40)!r} is not an address", where)
+        return int(text, 16)

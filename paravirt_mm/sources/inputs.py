@@ -12,29 +12,22 @@ import io
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import BinaryIO, Protocol
 
 import attrs
 
 from paravirt_mm.errors import InputError
 from paravirt_mm.machine.model import Machine
 from paravirt_mm.printable import printable
-from paravirt_mm.sources import firmware_map
-from paravirt_mm.sources.load import (
-    _MEMMAP_MEMBER,
-    _TAR_MAGIC_AT,
-    HEAD_BYTES,
-    _files,
-    _machines,
-    load_each,
-    opened,
-)
+from paravirt_mm.sources import archives, firmware_map
+from paravirt_mm.sources.content import content_of, opened, reading
+from paravirt_mm.sources.load import NOTHING, files_below, load_each, machines_in
 from paravirt_mm.sources.oracle_machines import MAX_RECORD_BYTES
 
 MAX_PART_BYTES = 64 << 20
-"""A member of an archive that is longer is not carried: it costs an error, not the memory."""
+"""What is longer is not carried: it costs an error, not the memory."""
 
-_RECORD_FILE = re.compile(r"\.jsonl(?:\.(?:gz|bz2|xz))?$", re.IGNORECASE)
+_RECORD_FILE = re.compile(r"\.jsonl(?:\.(?:gz|bz2|xz|zst|zip))?$", re.IGNORECASE)
 
 Outcome = tuple[str, Machine | InputError]
 
@@ -98,9 +91,10 @@ class CarriedPart:
         try:
             if self.problem:
                 raise InputError(self.problem)
-            stream = io.BufferedReader(cast("Any", io.BytesIO(self.content)), HEAD_BYTES)
-            for _, machine in _machines(stream, self.source, self.name, boot, nested=True):
-                yield self.source, machine
+            with reading(self.source):
+                content = content_of(io.BytesIO(self.content), self.source)
+                for _, machine in machines_in(content, self.source, self.name, boot):
+                    yield self.source, machine
         except InputError as error:
             yield self.source, error
 
@@ -140,11 +134,16 @@ def divide(specs: Iterable[str]) -> Iterator[Part]:
         elif firmware_map.is_memmap(path):
             yield FilePart(spec)
         else:
+            found = False
             try:
-                for file in _files(path, printable(spec)):
+                for file in files_below(path, printable(spec)):
+                    found = True
                     yield from _parts_of_file(str(file))
             except InputError as error:
                 yield CarriedPart(printable(spec), path.name, b"", str(error))
+            else:
+                if not found:
+                    yield CarriedPart(printable(spec), path.name, b"", NOTHING)
 
 
 def _parts_of_file(spec: str) -> Iterator[Part]:
@@ -154,14 +153,13 @@ def _parts_of_file(spec: str) -> Iterator[Part]:
         if spec != "-" and not path.is_file():
             yield FilePart(spec)
             return
-        with opened(spec, source) as stream:
-            head = stream.peek(HEAD_BYTES)[:HEAD_BYTES]
-            if head[_TAR_MAGIC_AT : _TAR_MAGIC_AT + 5] == b"ustar":
-                yield from _members(stream, spec, source)
+        with opened(spec, source) as content:
+            if archives.is_archive(content.head):
+                yield from _members(content.stream, spec, source)
             elif _RECORD_FILE.search(path.name):
-                yield from _records(stream, source)
+                yield from _records(content.stream, source)
             elif spec == "-":
-                yield CarriedPart(source, "-", stream.read(MAX_PART_BYTES))
+                yield _carried(source, "-", content.stream, "give a file")
             else:
                 yield FilePart(spec)
     except InputError as error:
@@ -172,30 +170,29 @@ def _message(error: InputError) -> str:
     return str(error).removeprefix(f"{error.where}: ")
 
 
-def _members(stream: Any, spec: str, source: str) -> Iterator[Part]:
+def _carried(source: str, name: str, stream: BinaryIO, remedy: str, problem: str = "") -> Part:
+    content = b"" if problem else stream.read(MAX_PART_BYTES + 1)
+    if len(content) > MAX_PART_BYTES:
+        content, problem = b"", f"longer than {MAX_PART_BYTES >> 20} MiB; {remedy}"
+    return CarriedPart(source, name, content, problem)
+
+
+def _members(stream: BinaryIO, spec: str, source: str) -> Iterator[Part]:
     """Yield the members of a tar archive; one that copies /sys/firmware/memmap stays whole."""
-    import tarfile
-
-    with tarfile.open(fileobj=stream, mode="r|") as archive:
-        first = True
-        for member in archive:
-            file = archive.extractfile(member) if member.isreg() else None
-            if file is None:
-                continue
-            if first and spec != "-" and _MEMMAP_MEMBER.fullmatch(member.name):
-                yield FilePart(spec)
-                return
-            first = False
-            where = f"{source}:{printable(member.name)}"
-            name = Path(member.name).name
-            if member.size > MAX_PART_BYTES:
-                problem = f"longer than {MAX_PART_BYTES >> 20} MiB; unpack the archive"
-                yield CarriedPart(where, name, b"", problem)
-            else:
-                yield CarriedPart(where, name, file.read(MAX_PART_BYTES))
+    found = False
+    for member in archives.members(stream, source):
+        if not found and spec != "-" and firmware_map.is_part(member.name):
+            yield FilePart(spec)
+            return
+        found = True
+        where = f"{source}:{printable(member.name, 255)}"
+        name = Path(member.name).name
+        yield _carried(where, name, member.stream, "unpack the archive", member.problem)
+    if not found:
+        yield CarriedPart(source, Path(spec).name, b"", NOTHING)
 
 
-def _records(stream: Any, source: str) -> Iterator[Part]:
+def _records(stream: BinaryIO, source: str) -> Iterator[Part]:
     number = 0
     while line := stream.readline(MAX_RECORD_BYTES + 1):
         number += 1

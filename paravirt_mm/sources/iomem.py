@@ -7,29 +7,29 @@ or below the PCI bus that claims them; below RAM stand the parts of the kernel.
 from __future__ import annotations
 
 import re
-from typing import BinaryIO
 
 from paravirt_mm.errors import InputError
 from paravirt_mm.machine.e820 import E820Type, MemoryMap
 from paravirt_mm.machine.model import Machine
 from paravirt_mm.machine.ranges import RangeSet
 from paravirt_mm.sources.assume import machine_from_map
+from paravirt_mm.sources.content import Content
 from paravirt_mm.sources.e820_words import resource_type
 from paravirt_mm.sources.lines import bounded_lines
 
 MAX_ENTRIES = 1 << 17
 """More resources than this are refused."""
 
-_LINE = re.compile(r"\s*([0-9a-f]{1,16})-([0-9a-f]{1,16}) : (.{0,200})$")
+_LINE = re.compile(r"\s*([0-9a-fA-F]{1,16})-([0-9a-fA-F]{1,16}) : (.{0,200})")
 _KERNEL_PARTS = frozenset({"Kernel code", "Kernel rodata", "Kernel data", "Kernel bss"})
 
 
-def read_iomem(stream: BinaryIO, source: str, name: str) -> Machine:
+def read_iomem(content: Content, source: str, name: str) -> Machine:
     """Return the machine. Raises InputError, also for the zeros that ordinary users get to see."""
     entries: list[tuple[int, int, E820Type]] = []
     kernel = RangeSet()
     where = source
-    for number, line in bounded_lines(stream, source):
+    for number, line in bounded_lines(content, source):
         if not line.strip():
             continue
         where = f"{source}:{number}"

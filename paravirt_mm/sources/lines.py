@@ -1,64 +1,68 @@
-"""Bounded reading of text that nobody vouches for.
+"""Lines of text that nobody vouches for, bounded in number and length, without what was put around.
 
-Nothing here holds more than one line, and no line more than `MAX_LINE_BYTES`. Whatever is kept for
-people to read goes through `printable`, so that a log cannot talk to a terminal.
+Nothing here holds more than a block of text and one line, no line is longer than `MAX_LINE_BYTES`,
+and a line costs its own length. What loggers, terminals and mails have put around the kernel's
+words is taken off.
 """
 
 from __future__ import annotations
 
+import html
+import json
+import quopri
 import re
 from collections.abc import Iterator
 from typing import BinaryIO
 
 from paravirt_mm.errors import InputError
+from paravirt_mm.sources.content import Content
 
 MAX_LOG_BYTES = 1 << 28
 """A log longer than this is refused: boot messages are a few hundred KiB."""
+MAX_LINES = 1 << 22
+"""So is one of more lines."""
 MAX_LINE_BYTES = 4096
 """What follows this many bytes of a line is dropped: the kernel prints about 1 KiB at most."""
+MAX_RECORD_BYTES = 1 << 22
+"""A longer record of a journal in JSON is cut."""
 
-_CONTROL_SEQUENCE = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|[@-_])")
+_BLOCK = 1 << 18
+_CONTROL_SEQUENCE = re.compile(
+    r"(?:\x1b|\^\[|\#033)(?:\[[0-?]{0,32}[ -/]{0,8}[@-~]|[@-_])|[\x00-\x08\x0a-\x1f\x7f\ufeff]"
+)
 _PREFIX = re.compile(
     r"""
     (?: [>|]+\ ?                                       # quoted in a mail
-      | <\d{1,3}>                                      # priority, as in /dev/kmsg
+      | <\d{1,3}>(?:1\s\S{1,40}\s\S{1,255}\skernel\s\S{1,128}\s\S{1,32}\s(?:-|\[[^]]{0,512}\])\s)?
+                                                       # priority, as in /dev/kmsg; RFC 5424
+      | \d{1,3},\d{1,20},\d{1,20},[-c][^;]{0,64};      # a record of /dev/kmsg
       | \[\s*\d+\.\d+\]\ ?                             # seconds since boot
+      | \[\s*\+?\d[\dT:.,+\ -]{4,40}Z?\]\ ?            # date and time, as consoles put it
       | \[\s*[TC]\d+\]\ ?                              # thread or CPU that printed
       | \[\w{3}\ \w{3}\ [ \d]\d\ [\d:]{8}\ \d{4}\]\ ?  # dmesg -T
+      | \[\w{3}\ ?\ ?\d{1,2}\ [\d:]{5,8}\]\ ?          # dmesg -e
+      | \d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d[.,\d]{0,10}(?:Z|[+-]\d\d:?\d\d)?\ (?=[^\s\w]|\w+:)
+                                                       # dmesg --time-format iso
+      | \s{0,64}_?MESSAGE=                             # journalctl -o export, verbose
+      | \((?:early|d\d{1,5}|v\d{1,5}|d\d{1,5}v\d{1,5})\)\ ?   # a guest's console, as Xen shows it
       | (?:kern|user)\s*:\s*\w+\s*:\ ?                 # dmesg -x
       | (?:(?!\(XEN\))\S{1,64}\s{1,4}){0,8}?kernel(?:\[\d+\])?:\ ?  # syslog, journalctl, logread
     )""",
     re.VERBOSE,
 )
+_QUOTED_PRINTABLE = re.compile(
+    rb"quoted-printable|=3D=3D>|last_pfn =3D|BIOS-e820:[^\n]{0,80}=\r?\n", re.IGNORECASE
+)
+_JOURNAL = re.compile(rb'\A[\s\x1e\[]*(?:data:\s*)?\{[\s\S]*?"(?:MESSAGE|msg|dmesg)"\s*:')
+_IN_JOURNAL = re.compile(
+    r'"(?:(?:__REALTIME_TIMESTAMP|time)"\s*:\s*"?(?P<at>\d{1,20}(?:\.\d{1,9})?)'
+    r'|(?:MESSAGE|msg)"\s*:\s*(?P<text>"[^"\\]*(?:\\.[^"\\]*)*"|\[[\d,\s]*\]))'
+)
 
 
-def bounded_lines(stream: BinaryIO, source: str) -> Iterator[tuple[int, str]]:
-    """Yield ``(number, line)`` from 1, without line ends and terminal control sequences.
-
-    Bytes that are not UTF-8 become U+FFFD. Raises InputError past `MAX_LOG_BYTES` and for UTF-16.
-    """
-    total = 0
-    number = 0
-    while chunk := stream.readline(MAX_LINE_BYTES):
-        number += 1
-        total += len(chunk)
-        rest = chunk
-        while not rest.endswith(b"\n"):
-            rest = stream.readline(1 << 16)
-            if not rest:
-                break
-            total += len(rest)
-            if total > MAX_LOG_BYTES:
-                break
-        if total > MAX_LOG_BYTES:
-            raise InputError(
-                f"longer than {MAX_LOG_BYTES >> 20} MiB; cut out the boot messages",
-                f"{source}:{number}",
-            )
-        if number == 1 and chunk.startswith((b"\xff\xfe", b"\xfe\xff")):
-            raise InputError("this is UTF-16 text; save it as UTF-8", f"{source}:1")
-        line = chunk.decode("utf-8", "replace").rstrip("\r\n")
-        yield number, _CONTROL_SEQUENCE.sub("", line) if "\x1b" in line else line
+def is_journal(head: bytes) -> bool:
+    """Tell whether a file that begins like this holds messages in JSON: a journal, dmesg -J."""
+    return _JOURNAL.match(head[:_BLOCK]) is not None
 
 
 def strip_prefixes(line: str) -> str:
@@ -67,3 +71,122 @@ def strip_prefixes(line: str) -> str:
     while (match := _PREFIX.match(line, position)) and match.end() > position:
         position = match.end()
     return line[position:]
+
+
+def bounded_lines(
+    content: Content, source: str, wanted: re.Pattern[str] | None = None
+) -> Iterator[tuple[int, str]]:
+    """Yield ``(number, line)`` from 1, without line ends and terminal control sequences.
+
+    With ``wanted``, only lines that match, and the line after each, are yielded. Bytes that are not
+    UTF-8 become U+FFFD. Raises InputError past `MAX_LOG_BYTES` and `MAX_LINES`.
+    """
+    if is_journal(content.head):
+        yield from _journal(content.stream, source)
+        return
+    if _QUOTED_PRINTABLE.search(content.head):
+        yield from _mail(content.stream, source)
+        return
+    pattern = re.compile(wanted.pattern.encode(), wanted.flags & ~re.UNICODE) if wanted else None
+    only_returns = b"\r" in content.head and b"\n" not in content.head
+    number = 0
+    follows = pattern is None
+    for block in _blocks(content.stream, source, only_returns):
+        if not follows and pattern is not None and not pattern.search(block):
+            number += block.count(b"\n")
+        else:
+            for raw in block.split(b"\n")[:-1]:
+                number += 1
+                found = pattern is None or pattern.search(raw) is not None
+                if found or follows:
+                    yield number, _plain(raw[:MAX_LINE_BYTES].decode("utf-8", "replace"))
+                follows = found
+        _check_count(number, source)
+
+
+def _check_count(number: int, source: str) -> None:
+    if number > MAX_LINES:
+        raise InputError(
+            f"more than {MAX_LINES} lines; cut out the boot messages", f"{source}:{number}"
+        )
+
+
+def _mail(stream: BinaryIO, source: str) -> Iterator[tuple[int, str]]:
+    """Yield the lines of a mail, with the encoding called quoted-printable taken off."""
+    number = 0
+    start = b""
+    for block in _blocks(stream, source, only_returns=False):
+        for raw in block.split(b"\n")[:-1]:
+            number += 1
+            line = (start + raw.rstrip())[:MAX_LINE_BYTES]
+            if line.endswith(b"="):
+                start = line[:-1]
+                continue
+            start = b""
+            yield number, _plain(quopri.decodestring(line).decode("utf-8", "replace"))
+        _check_count(number, source)
+
+
+def _plain(line: str) -> str:
+    """Return a line without line end, control sequences and the markup of web pages."""
+    return _CONTROL_SEQUENCE.sub("", html.unescape(line) if "&" in line else line)
+
+
+def _blocks(stream: BinaryIO, source: str, only_returns: bool) -> Iterator[bytes]:
+    """Yield whole lines, many at a time; what is too long is dropped."""
+    total = 0
+    rest = b""
+    while block := stream.read(_BLOCK):
+        total += len(block)
+        if total > MAX_LOG_BYTES:
+            raise InputError(
+                f"longer than {MAX_LOG_BYTES >> 20} MiB; cut out the boot messages", source
+            )
+        if only_returns:
+            block = block.replace(b"\r", b"\n")
+        end = block.rfind(b"\n") + 1
+        if end:
+            yield rest + block[:end]
+            rest = b""
+        rest = (rest + block[end : end + MAX_LINE_BYTES])[:MAX_LINE_BYTES]
+    if rest:
+        yield rest + b"\n"
+
+
+def _journal(stream: BinaryIO, source: str) -> Iterator[tuple[int, str]]:
+    """Yield the messages of records in JSON, oldest first, whatever the journal's order."""
+    found: list[tuple[float | None, int, str]] = []
+    total = 0
+    stamp: float | None = None
+    number = 0
+    while raw := stream.readline(MAX_RECORD_BYTES):
+        number += 1
+        total += len(raw)
+        if total > MAX_LOG_BYTES >> 2 or number > MAX_LINES or len(found) > MAX_LINES >> 2:
+            raise InputError(
+                "a journal longer than any boot; cut out the boot messages", f"{source}:{number}"
+            )
+        if b'"' not in raw:
+            continue
+        for match in _IN_JOURNAL.finditer(raw.decode("utf-8", "replace")):
+            if match["at"]:
+                stamp = float(match["at"])
+            else:
+                text = _message(match["text"])
+                found += [(stamp, number, _plain(x[:MAX_LINE_BYTES])) for x in text.splitlines()]
+    stamps = [at for at, _, _ in found if at is not None]
+    if stamps and stamps[0] > stamps[-1]:
+        found.reverse()
+    for _, number, line in found:
+        yield number, line
+
+
+def _message(text: str) -> str:
+    """Read a message: a string of JSON, or a list of its bytes."""
+    try:
+        value = json.loads(text)
+    except ValueError:
+        return ""
+    if isinstance(value, list):
+        return bytes(byte & 255 for byte in value).decode("utf-8", "replace")
+    return str(value)

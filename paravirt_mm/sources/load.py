@@ -1,49 +1,36 @@
 """Open anything: a path, ``-`` for standard input, or the name of a machine of this package.
 
-The format is told by the first `HEAD_BYTES` of content, not by the name. Compressed files (gzip,
-bzip2, xz) are read through; bounds count after decompression. Folders and tar archives hold many
-machines, unless they are a copy of /sys/firmware/memmap.
+The format is told by the first bytes of content (`paravirt_mm.sources.content`), not by the name.
+Folders and tar archives hold many machines, unless they are a copy of /sys/firmware/memmap.
 """
 
 from __future__ import annotations
 
-import io
 import os
 import re
-import sys
-import zlib
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias, cast
 
 from paravirt_mm.errors import InputError
 from paravirt_mm.machine.model import Machine
 from paravirt_mm.printable import printable
-from paravirt_mm.sources import firmware_map, machine_file, oracle_machines
+from paravirt_mm.sources import archives, firmware_map, machine_file, oracle_machines
+from paravirt_mm.sources.archives import MAX_FILES
 from paravirt_mm.sources.bootlog.facts import BootLog
-from paravirt_mm.sources.bootlog.linux import scan_boot_log
+from paravirt_mm.sources.bootlog.read import scan_boot_log
 from paravirt_mm.sources.bundled import bundled, bundled_machines
+from paravirt_mm.sources.content import Content, Spec, content_of, opened
 from paravirt_mm.sources.iomem import read_iomem
+from paravirt_mm.sources.lines import is_journal
 
-HEAD_BYTES = 1 << 16
-"""How much of a file is looked at to tell its format."""
-MAX_FILES = 1 << 20
-"""A folder or archive with more files than this is refused."""
+NOTHING = "holds no machine"
 
-_GZIP, _BZIP2, _XZ = b"\x1f\x8b", b"BZh", b"\xfd7zXZ\x00"
-_TAR_MAGIC_AT = 257
-_IOMEM = re.compile(rb"\s{0,99}[0-9a-f]{8,16}-[0-9a-f]{8,16} : ")
-_MACHINE_TOML = re.compile(rb'^[ \t]*format[ \t]*=[ \t]*"paravirt-mm', re.MULTILINE)
-_MEMMAP_MEMBER = re.compile(r"(?:.*/)?(\d{1,6})/(start|end|type)")
+_IOMEM = re.compile(rb"\s{0,99}[0-9a-fA-F]{8,16}-[0-9a-fA-F]{8,16} : ")
+_MACHINE_TOML = re.compile(rb'^[ \t]{0,99}format[ \t]{0,99}=[ \t]{0,99}"paravirt-mm', re.MULTILINE)
 _UNSAFE = re.compile(r"[^A-Za-z0-9._+-]+")
 _SUFFIXES = re.compile(
-    r"(?:\.(?:txt|log|dmesg|gz|bz2|xz|toml|json|jsonl|tar|tgz))+$", re.IGNORECASE
+    r"(?:\.(?:txt|log|dmesg|gz|bz2|xz|zst|zip|toml|json|jsonl|tar|tgz))+$", re.IGNORECASE
 )
-
-Spec = str | Path
-if TYPE_CHECKING:
-    _Stream: TypeAlias = io.BufferedReader[Any]
 
 
 def load(spec: Spec, boot: int | None = None) -> Machine:
@@ -54,7 +41,7 @@ def load(spec: Spec, boot: int | None = None) -> Machine:
     machines = load_all([spec], boot)
     first = next(machines, None)
     if first is None:
-        raise InputError("holds no machine", printable(str(spec)))
+        raise InputError(NOTHING, printable(str(spec)))
     if next(machines, None) is not None:
         raise InputError("holds more than one machine; name one of its files", printable(str(spec)))
     return first
@@ -74,24 +61,24 @@ def load_all(specs: Iterable[Spec], boot: int | None = None) -> Iterator[Machine
 def load_each(
     specs: Iterable[Spec], boot: int | None = None
 ) -> Iterator[tuple[str, Machine | InputError]]:
-    """Yield ``(source, machine or error)`` for all of ``specs``: one bad log costs no other."""
+    """Yield ``(source, machine or error)`` for all of ``specs``: one bad log costs no other.
+
+    Every spec yields something: one that holds nothing yields an error that says so.
+    """
     for spec in specs:
-        path = Path(spec)
         source = printable(str(spec))
+        found = False
         try:
-            if str(spec) != "-" and not path.exists():
-                yield source, _named(str(spec))
-            elif path.is_dir() and not firmware_map.is_memmap(path):
-                for file in _files(path, source):
-                    yield from _outcomes(file, boot)
-            elif path.is_dir():
-                yield source, firmware_map.read_folder(path, source, _name(path.resolve().name))
-            else:
-                yield from _outcomes(path, boot)
+            for where, outcome in _outcomes(spec, source, boot):
+                found = True
+                yield where, outcome
         except OSError as error:
-            yield source, InputError(f"cannot be read: {printable(str(error))}", source)
+            yield source, InputError(f"cannot be read: {printable(str(error), 200)}", source)
         except InputError as error:
             yield source, error
+        else:
+            if not found:
+                yield source, InputError(NOTHING, source)
 
 
 def read_boot_log(spec: Spec, boot: int | None = None) -> BootLog:
@@ -101,20 +88,35 @@ def read_boot_log(spec: Spec, boot: int | None = None) -> BootLog:
     itself. A log without memory map is returned, with ``machine`` None and ``missing`` saying why.
     """
     source = printable(str(spec))
-    with opened(spec, source) as stream:
-        return scan_boot_log(cast(BinaryIO, stream), source, _name(Path(spec).name), boot)
+    with opened(spec, source) as content:
+        return scan_boot_log(content, source, machine_name(Path(spec).name), boot)
 
 
-def _named(name: str) -> Machine:
-    if name in (names := bundled_machines()):
-        return bundled(name)
-    raise InputError(
-        f"no such file, and no machine of that name comes with the package ({', '.join(names)})",
-        printable(name),
-    )
+def machines_in(
+    content: Content, source: str, file_name: str, boot: int | None
+) -> Iterator[tuple[str, Machine]]:
+    """Yield ``(where, machine)`` of what one file holds that is no archive. Raises InputError."""
+    head, name = content.head, machine_name(file_name)
+    if archives.is_archive(head):
+        raise InputError("an archive inside an archive; unpack it", source)
+    if is_journal(head):
+        yield source, _of_log(content, source, name, boot)
+    elif head.lstrip()[:1] == b"{":
+        if b'"e820"' in head:
+            for where, record in oracle_machines.read_records(content.stream, source):
+                yield where, oracle_machines.machine(record, where)
+        else:
+            yield source, machine_file.read_json(_text(content, source), source)
+    elif file_name.endswith(".toml") or _MACHINE_TOML.search(head):
+        yield source, machine_file.read_toml(_text(content, source), source)
+    elif _IOMEM.match(head):
+        yield source, read_iomem(content, source, name)
+    else:
+        yield source, _of_log(content, source, name, boot)
 
 
-def _files(folder: Path, source: str) -> Iterator[Path]:
+def files_below(folder: Path, source: str) -> Iterator[Path]:
+    """Yield the files of a folder and of those below it, sorted; hidden ones are left out."""
     count = 0
     for root, folders, names in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
@@ -127,132 +129,84 @@ def _files(folder: Path, source: str) -> Iterator[Path]:
                 yield path
 
 
-def _outcomes(path: Path, boot: int | None) -> Iterator[tuple[str, Machine | InputError]]:
-    source = printable(str(path))
-    try:
-        with opened(path, source) as stream:
-            yield from _machines(stream, source, path.name, boot)
-    except InputError as error:
-        yield source, error
-
-
-@contextmanager
-def opened(spec: Spec, source: str) -> Iterator[_Stream]:
-    """Open for reading, decompressed; what reading can raise becomes InputError."""
-    with ExitStack() as stack:
-        try:
-            if str(spec) == "-":
-                stream = cast("_Stream", sys.stdin.buffer)
-            else:
-                stream = cast("_Stream", stack.enter_context(_open_file(spec, source)))
-            if unpacked := _unpacked(stream):
-                stack.enter_context(unpacked)
-                stream = stack.enter_context(io.BufferedReader(unpacked, HEAD_BYTES))
-            yield stream
-        except InputError:
-            raise
-        except (OSError, EOFError, zlib.error) as error:
-            reason = getattr(error, "strerror", None) or str(error)
-            raise InputError(f"cannot be read: {printable(reason)}", source) from None
-        except Exception as error:
-            # lzma and tarfile are imported only where a file needs them: their errors go by name.
-            if type(error).__name__ == "LZMAError" or type(error).__module__ == "tarfile":
-                raise InputError(f"cannot be read: {printable(str(error))}", source) from None
-            raise
-
-
-def _open_file(spec: Spec, source: str) -> BinaryIO:
-    try:
-        return Path(spec).open("rb", buffering=HEAD_BYTES)
-    except ValueError:
-        raise InputError("a path cannot hold a NUL", source) from None
-
-
-def _unpacked(stream: _Stream) -> io.RawIOBase | None:
-    """Return what decompresses ``stream``; None where it is not compressed."""
-    head = stream.peek(6)
-    unpacker: Any = None
-    if head.startswith(_GZIP):
-        import gzip
-
-        unpacker = gzip.GzipFile(fileobj=stream)
-    elif head.startswith(_BZIP2):
-        import bz2
-
-        unpacker = bz2.BZ2File(stream)
-    elif head.startswith(_XZ):
-        import lzma
-
-        unpacker = lzma.LZMAFile(stream)  # noqa: SIM115 - the caller closes it
-    return cast("io.RawIOBase | None", unpacker)
-
-
-def _machines(
-    stream: _Stream, source: str, file_name: str, boot: int | None, nested: bool = False
-) -> Iterator[tuple[str, Machine]]:
-    head = stream.peek(HEAD_BYTES)[:HEAD_BYTES]
-    name = _name(file_name)
-    if head[_TAR_MAGIC_AT : _TAR_MAGIC_AT + 5] == b"ustar":
-        if nested:
-            raise InputError("an archive inside an archive; unpack it", source)
-        yield from _archive(stream, source, name, boot)
-    elif head.lstrip()[:1] == b"{":
-        if b'"e820"' in head:
-            for where, record in oracle_machines.read_records(stream, source):
-                yield where, oracle_machines.machine(record, where)
-        else:
-            yield source, machine_file.read_json(_text(stream, source), source)
-    elif file_name.endswith(".toml") or _MACHINE_TOML.search(head):
-        yield source, machine_file.read_toml(_text(stream, source), source)
-    elif _IOMEM.match(head):
-        yield source, read_iomem(stream, source, name)
-    else:
-        log = scan_boot_log(stream, source, name, boot)
-        if log.machine is None:
-            raise InputError(log.missing or "holds no machine", source)
-        yield source, log.machine
-
-
-def _archive(
-    stream: _Stream, source: str, name: str, boot: int | None
-) -> Iterator[tuple[str, Machine]]:
-    """Read a tar archive in passing: a memmap folder, or one machine source a member."""
-    import tarfile
-
-    values: dict[tuple[int, str], str] = {}
-    with tarfile.open(fileobj=stream, mode="r|") as archive:
-        for count, member in enumerate(archive):
-            if count > MAX_FILES:
-                raise InputError(f"more than {MAX_FILES} files", source)
-            file = archive.extractfile(member) if member.isreg() else None
-            if file is None:
-                continue
-            if entry := _MEMMAP_MEMBER.fullmatch(member.name):
-                content = file.read(firmware_map.MAX_VALUE_BYTES)
-                values[int(entry[1]), entry[2]] = content.decode("ascii", "replace")
-                if len(values) > firmware_map.MAX_ENTRIES * len(firmware_map.PARTS):
-                    raise InputError(f"more than {firmware_map.MAX_ENTRIES} entries", source)
-                continue
-            where = f"{source}:{printable(member.name)}"
-            inner = io.BufferedReader(cast(io.RawIOBase, file), HEAD_BYTES)
-            yield from _machines(inner, where, Path(member.name).name, boot, nested=True)
-    if values:
-        yield source, firmware_map.from_values(values, source, name)
-
-
-def _text(stream: _Stream, source: str) -> str:
-    content = stream.read(machine_file.MAX_BYTES + 1)
-    if len(content) > machine_file.MAX_BYTES:
-        raise InputError(f"longer than {machine_file.MAX_BYTES >> 20} MiB", source)
-    try:
-        return content.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise InputError(f"not UTF-8 at byte {error.start}", source) from None
-
-
-def _name(file_name: str) -> str:
+def machine_name(file_name: str) -> str:
     """Return a machine name made of a file's: its stem, with harmless characters only."""
     if file_name in ("-", ""):
         return "stdin"
-    stem = _SUFFIXES.sub("", file_name) or file_name
+    stem = _SUFFIXES.sub("", file_name[-255:]) or file_name
     return _UNSAFE.sub("-", stem).strip("-.")[:80] or "machine"
+
+
+def _outcomes(
+    spec: Spec, source: str, boot: int | None
+) -> Iterator[tuple[str, Machine | InputError]]:
+    path = Path(spec)
+    if str(spec) != "-" and not path.exists():
+        yield source, _named(str(spec))
+    elif path.is_dir() and firmware_map.is_memmap(path):
+        yield source, firmware_map.read_folder(path, source, machine_name(path.resolve().name))
+    elif path.is_dir():
+        for file in files_below(path, source):
+            where = printable(str(file))
+            try:
+                yield from _of_file(file, where, boot)
+            except InputError as error:
+                yield where, error
+    else:
+        yield from _of_file(spec, source, boot)
+
+
+def _named(name: str) -> Machine:
+    if name in (names := bundled_machines()):
+        return bundled(name)
+    raise InputError(
+        f"no such file, and no machine of that name comes with the package ({', '.join(names)})",
+        printable(name),
+    )
+
+
+def _of_file(
+    spec: Spec, source: str, boot: int | None
+) -> Iterator[tuple[str, Machine | InputError]]:
+    with opened(spec, source) as content:
+        file_name = Path(spec).name
+        if archives.is_archive(content.head):
+            yield from _of_archive(content, source, machine_name(file_name), boot)
+        else:
+            yield from machines_in(content, source, file_name, boot)
+
+
+def _of_archive(
+    content: Content, source: str, name: str, boot: int | None
+) -> Iterator[tuple[str, Machine | InputError]]:
+    """Read a tar archive in passing: a memmap folder, or one source of machines a member."""
+    values = firmware_map.Values(source)
+    for member in archives.members(content.stream, source):
+        where = f"{source}:{printable(member.name, 255)}"
+        try:
+            if member.problem:
+                raise InputError(member.problem, where)
+            if not values.take(member.name, member.stream):
+                inner = content_of(member.stream, where)
+                yield from machines_in(inner, where, Path(member.name).name, boot)
+        except InputError as error:
+            yield where, error
+    if values:
+        yield source, values.machine(name)
+
+
+def _of_log(content: Content, source: str, name: str, boot: int | None) -> Machine:
+    log = scan_boot_log(content, source, name, boot)
+    if log.machine is None:
+        raise InputError(log.missing or NOTHING, source)
+    return log.machine
+
+
+def _text(content: Content, source: str) -> str:
+    whole = content.stream.read(machine_file.MAX_BYTES + 1)
+    if len(whole) > machine_file.MAX_BYTES:
+        raise InputError(f"longer than {machine_file.MAX_BYTES >> 20} MiB", source)
+    try:
+        return whole.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(f"not UTF-8 at byte {error.start}", source) from None

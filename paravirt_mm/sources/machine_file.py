@@ -18,7 +18,7 @@ from paravirt_mm.machine.model import CpuFeatures, KernelImage, Machine, Provena
 from paravirt_mm.machine.paging import MODES
 from paravirt_mm.printable import printable
 from paravirt_mm.sources.assume import KernelHints, place_kernel
-from paravirt_mm.sources.checker import Checker
+from paravirt_mm.sources.checker import Checker, once
 from paravirt_mm.sources.e820_words import log_type
 
 FORMAT = "paravirt-mm-machine-1"
@@ -47,19 +47,19 @@ def read_toml(text: str, source: str) -> Machine:
     except tomllib.TOMLDecodeError as error:
         at = re.search(r"at line (\d+)", str(error))
         where = f"{source}:{at[1] if at else text.count(chr(10)) + 1}"
-        raise InputError(f"not TOML: {printable(str(error))}", where) from None
+        raise InputError(f"not TOML: {printable(str(error), 200)}", where) from None
     except (ValueError, RecursionError) as error:
-        raise InputError(f"not TOML: {printable(str(error))}", source) from None
+        raise InputError(f"not TOML: {printable(str(error), 200)}", source) from None
 
 
 def read_json(text: str, source: str) -> Machine:
     """Return the machine of a JSON document. Raises InputError with file, line and key."""
     try:
-        document = json.loads(text)
+        document = json.loads(text, object_pairs_hook=once)
     except json.JSONDecodeError as error:
         raise InputError(f"not JSON: {error.msg}", f"{source}:{error.lineno}") from None
     except (ValueError, RecursionError) as error:
-        raise InputError(f"not JSON: {printable(str(error))}", source) from None
+        raise InputError(f"not JSON: {printable(str(error), 200)}", source) from None
     return _machine(document, source)
 
 

@@ -17,9 +17,9 @@ from paravirt_mm.machine.model import CpuFeatures, KernelImage, Machine, Provena
 from paravirt_mm.machine.paging import PAGE_SIZE, X86_64
 from paravirt_mm.machine.ranges import RangeSet
 from paravirt_mm.printable import printable
-from paravirt_mm.sources.checker import Checker
+from paravirt_mm.sources.checker import Checker, once
 
-MAX_RECORD_BYTES = 1 << 26
+MAX_RECORD_BYTES = 1 << 23
 """A record longer than this is refused."""
 
 
@@ -34,9 +34,9 @@ def read_records(stream: BinaryIO, source: str) -> Iterator[tuple[str, dict[str,
         if not line.strip():
             continue
         try:
-            record = json.loads(line)
+            record = json.loads(line, object_pairs_hook=once)
         except (ValueError, RecursionError) as error:
-            raise InputError(f"not a JSON record: {printable(str(error))}", where) from None
+            raise InputError(f"not a JSON record: {printable(str(error), 200)}", where) from None
         if not isinstance(record, dict):
             raise InputError("not a JSON object", where)
         yield where, record

@@ -6,6 +6,7 @@ own words. All numbers are bytes with exclusive ends, whatever the release print
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from typing import Literal, TypeVar
 
@@ -13,6 +14,7 @@ import attrs
 
 from paravirt_mm.machine.e820 import MemoryMap
 from paravirt_mm.machine.model import Machine, Span
+from paravirt_mm.machine.release import leading_version
 
 _F = TypeVar("_F", bound="Fact")
 
@@ -87,6 +89,14 @@ class Reservation(Fact):
 
 
 @attrs.frozen
+class WritableRange(Fact):
+    """``xen: setting RW the range A - B``: what the linear allocator had reserved and not used."""
+
+    start: int
+    end: int
+
+
+@attrs.frozen
 class Place(Fact):
     """A named range of Xen's domain builder, from ``section``: physical, or virtual, addresses.
 
@@ -124,6 +134,23 @@ def of_kind(facts: Iterable[Fact], kind: type[_F]) -> list[_F]:
     return [fact for fact in facts if isinstance(fact, kind)]
 
 
+_XENLINUX = re.compile(r"-?xen(?:0|U|pae|PAE)?(?:-(?:amd64|686|686-pae|vserver.*))?(?:$|[.+~])")
+_PVOPS_AS_XEN = re.compile(r"-xen-(?:amd64|686)")
+"""Debian's 2.6.32 flavour of that name is mainline with patches (pvops)."""
+_LAST_XENLINUX = (4, 4)
+"""SUSE, the last to ship the fork, went to mainline's support with this release."""
+
+
+def is_xenlinux(release: str | None) -> bool:
+    """Tell whether a release is named like those of the XenLinux fork (2.6.18-xen, el5xen)."""
+    version = leading_version(release)
+    if release is None or not version or version >= _LAST_XENLINUX:
+        return False
+    if version[:3] == (2, 6, 32) and _PVOPS_AS_XEN.search(release):
+        return False
+    return _XENLINUX.search(release) is not None
+
+
 @attrs.frozen
 class BootLog:
     """One boot, as far as its log tells.
@@ -134,6 +161,11 @@ class BootLog:
         None where the log holds no memory map; ``missing`` then says what to look for.
     host_map
         The map that the hypervisor printed (``Xen-e820 RAM map``), untrimmed.
+    firmware_map
+        The first map that the kernel printed, before any change.
+    made_up
+        RAM, in bytes, that the log does not show as such: the head of the map is cut off, and what
+        was mapped there, or all of it, is taken for RAM.
     mixed
         Lines of two boots stand between each other; facts cannot be told apart.
     facts
@@ -148,8 +180,15 @@ class BootLog:
     machine: Machine | None
     missing: str | None
     host_map: MemoryMap | None
+    firmware_map: MemoryMap | None
+    made_up: tuple[Span, ...]
     mixed: bool
     facts: tuple[Fact, ...]
+
+    @property
+    def is_fork(self) -> bool:
+        """Whether the kernel is one of the XenLinux fork, by its name: no mainline Linux."""
+        return is_xenlinux(self.release)
 
     def of_kind(self, kind: type[_F]) -> list[_F]:
         """Return the facts of one kind, in order."""

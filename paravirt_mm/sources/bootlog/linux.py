@@ -1,4 +1,4 @@
-"""Linux boot logs, 2.6.19 to today: dmesg, syslog, journalctl, serial consoles, quoted in mails.
+"""What Linux prints about its memory, line by line, 2.6.19 to today.
 
 Which map counts
     ``Machine.memory_map`` is the e820 map as the kernel had it when it built its direct map. The
@@ -8,74 +8,72 @@ Which map counts
     RAM but taken, and becomes a reservation. A map printed later (``user:`` for memmap=,
     ``modified:`` after the MTRR and setup-data fix-ups of 2.6.x) replaces the one before it.
     ``reserve setup_data:`` only splits RAM into RAM and is skipped. A firmware map without any
-    change printed after it gets Linux's standard trimming.
+    change printed after it gets Linux's standard trimming. Where the kernel's own range is no RAM
+    it says so, removes that range and adds it as RAM (e820_add_kernel_range, since 3.9).
 
-Cut logs
-    Lines wrapped by a mail program are joined. A type that is lost is read as reserved. A map that
-    has lost its head gets that of the map printed before it, else what was mapped there. Each such
-    step is listed in ``provenance.assumed``.
-
-Several boots in one file
-    The first boot with a memory map and something after it is read, or the one asked for.
+Source: the printk formats of arch/x86/kernel/e820.c, setup.c, arch/x86/mm/init*.c, mm/memblock.c
+and arch/x86/xen/mmu.c; every form is found in real logs.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
-from typing import BinaryIO
+from collections.abc import Callable
 
 import attrs
 
 from paravirt_mm.errors import InputError
 from paravirt_mm.machine.e820 import E820Type
 from paravirt_mm.machine.model import Span
-from paravirt_mm.machine.paging import (
-    PAGE_SIZE,
-)
+from paravirt_mm.machine.paging import PAGE_SIZE
 from paravirt_mm.machine.ranges import align_up
+from paravirt_mm.machine.release import leading_version
 from paravirt_mm.printable import printable
 from paravirt_mm.sources.bootlog.facts import (
-    BootLog,
     BrkTable,
     Fact,
     LastPfn,
     MappedRange,
     PageRange,
-    Platform,
     Reservation,
     TableBlock,
+    WritableRange,
 )
 from paravirt_mm.sources.bootlog.printed import MapChange, Printed, PrintedMap
-from paravirt_mm.sources.bootlog.reconstruct import reconstruct
-from paravirt_mm.sources.bootlog.xen import MAX_MAP_ENTRIES, XEN_MARK, host_machine
+from paravirt_mm.sources.bootlog.xen import MAX_MAP_ENTRIES, XEN_MARK
 from paravirt_mm.sources.e820_words import log_type
-from paravirt_mm.sources.lines import bounded_lines, strip_prefixes
 
 MAX_FACTS = 1 << 17
 """More printed facts than this in one boot are refused."""
 MAX_CHANGES = 4096
 """More map changes than this in one boot are refused."""
+MAX_MAPS = 64
+"""So are more printed maps: kernels print the firmware's, the user's and a few modified ones."""
+MAX_KERNEL_BYTES = 1 << 30
+"""The kernel's own mapping holds no larger image (KERNEL_IMAGE_SIZE)."""
+FIRST_READ = (2, 6)
+"""Kernels before print other maps, and have other allocators."""
+
 _HEX = r"(?:0x)?([0-9a-fA-F]{1,16})"
-_MEM = rf"\[mem {_HEX}-{_HEX}\]"
-_INTERESTING = re.compile(
+_LONG = r"([0-9a-fA-F]{16})"
+_MEM = r"\[mem 0x([0-9a-fA-F]{1,16})-0x([0-9a-fA-F]{1,16})\]"
+INTERESTING = re.compile(
     r"e820|BIOS-|\[mem|PGTABLE|Linux version|ommand line:|last_pfn|MEM available|low ram:"
-    r"|page (?:4k|2M|4M|1G)|direct mapping|init_memory_mapping|RAMDISK|trampoline|memblock_reserve"
+    r"|page (?:4k|2M|4M|1G)|direct mapping|init_memory_mapping|RAMDISK|trampoline|memblock_"
     r"|reserved\[|==> \[|memory mapped|NX \(|Memory: |MP-table|\(XEN\)|modified: |user: |Xen[: ]"
-    r"|paravirtualized kernel"
+    r"|paravirtualized kernel|setting RW|Hypervisor detected|not marked as E820"
 )
 _FIRMWARE = ("BIOS-e820", "BIOS-e801", "BIOS-88", "Xen")
 _LABEL = r"(?P<label>BIOS-e820|BIOS-e801|BIOS-88|Xen|user|modified):"
-_MAP = re.compile(rf"{_LABEL}\s+(?:{_MEM}|{_HEX} - {_HEX})\s*(?P<type>.*)$")
-_BROKEN_MAP = re.compile(
-    r"(?:BIOS-e820|BIOS-e801|BIOS-88|Xen|user|modified):\s*(?:\[mem|[0-9a-f]{8})"
-)
-_OPEN = re.compile(r"\[mem(?:\s+(?:0x[0-9a-fA-F]*(?:-(?:0x[0-9a-fA-F]*)?)?)?)?$")
+MAP_ENTRY = re.compile(rf"{_LABEL} (?:{_MEM}|{_LONG} - {_LONG}) ?(?P<type>.*)$")
+"""An entry of a printed map: groups 2 and 3 (inclusive) or 4 and 5 (exclusive), and its type."""
 _SETUP_DATA = re.compile(r"reserve setup_data:")
 _CHANGE = re.compile(
-    rf"e820:? (?P<verb>update|remove) (?:{_MEM}|range: {_HEX} - {_HEX})\s*"
-    r"\(?(?P<old>[^()=>]*)\)?(?:\s*==>\s*\(?(?P<new>[^()]*)\)?)?\s*$"
+    rf"e820:? (?P<verb>update|remove) (?:{_MEM}|range: {_HEX} - {_HEX}) ?"
+    r"\(?(?P<old>[^()=>]{0,60}?)\)?(?: ?==> ?\(?(?P<new>[^()]{0,60})\)?)?$"
 )
+_BROKEN_CHANGE = re.compile(r"e820:? (?:update|remove) (?:\[mem|range:)")
+_NOT_RAM = re.compile(r"\.text \.data \.bss are not marked as E820_(?:TYPE_)?RAM!")
 _LINUX = re.compile(r"Linux version (\S{1,100})")
 _COMMAND_LINE = re.compile(r"(?:Kernel command|Command) line:\s?(.*)$")
 _LAST_PFN = re.compile(rf"(?:e820: )?last_pfn = {_HEX} max_arch_pfn = {_HEX}")
@@ -86,8 +84,14 @@ _BLOCK = re.compile(
 )
 _BRK = re.compile(rf"BRK \[{_HEX}, {_HEX}\] PGTABLE")
 _MEMBLOCK = re.compile(rf"memblock_reserve: \[{_HEX}-{_HEX}\](?: flags \S+)?(?: bytes)?\s*(.*)$")
-_MEMBLOCK_LIST = re.compile(rf"reserved\[{_HEX}\]\s*\[{_HEX}-{_HEX}\], ")
-_EARLY = re.compile(rf"#\d+ \[{_HEX} - {_HEX}\]\s+(?P<owner>\S.{{0,60}}?)\s+==> ")
+_MEMBLOCK_ALLOC = re.compile(
+    r"memblock_(?:phys_alloc_range|alloc_range_nid|alloc_try_nid|alloc_try_nid_raw"
+    r"|alloc_exact_nid_raw): .{0,200}?(\S+\+0x[0-9a-f]+/0x[0-9a-f]+)$"
+)
+"""Since 5.15 the caller stands in the line before the reservation."""
+_MEMBLOCK_FREE = re.compile(rf"memblock_(?:phys_)?free: \[{_HEX}-{_HEX}\]")
+_MEMBLOCK_LIST = re.compile(rf"reserved\[{_HEX}\] ?\[{_HEX}-{_HEX}\], ")
+_EARLY = re.compile(rf"#\d{{1,6}} \[{_HEX} - {_HEX}\] (?P<owner>\S.{{0,60}}?) ==> ")
 _RAMDISK = re.compile(rf"RAMDISK: (?:{_MEM}|{_HEX} - {_HEX})")
 _TRAMPOLINE = re.compile(rf"Base memory trampoline at \[(?P<va>[^\]]*)\] {_HEX} size (\d{{1,7}})")
 _MP_TABLE = re.compile(
@@ -100,8 +104,11 @@ _NX = re.compile(r"NX \(Execute Disable\) protection(?:: (?P<how>\w+)|(?P<proble
 _MEMORY = re.compile(r"Memory: \d+[kK]/\d+[kK] available \((.*)")
 _SIZE = re.compile(r"(\d{1,9})[kK] (?:kernel code|rwdata|rodata|data|init|bss)\b")
 _ON_XEN = re.compile(
-    r"Booting paravirtualized kernel on Xen|Xen version: |xen: PV |Xen: using vcpuop"
+    r"(?:Booting paravirtualized kernel on|Hypervisor detected:) Xen(?P<kind> \w{1,10})?$"
+    r"|Xen version: "
 )
+_SETTING_RW = re.compile(rf"xen: setting RW the range {_HEX} - {_HEX}")
+_CALLS_ALLOCATOR = re.compile(r"init_mem_mapping\+|init_memory_mapping\+|alloc_low_page")
 
 # Early reservations (2.6.25 to 2.6.38 list them with their owners) that later code has made, or
 # that are what a run of the model makes itself.
@@ -127,8 +134,12 @@ def _span(match: re.Match[str], first: int = 1) -> Span:
 
 
 @attrs.define
-class _Boot(Printed):
-    """Takes the lines of one boot apart."""
+class Boot(Printed):
+    """Takes the lines of one boot apart. All methods may raise InputError that names the line."""
+
+    _last: str = ""
+    _doubled: bool = False
+    _caller: str = ""
 
     # -- reading -------------------------------------------------------------------------------
 
@@ -139,34 +150,74 @@ class _Boot(Printed):
         if message.startswith(XEN_MARK):
             self.xen.feed(where, number, message)
             return
-        for pattern, take in _TAKERS:
-            if match := pattern.search(message):
-                take(self, match, number, message)
-                break
-        if len(self.facts) > MAX_FACTS or len(self.reserved) > MAX_FACTS:
-            raise InputError(f"more than {MAX_FACTS} boot messages about memory", where)
+        if message == self._last and self._is_double(message):
+            return
+        self._last = message
+        for word, patterns in _TAKERS:
+            if word not in message:
+                continue
+            for pattern, take in patterns:
+                if match := pattern.search(message):
+                    take(self, match, number, message)
+                    return
+        if _BROKEN_CHANGE.search(message) and self.maps and not self.mapping:
+            raise InputError(f"change of the memory map not understood: {message[:80]!a}", where)
+
+    def _is_double(self, message: str) -> bool:
+        """Tell whether a line is the one before once more: so it is in some logs, all along."""
+        if not self._doubled and MAP_ENTRY.search(message):
+            self._doubled = True
+            self._assume("every line stands twice in the log: each counts once")
+        return self._doubled
 
     def _fact(self, fact: Fact) -> None:
         self.facts.append(fact)
         self.progressed = True
+        self._bound(fact.line)
+
+    def _bound(self, number: int) -> None:
+        if len(self.facts) > MAX_FACTS or len(self.reserved) > MAX_FACTS:
+            raise InputError(
+                f"more than {MAX_FACTS} boot messages about memory", f"{self.source}:{number}"
+            )
+
+    def _reserve(self, number: int, start: int, end: int) -> None:
+        self.reserved.append((start, end))
+        self._bound(number)
 
     def _take_map(self, match: re.Match[str], number: int, message: str) -> None:
         label = match["label"]
         kind = "firmware" if label in _FIRMWARE else label
         self.on_xen |= label == "Xen"
-        if not self.maps or self.maps[-1].label != kind:
-            self.maps.append(PrintedMap(kind))
         self.entries += 1
+        where = f"{self.source}:{number}"
         if self.entries > MAX_MAP_ENTRIES:
-            raise InputError(
-                f"more than {MAX_MAP_ENTRIES} memory map entries", f"{self.source}:{number}"
-            )
+            raise InputError(f"more than {MAX_MAP_ENTRIES} memory map entries", where)
         start, end = _span(match, 2)
+        if start >= end or (start == 0 and end == 1 << 64):
+            # An entry of size 0 ends just before its start, at the largest number if that is 0.
+            if start > end:
+                raise InputError(f"the entry ends at {end:#x}, before its start {start:#x}", where)
+            self._assume(f"line {number}: empty memory map entry left out")
+            return
         memory_type = log_type(match["type"])
         if memory_type is None:
             memory_type = E820Type.RESERVED
             self._assume(f"line {number}: unknown or lost memory type read as reserved")
+        if not self.maps or self.maps[-1].label != kind:
+            self._begin_map(kind, number)
         self.maps[-1].add((start, end, memory_type))
+
+    def _begin_map(self, kind: str, number: int) -> None:
+        if len(self.maps) >= MAX_MAPS:
+            raise InputError(
+                f"more than {MAX_MAPS} memory maps in one boot", f"{self.source}:{number}"
+            )
+        if kind == "user" and self.last_pfn_order is not None:
+            # memmap=exactmap looks for the old end of RAM first; what counts comes after.
+            self.last_pfn_order = None
+            self.user_map_from = number
+        self.maps.append(PrintedMap(kind, number))
 
     def _assume(self, text: str) -> None:
         if len(self.assumed) < 32:
@@ -184,14 +235,34 @@ class _Boot(Printed):
                 f"more than {MAX_CHANGES} changes of the memory map", f"{self.source}:{number}"
             )
         span = _span(match, 2)
+        if span[0] > span[1]:
+            raise InputError(
+                f"the change ends at {span[1]:#x}, before its start {span[0]:#x}",
+                f"{self.source}:{number}",
+            )
         old = log_type(match["old"])
         new = log_type(match["new"] or "") if match["verb"] == "update" else None
         if match["verb"] == "update" and new is None:
-            return
+            new = E820Type.RESERVED
+            self._assume(f"line {number}: unknown or lost memory type read as reserved")
         if old is E820Type.RAM and new is E820Type.RAM:
-            self.reserved.append(span)  # setup_data
+            self._reserve(number, *span)  # setup_data
+            return
+        if match["verb"] == "remove" and self.kernel_not_ram and old is None:
+            self.kernel_not_ram = False
+            self._take_kernel_range(span, number)
             return
         self.maps[-1].changes.append(MapChange(self.order, span, old, new))
+
+    def _take_kernel_range(self, span: Span, number: int) -> None:
+        """The kernel lies on what is no RAM: it removes the range and adds it as RAM."""
+        if not 0 < span[1] - span[0] <= MAX_KERNEL_BYTES:
+            raise InputError("a kernel of more than 1 GiB", f"{self.source}:{number}")
+        self.kernel_image = span
+        self.maps[-1].changes.append(MapChange(self.order, span, None, E820Type.RAM, whole=True))
+
+    def _take_not_ram(self, match: re.Match[str], number: int, message: str) -> None:
+        self.kernel_not_ram = True
 
     def _take_release(self, match: re.Match[str], number: int, message: str) -> None:
         self.release = printable(match[1], 80)
@@ -226,15 +297,34 @@ class _Boot(Printed):
 
     def _take_memblock(self, match: re.Match[str], number: int, message: str) -> None:
         start, end, owner = int(match[1], 16), int(match[2], 16) + 1, match[3].strip()
+        if self._caller and owner.startswith("memblock_"):
+            owner = self._caller
+        self._caller = ""
+        self.mapping |= _CALLS_ALLOCATOR.match(owner) is not None
+        if self.mapping and owner.startswith("init_mem"):
+            return  # tried whether large pages fit, and given back
         self._fact(Reservation(number, printable(message), start, end, printable(owner, 80)))
         if not self.mapping:
-            self.reserved.append((start, end))
+            self._reserve(number, start, end)
+
+    def _take_memblock_alloc(self, match: re.Match[str], number: int, message: str) -> None:
+        self._caller = match[1]
+        self.mapping |= _CALLS_ALLOCATOR.match(match[1]) is not None
+
+    def _take_memblock_free(self, match: re.Match[str], number: int, message: str) -> None:
+        if not self.mapping:
+            self.freed.append((len(self.reserved), (int(match[1], 16), int(match[2], 16) + 1)))
+            if len(self.freed) > MAX_CHANGES:
+                raise InputError(
+                    f"more than {MAX_CHANGES} pieces of memory given back",
+                    f"{self.source}:{number}",
+                )
 
     def _take_memblock_list(self, match: re.Match[str], number: int, message: str) -> None:
         start, end = int(match[2], 16), int(match[3], 16) + 1
         self._fact(Reservation(number, printable(message), start, end, "reserved list"))
         if not self.mapping:
-            self.reserved.append((start, end))
+            self._reserve(number, start, end)
 
     def _take_early(self, match: re.Match[str], number: int, message: str) -> None:
         start, end, owner = int(match[1], 16), int(match[2], 16), match["owner"]
@@ -244,7 +334,7 @@ class _Boot(Printed):
         elif owner == "RAMDISK":
             self.initrd = self.initrd or (start, end)
         elif owner not in _NOT_BEFORE_MAPPING:
-            self.reserved.append((start, end))
+            self._reserve(number, start, end)
 
     def _take_ramdisk(self, match: re.Match[str], number: int, message: str) -> None:
         start, end = _span(match)
@@ -286,7 +376,18 @@ class _Boot(Printed):
         self.progressed = True
 
     def _take_xen(self, match: re.Match[str], number: int, message: str) -> None:
-        self.on_xen = True
+        # Fully virtualised guests (HVM, PVH) say so, and have native page tables. Kernels before
+        # 5.x say "Hypervisor detected: Xen" in both kinds.
+        kind = (match["kind"] or "").strip()
+        if kind in ("HVM", "PVH"):
+            self.fully_virtual = True
+        elif not message.startswith("Hypervisor") or kind == "PV":
+            self.on_xen = True
+
+    def _take_setting_rw(self, match: re.Match[str], number: int, message: str) -> None:
+        self.mapping = self.on_xen = True
+        start, end = int(match[1], 16), int(match[2], 16)
+        self._fact(WritableRange(number, printable(message), start, end))
 
     # -- boundaries ----------------------------------------------------------------------------
 
@@ -298,7 +399,7 @@ class _Boot(Printed):
             return self.release is not None or bool(self.maps)
         if not self.progressed or not self.maps:
             return False
-        match = _MAP.search(message)
+        match = MAP_ENTRY.search(message)
         return match is not None and match["label"] in _FIRMWARE
 
     @property
@@ -308,149 +409,69 @@ class _Boot(Printed):
 
     @property
     def empty(self) -> bool:
+        """Whether nothing of a boot has been seen."""
         return not (self.maps or self.facts or self.release or self.xen.facts or self.xen.entries)
 
-    # -- the result ----------------------------------------------------------------------------
+    # -- contradictions ------------------------------------------------------------------------
 
-    def result(self, name: str, more: bool) -> BootLog:
-        """Make sense of what has been read. Raises InputError where the map contradicts itself."""
-        host_map = self.xen.host_map
-        facts = tuple(sorted([*self.xen.facts, *self.facts], key=lambda fact: fact.line))
-        platform: Platform = "native"
-        if self.on_xen:
-            platform = "xen-pv"
-        elif not self.maps and (self.xen.facts or self.xen.entries):
-            platform = "hypervisor"
-        machine = None
-        missing = None
-        source = self.source
-        if self.number > 1 or more:
-            source = f"{self.source} (boot {self.number})"
-        if self.maps:
-            machine = reconstruct(self, name, source)
-        elif host_map is not None:
-            machine = host_machine(name, source, host_map, self.xen.version)
-        elif platform == "hypervisor":
-            missing = (
-                "a hypervisor log without memory map: it needs the lines after 'Xen-e820 RAM map:'"
-                " (boot Xen with loglvl=all) or dom0's 'Xen: [mem ...]' lines"
-            )
-        else:
-            missing = "no memory map: expected 'BIOS-e820: [mem ...] usable' or similar lines"
-        return BootLog(
-            source=source,
-            boot=self.number,
-            platform=platform,
-            release=self.release,
-            command_line=self.command_line,
-            machine=machine,
-            missing=missing,
-            host_map=host_map,
-            mixed=self.mixed,
-            facts=facts,
-        )
-
-
-_Take = Callable[[_Boot, "re.Match[str]", int, str], None]
-
-# In this order: a line goes to the first pattern that it holds.
-_TAKERS: tuple[tuple[re.Pattern[str], _Take], ...] = (
-    (_SETUP_DATA, _Boot._take_nothing),
-    (_MAP, _Boot._take_map),
-    (_CHANGE, _Boot._take_change),
-    (_PAGES, _Boot._take_pages),
-    (_RANGE, _Boot._take_range),
-    (_BRK, _Boot._take_brk),
-    (_BLOCK, _Boot._take_block),
-    (_LAST_PFN, _Boot._take_last_pfn),
-    (_MEMBLOCK, _Boot._take_memblock),
-    (_MEMBLOCK_LIST, _Boot._take_memblock_list),
-    (_EARLY, _Boot._take_early),
-    (_RAMDISK, _Boot._take_ramdisk),
-    (_TRAMPOLINE, _Boot._take_trampoline),
-    (_MP_TABLE, _Boot._take_mp_table),
-    (_BOOT_MAPPED, _Boot._take_boot_mapped),
-    (_LOW_RAM, _Boot._take_low_ram),
-    (_MEGABYTES, _Boot._take_megabytes),
-    (_NX, _Boot._take_nx),
-    (re.compile("Using GB pages for direct mapping"), _Boot._take_gbpages),
-    (_MEMORY, _Boot._take_sizes),
-    (_LINUX, _Boot._take_release),
-    (_COMMAND_LINE, _Boot._take_command_line),
-    (_ON_XEN, _Boot._take_xen),
-)
-
-
-def scan_boot_log(
-    stream: BinaryIO, source: str, name: str = "machine", boot: int | None = None
-) -> BootLog:
-    """Read a boot log as `read_boot_log` does; ``source`` names it in messages."""
-    if boot is not None and boot < 1:
-        raise InputError(f"boots are counted from 1, not {boot}", source)
-    current = _Boot(1, source)
-    partial: _Boot | None = None
-    for number, message in _messages(stream, source):
-        if current.ends_before(message):
-            if current.number == boot or (boot is None and current.complete):
-                return current.result(name, more=True)
-            if partial is None and (current.maps or current.xen.entries):
-                partial = current
-            current = _Boot(current.number + 1, source, number)
-        current.feed(number, message)
-    if boot is not None and boot != current.number:
-        raise InputError(f"there is no boot {boot}: the log holds {current.number}", source)
-    if boot is None and partial is not None and not current.complete:
-        current = partial
-    if current.empty:
-        raise InputError(
-            "not a boot log: no line about memory; give dmesg's output from its first line on",
-            source,
-        )
-    return current.result(name, more=partial is not None)
-
-
-def _messages(stream: BinaryIO, source: str) -> Iterator[tuple[int, str]]:
-    """Yield ``(number, message)`` of the lines that matter, wrapped ones joined."""
-    pending: tuple[int, str] | None = None
-    for number, line in bounded_lines(stream, source):
-        interesting = _INTERESTING.search(line) is not None
-        if pending is None and not interesting:
-            continue
-        message = strip_prefixes(line.lstrip()).strip()
-        if pending is not None:
-            first, start = pending
-            pending = None
-            if (joined := _join(start, message)) is not None:
-                yield first, joined
-                continue
-            yield from _given_up(first, start, source)
-            if not interesting:
-                continue
-        entry = _MAP.search(message)
-        if _OPEN.search(message) or (entry is not None and not entry["type"]):
-            pending = number, message
-        elif entry is None and _BROKEN_MAP.match(message):
+    def check(self) -> None:
+        """Refuse what would be read wrongly in silence."""
+        version = leading_version(self.release)
+        if version and version < FIRST_READ:
             raise InputError(
-                f"memory map line not understood: {message[:80]!a}", f"{source}:{number}"
+                f"Linux {self.release} prints maps of another kind; 2.6.19 and later are read",
+                f"{self.source}:{self.first_line or 1}",
             )
-        else:
-            yield number, message
-    if pending is not None:
-        yield from _given_up(*pending, source)
+        for shown in self.maps:
+            if shown.is_reversed and (len(shown.entries) > 2 or self._began_before(shown.line)):
+                raise InputError(
+                    "the lines stand in reverse order (journalctl -r?); give the oldest first",
+                    f"{self.source}:{shown.line}",
+                )
+        if self.fully_virtual:
+            self.on_xen = False
+
+    def _began_before(self, line: int) -> bool:
+        return any(fact.line < line for fact in self.facts)
 
 
-def _join(start: str, rest: str) -> str | None:
-    """Put a wrapped line together again; None where ``rest`` is no continuation of ``start``."""
-    if _OPEN.search(start):
-        if not re.match(r"0x|-0x|\[mem", rest):
-            return None
-        return start + ("" if start.endswith("-") or rest.startswith("-") else " ") + rest
-    return f"{start} {rest}" if log_type(rest) is not None else None
+_Take = Callable[[Boot, "re.Match[str]", int, str], None]
 
-
-def _given_up(number: int, start: str, source: str) -> Iterator[tuple[int, str]]:
-    """A line whose rest is lost: a map entry without type still counts, half a range cannot."""
-    if not _OPEN.search(start):
-        yield number, start
-    elif _BROKEN_MAP.match(start):
-        raise InputError(f"memory map line cut short: {start[:80]!a}", f"{source}:{number}")
+# In this order: a line goes to the first pattern that it holds, of those whose word it holds.
+_TAKERS: tuple[tuple[str, tuple[tuple[re.Pattern[str], _Take], ...]], ...] = (
+    ("setup_data:", ((_SETUP_DATA, Boot._take_nothing),)),
+    (": ", ((MAP_ENTRY, Boot._take_map),)),
+    ("e820", ((_CHANGE, Boot._take_change),)),
+    ("page ", ((_PAGES, Boot._take_pages),)),
+    ("init_memory_mapping", ((_RANGE, Boot._take_range),)),
+    ("PGTABLE", ((_BRK, Boot._take_brk),)),
+    ("direct mapping tables", ((_BLOCK, Boot._take_block),)),
+    ("last_pfn", ((_LAST_PFN, Boot._take_last_pfn),)),
+    ("setting RW", ((_SETTING_RW, Boot._take_setting_rw),)),
+    (
+        "memblock_",
+        (
+            (_MEMBLOCK, Boot._take_memblock),
+            (_MEMBLOCK_ALLOC, Boot._take_memblock_alloc),
+            (_MEMBLOCK_FREE, Boot._take_memblock_free),
+        ),
+    ),
+    ("reserved[", ((_MEMBLOCK_LIST, Boot._take_memblock_list),)),
+    ("==> [", ((_EARLY, Boot._take_early),)),
+    ("RAMDISK", ((_RAMDISK, Boot._take_ramdisk),)),
+    ("trampoline", ((_TRAMPOLINE, Boot._take_trampoline),)),
+    ("MP-table", ((_MP_TABLE, Boot._take_mp_table),)),
+    ("initial memory mapped", ((_BOOT_MAPPED, Boot._take_boot_mapped),)),
+    ("low ram:", ((_LOW_RAM, Boot._take_low_ram),)),
+    ("MEM available", ((_MEGABYTES, Boot._take_megabytes),)),
+    ("NX (", ((_NX, Boot._take_nx),)),
+    ("not marked as", ((_NOT_RAM, Boot._take_not_ram),)),
+    (
+        "Using GB pages",
+        ((re.compile("Using GB pages for direct mapping"), Boot._take_gbpages),),
+    ),
+    ("Memory: ", ((_MEMORY, Boot._take_sizes),)),
+    ("Linux version", ((_LINUX, Boot._take_release),)),
+    ("ommand line:", ((_COMMAND_LINE, Boot._take_command_line),)),
+    ("Xen", ((_ON_XEN, Boot._take_xen),)),
+)

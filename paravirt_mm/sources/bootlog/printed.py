@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import attrs
 
-from paravirt_mm.machine.e820 import E820Type
+from paravirt_mm.machine.e820 import E820Type, MemoryMap
 from paravirt_mm.machine.model import Span
 from paravirt_mm.sources.bootlog.facts import Fact
 from paravirt_mm.sources.bootlog.xen import HypervisorScan
@@ -14,20 +16,25 @@ from paravirt_mm.sources.bootlog.xen import HypervisorScan
 class MapChange:
     """``e820: update`` or ``remove``: ``old`` (None: any) becomes ``new`` (None: hole) in ``span``.
 
-    ``order`` is that of its line, as counted by `Printed`.
+    ``order`` is that of its line, as counted by `Printed`; ``whole``: holes become ``new`` as well.
     """
 
     order: int
     span: Span
     old: E820Type | None
     new: E820Type | None
+    whole: bool = False
 
 
 @attrs.define
 class PrintedMap:
-    """One printed map, and the changes printed after it."""
+    """One printed map, from ``line`` on, and the changes printed after it.
+
+    ``restart`` is where its entries begin anew, if they do.
+    """
 
     label: str
+    line: int
     entries: list[tuple[int, int, E820Type]] = attrs.field(factory=list)
     changes: list[MapChange] = attrs.field(factory=list)
     restart: int | None = None
@@ -38,11 +45,25 @@ class PrintedMap:
             self.restart = len(self.entries)
         self.entries.append(entry)
 
+    @property
+    def is_reversed(self) -> bool:
+        """Whether each entry lies below the one before it."""
+        return len(self.entries) > 1 and all(
+            first[0] > second[0] for first, second in pairwise(self.entries)
+        )
+
+    @property
+    def sanitised(self) -> MemoryMap:
+        """The map as the kernel makes sense of it, before any change."""
+        return MemoryMap.sanitise(self.entries)
+
 
 @attrs.define
 class Printed:
     """One boot, as far as it has been read. Addresses are bytes, ends exclusive.
 
+    ``freed`` says what was given back, and how many reservations there were then; ``user_map_from``
+    is the line where a user's map replaced one that ``last_pfn`` was printed for already.
     ``order`` counts the lines taken, to tell what was printed before what; ``mapping`` is true once
     the direct map is being built, ``progressed`` once anything shows that the kernel went on after
     printing its map.
@@ -58,6 +79,7 @@ class Printed:
     xen: HypervisorScan = attrs.field(factory=HypervisorScan)
     assumed: list[str] = attrs.field(factory=list)
     reserved: list[Span] = attrs.field(factory=list)
+    freed: list[tuple[int, Span]] = attrs.field(factory=list)
     kernel_image: Span | None = None
     kernel_bytes: int | None = None
     initrd: Span | None = None
@@ -71,6 +93,9 @@ class Printed:
     non_pae: bool = False
     gbpages: bool = False
     on_xen: bool = False
+    fully_virtual: bool = False
+    kernel_not_ram: bool = False
+    user_map_from: int = 0
     mapping: bool = False
     progressed: bool = False
     changes: int = 0

@@ -51,24 +51,32 @@ _BOOT_MAPPED_64BIT = 512 * MIB
 _FOUR_GIB_PFN = (4 * GIB) >> PAGE_SHIFT
 
 
-def reconstruct(printed: Printed, name: str, source: str) -> Machine:
-    """Return the machine. Raises InputError where the map has no RAM or changes without end."""
+def reconstruct(printed: Printed, name: str, source: str) -> tuple[Machine, tuple[Span, ...]]:
+    """Return the machine, and RAM of it that the log does not show (`BootLog.made_up`).
+
+    Raises InputError where the map has no RAM, changes without end or contradicts the rest.
+    """
     assumed = list(printed.assumed)
     memory, kept = _effective_map(printed, assumed)
-    memory = _with_head(printed, memory, assumed)
+    memory, made_up = _with_head(printed, memory, assumed)
     if not memory.ram_pages():
         raise InputError("the memory map has no whole page of RAM", printed.source)
     release = leading_version(printed.release) or None
     mode = _mode(printed, assumed)
-    taken = RangeSet(span for span in (*printed.reserved, *kept) if span[0] < span[1])
+    taken = _reservations(printed)
+    taken.update(kept)
     if printed.trampoline is not None:
         taken.add(*printed.trampoline)
     hints = _kernel_hints(printed, taken)
+    if hints.image is not None:
+        _check_place("the kernel", hints.image, memory, printed.source)
     kernel, sentences = assume.place_kernel(memory, mode, release, hints)
     assumed.extend(sentences)
     _reserve_low(memory, release, taken, assumed)
     if printed.initrd is None:
         assumed.append("no initrd")
+    else:
+        _check_place("the initrd", printed.initrd, memory, printed.source)
     machine = Machine(
         name=name,
         memory_map=memory,
@@ -80,12 +88,35 @@ def reconstruct(printed: Printed, name: str, source: str) -> Machine:
         boot_mapped=_boot_mapped(printed, mode, kernel.span[1], assumed),
     )
     max_pfn, max_low_pfn = _hints(printed, machine, assumed)
-    return attrs.evolve(
+    machine = attrs.evolve(
         machine,
         max_pfn_hint=max_pfn,
         max_low_pfn_hint=max_low_pfn,
         provenance=Provenance(source, "", printed.release, tuple(assumed)),
     )
+    return machine, made_up
+
+
+def _check_place(what: str, span: Span, memory: MemoryMap, source: str) -> None:
+    """Refuse what lies where there is no memory at all, or is larger than what there is."""
+    if span[0] >= span[1] or span[1] > memory.entries[-1].end:
+        raise InputError(
+            f"{what} at {span[0]:#x}-{span[1]:#x} does not lie in the memory map, which ends at"
+            f" {memory.entries[-1].end:#x}",
+            source,
+        )
+
+
+def _reservations(printed: Printed) -> RangeSet:
+    """Return what was taken and not given back before the direct map was built."""
+    taken = RangeSet()
+    done = 0
+    for count, span in printed.freed:
+        taken.update(printed.reserved[done:count])
+        taken.discard(*span)
+        done = count
+    taken.update(printed.reserved[done:])
+    return taken
 
 
 # -- the memory map --------------------------------------------------------------------------------
@@ -110,7 +141,10 @@ def _effective_map(printed: Printed, assumed: list[str]) -> tuple[MemoryMap, lis
                 continue
             olds = [change.old] if change.old is not None else {entry.type for entry in memory}
             for old in olds:
-                memory = memory.with_range(*change.span, old, change.new)
+                memory = memory.with_range(*change.span, old, None if change.whole else change.new)
+            if change.whole and change.new is not None:
+                entries = [(entry.start, entry.end, entry.type) for entry in memory]
+                memory = MemoryMap.sanitise([*entries, (*change.span, change.new)])
     last = printed.maps[-1]
     if last.label != "modified" and all(map(printed.is_late, last.changes)):
         memory, sentence = assume.standard_trimming(memory)
@@ -131,9 +165,12 @@ def _shown_map(shown: PrintedMap, before: MemoryMap, mixed: bool, assumed: list[
     return MemoryMap.sanitise(entries)
 
 
-def _with_head(printed: Printed, memory: MemoryMap, assumed: list[str]) -> MemoryMap:
-    """Give a map whose head is cut off the RAM that must have been there."""
+def _with_head(
+    printed: Printed, memory: MemoryMap, assumed: list[str]
+) -> tuple[MemoryMap, tuple[Span, ...]]:
+    """Give a map whose head is cut off the RAM that must have been there; say which that is."""
     first = min((entry.start for entry in memory), default=0)
+    lost: list[Span] = []
     if first > ISA_END:
         mapped = RangeSet(fact.span for fact in of_kind(printed.facts, MappedRange) if fact.span)
         if not mapped or of_kind(printed.facts, TableBlock):
@@ -149,29 +186,48 @@ def _with_head(printed: Printed, memory: MemoryMap, assumed: list[str]) -> Memor
     if restored := assume.low_memory(memory, low_end):
         memory, sentence = restored
         assumed.append(sentence)
-    return memory
+    return memory, tuple(lost)
 
 
 # -- CPU and kernel --------------------------------------------------------------------------------
 
 
 def _mode(printed: Printed, assumed: list[str]) -> PagingMode:
-    for last in of_kind(printed.facts, LastPfn):
-        if last.max_arch_pfn in _MODE_BY_MAX_ARCH_PFN:
-            return _MODE_BY_MAX_ARCH_PFN[last.max_arch_pfn]
-    if printed.non_pae:
-        return I386
-    kernels = of_kind(printed.xen.facts, DomainKernel)
-    places = [f for f in of_kind(printed.xen.facts, Place) if f.section == "virtual"]
-    if kernels or places:
-        wide = any(kernel.bits == 64 for kernel in kernels) or any(f.end >> 32 for f in places)
-        return X86_64 if wide else I386_PAE
-    # 64-bit startup code maps 512 MiB, 32-bit code little more than the kernel.
-    mapped_little = (printed.boot_mapped or _BOOT_MAPPED_64BIT) < _BOOT_MAPPED_64BIT
-    if not (printed.lowmem_lines or printed.virtual_digits == 8 or mapped_little):
+    mode = _printed_mode(printed) or _hypervisors_mode(printed)
+    if mode is not None:
+        return mode
+    if _is_64bit(printed):
         if printed.virtual_digits is None:
             assumed.append("x86_64 (nothing in the log says 32 bits)")
         return X86_64
+    return _mode_of_32bit(printed, assumed)
+
+
+def _printed_mode(printed: Printed) -> PagingMode | None:
+    """Return the mode that the end of what it can address tells."""
+    for last in of_kind(printed.facts, LastPfn):
+        if last.max_arch_pfn in _MODE_BY_MAX_ARCH_PFN:
+            return _MODE_BY_MAX_ARCH_PFN[last.max_arch_pfn]
+    return I386 if printed.non_pae else None
+
+
+def _hypervisors_mode(printed: Printed) -> PagingMode | None:
+    """Return the mode of the kernel that the hypervisor says it has built a domain for."""
+    kernels = of_kind(printed.xen.facts, DomainKernel)
+    places = [f for f in of_kind(printed.xen.facts, Place) if f.section == "virtual"]
+    if not (kernels or places):
+        return None
+    wide = any(kernel.bits == 64 for kernel in kernels) or any(f.end >> 32 for f in places)
+    return X86_64 if wide else I386_PAE
+
+
+def _is_64bit(printed: Printed) -> bool:
+    # 64-bit startup code maps 512 MiB, 32-bit code little more than the kernel.
+    mapped_little = (printed.boot_mapped or _BOOT_MAPPED_64BIT) < _BOOT_MAPPED_64BIT
+    return not (printed.lowmem_lines or printed.virtual_digits == 8 or mapped_little)
+
+
+def _mode_of_32bit(printed: Printed, assumed: list[str]) -> PagingMode:
     release = (printed.release or "").lower()
     if printed.nx or "pae" in release or "bigmem" in release:
         return I386_PAE
@@ -234,7 +290,9 @@ def _reserve_low(
 
 def _hints(printed: Printed, machine: Machine, assumed: list[str]) -> tuple[int | None, int | None]:
     """Return max_pfn and max_low_pfn as printed, where the map leads to another number."""
-    pfns = [last.pfn for last in of_kind(printed.facts, LastPfn)]
+    pfns = [
+        last.pfn for last in of_kind(printed.facts, LastPfn) if last.line > printed.user_map_from
+    ]
     high = [pfn for pfn in pfns if pfn > _FOUR_GIB_PFN]
     low = [pfn for pfn in pfns if pfn <= _FOUR_GIB_PFN]
     max_pfn = max_low_pfn = None

@@ -15,6 +15,8 @@ import attrs
 from paravirt_mm.errors import InputError
 from paravirt_mm.machine.e820 import E820Type, MemoryMap
 from paravirt_mm.machine.model import Machine
+from paravirt_mm.machine.paging import PAGE_SHIFT, PAGE_SIZE
+from paravirt_mm.machine.ranges import align_up
 from paravirt_mm.printable import printable
 from paravirt_mm.sources.assume import machine_from_map
 from paravirt_mm.sources.bootlog.facts import DomainKernel, Fact, Hypervisor, Place
@@ -27,7 +29,9 @@ _STAMP = re.compile(r"\((?:XEN|d\d+)\)(?: ?\[[-\d:. a-f]+\])?(?P<rest>.*)$")
 _VERSION = re.compile(r"\s*Xen version (\S+)")
 _XEN_KERNEL = re.compile(r"\s*Xen\s+kernel: (32|64)-bit")
 _MAP_HEADER = re.compile(r"\s*(Initial )?[\w-]+ RAM map:\s*$")
-_MAP_ENTRY = re.compile(rf"\s*(?:\[{_HEX}, {_HEX}\]|{_HEX} - {_HEX})\s+\((?P<type>[^)]*)\)?\s*$")
+_MAP_ENTRY = re.compile(
+    rf"(?:\[{_HEX}, {_HEX}\]|{_HEX} - {_HEX}) (?:\((?P<type>[^)]{{0,60}})\)?|(?P<number>type \d+))$"
+)
 _SECTION = re.compile(r"\s*(PHYSICAL|VIRTUAL) MEMORY ARRANGEMENT:")
 _PLACE = re.compile(
     rf"\s*(?P<name>[A-Z][\w .-]{{0,30}}?):?\s+{_HEX}->{_HEX}(?: \((?P<pages>\d{{1,15}}) pages)?"
@@ -54,7 +58,8 @@ class HypervisorScan:
     def feed(self, where: str, number: int, message: str) -> None:
         """Take one line that starts with ``(XEN)``. Raises InputError for a map too long."""
         stamped = _STAMP.match(message)
-        rest = stamped["rest"] if stamped else message
+        text = printable(stamped["rest"] if stamped else message)
+        rest = " ".join(text.split())
         if self._in_map:
             if entry := _MAP_ENTRY.match(rest):
                 self._add(where, entry)
@@ -66,33 +71,32 @@ class HypervisorScan:
             self.entries.clear()
         elif version := _VERSION.match(rest):
             self.version = printable(version[1], 40)
-            self.facts.append(Hypervisor(number, printable(rest), self.version))
+            self.facts.append(Hypervisor(number, text, self.version))
         elif kernel := _XEN_KERNEL.match(rest):
-            self.facts.append(Hypervisor(number, printable(rest), bits=int(kernel[1])))
+            self.facts.append(Hypervisor(number, text, bits=int(kernel[1])))
         elif section := _SECTION.match(rest):
             self._section = "physical" if section[1] == "PHYSICAL" else "virtual"
         elif kernel := _KERNEL.match(rest):
             start, end = int(kernel[2], 16), int(kernel[3], 16)
-            text = printable(rest)
             self.facts.append(DomainKernel(number, text, int(kernel["bits"]), start, end))
         elif self._section is not None:
-            self._place(number, rest)
+            self._place(number, text, rest)
 
     def _add(self, where: str, match: re.Match[str]) -> None:
         if len(self.entries) >= MAX_MAP_ENTRIES:
             raise InputError(f"more than {MAX_MAP_ENTRIES} memory map entries", where)
         inclusive = match[1] is not None
         start, end = (match[1], match[2]) if inclusive else (match[3], match[4])
-        kind = log_type(match["type"]) or E820Type.RESERVED
+        kind = log_type(match["type"] or match["number"]) or E820Type.RESERVED
         self.entries.append((int(start, 16), int(end, 16) + inclusive, kind))
 
-    def _place(self, number: int, rest: str) -> None:
+    def _place(self, number: int, text: str, rest: str) -> None:
         assert self._section is not None  # noqa: S101 - the caller looked
         if place := _PLACE.match(rest):
             self.facts.append(
                 Place(
                     number,
-                    printable(rest),
+                    text,
                     self._section,
                     place["name"],
                     int(place[2], 16),
@@ -102,9 +106,7 @@ class HypervisorScan:
             )
         elif entry := _ENTRY_POINT.match(rest):
             address = int(entry[1], 16)
-            self.facts.append(
-                Place(number, printable(rest), self._section, "ENTRY ADDRESS", address, address)
-            )
+            self.facts.append(Place(number, text, self._section, "ENTRY ADDRESS", address, address))
         elif rest.strip():
             self._section = None
 
@@ -114,7 +116,49 @@ class HypervisorScan:
         return MemoryMap.sanitise(self.entries) if self.entries else None
 
 
-def host_machine(name: str, source: str, host_map: MemoryMap, version: str | None) -> Machine:
-    """Return the host below Xen as a machine that Linux could boot on."""
-    title = f"host of Xen {version}" if version else "host of Xen"
-    return machine_from_map(name, source, title, host_map)
+def host_machine(name: str, source: str, scan: HypervisorScan) -> Machine:
+    """Return what the hypervisor's log tells of its host and its dom0, as a machine.
+
+    Where the log says how many pages dom0 has, RAM is the lowest of the host's that make up so
+    many, as Linux arranges it. Raises InputError where the host's map has no RAM.
+    """
+    host_map = MemoryMap.sanitise(scan.entries)
+    title = f"host of Xen {scan.version}" if scan.version else "host of Xen"
+    kernel = next((f for f in reversed(scan.facts) if isinstance(f, DomainKernel)), None)
+    image = (kernel.start, kernel.end) if kernel else None
+    pages = _pages_of_dom0(scan.facts)
+    memory, sentences = host_map, []
+    if pages and pages < host_map.ram_pages().total >> PAGE_SHIFT:
+        memory = _with_less_ram(host_map, pages << PAGE_SHIFT)
+        sentences.append(f"RAM: the lowest {pages} pages of the host's, as many as dom0 has")
+    if image is not None and not image[0] < image[1] <= host_map.entries[-1].end:
+        raise InputError(
+            f"dom0's kernel at {image[0]:#x}-{image[1]:#x} does not lie in the memory map", source
+        )
+    machine = machine_from_map(name, source, title, memory, image)
+    provenance = attrs.evolve(machine.provenance, assumed=(*sentences, *machine.provenance.assumed))
+    return attrs.evolve(machine, provenance=provenance, host_map=host_map)
+
+
+def _pages_of_dom0(facts: list[Fact]) -> int:
+    """Return how many pages the builder gives dom0; 0 where the log does not say."""
+    places = [f for f in facts if isinstance(f, Place) and f.section == "physical"]
+    allocation = next((f for f in places if f.name.startswith("Dom0 alloc") and f.pages), None)
+    if allocation is None or allocation.pages is None:
+        return 0
+    kept = [allocation, *(f for f in places if f.name.startswith("Init"))]
+    sizes = (max(place.end - place.start, 0) for place in kept)
+    return allocation.pages + sum(align_up(size, PAGE_SIZE) >> PAGE_SHIFT for size in sizes)
+
+
+def _with_less_ram(memory: MemoryMap, limit: int) -> MemoryMap:
+    """Return the map with no more RAM than ``limit`` bytes: what lies above is a hole."""
+    left = limit
+    entries = []
+    for entry in memory:
+        end = entry.end
+        if entry.type is E820Type.RAM:
+            end = min(end, entry.start + left)
+            left -= end - entry.start
+        entries.append((entry.start, end, entry.type))
+    return MemoryMap.sanitise(entries)

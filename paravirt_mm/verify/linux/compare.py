@@ -27,7 +27,7 @@ from paravirt_mm.run import Outcome, Run
 from paravirt_mm.scenario import default_registry
 from paravirt_mm.sources import oracle_machines
 from paravirt_mm.sources.checker import Checker
-from paravirt_mm.sources.load import opened as opened
+from paravirt_mm.sources.content import opened
 from paravirt_mm.verify.kernel.compare import (
     Difference,
     Replay,
@@ -57,8 +57,8 @@ def replay_file(path: str, registry: Registry | None = None) -> Iterator[Replay]
     """
     source = printable(path)
     empty = True
-    with opened(path, source) as stream:
-        for where, record in oracle_machines.read_records(stream, source):
+    with opened(path, source) as content:
+        for where, record in oracle_machines.read_records(content.stream, source):
             empty = False
             yield replay(record, where, registry)
     if empty:

@@ -9,7 +9,6 @@ was.
 from __future__ import annotations
 
 import json
-import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from difflib import SequenceMatcher
@@ -54,10 +53,6 @@ MAX_WORK = 1 << 17
 BACKENDS = {"native": "native", "xen-pv": "xen"}
 """Backend by the platform that printed the log."""
 
-_LOST_HEAD = re.compile(r"RAM (.*) \(the map's head is missing from the log\)")
-"""The sentence in which the reader owns up to RAM that it made of the printed ranges."""
-_SHOWN_RANGES = 8
-"""The reader lists at most so many of them."""
 _FOUR_GIB_PFN = (4 * GIB) >> PAGE_SHIFT
 
 
@@ -287,7 +282,7 @@ class _Trial:
         )
         # What the linear allocator prints does not depend on where in a call RAM is.
         linear = any(isinstance(fact, TableBlock) for fact in facts)
-        self._known_from = 0 if linear else _lost_head(machine)
+        self._known_from = 0 if linear else max((end for _, end in log.made_up), default=0)
         self._registry = registry
         machine = self._with_low_memory(log, machine)
         lines = list(self._last_pfns(machine))
@@ -437,15 +432,6 @@ class _Trial:
             yield LogLine(LineVerdict.MATCH, fact.line, fact.text, model.text)
         else:
             yield LogLine(LineVerdict.DIFFERS, fact.line, fact.text, model.text, "position")
-
-
-def _lost_head(machine: Machine) -> int:
-    """Return up to where (bytes) the machine's RAM was made of printed ranges; 0: nowhere."""
-    for sentence in machine.provenance.assumed:
-        if match := _LOST_HEAD.fullmatch(sentence):
-            ends = [int(part.partition("-")[2], 16) for part in match[1].split(", ")]
-            return max(ends) if len(ends) < _SHOWN_RANGES else machine.map_limit
-    return 0
 
 
 def _key(fact: Fact) -> tuple[object, ...]:

@@ -1,0 +1,195 @@
+"""Reading a boot log: which lines matter, where a boot begins, and what is made of one.
+
+Formats
+    dmesg, syslog, journals (also in JSON and in reverse order), serial consoles, quoted in mails
+    (`paravirt_mm.sources.lines`); Linux 2.6.19 to today (`linux`) and Xen (`xen`).
+
+Cut logs
+    Lines wrapped by a mail program are joined. A type that is lost is read as reserved. A map that
+    has lost its head gets that of the map printed before it, else what was mapped there. Where
+    every line stands twice, it counts once. Each such step is listed in ``provenance.assumed``;
+    what contradicts itself is refused with its line.
+
+Several boots in one file
+    The first boot with a memory map and something after it is read, or the one asked for.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+import attrs
+
+from paravirt_mm.errors import InputError
+from paravirt_mm.printable import printable
+from paravirt_mm.sources.bootlog.facts import BootLog, Platform
+from paravirt_mm.sources.bootlog.linux import INTERESTING, MAP_ENTRY, Boot
+from paravirt_mm.sources.bootlog.reconstruct import reconstruct
+from paravirt_mm.sources.bootlog.xen import XEN_MARK, host_machine
+from paravirt_mm.sources.content import Content
+from paravirt_mm.sources.e820_words import log_type
+from paravirt_mm.sources.lines import bounded_lines, strip_prefixes
+
+_ADDRESS_OPEN = re.compile(r"(?:\[mem(?:\s+(?:0x[0-9a-fA-F]*(?:-(?:0x[0-9a-fA-F]*)?)?)?)?)$")
+"""A line that ends inside of a range."""
+_TYPE_OPEN = re.compile(r"==>\s*\(?$")
+_BROKEN_ENTRY = re.compile(
+    r"(?:BIOS-e820|BIOS-e801|BIOS-88|Xen|user|modified):\s*(?:\[mem\b|\d|[0-9a-f]{8})"
+)
+_CUT_ENTRY = re.compile(rf"{_BROKEN_ENTRY.pattern}[^]]*[0-9a-fx-]$")
+
+_NO_HYPERVISOR_MAP = (
+    "a hypervisor log without memory map: it needs the lines after 'Xen-e820 RAM map:'"
+    " (boot Xen with loglvl=all) or dom0's 'Xen: [mem ...]' lines"
+)
+_NO_MAP = "no memory map: expected 'BIOS-e820: [mem ...] usable' or similar lines"
+
+
+def scan_boot_log(
+    content: Content, source: str, name: str = "machine", boot: int | None = None
+) -> BootLog:
+    """Read a boot log as `read_boot_log` does; ``source`` names it in messages."""
+    if boot is not None and boot < 1:
+        raise InputError(f"boots are counted from 1, not {boot}", source)
+    current = Boot(1, source)
+    partial: Boot | None = None
+    for number, message in _messages(content, source):
+        if current.ends_before(message):
+            if current.number == boot or (boot is None and current.complete):
+                return _result(current, name, more=True)
+            if partial is None and (current.maps or current.xen.entries):
+                partial = current
+            current = Boot(current.number + 1, source, number)
+        current.feed(number, message)
+    if boot is not None and boot != current.number:
+        raise InputError(f"there is no boot {boot}: the log holds {current.number}", source)
+    if boot is None and partial is not None and not current.complete:
+        current = partial
+    if current.empty:
+        raise InputError(
+            "not a boot log: no line about memory; give dmesg's output from its first line on",
+            source,
+        )
+    return _result(current, name, more=partial is not None)
+
+
+def _result(boot: Boot, name: str, more: bool) -> BootLog:
+    """Make sense of what has been read. Raises InputError where it contradicts itself."""
+    boot.check()
+    host_map = boot.xen.host_map
+    platform: Platform = "native"
+    if boot.on_xen:
+        platform = "xen-pv"
+    elif not boot.maps and (boot.xen.facts or boot.xen.entries):
+        platform = "hypervisor"
+    source = f"{boot.source} (boot {boot.number})" if boot.number > 1 or more else boot.source
+    machine = missing = None
+    made_up: tuple[tuple[int, int], ...] = ()
+    if boot.maps:
+        machine, made_up = reconstruct(boot, name, source)
+        machine = attrs.evolve(machine, host_map=host_map)
+    elif host_map is not None:
+        machine = host_machine(name, source, boot.xen)
+    else:
+        missing = _NO_HYPERVISOR_MAP if platform == "hypervisor" else _NO_MAP
+    return BootLog(
+        source=source,
+        boot=boot.number,
+        platform=platform,
+        release=boot.release,
+        command_line=boot.command_line,
+        machine=machine,
+        missing=missing,
+        host_map=host_map,
+        firmware_map=boot.maps[0].sanitised if boot.maps else None,
+        made_up=made_up,
+        mixed=boot.mixed,
+        facts=tuple(sorted([*boot.xen.facts, *boot.facts], key=lambda fact: fact.line)),
+    )
+
+
+# -- lines -----------------------------------------------------------------------------------------
+
+
+def _messages(content: Content, source: str) -> Iterator[tuple[int, str]]:
+    """Yield ``(number, message)`` of the lines that matter, wrapped ones joined."""
+    pending: tuple[int, str] | None = None
+    for number, line in bounded_lines(content, source, INTERESTING):
+        interesting = INTERESTING.search(line) is not None
+        if pending is None and not interesting:
+            continue
+        message = _message(line)
+        if pending is not None:
+            first, start = pending
+            pending = None
+            if (joined := _join(start, message)) is not None:
+                yield first, joined
+                continue
+            yield from _given_up(first, start, source)
+            if not interesting:
+                continue
+        if _is_open(message):
+            pending = number, message
+        else:
+            _check(message, number, source)
+            yield number, message
+    if pending is not None:
+        yield from _given_up(*pending, source)
+
+
+def _message(line: str) -> str:
+    """Return what was printed, without prefixes, blanks in a row made one."""
+    hypervisor = line.find(XEN_MARK)
+    if hypervisor >= 0:
+        return line[hypervisor:].rstrip()
+    return " ".join(strip_prefixes(line.lstrip()).split())
+
+
+def _is_open(message: str) -> bool:
+    """Tell whether the rest of a line may stand on the next one."""
+    if message.startswith(XEN_MARK):
+        return False
+    entry = MAP_ENTRY.search(message)
+    if entry is not None:
+        return not entry["type"]
+    return (
+        _ADDRESS_OPEN.search(message) is not None
+        or _TYPE_OPEN.search(message) is not None
+        or _CUT_ENTRY.search(message) is not None
+    )
+
+
+def _join(start: str, rest: str) -> str | None:
+    """Put a wrapped line together again; None where ``rest`` is no continuation of ``start``."""
+    if _TYPE_OPEN.search(start):
+        return f"{start} {rest}" if log_type(rest.rstrip(")")) is not None else None
+    if MAP_ENTRY.search(start):
+        return f"{start} {rest}" if log_type(rest) is not None else None
+    for joined in (start + rest, f"{start} {rest}"):
+        if (entry := MAP_ENTRY.search(joined)) is not None and log_type(entry["type"]) is not None:
+            return joined
+    if _BROKEN_ENTRY.search(start) or not re.match(r"0x|-0x|\[mem", rest):
+        return None
+    return start + ("" if start.endswith("-") or rest.startswith("-") else " ") + rest
+
+
+def _check(message: str, number: int, source: str) -> None:
+    """Refuse a line of or about the memory map that says something that is not understood."""
+    if message.startswith(XEN_MARK):
+        return
+    if _BROKEN_ENTRY.match(message) and not MAP_ENTRY.search(message):
+        shown = printable(message, 80)
+        raise InputError(
+            f"memory map line not understood: {shown!r} (addresses are hexadecimal, as printed)",
+            f"{source}:{number}",
+        )
+
+
+def _given_up(number: int, start: str, source: str) -> Iterator[tuple[int, str]]:
+    """A line whose rest is lost: a map entry without type still counts, half a range cannot."""
+    if MAP_ENTRY.search(start) or _TYPE_OPEN.search(start):
+        yield number, start
+    elif _BROKEN_ENTRY.match(start):
+        shown = printable(start, 80)
+        raise InputError(f"memory map line cut short: {shown!r}", f"{source}:{number}")

@@ -1,0 +1,271 @@
+"""From a file's bytes to bytes that can be read as text: the one way in, bounded.
+
+Compressed files (gzip, bzip2, xz, zip with one file, zstd where Python has it; one in another, too)
+are read through. UTF-16 becomes UTF-8. How much may come out of a compressed file depends on its
+size, so that a small file costs little, whatever it holds; no more than a few buffers are in memory
+at once.
+"""
+
+from __future__ import annotations
+
+import codecs
+import importlib
+import io
+import sys
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+import attrs
+
+from paravirt_mm.errors import InputError
+from paravirt_mm.printable import printable
+
+Spec = str | Path
+
+HEAD_BYTES = 1 << 16
+"""How much of a file is looked at to tell its format."""
+MAX_HEAD = 1 << 24
+"""How much at the most, where a file begins with comments."""
+MAX_LAYERS = 4
+"""A file that is compressed more often than this, one in another, is refused."""
+UNPACKED_FREE = 64 << 20
+UNPACKED_RATIO = 32
+"""A compressed file may grow to this many bytes, and to so many times its size besides: boot logs
+shrink to a tenth.
+"""
+MAX_ZIP_BYTES = 16 << 20
+"""A larger zip archive is refused: its directory stands at its end."""
+_UNPACKER_MEMORY = 256 << 20
+"""Memory that an xz or zstd stream may ask for."""
+
+_BLOCK = 1 << 16
+
+
+@attrs.frozen
+class Content:
+    """What a file holds, decompressed: its first bytes, and the stream from the first byte on."""
+
+    head: bytes
+    stream: BinaryIO
+
+
+@contextmanager
+def opened(spec: Spec, source: str) -> Iterator[Content]:
+    """Open a path, or standard input for ``-``. What reading can raise becomes InputError."""
+    with reading(source):
+        if str(spec) == "-":
+            yield content_of(sys.stdin.buffer, source)
+        else:
+            with _file(spec, source) as file:
+                yield content_of(file, source)
+
+
+def _file(spec: Spec, source: str) -> BinaryIO:
+    try:
+        return Path(spec).open("rb", buffering=_BLOCK)
+    except ValueError:
+        raise InputError("a path cannot hold a NUL", source) from None
+
+
+@contextmanager
+def reading(source: str) -> Iterator[None]:
+    """Turn what reading a stream can raise into InputError."""
+    try:
+        yield
+    except (OSError, EOFError, zlib.error, UnicodeError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise InputError(f"cannot be read: {printable(reason, 200)}", source) from None
+    except Exception as error:
+        # lzma, zipfile and zstd are imported only where a file needs them: by name.
+        if type(error).__name__ in ("LZMAError", "BadZipFile", "ZstdError"):
+            raise InputError(f"cannot be read: {printable(str(error), 200)}", source) from None
+        raise
+
+
+def content_of(file: Any, source: str) -> Content:
+    """Look through what compresses ``file`` (anything with ``read``) and encodes its text."""
+    raw = _Counted(file)
+    packed: _Counted | None = None
+    for _ in range(MAX_LAYERS):
+        head = raw.fill(HEAD_BYTES)
+        unpacker = _unpacker(head, raw, source)
+        if unpacker is None:
+            break
+        packed = packed or raw
+        raw = _Counted(unpacker, packed, source)
+    else:
+        raise InputError(f"compressed more than {MAX_LAYERS - 1} times; unpack it", source)
+    if encoding := _utf16(head):
+        raw = _Counted(_Transcoded(raw, encoding))
+    elif head.startswith(codecs.BOM_UTF8):
+        raw.drop(len(codecs.BOM_UTF8))
+    head = raw.fill(HEAD_BYTES)
+    while len(head) < MAX_HEAD and _only_comments(head):
+        longer = raw.fill(min(2 * len(head), MAX_HEAD))
+        if len(longer) == len(head):
+            break
+        head = longer
+    return Content(head, cast("BinaryIO", io.BufferedReader(raw, _BLOCK)))
+
+
+def _only_comments(head: bytes) -> bool:
+    """Tell whether nothing but comments and blank lines has been seen (never of short files)."""
+    return len(head) >= HEAD_BYTES and all(
+        not line.strip() or line.lstrip().startswith(b"#") for line in head.splitlines()
+    )
+
+
+def _utf16(head: bytes) -> str | None:
+    if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return "utf-16"
+    sample = head[:512]
+    if len(sample) >= 16:
+        half = len(sample) // 2
+        if sample[1::2].count(0) > 0.9 * half and sample[::2].count(0) == 0:
+            return "utf-16-le"
+        if sample[::2].count(0) > 0.9 * half and sample[1::2].count(0) == 0:
+            return "utf-16-be"
+    return None
+
+
+class _Counted(io.RawIOBase):
+    """A stream that can be looked into, and that knows how much it has given.
+
+    ``packed`` is the stream it has been decompressed from: it may not give much more than that has
+    taken. Raises InputError.
+    """
+
+    def __init__(self, file: Any, packed: _Counted | None = None, source: str = "") -> None:
+        self._file = file
+        self._packed = packed
+        self._source = source
+        self._ahead = b""
+        self.taken = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def fill(self, size: int) -> bytes:
+        """Return the next ``size`` bytes, less where the file ends, without taking them."""
+        while len(self._ahead) < size and (block := self._more(size - len(self._ahead))):
+            self._ahead += block
+        return self._ahead[:size]
+
+    def drop(self, size: int) -> None:
+        """Throw the next bytes away; they have been looked at."""
+        self._ahead = self._ahead[size:]
+
+    def readinto(self, buffer: Any) -> int:
+        size = len(buffer)
+        block, self._ahead = self._ahead[:size], self._ahead[size:]
+        block = block or self._more(size)
+        buffer[: len(block)] = block
+        return len(block)
+
+    def _more(self, size: int) -> bytes:
+        block: bytes = self._file.read(size) or b""
+        self.taken += len(block)
+        if self._packed is not None:
+            allowed = UNPACKED_FREE + UNPACKED_RATIO * self._packed.taken
+            if self.taken > allowed:
+                raise InputError(
+                    f"unpacks to more than {allowed >> 20} MiB, longer than any boot log of its"
+                    " size; unpack it and cut out the boot messages",
+                    self._source,
+                )
+        return block
+
+
+class _Transcoded:
+    """UTF-16 as UTF-8."""
+
+    def __init__(self, file: io.RawIOBase, encoding: str) -> None:
+        self._file = io.BufferedReader(file, _BLOCK)
+        self._decoder = codecs.getincrementaldecoder(encoding)("replace")
+
+    def read(self, size: int) -> bytes:
+        """Return some bytes; none only at the end."""
+        # A character of UTF-16 takes at most three bytes for each two.
+        while block := self._file.read(max(size // 2, 2)):
+            if text := self._decoder.decode(block):
+                return text.encode("utf-8", "replace")
+        return b""
+
+
+class _Stream:
+    """What a decompressor makes of a stream; several compressed streams may follow each other."""
+
+    def __init__(self, packed: io.RawIOBase, make: Callable[[], Any]) -> None:
+        self._packed = io.BufferedReader(packed, _BLOCK)
+        self._make = make
+        self._decompressor = make()
+        self._started = False
+
+    def read(self, size: int) -> bytes:
+        """Return up to ``size`` bytes; none only at the end. Raises EOFError where it is cut."""
+        while True:
+            decompressor = self._decompressor
+            if decompressor.eof:
+                rest = decompressor.unused_data or self._packed.read(_BLOCK)
+                if not rest.strip(b"\0"):
+                    return b""
+                self._decompressor = decompressor = self._make()
+            elif decompressor.needs_input:
+                rest = self._packed.read(_BLOCK)
+                if not rest:
+                    raise EOFError("the compressed data are cut short")
+            else:
+                rest = b""
+            if block := decompressor.decompress(rest, size):
+                return cast("bytes", block)
+
+
+def _unpacker(head: bytes, packed: io.RawIOBase, source: str) -> Any:
+    """Return what decompresses a stream that begins like this; None where nothing has to."""
+    if head.startswith(b"\x1f\x8b"):
+        import gzip
+
+        return gzip.GzipFile(fileobj=io.BufferedReader(packed, _BLOCK))
+    if head.startswith(b"BZh"):
+        import bz2
+
+        return _Stream(packed, bz2.BZ2Decompressor)
+    if head.startswith(b"\xfd7zXZ\x00"):
+        import lzma
+
+        return _Stream(packed, lambda: lzma.LZMADecompressor(memlimit=_UNPACKER_MEMORY))
+    if head.startswith(b"\x28\xb5\x2f\xfd"):
+        try:
+            zstd = importlib.import_module("compression.zstd")
+        except ImportError:
+            raise InputError(
+                "compressed with zstd, which this Python cannot read; unpack it with `zstd -d`",
+                source,
+            ) from None
+        limits = {zstd.DecompressionParameter.window_log_max: 27}
+        return _Stream(packed, lambda: zstd.ZstdDecompressor(options=limits))
+    if head.startswith(b"PK\x03\x04"):
+        return _zipped(io.BufferedReader(packed, _BLOCK), source)
+    return None
+
+
+def _zipped(stream: BinaryIO, source: str) -> BinaryIO:
+    """Return the one file of a zip archive, opened."""
+    import zipfile
+
+    whole = stream.read(MAX_ZIP_BYTES + 1)
+    if len(whole) > MAX_ZIP_BYTES:
+        raise InputError(f"a zip archive of more than {MAX_ZIP_BYTES >> 20} MiB; unpack it", source)
+    archive = zipfile.ZipFile(io.BytesIO(whole))
+    files = [info for info in archive.infolist() if not info.is_dir()]
+    if len(files) != 1:
+        raise InputError(
+            f"a zip archive of {len(files)} files; unpack it and name the files", source
+        )
+    try:
+        return cast("BinaryIO", archive.open(files[0]))
+    except (NotImplementedError, RuntimeError) as error:  # encrypted, or packed in a rare way
+        raise InputError(f"cannot be read: {printable(str(error), 200)}", source) from None
