@@ -20,6 +20,7 @@ from paravirt_mm.machine.model import Machine
 from paravirt_mm.measure.figures import FIGURES
 from paravirt_mm.printable import printable
 from paravirt_mm.registry import Registry
+from paravirt_mm.report.markup import no_formula, words
 from paravirt_mm.report.tables import (
     machine_title,
     summary,
@@ -42,7 +43,9 @@ def _csv(rows: Sequence[Row]) -> str:
     out = io.StringIO()
     writer = csv.DictWriter(out, fields, restval="", lineterminator="\n")
     writer.writeheader()
-    writer.writerows(row.as_record() for row in rows)
+    for row in rows:
+        cells = row.as_record().items()
+        writer.writerow({k: no_formula(v) if isinstance(v, str) else v for k, v in cells})
     return out.getvalue().rstrip("\n")
 
 
@@ -165,13 +168,13 @@ def _text(results: list[list[Row]], machines: dict[str, Machine], style: str, wi
     parts: list[str] = []
     for rows in results:
         machine = machines[rows[0].machine]
-        parts.append(
-            f"{printable(machine.name)}\n{machine_title(machine)}\n\n{tables(rows, style, wide)}"
-        )
+        title = words(f"{printable(machine.name)}\n{machine_title(machine)}", style)
+        parts.append(f"{title}\n\n{tables(rows, style, wide)}")
     everything = [row for rows in results for row in rows]
     if len(results) > 1:
-        parts.append(f"All {len(results)} machines\n\n{summary(everything, style)}")
-    parts.append(verification(everything))
+        title = words(f"All {len(results)} machines", style)
+        parts.append(f"{title}\n\n{summary(everything, style)}")
+    parts.append(words(verification(everything), style))
     return "\n\n\n".join(parts)
 
 

@@ -6,12 +6,13 @@ import json
 from pathlib import Path
 
 import click
-from tabulate import tabulate, tabulate_formats
+from tabulate import tabulate_formats
 
 from paravirt_mm.cli import reading
 from paravirt_mm.cli.output import complain, emit
 from paravirt_mm.errors import ExitCode
 from paravirt_mm.printable import printable
+from paravirt_mm.report.markup import tabulated
 from paravirt_mm.report.values import size as short
 from paravirt_mm.sweep.questions import (
     BELOW,
@@ -94,9 +95,7 @@ def _table(answer: Answer, style: str) -> str:
     ]
     align = ["right" if number else "left" for number in numbers]
     titles = [printable(title) for title in answer.titles]
-    return tabulate(
-        rows, titles, tablefmt=style, colalign=align if rows else None, disable_numparse=True
-    )
+    return tabulated(rows, titles, style, align)
 
 
 def _cell(title: str, value: object) -> str:

@@ -7,7 +7,6 @@ import textwrap
 from collections.abc import Iterator, Sequence
 
 import tabulate as tabulate_module
-from tabulate import tabulate
 
 from paravirt_mm.comparison import Row
 from paravirt_mm.machine.model import Machine
@@ -15,6 +14,7 @@ from paravirt_mm.measure.figures import FIGURES, Group
 from paravirt_mm.measure.lowmem32 import SEED_BRK, brk_reach, lowmem32
 from paravirt_mm.options import PluginSpec
 from paravirt_mm.printable import printable
+from paravirt_mm.report.markup import tabulated, words
 from paravirt_mm.report.values import MISSING, headers, show, size
 from paravirt_mm.run import Outcome
 
@@ -61,9 +61,7 @@ def table(rows: Sequence[Row], figures: Sequence[str], style: str = "simple") ->
     titles = [*_FIXED, *headers(list(figures))]
     cells = [[*_fixed_cells(row), *(_cell(row, name) for name in figures)] for row in rows]
     align = ("left",) * len(_FIXED) + ("right",) * len(figures)
-    return tabulate(
-        cells, titles, tablefmt=style, colalign=align if cells else None, disable_numparse=True
-    )
+    return tabulated(cells, titles, style, align)
 
 
 _FIXED = ("allocator", "backend", "verdict")
@@ -120,7 +118,8 @@ def tables(rows: Sequence[Row], style: str = "simple", wide: bool = False) -> st
     else:
         parts = [table(rows, next(fit(rows, [*KEY_FIGURES, *numbers]), []), style)]
     notes = [_note(rows, name) for name in added if name not in numbers]
-    return "\n\n".join([*parts, *filter(None, ["\n".join(notes)]), *_footnotes(rows)])
+    told = [*filter(None, ["\n".join(notes)]), *_footnotes(rows)]
+    return "\n\n".join([*parts, *(words(text, style) for text in told)])
 
 
 def _is_text(rows: Sequence[Row], name: str) -> bool:
@@ -174,7 +173,7 @@ def summary(rows: Sequence[Row], style: str = "simple") -> str:
     sums = ("tables", "waste", "flips", "/table", "wasted", "max<16M")
     titles = ["allocator", "backend", *map(str, outcomes), *sums]
     align = ("left", "left", *("right",) * (len(outcomes) + len(sums)))
-    return tabulate(cells, titles, tablefmt=style, colalign=align, disable_numparse=True)
+    return tabulated(cells, titles, style, align)
 
 
 def verification(rows: Sequence[Row]) -> str:
