@@ -1,12 +1,13 @@
 """Public names of paravirt_mm: the one list of them, for type checkers and for the lazy loader."""
 
 from ._version import __version__ as __version__
-from .comparison import (
-    DEFAULT_ALLOCATORS as DEFAULT_ALLOCATORS,
-    DEFAULT_BACKENDS as DEFAULT_BACKENDS,
-    Row as Row,
-    compare as compare,
+from .about import (
+    CONFIGURATION as CONFIGURATION,
+    Choice as Choice,
+    DefaultSpec as DefaultSpec,
+    OpenQuestion as OpenQuestion,
 )
+from .comparison import Row as Row, compare as compare
 from .engine.answers import (
     Cost as Cost,
     EntryKind as EntryKind,
@@ -81,6 +82,7 @@ from .errors import (
 )
 from .hookspecs import (
     API_VERSION as API_VERSION,
+    Role as Role,
     hookimpl as hookimpl,
 )
 from .hunt.condition import Condition as Condition
@@ -117,16 +119,20 @@ from .machine.ranges import (
     align_down as align_down,
     align_up as align_up,
 )
-from .machine.release import Version as Version, dotted as dotted, parse_release as parse_release
+from .machine.release import (
+    Version as Version,
+    dotted as dotted,
+    leading_version as leading_version,
+    parse_release as parse_release,
+)
+from .offers import default_specs as default_specs
 from .options import (
     PluginSpec as PluginSpec,
 )
-from .registry import (
-    Registry as Registry,
-)
+from .registry import Registry as Registry, default_registry as default_registry
 from .report.tables import machine_title as machine_title, summary as summary, tables as tables
 from .run import Outcome as Outcome, Run as Run, Verdict as Verdict
-from .scenario import Scenario as Scenario, default_registry as default_registry
+from .scenario import Scenario as Scenario
 from .sources import (
     bundled as bundled,
     bundled_machines as bundled_machines,
@@ -140,4 +146,4 @@ from .sources.bootlog.facts import (
     Place as Place,
     of_kind as of_kind,
 )
-from .verify.log.check import LineVerdict as LineVerdict, LogLine as LogLine
+from .sources.bootlog.lines import LineVerdict as LineVerdict, LogLine as LogLine

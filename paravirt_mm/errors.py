@@ -54,6 +54,10 @@ class Rejected(ParavirtMmError):
         self.code = code
 
 
+class Ended(SystemExit):
+    """A signal asks this process to end: nobody's fault, and nobody's to catch."""
+
+
 class ExitCode(IntEnum):
     """What the process says when it ends."""
 

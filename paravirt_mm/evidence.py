@@ -14,11 +14,10 @@ from typing import Any
 
 import attrs
 
+from paravirt_mm.about import CONFIGURATION
 from paravirt_mm.errors import InputError, ParavirtMmError
 from paravirt_mm.options import PluginSpec
-from paravirt_mm.registry import Registry
-from paravirt_mm.scenario import default_registry
-from paravirt_mm.verify.log.variants import configuration
+from paravirt_mm.registry import Registry, default_registry
 
 DATA_FILE = Path(__file__).parent / "data" / "verified.json"
 MAX_BYTES = 1 << 20
@@ -63,7 +62,7 @@ def canonical(spec: str, registry: Registry) -> str:
     parts = []
     for field in sorted(plugin.options(), key=lambda field: field.name):
         value = getattr(instance, field.name)
-        if field.name in configuration():
+        if field.metadata.get(CONFIGURATION):
             continue
         if field.name == "kernel":
             parts.append(f"kernel={series(str(value))}")

@@ -11,8 +11,9 @@ How to write a plugin
     A class made with ``attrs.frozen`` whose fields are its options, whose methods named
     ``pvmm_...`` carry ``@hookimpl``, and whose attribute ``pvmm_api`` is `API_VERSION`; registered
     under the entry-point group ``paravirt_mm``. What it implements makes it an allocator
-    (`pvmm_map_steps`), a backend (`pvmm_boot_state`), or an extra (anything else). A hook may take
-    fewer parameters than its specification, never others, and none with a default value.
+    (`pvmm_map_steps`), a backend (`pvmm_boot_state`), or an observer (neither), and it answers the
+    hooks of that role only. A hook may take fewer parameters than its specification, never others,
+    and none with a default value.
 
 How a run goes
     ``pvmm_boot_state`` → ``pvmm_promise`` → then for each step that ``pvmm_map_steps`` yields:
@@ -32,11 +33,13 @@ All addresses are bytes and all ends exclusive, unless a name says pfn.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import pluggy
 
+from paravirt_mm.about import Choice, DefaultSpec
 from paravirt_mm.engine.answers import Cost, EntryWrite, Refusal
 from paravirt_mm.engine.boot import Boot, Promise
 from paravirt_mm.engine.pages import PageRun, TablePages
@@ -44,15 +47,14 @@ from paravirt_mm.engine.split import Piece
 from paravirt_mm.engine.steps import Map, Step, StepResult, TableDemand
 from paravirt_mm.engine.tables import Batch
 from paravirt_mm.engine.trace import Event
+from paravirt_mm.invariants.rules import Finding
 from paravirt_mm.machine.model import BootState, Machine
+from paravirt_mm.run import Run
+from paravirt_mm.sources.bootlog.facts import Fact
+from paravirt_mm.sources.bootlog.lines import LogLine
 
 if TYPE_CHECKING:
     import click
-
-    from paravirt_mm.invariants.rules import Finding
-    from paravirt_mm.run import Run
-    from paravirt_mm.sources.bootlog.facts import Fact
-    from paravirt_mm.verify.log.check import LogLine
 
 PROJECT = "paravirt_mm"
 """Name of the pluggy project and of the entry-point group."""
@@ -62,14 +64,51 @@ API_VERSION = 1
 written for in ``pvmm_api``.
 """
 
-hookspec = pluggy.HookspecMarker(PROJECT)
+PREFIX = "pvmm_"
+"""How the name of every hook begins."""
+
 hookimpl = pluggy.HookimplMarker(PROJECT)
+_hookspec = pluggy.HookspecMarker(PROJECT)
+
+
+class Role(StrEnum):
+    """What a plugin is in a scenario; the hooks that it implements decide."""
+
+    ALLOCATOR = "allocator"
+    BACKEND = "backend"
+    OBSERVER = "observer"
+    """Neither: it watches, checks and adds, when it is asked to."""
+
+
+HOOKS: dict[str, frozenset[Role]] = {}
+"""Every hook, and whose plugins may answer it."""
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+
+def _answered_by(*roles: Role) -> Callable[[_Function], _Function]:
+    """Declare a hook that only plugins of these roles may answer."""
+
+    def declare(function: _Function) -> _Function:
+        HOOKS[function.__name__] = frozenset(roles)
+        # A scenario has one allocator, one backend, and any number of observers.
+        one = Role.OBSERVER not in roles and len(roles) == 1
+        return _hookspec(firstresult=one)(function)
+
+    return declare
+
+
+_allocator = _answered_by(Role.ALLOCATOR)
+_backend = _answered_by(Role.BACKEND)
+_observer = _answered_by(Role.OBSERVER)
+_allocator_or_backend = _answered_by(Role.ALLOCATOR, Role.BACKEND)
+_anyone = _answered_by(*Role)
 
 
 # -- before the first step ------------------------------------------------------------------------
 
 
-@hookspec(firstresult=True)
+@_backend
 def pvmm_boot_state(machine: Machine) -> BootState:  # type: ignore[empty-body]
     """Backend: say what exists before the allocator's first step.
 
@@ -79,7 +118,7 @@ def pvmm_boot_state(machine: Machine) -> BootState:  # type: ignore[empty-body]
     """
 
 
-@hookspec(firstresult=True)
+@_allocator
 def pvmm_promise(boot: Boot) -> Promise:  # type: ignore[empty-body]
     """Allocator: promise what the direct map will cover, and how many pages of brk are set aside
     for tables.
@@ -89,7 +128,7 @@ def pvmm_promise(boot: Boot) -> Promise:  # type: ignore[empty-body]
     """
 
 
-@hookspec(firstresult=True)
+@_allocator
 def pvmm_map_steps(boot: Boot) -> Generator[Step, StepResult, None]:  # type: ignore[empty-body]
     """Allocator: yield the steps of the run, one after the other.
 
@@ -101,7 +140,7 @@ def pvmm_map_steps(boot: Boot) -> Generator[Step, StepResult, None]:  # type: ig
 # -- during a Map step ----------------------------------------------------------------------------
 
 
-@hookspec(firstresult=True)
+@_allocator
 def pvmm_reserve_tables(boot: Boot, step: Map, pieces: Sequence[Piece]) -> Sequence[PageRun]:  # type: ignore[empty-body]
     """Allocator: set pages aside for the tables of a `Map` step with ``reserve=True``.
 
@@ -110,7 +149,7 @@ def pvmm_reserve_tables(boot: Boot, step: Map, pieces: Sequence[Piece]) -> Seque
     """
 
 
-@hookspec(firstresult=True)
+@_allocator
 def pvmm_allocate_tables(boot: Boot, step: Step, demand: TableDemand) -> Sequence[TablePages]:  # type: ignore[empty-body]
     """Allocator: give pages to be tables, exactly ``demand.count`` of them.
 
@@ -120,7 +159,7 @@ def pvmm_allocate_tables(boot: Boot, step: Step, demand: TableDemand) -> Sequenc
     """
 
 
-@hookspec(firstresult=True)
+@_backend
 def pvmm_write_entries(boot: Boot, write: EntryWrite) -> Cost | Refusal | None:
     """Backend: say how entries of one kind get into tables of one level, or refuse them.
 
@@ -129,7 +168,7 @@ def pvmm_write_entries(boot: Boot, write: EntryWrite) -> Cost | Refusal | None:
     """
 
 
-@hookspec(firstresult=True)
+@_backend
 def pvmm_map_readonly(boot: Boot, start: int, end: int) -> Iterable[tuple[int, int]] | None:
     """Backend: say which parts of the new mapping ``[start, end)`` must not be writable.
 
@@ -137,7 +176,7 @@ def pvmm_map_readonly(boot: Boot, start: int, end: int) -> Iterable[tuple[int, i
     """
 
 
-@hookspec(firstresult=True)
+@_backend
 def pvmm_make_readonly(boot: Boot, tables: Batch) -> Cost | Refusal | None:
     """Backend: take write access to the pages of finished tables away, and say what it takes.
 
@@ -145,7 +184,7 @@ def pvmm_make_readonly(boot: Boot, tables: Batch) -> Cost | Refusal | None:
     """
 
 
-@hookspec(firstresult=True)
+@_backend
 def pvmm_pin_tables(boot: Boot, tables: Batch) -> Cost | Refusal | None:
     """Backend: tell the platform that pages are tables; ``Cost.pinned`` says how many of which
     level.
@@ -155,14 +194,14 @@ def pvmm_pin_tables(boot: Boot, tables: Batch) -> Cost | Refusal | None:
     """
 
 
-@hookspec(firstresult=True)
+@_allocator
 def pvmm_release_tables(boot: Boot, step: Map, surplus: Sequence[PageRun]) -> Sequence[PageRun]:  # type: ignore[empty-body]
     """Allocator: say what of the unused reservation is given back. Called at the end of a step with
     ``reserve=True``.
     """
 
 
-@hookspec(firstresult=True)
+@_backend
 def pvmm_make_writable(boot: Boot, pages: Sequence[PageRun]) -> Cost | Refusal | None:
     """Backend: give write access back to released pages that were mapped read-only. None: they stay
     as they are.
@@ -172,7 +211,7 @@ def pvmm_make_writable(boot: Boot, pages: Sequence[PageRun]) -> Cost | Refusal |
 # -- other steps ----------------------------------------------------------------------------------
 
 
-@hookspec(firstresult=True)
+@_backend
 def pvmm_activate_cr3(boot: Boot, root: Batch | None) -> Cost | Refusal | None:
     """Backend: load CR3. ``root`` holds the new root table, None stands for the one that exists
     since boot.
@@ -182,12 +221,12 @@ def pvmm_activate_cr3(boot: Boot, root: Batch | None) -> Cost | Refusal | None:
 # -- around runs ----------------------------------------------------------------------------------
 
 
-@hookspec
+@_observer
 def pvmm_observe(event: Event) -> None:
     """Observer: an event has just been added to the trace. Called for every event, in order."""
 
 
-@hookspec
+@_anyone
 def pvmm_check(run: Run) -> Iterable[Finding] | None:
     """Anyone: more broken rules of a finished run; the verdict becomes ``violation``.
 
@@ -196,27 +235,27 @@ def pvmm_check(run: Run) -> Iterable[Finding] | None:
     """
 
 
-@hookspec
+@_anyone
 def pvmm_figures(run: Run) -> Mapping[str, int | float | str] | None:
     """Anyone: extra columns for the comparison, by name. Called once a finished run."""
 
 
-@hookspec
+@_anyone
 def pvmm_machines() -> Iterable[Machine] | None:
     """Anyone: more machines, selectable by name like the ones that ship with the package."""
 
 
-@hookspec
+@_anyone
 def pvmm_report_formats() -> Mapping[str, Any] | None:
     """Anyone: more output formats: a name, and a function from row dictionaries to text."""
 
 
-@hookspec
+@_anyone
 def pvmm_verifiers() -> Iterable[click.Command] | None:
     """Anyone: more subcommands of ``paravirt-mm verify``, each checking a model against reality."""
 
 
-@hookspec
+@_anyone
 def pvmm_check_log(facts: Sequence[Fact]) -> Iterable[LogLine] | None:
     """Anyone: predict lines of a boot log that are not Linux's, such as a hypervisor's.
 
@@ -224,10 +263,38 @@ def pvmm_check_log(facts: Sequence[Fact]) -> Iterable[LogLine] | None:
     """
 
 
-@hookspec
-def pvmm_models_kernel(release: str, mode: str) -> str | None:
+# -- what plugins say about themselves: asked of default instances, by the commands that choose ----
+
+
+@_allocator_or_backend
+def pvmm_default_specs() -> Iterable[DefaultSpec] | None:
+    """Allocator or backend: specs of itself for a comparison where nobody names any."""
+
+
+@_allocator
+def pvmm_models_kernel(release: str, mode: str, parameters: Sequence[str]) -> str | None:
     """Allocator: the spec of itself that models a kernel release ("3.6.11") in a paging mode
     ("x86_64"), or None.
 
-    Called on default instances; `verify log` uses it to find the allocator for a boot log.
+    ``parameters`` are words of the kernel's command line that change how it allocates, such as
+    "movable_node". The commands that compare with real kernels find their allocator by this.
+    """
+
+
+@_allocator
+def pvmm_open_questions(release: str, mode: str) -> Iterable[Sequence[Choice]] | None:
+    """Allocator: what the number of a release that it models leaves open (configuration, patches),
+    question by question.
+
+    Each is answered by one of its choices, the first of which is the usual one. `verify log` tries
+    them all. `paravirt_mm.OpenQuestion` helps to keep them as a table.
+    """
+
+
+@_backend
+def pvmm_models_platform(platform: str, release: str | None, mode: str) -> str | None:
+    """Backend: the spec of itself that models what a kernel finds on a platform, or None.
+
+    ``platform`` is what a boot log tells: "native" for bare hardware and what looks like it,
+    "xen-pv"; ``release`` is the kernel's, None: no peculiarities of a release are wanted.
     """

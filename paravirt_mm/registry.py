@@ -1,29 +1,38 @@
-"""Find plugins, check them, and build the plugin manager of one scenario.
+"""Find plugins, check them, and make instances of them.
 
-A plugin that cannot be used never stops the others: it becomes a `BrokenPlugin` that says what to
-change. What pluggy lets pass in silence is refused here: a misspelt hook, a forgotten
-``@hookimpl``, a parameter with a default value, a name that is taken.
+Nothing is imported before somebody asks for it: by name, or for all there are. A plugin that cannot
+be used never stops the others: it becomes a `BrokenPlugin` that says what to change. What pluggy
+lets pass in silence is refused here: a misspelt hook, a forgotten ``@hookimpl``, a parameter with a
+default value, a hook of another role, a name that is taken.
 """
 
 from __future__ import annotations
 
 import difflib
 import inspect
+import os
 import re
+import sys
 from collections.abc import Iterable, Iterator
+from contextlib import redirect_stdout
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
 import attrs
-import pluggy
 
 from paravirt_mm import hookspecs
 from paravirt_mm.errors import PluginError, SpecError
-from paravirt_mm.hookspecs import API_VERSION, PROJECT
-from paravirt_mm.options import create
+from paravirt_mm.hookspecs import API_VERSION, HOOKS, PREFIX, PROJECT, Role
+from paravirt_mm.instances import HookFailed, Instances, implemented
+from paravirt_mm.options import PluginSpec, create
 
-_PREFIX = "pvmm_"
+OWN_DISTRIBUTION = "paravirt-mm"
+"""Its plugins keep their names, whoever else claims them."""
+CHOICE_VARIABLE = "PARAVIRT_MM_PLUGINS"
+"""Environment variable: names of the plugins to look for, with commas between; with a minus before
+each, of those to leave out.
+"""
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,63}\Z")
 
 
@@ -39,14 +48,12 @@ class Plugin:
     @property
     def hooks(self) -> tuple[str, ...]:
         """Names of the hooks it implements, sorted."""
-        return tuple(sorted(_implemented(self.factory)))
+        return tuple(sorted(implemented(self.factory)))
 
     @property
-    def role(self) -> str:
-        """What it is in a scenario: "allocator", "backend" or "extra"."""
-        if "pvmm_map_steps" in self.hooks:
-            return "allocator"
-        return "backend" if "pvmm_boot_state" in self.hooks else "extra"
+    def role(self) -> Role:
+        """What it is in a scenario."""
+        return role_of(self.hooks)
 
     @property
     def origin(self) -> str:
@@ -71,29 +78,33 @@ class BrokenPlugin:
     version: str
     problem: str
 
+    def __str__(self) -> str:
+        origin = f"{self.distribution} {self.version}".strip()
+        return f"plugin {self.name} ({origin}) is left out: {self.problem}"
+
+
+def role_of(hooks: Iterable[str]) -> Role:
+    """Return the role of a plugin that implements some hooks."""
+    if "pvmm_map_steps" in hooks:
+        return Role.ALLOCATOR
+    return Role.BACKEND if "pvmm_boot_state" in hooks else Role.OBSERVER
+
 
 @cache
-def _specs() -> dict[str, tuple[str, ...]]:
-    """Return hook names and their parameters, as hookspecs.py has them."""
-    return {
-        name: tuple(inspect.signature(function).parameters)
-        for name, function in vars(hookspecs).items()
-        if name.startswith(_PREFIX) and callable(function)
-    }
-
-
-def _implemented(factory: type[Any]) -> dict[str, Any]:
-    return {
-        name: member
-        for name, member in inspect.getmembers(factory, callable)
-        if name.startswith(_PREFIX) and hasattr(member, f"{PROJECT}_impl")
-    }
+def _parameters(hook: str) -> tuple[str, ...]:
+    """Return the parameters that a hook may take, as hookspecs.py has them."""
+    return tuple(inspect.signature(getattr(hookspecs, hook)).parameters)
 
 
 def problems(name: str, factory: object) -> list[str]:
     """Return everything that is wrong with a plugin class; empty: it can be used."""
     if not _NAME.match(name):
         return [f"its name {name!r} must be lower-case letters, digits and underscores"]
+    return class_problems(factory)
+
+
+def class_problems(factory: object) -> list[str]:
+    """Return everything that is wrong with a plugin class, whatever its name."""
     if not isinstance(factory, type) or not attrs.has(factory):
         return ["its entry point must name a class made with attrs.define or attrs.frozen"]
     version = getattr(factory, "pvmm_api", None)
@@ -103,71 +114,154 @@ def problems(name: str, factory: object) -> list[str]:
         older = isinstance(version, int) and version < API_VERSION
         change = "update the plugin" if older else "update paravirt-mm"
         return [f"it was written for API {version!r}, this is API {API_VERSION}: {change}"]
-    found: list[str] = []
-    specs = _specs()
-    for member_name, member in inspect.getmembers(factory, callable):
-        marked = hasattr(member, f"{PROJECT}_impl")
-        if not member_name.startswith(_PREFIX):
-            if marked:
-                found.append(f"{member_name} has @hookimpl but hooks start with {_PREFIX!r}")
+    found = list(_hook_problems(factory))
+    if not found and not implemented(factory):
+        found.append("it implements no hook")
+    found += _role_problems(implemented(factory))
+    return found or list(_option_problems(factory))
+
+
+def _hook_problems(factory: type[Any]) -> Iterator[str]:
+    """Yield what is wrong with single methods."""
+    for name, member in inspect.getmembers(factory, callable):
+        mark = getattr(member, f"{PROJECT}_impl", None)
+        if not name.startswith(PREFIX):
+            if mark is not None:
+                yield f"{name} has @hookimpl but hooks start with {PREFIX!r}"
             continue
-        if member_name not in specs:
-            close = difflib.get_close_matches(member_name, specs, 1)
+        if name not in HOOKS:
+            close = difflib.get_close_matches(name, HOOKS, 1)
             hint = f"; did you mean {close[0]}?" if close else ""
-            found.append(f"there is no hook {member_name}{hint}")
+            yield f"there is no hook {name}{hint}"
             continue
-        if not marked:
-            found.append(f"{member_name} lacks the decorator @hookimpl")
+        if mark is None:
+            yield f"{name} lacks the decorator @hookimpl"
+        elif any(mark.values()):
+            yield f"{name}: @hookimpl takes no arguments here: a hook answers for itself alone"
+        if isinstance(inspect.getattr_static(factory, name), staticmethod | classmethod):
+            yield f"{name} must be a plain method"
+            continue
+        if inspect.iscoroutinefunction(member) or inspect.isasyncgenfunction(member):
+            yield f"{name} must not be async"
         for parameter in list(inspect.signature(member).parameters.values())[1:]:
-            if parameter.name not in specs[member_name]:
-                allowed = ", ".join(specs[member_name])
-                found.append(f"{member_name} takes {parameter.name!r}; it may take: {allowed}")
+            if parameter.name not in _parameters(name):
+                allowed = ", ".join(_parameters(name)) or "none"
+                yield f"{name} takes {parameter.name!r}; it may take: {allowed}"
             elif parameter.default is not parameter.empty:
-                found.append(
-                    f"{member_name}: parameter {parameter.name!r} must not have a default value "
+                yield (
+                    f"{name}: parameter {parameter.name!r} must not have a default value "
                     "(the core's value would never arrive)"
                 )
-    if not found and not _implemented(factory):
-        found.append("it implements no hook")
-    return found
+            elif parameter.kind is parameter.POSITIONAL_ONLY:
+                yield f"{name}: parameter {parameter.name!r} must not be positional-only"
+
+
+def _role_problems(hooks: Iterable[str]) -> Iterator[str]:
+    """Yield the hooks that the plugin's role may not answer."""
+    role = role_of(hooks)
+    for name in sorted(hooks):
+        if role not in HOOKS[name]:
+            owners = " or ".join(sorted(HOOKS[name]))
+            yield f"{name} is for the {owners} to answer, and {_WHY[role]}"
+
+
+_WHY = {
+    Role.ALLOCATOR: "pvmm_map_steps makes it an allocator",
+    Role.BACKEND: "pvmm_boot_state makes it a backend",
+    Role.OBSERVER: "without pvmm_map_steps or pvmm_boot_state it is an observer",
+}
+
+
+def _option_problems(factory: type[Any]) -> Iterator[str]:
+    """Yield what is wrong with the options."""
+    try:
+        attrs.resolve_types(factory)
+    except Exception as error:
+        yield f"the types of its options cannot be resolved at run time: {error}"
+        return
+    required = [f.name for f in attrs.fields(factory) if f.init and f.default is attrs.NOTHING]
+    if required:
+        yield f"every option needs a default value, and {', '.join(required)} has none"
+        return
+    try:
+        factory()
+    except BaseException as error:
+        if isinstance(error, KeyboardInterrupt):
+            raise
+        yield f"it cannot be made with default options: {type(error).__name__}: {error}"
+
+
+@attrs.frozen
+class _Point:
+    """An entry point that nobody has asked for yet."""
+
+    point: EntryPoint
+    distribution: str
+    version: str
 
 
 class Registry:
-    """All plugins that were found, usable and broken."""
+    """All plugins that were found: usable, broken, and those that were not needed yet."""
 
     def __init__(self) -> None:
-        self.plugins: dict[str, Plugin] = {}
+        self._plugins: dict[str, Plugin] = {}
+        self._points: dict[str, _Point] = {}
         self.broken: list[BrokenPlugin] = []
 
     @classmethod
-    def discover(cls) -> Registry:
-        """Load every entry point of the group ``paravirt_mm``, by name and distribution."""
+    def discover(cls, choice: str | None = None) -> Registry:
+        """Find every entry point of the group ``paravirt_mm``, without importing any.
+
+        ``choice`` is what `CHOICE_VARIABLE` says, which is also its default.
+        """
         registry = cls()
+        chosen = _Choice.parse(os.environ.get(CHOICE_VARIABLE, "") if choice is None else choice)
         seen: set[tuple[str, str, str]] = set()
-        found = sorted(entry_points(group=PROJECT), key=lambda point: (point.name, _dist(point)[0]))
-        for point in found:
+        for point in sorted(entry_points(group=PROJECT), key=_precedence):
             distribution, version = _dist(point)
             # An editable install beside its own metadata lists the same entry point twice.
-            if (point.name, point.value, distribution) in seen:
+            if (point.name, point.value, distribution) in seen or point.name not in chosen:
                 continue
             seen.add((point.name, point.value, distribution))
-            try:
-                factory = point.load()
-            except BaseException as error:
-                if isinstance(error, KeyboardInterrupt):
-                    raise
-                problem = f"cannot be loaded from {point.value}: {type(error).__name__}: {error}"
-                registry.broken.append(BrokenPlugin(point.name, distribution, version, problem))
+            taken = registry._points.get(point.name)
+            if taken is None:
+                registry._points[point.name] = _Point(point, distribution, version)
                 continue
-            registry.add(point.name, factory, distribution, version)
+            owner = f"{taken.distribution} {taken.version} ({taken.point.module})"
+            problem = f"the name {point.name!r} is taken by {owner}; rename the entry point"
+            registry.broken.append(BrokenPlugin(point.name, distribution, version, problem))
         return registry
+
+    @property
+    def plugins(self) -> dict[str, Plugin]:
+        """Every usable plugin, by name; imports those that were not needed yet."""
+        for name in sorted(self._points):
+            self._load(name)
+        return self._plugins
+
+    def _load(self, name: str) -> None:
+        """Import what an entry point names; nothing that it prints mixes with our output."""
+        found = self._points.pop(name, None)
+        if found is None:
+            return
+        try:
+            with redirect_stdout(sys.stderr):
+                factory = found.point.load()
+        except BaseException as error:
+            if isinstance(error, KeyboardInterrupt):
+                raise
+            problem = f"cannot be loaded from {found.point.value}: {type(error).__name__}: {error}"
+            self.broken.append(BrokenPlugin(name, found.distribution, found.version, problem))
+            return
+        self.add(name, factory, found.distribution, found.version)
 
     def add(
         self, name: str, factory: object, distribution: str = "unregistered", version: str = ""
     ) -> None:
         """Check a plugin class and add it, to the usable ones or to the broken ones."""
+        self._load(name)
         found = problems(name, factory)
-        taken = self.plugins.get(name)
+        taken = self._plugins.get(name)
         if taken is not None:
             found.insert(
                 0,
@@ -177,21 +271,38 @@ class Registry:
         if found or not isinstance(factory, type):
             self.broken.append(BrokenPlugin(name, distribution, version, "; ".join(found)))
         else:
-            self.plugins[name] = Plugin(name, factory, distribution, version)
+            self._plugins[name] = Plugin(name, factory, distribution, version)
 
-    def ask(self, hook: str, **arguments: Any) -> Iterator[Any]:
-        """Yield the answers of default instances of all plugins to a hook that many may answer."""
+    def ask(self, hook: str, **arguments: Any) -> Iterator[tuple[str, Any]]:
+        """Yield what default instances of all plugins answer to a hook, with their names.
+
+        A plugin that fails is left out, with its name in ``broken``.
+        """
         for name, plugin in sorted(self.plugins.items()):
             if hook in plugin.hooks:
-                yield from Manager([(name, plugin.create())]).call(hook, **arguments)
+                try:
+                    yield from Instances([(name, plugin.create())]).each(hook, **arguments)
+                except HookFailed as failed:
+                    self.leave_out(name, str(failed))
+
+    def leave_out(self, name: str, problem: str) -> None:
+        """Note that a plugin failed, or answered what cannot be used."""
+        plugin = self._plugins[name]
+        broken = BrokenPlugin(name, plugin.distribution, plugin.version, problem)
+        if broken not in self.broken:
+            self.broken.append(broken)
 
     def of_role(self, role: str) -> list[Plugin]:
         """Return the plugins of a role, by name."""
         return [plugin for _, plugin in sorted(self.plugins.items()) if plugin.role == role]
 
     def get(self, name: str, role: str | None = None) -> Plugin:
-        """Return a plugin by name. Raises `SpecError` that names what there is."""
-        plugin = self.plugins.get(name)
+        """Return a plugin by name; only that one is imported.
+
+        Raises `PluginError` where it is broken, `SpecError` that names what there is.
+        """
+        self._load(name)
+        plugin = self._plugins.get(name)
         if plugin is not None and role in (None, plugin.role):
             return plugin
         for broken in self.broken:
@@ -200,7 +311,37 @@ class Registry:
         names = sorted(p.name for p in self.plugins.values() if role in (None, p.role))
         close = difflib.get_close_matches(name, names, 1)
         hint = f"; did you mean {close[0]!r}?" if close else ""
-        raise SpecError(f"no {role or 'plugin'} {name!r}{hint} (there are: {', '.join(names)})")
+        there = f"there are: {', '.join(names)}" if names else "none is installed"
+        raise SpecError(f"no {role or 'plugin'} {name!r}{hint} ({there})")
+
+    def origin(self, name: str) -> str:
+        """Return a plugin's name and where it comes from, for people."""
+        plugin = self._plugins.get(name)
+        return f"{name} ({plugin.origin})" if plugin else name
+
+    def make(self, spec: PluginSpec, role: str) -> tuple[str, Any]:
+        """Return a plugin's name and a new instance, as a spec says. Raises as `get` does."""
+        plugin = self.get(spec.name, role)
+        return plugin.name, plugin.create(dict(spec.options))
+
+
+@attrs.frozen
+class _Choice:
+    """Which plugins somebody wants: all, some, or all but some."""
+
+    only: frozenset[str] = frozenset()
+    without: frozenset[str] = frozenset()
+
+    @classmethod
+    def parse(cls, text: str) -> _Choice:
+        names = [name.strip() for name in text.split(",") if name.strip()]
+        return cls(
+            frozenset(name for name in names if not name.startswith("-")),
+            frozenset(name[1:] for name in names if name.startswith("-")),
+        )
+
+    def __contains__(self, name: str) -> bool:
+        return name not in self.without and (not self.only or name in self.only)
 
 
 def _dist(point: EntryPoint) -> tuple[str, str]:
@@ -208,30 +349,17 @@ def _dist(point: EntryPoint) -> tuple[str, str]:
     return (dist.name, dist.version) if dist else ("unknown", "")
 
 
-class Manager:
-    """The plugins of one scenario: exactly one allocator, one backend, and observers."""
+def _precedence(point: EntryPoint) -> tuple[str, bool, str]:
+    """Return the key that sorts entry points: of one name, the core's own comes first."""
+    distribution, _ = _dist(point)
+    return point.name, distribution != OWN_DISTRIBUTION, distribution
 
-    def __init__(self, plugins: Iterable[tuple[str, Any]]) -> None:
-        self._manager = pluggy.PluginManager(PROJECT)
-        self._manager.add_hookspecs(hookspecs)
-        self._names: dict[int, str] = {}
-        for name, instance in plugins:
-            self._manager.register(instance, name=name)
-            self._names[id(instance)] = name
-        self._manager.check_pending()
-        self._hooks = self._manager.hook
-        self._observed = bool(self._hooks.pvmm_observe.get_hookimpls())
 
-    def call(self, hook: str, **arguments: Any) -> Any:
-        """Call a hook; see `paravirt_mm.hookspecs` for what it answers."""
-        return getattr(self._hooks, hook)(**arguments)
+_DEFAULT: list[Registry] = []
 
-    def observe(self, event: Any) -> None:
-        """Pass an event to the observers, if there are any."""
-        if self._observed:
-            self._hooks.pvmm_observe(event=event)
 
-    def implementers(self, hook: str) -> Iterator[str]:
-        """Yield the names of the plugins that implement a hook."""
-        for implementation in getattr(self._hooks, hook).get_hookimpls():
-            yield implementation.plugin_name
+def default_registry() -> Registry:
+    """Return the registry of everything installed; found once a process."""
+    if not _DEFAULT:
+        _DEFAULT.append(Registry.discover())
+    return _DEFAULT[0]

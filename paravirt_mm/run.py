@@ -42,7 +42,8 @@ class Verdict:
 class Run:
     """A finished run: its trace, the findings of the invariants, and its verdict.
 
-    ``extra`` holds the columns that plugins added through ``pvmm_figures``.
+    ``extra`` holds the columns that plugins added through ``pvmm_figures``. Where a plugin failed,
+    the trace ends there, and ``traceback`` says where in its code.
     """
 
     machine: Machine
@@ -52,6 +53,7 @@ class Run:
     verdict: Verdict
     findings: tuple[Finding, ...] = ()
     extra: Mapping[str, Any] = MappingProxyType({})
+    traceback: str = ""
 
     @cached_property
     def figures(self) -> Mapping[str, Any]:
@@ -59,3 +61,7 @@ class Run:
         if not self.trace.events:
             return MappingProxyType({})
         return MappingProxyType({**measure(self.trace), **self.extra})
+        """Every figure of `paravirt_mm.measure`, by name; empty where the run failed."""
+        if not self.trace.events or self.verdict.outcome is Outcome.ERROR:
+            return {}
+        return {**measure(self.trace), **self.extra}

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import attrs
 
-from paravirt_mm.engine.build import ContractBroken, build
-from paravirt_mm.engine.trace import OperationRejected, Panicked, Trace
+from paravirt_mm.engine.build import ContractBroken, Hooks, build
+from paravirt_mm.engine.trace import Event, OperationRejected, Panicked, Trace
 from paravirt_mm.errors import PluginError
+from paravirt_mm.instances import HookFailed, Instances
 from paravirt_mm.invariants.rules import Finding, check
 from paravirt_mm.machine.model import Machine
 from paravirt_mm.options import PluginSpec
-from paravirt_mm.registry import Manager, Registry
+from paravirt_mm.registry import Registry, default_registry
 from paravirt_mm.run import Outcome, Run, Verdict
 
 
@@ -32,42 +33,44 @@ class Scenario:
         """Make a scenario from specs as they are written on the command line."""
         return cls(machine, PluginSpec.parse(allocator), PluginSpec.parse(backend), observers)
 
-    def run(self, registry: Registry | None = None, *, thorough: bool = False) -> Run:
+    def run(
+        self,
+        registry: Registry | None = None,
+        *,
+        thorough: bool = False,
+        through: Callable[[Hooks], Hooks] | None = None,
+    ) -> Run:
         """Run it. Only wrong specs raise (`SpecError`); a plugin that fails gives the verdict
         ``error``.
 
         ``thorough`` also makes the tables byte for byte and walks them, where they are not too many
-        (`paravirt_mm.invariants.image.is_small`).
+        (`paravirt_mm.invariants.image.is_small`). ``through`` puts something between the engine and
+        the plugins.
         """
         registry = registry or default_registry()
-        allocator = registry.get(self.allocator.name, "allocator")
-        backend = registry.get(self.backend.name, "backend")
-        named = [
-            (self.allocator.name, allocator.create(dict(self.allocator.options))),
-            (self.backend.name, backend.create(dict(self.backend.options))),
-        ]
-        extras = [(plugin.name, plugin.create()) for plugin in registry.of_role("extra")]
-        named += extras
-        named += [(f"observer{n}", observer) for n, observer in enumerate(self.observers, 1)]
-        manager = Manager(named)
+        instances = Instances(
+            [
+                registry.make(self.allocator, "allocator"),
+                registry.make(self.backend, "backend"),
+                *((f"observer{n}", observer) for n, observer in enumerate(self.observers, 1)),
+            ]
+        )
+        hooks = instances if through is None else through(instances)
+        events: list[Event] = []
         try:
-            trace = build(self.machine, manager, str(self.allocator), str(self.backend))
-            run = self._judged(trace, manager, thorough)
-            extra: dict[str, Any] = {}
-            for figures in manager.call("pvmm_figures", run=run):
-                extra.update(figures)
-            return attrs.evolve(run, extra=extra)
+            trace = build(self.machine, hooks, str(self.allocator), str(self.backend), events)
+            return self._judged(trace, instances, thorough)
         except ContractBroken as broken:
-            culprit = next(iter(manager.implementers(broken.hook)), "?")
-            return self._error(registry, culprit, f"{broken.hook} {broken}")
-        except Exception as error:  # a plugin may raise anything
-            modules = {type(instance).__module__: name for name, instance in named}
-            return self._error(
-                registry, _culprit(error, modules), f"{type(error).__name__}: {error}"
-            )
+            culprit = instances.implementer(broken.hook)
+            return self._error(registry, events, culprit, f"{broken.hook} {broken}", broken)
+        except HookFailed as failed:
+            return self._error(registry, events, failed.plugin, str(failed), failed.error)
+        except Exception as error:  # no plugin was being asked
+            message = f"{type(error).__name__}: {error}"
+            return self._error(registry, events, "core", message, error)
 
-    def _judged(self, trace: Trace, manager: Manager, thorough: bool) -> Run:
-        """Return the run with its findings: the core's, and what plugins add."""
+    def _judged(self, trace: Trace, instances: Instances, thorough: bool) -> Run:
+        """Return the run with its findings and figures: the core's, and what plugins add."""
         findings = tuple(check(trace))
         if thorough:
             from paravirt_mm.invariants.image import check_image, is_small
@@ -75,47 +78,42 @@ class Scenario:
             if is_small(trace):
                 findings += tuple(check_image(trace))
         ended = _early_end(trace)
-        if ended is not None:
-            return Run(self.machine, self.allocator, self.backend, trace, ended, findings)
-        run = Run(self.machine, self.allocator, self.backend, trace, _verdict(findings), findings)
-        for more in manager.call("pvmm_check", run=run):
-            findings += tuple(more)
-        return attrs.evolve(run, verdict=_verdict(findings), findings=findings)
+        run = self._run(trace, ended or _verdict(findings), findings)
+        if ended is None:
+            for _, more in instances.each("pvmm_check", run=run):
+                findings += tuple(more)
+            run = attrs.evolve(run, verdict=_verdict(findings), findings=findings)
+        extra: dict[str, Any] = {}
+        for _, figures in instances.each("pvmm_figures", run=run):
+            extra.update(figures)
+        return attrs.evolve(run, extra=extra)
 
-    def _error(self, registry: Registry, name: str, message: str) -> Run:
-        plugin = registry.plugins.get(name)
-        origin = f"{name} ({plugin.origin})" if plugin else name
+    def _run(self, trace: Trace, verdict: Verdict, findings: tuple[Finding, ...] = ()) -> Run:
+        return Run(self.machine, self.allocator, self.backend, trace, verdict, findings)
+
+    def _error(
+        self,
+        registry: Registry,
+        events: list[Event],
+        name: str,
+        message: str,
+        error: BaseException,
+    ) -> Run:
+        origin = registry.origin(name)
         verdict = Verdict(Outcome.ERROR, str(PluginError(origin, message)))
-        return Run(self.machine, self.allocator, self.backend, Trace(), verdict)
+        told = "".join(traceback.format_exception(error))
+        return attrs.evolve(self._run(Trace(events), verdict), traceback=told)
 
 
 def _early_end(trace: Trace) -> Verdict | None:
     """Return the verdict of a run that did not come to its end."""
     match trace.ended_early:
-        case Panicked() as panic:
-            return Verdict(Outcome.PANIC, panic.reason)
-        case OperationRejected() as refusal:
-            return Verdict(Outcome.REJECTED, f"{refusal.operation}, {refusal.code}")
+        case Panicked(reason):
+            return Verdict(Outcome.PANIC, reason)
+        case OperationRejected(operation, code):
+            return Verdict(Outcome.REJECTED, f"{operation}, {code}")
     return None
 
 
 def _verdict(findings: Sequence[Finding]) -> Verdict:
     return Verdict(Outcome.VIOLATION, str(findings[0])) if findings else Verdict(Outcome.OK)
-
-
-def _culprit(error: BaseException, modules: Mapping[str, str]) -> str:
-    """Return the plugin whose code is deepest in the traceback, or "core"."""
-    name = "core"
-    for frame, _ in traceback.walk_tb(error.__traceback__):
-        name = modules.get(frame.f_globals.get("__name__", ""), name)
-    return name
-
-
-_DEFAULT: list[Registry] = []
-
-
-def default_registry() -> Registry:
-    """Return the registry of everything installed; found once a process."""
-    if not _DEFAULT:
-        _DEFAULT.append(Registry.discover())
-    return _DEFAULT[0]

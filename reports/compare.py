@@ -12,8 +12,6 @@ import sys
 from pathlib import Path
 
 from paravirt_mm import (
-    DEFAULT_ALLOCATORS,
-    DEFAULT_BACKENDS,
     MadeWritable,
     Outcome,
     Row,
@@ -23,6 +21,7 @@ from paravirt_mm import (
     TablesReserved,
     bundled,
     bundled_machines,
+    default_specs,
     machine_title,
     summary,
     tables,
@@ -79,8 +78,8 @@ def render() -> str:
         machine = bundled(name)
         runs = [
             Scenario.of(machine, allocator, backend).run()
-            for allocator in DEFAULT_ALLOCATORS
-            for backend in DEFAULT_BACKENDS
+            for allocator in default_specs("allocator")
+            for backend in default_specs("backend")
         ]
         wasteful += [run for run in runs if run.verdict.outcome is Outcome.OK]
         rows = [Row.of(run) for run in runs]

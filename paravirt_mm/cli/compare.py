@@ -6,20 +6,20 @@ import csv
 import io
 import json
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 import click
 
+from paravirt_mm import offers
 from paravirt_mm.cli import reading
+from paravirt_mm.cli.choosing import brought_machine
 from paravirt_mm.cli.output import complain, emit, progress
-from paravirt_mm.comparison import DEFAULT_ALLOCATORS, DEFAULT_BACKENDS, Row, compare
+from paravirt_mm.comparison import Row, compare
 from paravirt_mm.errors import ExitCode, InputError
 from paravirt_mm.machine.model import Machine
 from paravirt_mm.measure.figures import FIGURES
 from paravirt_mm.printable import printable
-from paravirt_mm.registry import Registry
+from paravirt_mm.registry import Registry, default_registry
 from paravirt_mm.report.markup import no_formula, words
 from paravirt_mm.report.tables import (
     machine_title,
@@ -28,7 +28,6 @@ from paravirt_mm.report.tables import (
     verification,
 )
 from paravirt_mm.run import Outcome
-from paravirt_mm.scenario import default_registry
 from paravirt_mm.sources import bundled_machines
 
 
@@ -52,34 +51,34 @@ def _csv(rows: Sequence[Row]) -> str:
 _DATA_FORMATS: dict[str, Callable[[Sequence[Row]], str]] = {"json": _json, "csv": _csv}
 
 
-def _formats(registry: Registry) -> dict[str, Callable[[Sequence[Row]], str]]:
-    """Data formats: ours, and those that plugins bring."""
-    found = dict(_DATA_FORMATS)
-    for formats in registry.ask("pvmm_report_formats"):
-        for name, write in formats.items():
-            found.setdefault(name, partial(_plugin_format, write))
-    return found
+def _writer(style: str, registry: Registry) -> Callable[[Sequence[Row]], str] | None:
+    """Return what writes a data format, ours or a plugin's; None: it is a style of tables."""
+    from tabulate import tabulate_formats
 
-
-def _plugin_format(write: Callable[[list[dict[str, Any]]], str], rows: Sequence[Row]) -> str:
-    return write([row.as_record() for row in rows])
+    if style in _DATA_FORMATS or style in tabulate_formats:
+        return _DATA_FORMATS.get(style)
+    brought = offers.formats(registry)
+    if style in brought:
+        return lambda rows: brought[style]([row.as_record() for row in rows])
+    known = ", ".join([*_DATA_FORMATS, *brought, *tabulate_formats])
+    raise click.BadParameter(f"{style!r}; there are: {known}", param_hint="--format")
 
 
 def _machines(
     inputs: Sequence[str], boot: int | None, registry: Registry, problems: list[InputError]
 ) -> Iterator[Machine]:
     """Yield the machines; what cannot be read is reported at once, and the others go on."""
-    provided: dict[str, Machine] = {}
-    for machines in registry.ask("pvmm_machines"):
-        provided |= {machine.name: machine for machine in machines}
-    yield from (provided[name] for name in inputs if name in provided)
-    rest = [name for name in inputs if name not in provided]
-    for _, outcome in reading.machines(rest, boot):
-        if isinstance(outcome, InputError):
-            problems.append(outcome)
-            complain(outcome)
-        else:
-            yield outcome
+    for name in inputs:
+        machine = brought_machine(name, registry)
+        if machine is not None:
+            yield machine
+            continue
+        for _, outcome in reading.machines([name], boot):
+            if isinstance(outcome, InputError):
+                problems.append(outcome)
+                complain(outcome)
+            else:
+                yield outcome
 
 
 @click.command(epilog="Columns are explained by `paravirt-mm figures`.")
@@ -87,11 +86,11 @@ def _machines(
 @click.option(
     "-a", "--allocator", "allocators", multiple=True, metavar="SPEC",
     help="Allocator, with options: legacy_linear:kernel=3.6. May be repeated. "
-    "[default: " + ", ".join(DEFAULT_ALLOCATORS) + "]",
+    "[default: what the installed plugins offer]",
 )  # fmt: skip
 @click.option(
     "-b", "--backend", "backends", multiple=True, metavar="SPEC",
-    help="Backend: native, xen. May be repeated. [default: both]",
+    help="Backend, with options. May be repeated. [default: what the installed plugins offer]",
 )  # fmt: skip
 @click.option("-w", "--wide", is_flag=True, help="Show every figure, one table a group.")
 @click.option(
@@ -120,54 +119,30 @@ def command(
     boot: int | None,
     fail_on: tuple[str, ...],
 ) -> int:
-    """Compare allocators under native and Xen on real machines.
+    """Compare allocators under several platforms on real machines.
 
     LOG is a boot log (dmesg, journal), a copy of /proc/iomem or /sys/firmware/memmap, a Xen log, a
     machine file, a folder or an archive of these, or - for standard input. MACHINE is a name from
     `paravirt-mm machines`; without any, all of those are compared.
     """
     registry = default_registry()
-    for broken in registry.broken:
-        origin = f"{broken.distribution} {broken.version}".strip()
-        click.echo(
-            f"paravirt-mm: plugin {broken.name} ({origin}) is left out: {broken.problem}", err=True
-        )
-    formats = _formats(registry)
-    _check_format(style, formats)
+    write = _writer(style, registry)
     problems: list[InputError] = []
-    machines: dict[str, Machine] = {}
-
-    def remembered() -> Iterator[Machine]:
-        names = inputs or bundled_machines()
-        for machine in _machines(names, boot, registry, problems):
-            machines[machine.name] = machine
-            yield machine
-
-    groups = compare(
-        remembered(), allocators or DEFAULT_ALLOCATORS, backends or DEFAULT_BACKENDS, registry
-    )
-    total = len(inputs or bundled_machines())
-    results = list(progress(groups, "comparing", total))
+    names = inputs or bundled_machines()
+    groups = compare(_machines(names, boot, registry, problems), allocators, backends, registry)
+    results = list(progress(groups, "comparing", len(names)))
     rows = [row for group in results for row in group]
-    if style in formats:
-        emit(formats[style](rows), output)
+    if write is not None:
+        emit(write(rows), output)
     elif rows:
-        emit(_text(results, machines, style, wide), output)
-    return _exit(rows, problems, fail_on, bool(registry.broken))
+        emit(_text(results, style, wide), output)
+    return _exit(rows, problems, fail_on)
 
 
-def _check_format(style: str, formats: dict[str, Any]) -> None:
-    from tabulate import tabulate_formats
-
-    if style not in formats and style not in tabulate_formats:
-        known = ", ".join([*formats, *tabulate_formats])
-        raise click.BadParameter(f"{style!r}; there are: {known}", param_hint="--format")
-
-
-def _text(results: list[list[Row]], machines: dict[str, Machine], style: str, wide: bool) -> str:
+def _text(results: list[list[Row]], style: str, wide: bool) -> str:
     parts: list[str] = []
     for rows in results:
-        machine = machines[rows[0].machine]
+        machine = rows[0].machine
         title = words(f"{printable(machine.name)}\n{machine_title(machine)}", style)
         parts.append(f"{title}\n\n{tables(rows, style, wide)}")
     everything = [row for rows in results for row in rows]
@@ -178,11 +153,9 @@ def _text(results: list[list[Row]], machines: dict[str, Machine], style: str, wi
     return "\n\n\n".join(parts)
 
 
-def _exit(
-    rows: list[Row], problems: list[InputError], fail_on: Sequence[str], broken: bool
-) -> ExitCode:
+def _exit(rows: list[Row], problems: list[InputError], fail_on: Sequence[str]) -> ExitCode:
     outcomes = {str(row.outcome) for row in rows}
-    if broken or ("error" in outcomes and "error" in fail_on):
+    if "error" in outcomes and "error" in fail_on:
         return ExitCode.PLUGIN
     if problems:
         return ExitCode.BAD_INPUT

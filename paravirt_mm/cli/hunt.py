@@ -14,15 +14,15 @@ import click
 
 from paravirt_mm.cli import reading
 from paravirt_mm.cli.output import emit, show_status
-from paravirt_mm.comparison import DEFAULT_BACKENDS
 from paravirt_mm.errors import ExitCode, InputError, SpecError
 from paravirt_mm.hunt.condition import Condition
 from paravirt_mm.hunt.found import Found
 from paravirt_mm.hunt.search import HuntResult, Quarry, hunt
 from paravirt_mm.machine.model import Machine
 from paravirt_mm.machine.paging import MODES
+from paravirt_mm.offers import default_spec
 from paravirt_mm.options import PluginSpec
-from paravirt_mm.scenario import default_registry
+from paravirt_mm.registry import default_registry
 
 
 @click.command()
@@ -89,7 +89,7 @@ def command(
         specs.append(_checked(against, "allocator"))
     quarry = Quarry(
         allocator=specs[0],
-        backend=_checked(backend or DEFAULT_BACKENDS[0], "backend"),
+        backend=_checked(backend or default_spec("backend"), "backend"),
         condition=condition,
         other=specs[1] if against is not None else None,
         machines=_loaded(machines),

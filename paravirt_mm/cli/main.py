@@ -13,7 +13,7 @@ import click
 
 from paravirt_mm._version import __version__
 from paravirt_mm.cli.output import OutputClosed, complain, streams
-from paravirt_mm.errors import ExitCode, InputError, ParavirtMmError, PluginError, SpecError
+from paravirt_mm.errors import Ended, ExitCode, InputError, ParavirtMmError, PluginError, SpecError
 
 
 class LazyGroup(click.Group):
@@ -50,7 +50,7 @@ class LazyGroup(click.Group):
 
 
 COMMANDS = {
-    "compare": ("paravirt_mm.cli.compare", "Compare allocators under native and Xen on machines."),
+    "compare": ("paravirt_mm.cli.compare", "Compare allocators under several platforms."),
     "run": ("paravirt_mm.cli.run", "Run one scenario and show it step by step."),
     "machines": ("paravirt_mm.cli.machines", "List the machines that ship with the package."),
     "plugins": ("paravirt_mm.cli.plugins", "List plugins, their options and hooks."),
@@ -88,6 +88,17 @@ def cli() -> None:
     """
 
 
+@cli.result_callback()
+@click.pass_context
+def _warn(context: click.Context, result: object) -> object:
+    """Name the plugins that were left out, on standard error, whatever the command did."""
+    registry = sys.modules.get("paravirt_mm.registry")
+    if registry is not None and context.invoked_subcommand != "plugins":
+        for broken in registry.default_registry().broken:
+            click.echo(f"paravirt-mm: {broken}", err=True)
+    return result
+
+
 def main() -> NoReturn:
     """Run the command line; errors are one line on standard error and an exit code."""
     if "_PARAVIRT_MM_COMPLETE" in os.environ:
@@ -103,10 +114,6 @@ def main() -> NoReturn:
         complain(error)
         code = exit_code(error)
     sys.exit(code)
-
-
-class _Ended(SystemExit):
-    """A signal asks this process to end."""
 
 
 def _run() -> int:
@@ -129,7 +136,7 @@ def _run() -> int:
     except (OSError, MemoryError) as error:
         complain(f"the system refuses: {error or 'out of memory'}")
         return ExitCode.BAD_INPUT
-    except _Ended:
+    except Ended:
         raise
     except SystemExit as error:
         complain(f"a plugin tried to end the process: sys.exit({error.code!r})")
@@ -148,7 +155,7 @@ def _end_in_order() -> None:
 
     def unwind(number: int, _: object) -> NoReturn:
         signal.signal(number, signal.SIG_DFL)
-        raise _Ended(128 + number)
+        raise Ended(128 + number)
 
     for number in (signal.SIGTERM, signal.SIGHUP):
         # Ignored means somebody wants that: nohup.

@@ -9,9 +9,9 @@ import attrs
 import click
 
 from paravirt_mm.errors import ExitCode
+from paravirt_mm.hookspecs import Role
 from paravirt_mm.printable import printable
-from paravirt_mm.registry import Plugin
-from paravirt_mm.scenario import default_registry
+from paravirt_mm.registry import Plugin, default_registry
 
 
 @click.command()
@@ -34,7 +34,7 @@ def command(as_json: bool, verbose: bool) -> int:
             )
         )
     else:
-        for role in ("allocator", "backend", "extra"):
+        for role in Role:
             for plugin in registry.of_role(role):
                 _show(plugin, verbose)
         for broken in registry.broken:

@@ -11,6 +11,7 @@ from paravirt_mm.cli import reading
 from paravirt_mm.cli.output import emit
 from paravirt_mm.errors import ExitCode
 from paravirt_mm.measure.figures import FIGURES, Group
+from paravirt_mm.offers import default_spec
 from paravirt_mm.printable import printable
 from paravirt_mm.report.narrative import narrate
 from paravirt_mm.report.tables import machine_title
@@ -23,13 +24,12 @@ from paravirt_mm.scenario import Scenario
 @click.command()
 @click.argument("machine", metavar="LOG|MACHINE")
 @click.option(
-    "-a",
-    "--allocator",
-    default="incremental:variant=linux,kernel=4.19",
-    show_default=True,
-    metavar="SPEC",
+    "-a", "--allocator", metavar="SPEC",
+    help="Allocator, with options. [default: what an installed plugin offers]",
+)  # fmt: skip
+@click.option(
+    "-b", "--backend", metavar="SPEC", help="Backend. [default: what an installed plugin offers]"
 )
-@click.option("-b", "--backend", default="native", show_default=True, metavar="SPEC")
 @click.option(
     "--trace", "trace_path", metavar="FILE", type=click.Path(dir_okay=False, path_type=Path),
     help="Write every event, one JSON object a line.",
@@ -49,8 +49,8 @@ from paravirt_mm.scenario import Scenario
 )
 def command(
     machine: str,
-    allocator: str,
-    backend: str,
+    allocator: str | None,
+    backend: str | None,
     trace_path: Path | None,
     image_path: Path | None,
     boot: int | None,
@@ -62,7 +62,11 @@ def command(
     Numbers in brackets are events of the trace. The tables of a machine that is not too large are
     also made byte for byte, walked, and compared with the trace.
     """
-    scenario = Scenario.of(reading.machine(machine, boot), allocator, backend)
+    scenario = Scenario.of(
+        reading.machine(machine, boot),
+        allocator or default_spec("allocator"),
+        backend or default_spec("backend"),
+    )
     run = scenario.run(thorough=True)
     if trace_path is not None:
         emit("\n".join(trace_lines(run.trace)), trace_path)

@@ -14,11 +14,10 @@ from pathlib import Path
 import click
 
 from paravirt_mm.cli.output import show_status, terminal
-from paravirt_mm.comparison import DEFAULT_ALLOCATORS, DEFAULT_BACKENDS
 from paravirt_mm.errors import ExitCode, PluginError
+from paravirt_mm.offers import default_specs
 from paravirt_mm.options import PluginSpec
-from paravirt_mm.registry import Registry
-from paravirt_mm.scenario import default_registry
+from paravirt_mm.registry import Registry, default_registry
 from paravirt_mm.sources.inputs import GeneratedPart, Part, divide
 from paravirt_mm.sweep import cluster
 from paravirt_mm.sweep.drive import drive
@@ -54,7 +53,7 @@ def _bytes(_context: click.Context, _option: click.Parameter, text: str) -> int:
 )  # fmt: skip
 @click.option(
     "-b", "--backend", "backends", multiple=True, metavar="SPEC",
-    help="Backend. May be repeated. [default: native and xen]",
+    help="Backend. May be repeated. [default: those of compare]",
 )  # fmt: skip
 @click.option(
     "--boot", type=click.IntRange(1), help="Which boot of a log with several. [default: 1]"
@@ -102,15 +101,15 @@ def command(
     """
     if bool(inputs) is (generate is not None):
         raise click.UsageError("give either INPUTs or --generate N")
+    registry = default_registry()
     settings = Settings(
-        allocators or DEFAULT_ALLOCATORS,
-        backends or DEFAULT_BACKENDS,
+        allocators or default_specs("allocator", registry),
+        backends or default_specs("backend", registry),
         boot,
         time_limit,
         memory_limit,
         chunk,
     )
-    registry = default_registry()
     _check_specs(settings, registry)
     paths = [str(Path(name).absolute()) if os.path.lexists(name) else name for name in inputs]
 

@@ -9,7 +9,8 @@ from typing import Any
 import click
 
 from paravirt_mm.cli.main import LazyGroup
-from paravirt_mm.scenario import default_registry
+from paravirt_mm.offers import verifiers
+from paravirt_mm.registry import default_registry
 
 _OWN: dict[str, tuple[str, str]] = {
     "kernel": ("paravirt_mm.cli.verify_kernel", "Replay what real kernel code did."),
@@ -30,9 +31,8 @@ class _VerifyGroup(LazyGroup):
         if self._loaded:
             return
         self._loaded = True
-        for verifiers in default_registry().ask("pvmm_verifiers"):
-            for verifier in verifiers:
-                self.add_command(verifier)
+        for verifier in verifiers(default_registry()):
+            self.add_command(verifier)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Return all names."""

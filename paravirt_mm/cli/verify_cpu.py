@@ -16,13 +16,6 @@ from paravirt_mm.machine.paging import X86_64, X86_64_LA57
 if TYPE_CHECKING:
     from paravirt_mm.verify.cpu import CpuReport
 
-DEFAULT_ALLOCATORS = (
-    "legacy_linear:kernel=3.6",
-    "incremental:variant=linux",
-    "incremental:variant=hpa",
-)
-DEFAULT_BACKENDS = ("native", "xen")
-
 
 @click.command("cpu")
 @click.argument("machines", nargs=-1, metavar="[MACHINE|LOG]...")
@@ -32,7 +25,7 @@ DEFAULT_BACKENDS = ("native", "xen")
     "--la57/--no-la57",
     default=True,
     show_default=True,
-    help="Check 64-bit machines with 5 levels too (natively; Xen PV has none).",
+    help="Check 64-bit machines with 5 levels too, where the platform has them.",
 )
 @click.option("--samples", default=4, show_default=True, help="Random addresses a leaf run.")
 @click.option("--seed", default=0, show_default=True, help="Chooses the random addresses.")
@@ -58,6 +51,7 @@ def command(
     fault there with a reserved bit, and are counted apart.
     """
     from paravirt_mm.cli.output import progress
+    from paravirt_mm.offers import default_specs
     from paravirt_mm.run import Outcome
     from paravirt_mm.scenario import Scenario
     from paravirt_mm.sources import bundled, bundled_machines
@@ -68,9 +62,8 @@ def command(
         Scenario.of(machine, allocator, backend)
         for given in chosen
         for machine in _modes(given, la57)
-        for allocator in allocators or DEFAULT_ALLOCATORS
-        for backend in backends or DEFAULT_BACKENDS
-        if machine is given or backend == "native"
+        for allocator in allocators or default_specs("allocator")
+        for backend in backends or default_specs("backend")
     ]
     failed = checked = probes = 0
     for scenario in progress(scenarios, "walking"):

@@ -14,8 +14,7 @@ from paravirt_mm.cli import reading
 from paravirt_mm.cli.output import progress
 from paravirt_mm.errors import ExitCode
 from paravirt_mm.evidence import DATA_FILE, Evidence, record
-from paravirt_mm.registry import Registry
-from paravirt_mm.scenario import default_registry
+from paravirt_mm.registry import Registry, default_registry
 from paravirt_mm.verify.kernel.compare import Replay, replay_file
 
 

@@ -15,7 +15,7 @@ from paravirt_mm.cli import reading
 from paravirt_mm.cli.output import progress
 from paravirt_mm.errors import ExitCode, InputError
 from paravirt_mm.evidence import DATA_FILE, Evidence, record
-from paravirt_mm.scenario import default_registry
+from paravirt_mm.registry import default_registry
 from paravirt_mm.verify.kernel.compare import Replay
 from paravirt_mm.verify.linux.compare import replay, replay_file
 from paravirt_mm.verify.linux.maps import NamedMap, builtin_maps, map_of, random_maps

@@ -14,11 +14,10 @@ from paravirt_mm.cli import reading
 from paravirt_mm.cli.output import complain, progress
 from paravirt_mm.errors import ExitCode, InputError
 from paravirt_mm.evidence import DATA_FILE, Evidence, record
-from paravirt_mm.scenario import default_registry
+from paravirt_mm.registry import default_registry
 from paravirt_mm.sources import read_boot_log
+from paravirt_mm.sources.bootlog.lines import LineVerdict, LogLine
 from paravirt_mm.verify.log.check import (
-    LineVerdict,
-    LogLine,
     LogReport,
     check_log,
     summary,

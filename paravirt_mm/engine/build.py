@@ -76,32 +76,47 @@ class ContractBroken(Exception):
         self.hook = hook
 
 
-def build(machine: Machine, hooks: Hooks, allocator: str, backend: str) -> Trace:
-    """Run an allocator on a machine under a backend.
+def build(
+    machine: Machine,
+    hooks: Hooks,
+    allocator: str,
+    backend: str,
+    events: list[Event] | None = None,
+) -> Trace:
+    """Run an allocator on a machine under a backend; events are added to ``events`` as they happen,
+    where they stay if this raises.
 
     A panic of the modelled kernel and a refusal by the platform end the trace with an event. Raises
     `ContractBroken` where an answer cannot be acted on, and whatever a plugin raises.
     """
+    events = [] if events is None else events
     state = hooks.call("pvmm_boot_state", machine=machine)
     if isinstance(state, Refusal):
-        return Trace([OperationRejected(state.operation, state.code)])
+        events.append(OperationRejected(state.operation, state.code))
+        return Trace(events)
     if not isinstance(state, BootState):
         raise ContractBroken("pvmm_boot_state", f"answered {state!r}, not a BootState")
-    return _Run(machine, state, hooks, allocator, backend).run()
+    return _Run(machine, state, hooks, allocator, backend, events).run()
 
 
 class _Run:
     """The state machine behind `build`."""
 
     def __init__(
-        self, machine: Machine, state: BootState, hooks: Hooks, allocator: str, backend: str
+        self,
+        machine: Machine,
+        state: BootState,
+        hooks: Hooks,
+        allocator: str,
+        backend: str,
+        events: list[Event],
     ) -> None:
         self.machine, self.state, self.mode = machine, state, machine.mode
         self.allocator, self.backend = allocator, backend
         self.hooks = hooks
         self.now = Progress(machine, state)
         self.boot = Boot(machine, state, self.now)
-        self.events: list[Event] = []
+        self.events = events
         self._root: Batch | None = None
         """The root of a new tree; None: the one that exists since boot."""
         self._tree_is_live = True

@@ -14,7 +14,7 @@ from paravirt_mm.machine.e820 import E820Entry, E820Type, MemoryMap
 from paravirt_mm.machine.model import KernelImage, Machine
 from paravirt_mm.machine.paging import GIB, KIB, MIB, MODES, PAGE_SIZE, TIB
 from paravirt_mm.machine.ranges import RangeSet, align_down, align_up
-from paravirt_mm.testing.generator import ROOM_AFTER_KERNEL, Choices
+from paravirt_mm.sources.generated import ROOM_AFTER_KERNEL, Choices
 
 _NUDGES = (1, 512, PAGE_SIZE, 64 * KIB, 2 * MIB, 4 * MIB, 64 * MIB, GIB)
 _SIZES = (PAGE_SIZE, 64 * KIB, 2 * MIB, 64 * MIB, GIB, 64 * GIB, TIB)

@@ -24,7 +24,7 @@ from paravirt_mm.machine.paging import MODES
 from paravirt_mm.run import Run
 from paravirt_mm.scenario import Scenario
 from paravirt_mm.sources import bundled, bundled_machines
-from paravirt_mm.testing.generator import Seeded, any_machine
+from paravirt_mm.sources.generated import Seeded, any_machine
 
 BATCH = 128
 """Tries of a batch; half of them are fresh."""

@@ -117,7 +117,7 @@ class GeneratedPart:
 
     def machines(self, boot: int | None) -> Iterator[Outcome]:
         """Make it."""
-        from paravirt_mm.testing.generator import generated
+        from paravirt_mm.sources.generated import generated
 
         yield self.source, generated(self.number, self.seed)
 

@@ -14,7 +14,7 @@ from contextlib import suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-from paravirt_mm.scenario import default_registry
+from paravirt_mm.registry import default_registry
 from paravirt_mm.sweep.settings import RunRecord, Settings
 from paravirt_mm.sweep.work import records
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from paravirt_mm._version import __version__
 from paravirt_mm.errors import SpecError
-from paravirt_mm.scenario import default_registry
+from paravirt_mm.registry import default_registry
 
 NEEDS = "needs dask.distributed: pip install 'paravirt-mm[cluster]'"
 CONNECT_SECONDS = 20

@@ -9,7 +9,6 @@ from typing import Any
 
 import attrs
 
-from paravirt_mm.comparison import DEFAULT_ALLOCATORS, DEFAULT_BACKENDS
 from paravirt_mm.machine.paging import MIB
 from paravirt_mm.sources.inputs import Part
 
@@ -28,8 +27,8 @@ class Settings:
     the inputs are done, and repeated after a crash, together.
     """
 
-    allocators: tuple[str, ...] = DEFAULT_ALLOCATORS
-    backends: tuple[str, ...] = DEFAULT_BACKENDS
+    allocators: tuple[str, ...]
+    backends: tuple[str, ...]
     boot: int | None = None
     time_limit: float = 60.0
     memory_limit: int = 2048 * MIB

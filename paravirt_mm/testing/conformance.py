@@ -17,16 +17,17 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 
 from paravirt_mm.engine.answers import Refusal
 from paravirt_mm.engine.trace import MadeReadonly, TablesAllocated, TablesAttached
+from paravirt_mm.instances import Instances
 from paravirt_mm.machine.model import BootState, Machine
 from paravirt_mm.machine.paging import PAGE_SIZE
 from paravirt_mm.machine.ranges import RangeSet
 from paravirt_mm.options import PluginSpec
-from paravirt_mm.registry import Manager, Plugin, Registry, problems
+from paravirt_mm.registry import Plugin, Registry, problems
 from paravirt_mm.run import Outcome, Run
 from paravirt_mm.scenario import Scenario
 from paravirt_mm.sources import bundled, bundled_machines
+from paravirt_mm.sources.generated import generate
 from paravirt_mm.testing.expected import Expected, judge
-from paravirt_mm.testing.generator import generate
 from paravirt_mm.testing.reference import (
     AscendingAllocator,
     BlockAllocator,
@@ -222,7 +223,7 @@ class BackendConformance(_Conformance):
         """Return the backend's boot state, None where it refuses the machine."""
         parsed = PluginSpec.parse(spec)
         instance = Plugin(parsed.name, self.plugin).create(dict(parsed.options))
-        state = Manager([(parsed.name, instance)]).call("pvmm_boot_state", machine=machine)
+        state = Instances([(parsed.name, instance)]).call("pvmm_boot_state", machine=machine)
         if isinstance(state, Refusal):
             assert state.code < 0
             assert state.operation

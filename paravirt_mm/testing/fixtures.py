@@ -13,9 +13,9 @@ import pytest
 
 from paravirt_mm import __version__
 from paravirt_mm.machine.model import Machine
-from paravirt_mm.registry import Registry
+from paravirt_mm.registry import Registry, default_registry
 from paravirt_mm.run import Run
-from paravirt_mm.scenario import Scenario, default_registry
+from paravirt_mm.scenario import Scenario
 from paravirt_mm.sources import bundled
 
 RunScenario = Callable[..., Run]

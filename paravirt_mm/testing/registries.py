@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from paravirt_mm.errors import PluginError
-from paravirt_mm.registry import Registry
-from paravirt_mm.scenario import default_registry
+from paravirt_mm.registry import Registry, default_registry
 
 
 def registry_with(*, installed: bool = True, **plugins: type[Any]) -> Registry:

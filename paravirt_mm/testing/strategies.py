@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from paravirt_mm.machine.e820 import E820Type, MemoryMap
 from paravirt_mm.machine.model import Machine
 from paravirt_mm.machine.paging import GIB, MIB, MODES, PAGE_SIZE
-from paravirt_mm.testing.generator import any_machine, any_map
+from paravirt_mm.sources.generated import any_machine, any_map
 
 T = TypeVar("T")
 

@@ -80,6 +80,22 @@ def test_help_answers_at_once():
     assert min(seconds() for _ in range(5)) < 0.2
 
 
+def test_logs_of_one_name_keep_their_titles(paravirt_mm, tmp_path):
+    """Machines are what they are, not what their file is called."""
+    files = []
+    for folder, last in (("small", 0x1FFFFFFF), ("large", 0x3FFFFFFF)):
+        (tmp_path / folder).mkdir()
+        files.append(tmp_path / folder / "box.txt")
+        files[-1].write_text(
+            "Linux version 4.19.0 (x)\nBIOS-provided physical RAM map:\n"
+            "BIOS-e820: [mem 0x0000000000000000-0x000000000009ffff] usable\n"
+            f"BIOS-e820: [mem 0x0000000000100000-{last:#018x}] usable\n"
+        )
+    result = paravirt_mm("compare", *map(str, files))
+    titles = [line for line in result.stdout.splitlines() if " RAM, " in line]
+    assert [("511" in title, "1023" in title) for title in titles] == [(True, False), (False, True)]
+
+
 def test_help_imports_nothing_heavy():
     code = (
         "import sys; from paravirt_mm.cli.main import cli; cli(['--help'], standalone_mode=False);"

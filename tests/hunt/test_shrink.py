@@ -9,7 +9,7 @@ from hypothesis import given, settings, strategies as st
 from paravirt_mm import E820Type, Machine, bundled
 from paravirt_mm.hunt.edits import changed, is_sound
 from paravirt_mm.hunt.shrink import measure, shrink
-from paravirt_mm.testing.generator import Seeded
+from paravirt_mm.sources.generated import Seeded
 
 GIB = 1 << 30
 

@@ -6,7 +6,6 @@ tables say is what the plugins do.
 
 from __future__ import annotations
 
-import json
 import re
 import sys
 from collections.abc import Iterable, Sequence
@@ -34,8 +33,8 @@ from paravirt_mm import (
 from paravirt_mm.engine.trace import RangeSplit
 from paravirt_mm.machine.release import leading_version
 from paravirt_mm.verify.log import variants
-from paravirt_mm_incremental import releases as incremental
-from paravirt_mm_legacy_linear import releases as linear
+from paravirt_mm_incremental import questions as incremental_questions, releases as incremental
+from paravirt_mm_legacy_linear import questions as linear_questions, releases as linear
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "kernel-releases.md"
 MIB, GIB = 1 << 20, 1 << 30
@@ -115,15 +114,16 @@ def guesses_table() -> str:
 
 
 def variants_table() -> str:
-    data = json.loads(variants.DATA_FILE.read_text(encoding="utf-8"))
     rows = []
-    for question in data["questions"]:
-        since, end = question["since"], question["before"]
-        releases = f"{since} -" if end == "99" else f"{since} - {before(leading_version(end))}"
-        told = [choice["words"] for choice in question["choices"] if "words" in choice]
-        rows.append(
-            [question["allocator"], ", ".join(question["modes"]), releases, "; ".join(told)]
-        )
+    for allocator, questions in (
+        ("legacy_linear", linear_questions.QUESTIONS),
+        ("incremental", incremental_questions.QUESTIONS),
+    ):
+        for question in questions:
+            since, end = question.since, question.before
+            releases = f"{since} -" if end == "99" else f"{since} - {before(leading_version(end))}"
+            told = "; ".join(choice.words for choice in question.choices if choice.words)
+            rows.append([allocator, ", ".join(question.modes), releases, told])
     return table(["allocator", "modes", "releases", "choices besides what is in the tables"], rows)
 
 

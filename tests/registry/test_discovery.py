@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from paravirt_mm.errors import PluginError
 from paravirt_mm.registry import Registry
 from paravirt_mm.testing import AscendingAllocator
 
@@ -78,16 +79,16 @@ def test_broken_plugin_is_named_and_stops_nobody(kind: str, install: Install) ->
     install(module, "0.9", {"bad": f"{module.replace('-', '_')}:Good"}, code)
     install("pvmm-good-two", "1.0", {"good_two": "pvmm_good_two:Good"}, folder="other")
     registry = Registry.discover()
+    assert {"good_two", "native", "xen"} <= set(registry.plugins)
     (broken,) = registry.broken
     assert (broken.name, broken.distribution, broken.version) == ("bad", module, "0.9")
     assert words in broken.problem
-    assert {"good_two", "native", "xen"} <= set(registry.plugins)
 
 
 def test_interrupt_is_not_swallowed(install: Install) -> None:
     install("pvmm-stop", "1", {"stop": "pvmm_stop:Good"}, "raise KeyboardInterrupt")
     with pytest.raises(KeyboardInterrupt):
-        Registry.discover()
+        Registry.discover().get("stop")
 
 
 def test_two_distributions_want_one_name(install: Install) -> None:
@@ -119,3 +120,48 @@ def test_one_point_listed_twice_is_one_plugin(install: Install) -> None:
     registry = Registry.discover()
     assert "dup" in registry.plugins
     assert registry.broken == []
+
+
+def test_nothing_is_imported_before_somebody_asks(install: Install) -> None:
+    install("pvmm-lazy", "1", {"lazy": "pvmm_lazy:Good"}, "raise OSError('imported')")
+    registry = Registry.discover()
+    assert registry.get("incremental", "allocator").name == "incremental"
+    assert registry.broken == []
+    with pytest.raises(PluginError, match="OSError: imported"):
+        registry.get("lazy")
+
+
+def test_what_an_import_prints_is_no_output(
+    install: Install, capsys: pytest.CaptureFixture[str]
+) -> None:
+    install("pvmm-loud", "1", {"loud": "pvmm_loud:Good"}, "print('hello')" + textwrap.dedent(GOOD))
+    Registry.discover().get("loud")
+    captured = capsys.readouterr()
+    assert (captured.out, captured.err) == ("", "hello\n")
+
+
+@pytest.mark.parametrize("thief", ["pvmm-aaa", "zzz-pvmm"])
+def test_built_in_plugins_keep_their_names(install: Install, thief: str) -> None:
+    install(thief, "6.6", {"xen": f"{thief.replace('-', '_')}:Good"})
+    registry = Registry.discover()
+    assert registry.plugins["xen"].distribution == "paravirt-mm"
+    (broken,) = registry.broken
+    assert (broken.distribution, broken.version) == (thief, "6.6")
+    assert "'xen' is taken by paravirt-mm" in broken.problem
+
+
+@pytest.mark.parametrize(
+    ("choice", "there", "absent"),
+    [
+        ("", {"native", "xen", "incremental"}, set()),
+        ("native, incremental", {"native", "incremental"}, {"xen", "legacy_linear"}),
+        ("-xen,-legacy_linear", {"native", "incremental"}, {"xen", "legacy_linear"}),
+    ],
+)
+def test_plugins_are_chosen_with_a_variable(
+    choice: str, there: set[str], absent: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PARAVIRT_MM_PLUGINS", choice)
+    names = set(Registry.discover().plugins)
+    assert there <= names
+    assert not absent & names

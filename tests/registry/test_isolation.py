@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Generator
+from types import ModuleType
 from typing import Any, ClassVar
 
 import attrs
@@ -11,6 +13,7 @@ import pytest
 from paravirt_mm import (
     API_VERSION,
     Boot,
+    KernelPanic,
     Machine,
     Map,
     Outcome,
@@ -134,6 +137,102 @@ def test_failing_backend_is_named(backend: type[Any], words: str, machine: Machi
     assert words in str(run.verdict)
 
 
+ELSEWHERE = ModuleType("elsewhere")
+exec(  # noqa: S102  # a second module of the plugin's
+    "def fails(boot):\n    raise RuntimeError('in a module of its own')\n"
+    "def steps(boot):\n    raise RuntimeError('in a generator of its own')\n    yield\n",
+    vars(ELSEWHERE),
+)
+
+
+@attrs.frozen
+class FailsElsewhere(AscendingAllocator):
+    @hookimpl
+    def pvmm_promise(self, boot: Boot) -> Any:
+        return ELSEWHERE.fails(boot)
+
+
+@attrs.frozen
+class GeneratorFromElsewhere(AscendingAllocator):
+    @hookimpl
+    def pvmm_map_steps(self, boot: Boot) -> Any:
+        return ELSEWHERE.steps(boot)
+
+
+@attrs.frozen
+class AsksNonsense(AscendingAllocator):
+    @hookimpl
+    def pvmm_promise(self, boot: Boot) -> Any:
+        return boot.split("everything")  # fails in the core's code, by the plugin's fault
+
+
+class Rude(BaseException):
+    pass
+
+
+@attrs.frozen
+class Exits(AscendingAllocator):
+    @hookimpl
+    def pvmm_allocate_tables(self) -> Any:
+        sys.exit(0)
+
+
+@attrs.frozen
+class IsRude(AscendingAllocator):
+    @hookimpl
+    def pvmm_map_steps(self, boot: Boot) -> Any:
+        yield Map(0, 4096)
+        raise Rude("no")
+
+
+FAR = {
+    "second module": (FailsElsewhere, "pvmm_promise raised RuntimeError: in a module"),
+    "generator of it": (GeneratorFromElsewhere, "pvmm_map_steps raised RuntimeError: in a gen"),
+    "core's code": (AsksNonsense, "pvmm_promise raised AttributeError"),
+    "exit": (Exits, "pvmm_allocate_tables raised SystemExit: 0"),
+    "no Exception": (IsRude, "pvmm_map_steps raised Rude: no"),
+}
+
+
+@pytest.mark.parametrize(("allocator", "words"), FAR.values(), ids=FAR)
+def test_plugin_is_named_wherever_it_fails(
+    allocator: type[Any], words: str, machine: Machine
+) -> None:
+    registry = registry_with(installed=False, mine=allocator, plain=PlainPlatform)
+    run = Scenario.of(machine, "mine", "plain").run(registry)
+    assert run.verdict.outcome is Outcome.ERROR
+    assert str(run.verdict).startswith("error: plugin mine (unregistered): ")
+    assert words in str(run.verdict)
+    assert "Traceback" in run.traceback
+    if allocator is IsRude:
+        assert [type(event).__name__ for event in run.trace][-1] == "TablesAttached"
+
+
+def test_panic_is_the_allocators_alone(machine: Machine) -> None:
+    @attrs.frozen
+    class Panics(PlainPlatform):
+        @hookimpl
+        def pvmm_write_entries(self) -> Any:
+            raise KernelPanic("forged")
+
+    registry = registry_with(installed=False, ascending=AscendingAllocator, mine=Panics)
+    run = Scenario.of(machine, "ascending", "mine").run(registry)
+    assert run.verdict.outcome is Outcome.ERROR
+    assert "plugin mine" in str(run.verdict)
+
+
+def test_calls_are_shown_on_demand(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PARAVIRT_MM_TRACE_HOOKS", "1")
+    registry = registry_with(installed=False, ascending=AscendingAllocator, plain=PlainPlatform)
+    Scenario.of(machine, "ascending", "plain").run(registry)
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "ascending.pvmm_promise() -> Promise(direct_map=" in captured.err
+    assert "plain.pvmm_boot_state(machine=" in captured.err
+
+
 def test_wrong_specs_raise(machine: Machine) -> None:
     """A spec is the caller's: nothing runs, and the caller is told."""
     for allocator in ("ascendin", "plain", "ascending:first_step=x", "ascending:x"):
@@ -160,9 +259,9 @@ def test_observers_see_every_event_and_change_nothing(machine: Machine) -> None:
     assert watched.figures == alone.figures
 
 
-def test_figures_of_extras_are_added(machine: Machine) -> None:
+def test_figures_of_observers_are_added(machine: Machine) -> None:
     @attrs.frozen
-    class Extra:
+    class Counts:
         pvmm_api: ClassVar[int] = API_VERSION
 
         @hookimpl
@@ -170,9 +269,10 @@ def test_figures_of_extras_are_added(machine: Machine) -> None:
             return {"answer": 42}
 
     registry = registry_with(
-        installed=False, ascending=AscendingAllocator, plain=PlainPlatform, extra=Extra
+        installed=False, ascending=AscendingAllocator, plain=PlainPlatform, counts=Counts
     )
-    run = Scenario.of(machine, "ascending", "plain").run(registry)
+    assert "answer" not in Scenario.of(machine, "ascending", "plain").run(registry).figures
+    run = Scenario.of(machine, "ascending", "plain", Counts()).run(registry)
     assert run.figures["answer"] == 42
 
 

@@ -79,6 +79,69 @@ class NotANumber(NoVersion):
     pvmm_api: ClassVar[str] = "one"
 
 
+@attrs.frozen
+class WrongPromise(Base):
+    @hookimpl
+    def pvmm_promise(self, boot: Boot) -> Promise: ...  # type: ignore[empty-body]
+
+
+@attrs.frozen
+class MeddlesWithBoth(AscendingAllocator):
+    @hookimpl
+    def pvmm_activate_cr3(self) -> None: ...
+
+
+@attrs.frozen
+class Wraps(AscendingAllocator):
+    @hookimpl(wrapper=True)
+    def pvmm_allocate_tables(self) -> Any:
+        return (yield)
+
+
+@attrs.frozen
+class ComesLast(PlainPlatform):
+    @hookimpl(trylast=True)
+    def pvmm_activate_cr3(self) -> None: ...
+
+
+@attrs.frozen
+class Static(Base):
+    @staticmethod
+    @hookimpl
+    def pvmm_observe(event: object) -> None: ...
+
+
+@attrs.frozen
+class Waits(Base):
+    @hookimpl
+    async def pvmm_observe(self, event: object) -> None: ...
+
+
+@attrs.frozen
+class Requires(Base):
+    size: int
+
+    @hookimpl
+    def pvmm_observe(self, event: object) -> None: ...
+
+
+@attrs.frozen
+class Unknown(Base):
+    size: NoSuchType = None  # type: ignore[name-defined]  # noqa: F821
+
+    @hookimpl
+    def pvmm_observe(self, event: object) -> None: ...
+
+
+@attrs.frozen
+class Refuses(Base):
+    def __attrs_post_init__(self) -> None:
+        raise SystemExit(0)
+
+    @hookimpl
+    def pvmm_observe(self, event: object) -> None: ...
+
+
 REFUSED: dict[str, tuple[Any, list[str]]] = {
     "misspelt hook": (Misspelt, ["no hook pvmm_promis", "did you mean pvmm_promise?"]),
     "missing decorator": (Undecorated, ["pvmm_promise lacks the decorator @hookimpl"]),
@@ -92,6 +155,18 @@ REFUSED: dict[str, tuple[Any, list[str]]] = {
     "no API version": (NoVersion, [f"pvmm_api = {API_VERSION}"]),
     "older API": (Older, [f"API {API_VERSION - 1}", "update the plugin"]),
     "newer API": (Newer, [f"API {API_VERSION + 1}", "update paravirt-mm"]),
+    "hook of another role": (
+        MeddlesWithBoth,
+        ["pvmm_activate_cr3 is for the backend", "pvmm_map_steps makes it an allocator"],
+    ),
+    "allocator's hook alone": (WrongPromise, ["pvmm_promise is for the allocator", "observer"]),
+    "wrapper": (Wraps, ["@hookimpl takes no arguments"]),
+    "trylast": (ComesLast, ["@hookimpl takes no arguments"]),
+    "static method": (Static, ["pvmm_observe must be a plain method"]),
+    "async": (Waits, ["pvmm_observe must not be async"]),
+    "required option": (Requires, ["every option needs a default value", "size"]),
+    "unknown type": (Unknown, ["types of its options", "NoSuchType"]),
+    "cannot be made": (Refuses, ["cannot be made with default options: SystemExit"]),
     "API of a strange type": (NotANumber, ["API 'one'"]),
 }
 
@@ -137,7 +212,7 @@ def test_name_that_is_taken() -> None:
 
 def test_fewer_parameters_are_fine() -> None:
     @attrs.frozen
-    class Few(Base):
+    class Few(AscendingAllocator):
         @hookimpl
         def pvmm_promise(self) -> Promise: ...  # type: ignore[empty-body]
 
@@ -156,9 +231,9 @@ def test_roles() -> None:
     assert {name: plugin.role for name, plugin in registry.plugins.items()} == {
         "one": "allocator",
         "two": "backend",
-        "three": "extra",
+        "three": "observer",
     }
-    assert [plugin.name for plugin in registry.of_role("extra")] == ["three"]
+    assert [plugin.name for plugin in registry.of_role("observer")] == ["three"]
 
 
 def test_asking_for_what_is_not_there() -> None:

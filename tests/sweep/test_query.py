@@ -12,7 +12,7 @@ from paravirt_mm._version import __version__
 from paravirt_mm.cli.query import command
 from paravirt_mm.errors import InputError, SpecError
 from paravirt_mm.measure.figures import FIGURES
-from paravirt_mm.scenario import default_registry
+from paravirt_mm.registry import default_registry
 from paravirt_mm.sweep.questions import GROUPS, QUESTIONS, ask, select
 from paravirt_mm.sweep.settings import ChunkResult, MachineRecord, RunRecord, Settings
 from paravirt_mm.sweep.store import Store

@@ -9,8 +9,8 @@ from hypothesis import find, given, settings
 
 from paravirt_mm import MODES, E820Type, Machine, MemoryMap
 from paravirt_mm.machine.paging import GIB, MIB
+from paravirt_mm.sources.generated import ROOM_AFTER_KERNEL
 from paravirt_mm.testing import generate, machines, memory_maps, raw_entries
-from paravirt_mm.testing.generator import ROOM_AFTER_KERNEL
 
 SAMPLE = list(generate(400, seed=0))
 

@@ -160,6 +160,7 @@ def test_a_difference_is_told_in_the_words_of_the_kernel() -> None:
 def test_release_that_a_kernel_was_built_from(release: str, version: str, upstream: str) -> None:
     record = {"release": release, "provenance": {"kernel": version}}
     assert upstream_release(record, "x") == upstream
+    record |= {"levels": 4}
     assert spec_of(record, "x") == f"incremental:variant=linux,kernel={upstream}"
 
 

@@ -18,11 +18,10 @@ from paravirt_mm.errors import ExitCode
 from paravirt_mm.machine.release import leading_version
 from paravirt_mm.sources import read_boot_log
 from paravirt_mm.sources.bootlog.facts import Fact
+from paravirt_mm.sources.bootlog.lines import LineVerdict, LogLine
 from paravirt_mm.verify.log.check import (
     MAX_LINES,
     MAX_REASONS,
-    LineVerdict,
-    LogLine,
     LogReport,
     check_log,
     reasons,

@@ -17,11 +17,11 @@ import attrs
 from paravirt_mm.errors import InputError, SpecError
 from paravirt_mm.machine.model import Machine
 from paravirt_mm.machine.paging import PAGE_SHIFT, X86_64
+from paravirt_mm.offers import model_of_kernel
 from paravirt_mm.options import PluginSpec
 from paravirt_mm.printable import printable
-from paravirt_mm.registry import Registry
+from paravirt_mm.registry import Registry, default_registry
 from paravirt_mm.run import Outcome
-from paravirt_mm.scenario import default_registry
 from paravirt_mm.sources import oracle_machines
 from paravirt_mm.sources.checker import Checker
 from paravirt_mm.sources.content import opened
@@ -112,18 +112,13 @@ def replay(record: Mapping[str, Any], where: str, registry: Registry) -> Iterato
 
 def _spec(release: str, machine: Machine, registry: Registry, where: str) -> str:
     """Return the allocator that models a release, with as much brk as the machine has."""
-    spec = models(release, machine.mode.name, registry)
+    spec = model_of_kernel(registry, release, machine.mode.name)
     if spec is None:
         raise SpecError(f"{where}: no allocator models Linux {release}")
     options = registry.get(PluginSpec.parse(spec).name).options()
     kernel = machine.kernel
     pages = (kernel.brk_end - kernel.brk_start) >> PAGE_SHIFT
     return f"{spec},brk_pages={pages}" if "brk_pages" in {o.name for o in options} else spec
-
-
-def models(release: str, mode: str, registry: Registry) -> str | None:
-    """Return the spec of the allocator that models a kernel release in a mode; None: none does."""
-    return next(registry.ask("pvmm_models_kernel", release=release, mode=mode), None)
 
 
 # -- the expected record ---------------------------------------------------------------------------

@@ -10,33 +10,34 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Generator, Iterable
+from collections.abc import Iterable
 from itertools import islice
-from typing import Any, ClassVar
+from typing import Any
 
 import attrs
 
 from paravirt_mm.engine.boot import Boot
+from paravirt_mm.engine.build import Hooks
 from paravirt_mm.engine.pages import PageRun, Source, TablePages
 from paravirt_mm.engine.panic import KernelPanic
-from paravirt_mm.engine.steps import Map, Step, TableDemand
+from paravirt_mm.engine.steps import Map, TableDemand
 from paravirt_mm.engine.tables import Batch, MapPlan, TableRun
 from paravirt_mm.engine.trace import (
+    Event,
     Panicked,
     RangeSplit,
     RunFinished,
     TablesAllocated,
     TablesReserved,
 )
-from paravirt_mm.errors import InputError
-from paravirt_mm.hookspecs import API_VERSION, hookimpl
+from paravirt_mm.errors import InputError, SpecError
 from paravirt_mm.machine.model import Machine, Span
 from paravirt_mm.machine.paging import PAGE_SHIFT, PagingMode
 from paravirt_mm.machine.ranges import RangeSet
-from paravirt_mm.options import PluginSpec
-from paravirt_mm.registry import Manager, Registry
+from paravirt_mm.offers import model_of_platform
+from paravirt_mm.registry import Registry, default_registry
 from paravirt_mm.run import Run
-from paravirt_mm.scenario import Scenario, default_registry
+from paravirt_mm.scenario import Scenario
 
 MAX_TABLES = 1 << 22
 """16 GiB of tables; no more are listed one by one."""
@@ -92,10 +93,11 @@ def measured(machine: Machine, spec: str, registry: Registry | None = None) -> t
     A run whose verdict is ``error`` gives an empty record.
     """
     registry = registry or default_registry()
-    parsed = PluginSpec.parse(spec)
-    plugin = registry.get(parsed.name, "allocator")
-    watch = _Watch(Manager([("allocator", plugin.create(dict(parsed.options)))]))
-    run = Scenario.of(machine, spec, "native", watch).run(registry)
+    backend = model_of_platform(registry, "native", None, machine.mode.name)
+    if backend is None:
+        raise SpecError("no installed plugin models the native platform")
+    watch = _Watch()
+    run = Scenario.of(machine, spec, backend).run(registry, through=watch.over)
     if watch.boot is None or not run.trace.events:
         return run, Record()
     if watch.boot.tables_made > MAX_TABLES:
@@ -117,41 +119,41 @@ class _Stopped:
 
 @attrs.define(eq=False)
 class _Watch:
-    """An observer that keeps the state of the run, and what a panic interrupts."""
+    """Between engine and plugins: keeps the state of the run, and what a panic interrupts."""
 
-    pvmm_api: ClassVar[int] = API_VERSION
-
-    allocator: Manager
+    hooks: Hooks = attrs.field(init=False)
     boot: Boot | None = None
     stopped: _Stopped | None = None
 
-    @hookimpl(wrapper=True)
-    def pvmm_promise(self, boot: Boot) -> Generator[None, Any, Any]:
-        """Keep the state."""
-        self.boot = boot
-        return (yield)
+    def over(self, hooks: Hooks) -> Hooks:
+        """Return the hooks to use instead of the given ones."""
+        self.hooks = hooks
+        return self
 
-    @hookimpl(wrapper=True)
-    def pvmm_allocate_tables(
-        self, boot: Boot, step: Step, demand: TableDemand
-    ) -> Generator[None, Any, Any]:
-        """Where the pages do not suffice, ask for those that there were."""
+    def observe(self, event: Event) -> None:
+        """Pass it on."""
+        self.hooks.observe(event)
+
+    def call(self, hook: str, **arguments: Any) -> Any:
+        """Pass it on; where the pages for tables do not suffice, keep those that there were."""
+        if hook == "pvmm_promise":
+            self.boot = arguments["boot"]
         try:
-            return (yield)
+            return self.hooks.call(hook, **arguments)
         except KernelPanic as panic:
-            if isinstance(step, Map):
-                self.stopped = self._stopped(boot, step, demand, panic.missing_tables)
+            if hook == "pvmm_allocate_tables" and isinstance(arguments["step"], Map):
+                self.stopped = self._stopped(**arguments, panic=panic)
             raise
 
-    def _stopped(self, boot: Boot, step: Map, demand: TableDemand, missing: int) -> _Stopped:
+    def _stopped(self, boot: Boot, step: Map, demand: TableDemand, panic: KernelPanic) -> _Stopped:
         piece = next(part for part in boot.split(step) if part.start == demand.start)
         plan = boot.tree.plan(piece.start, piece.end, piece.level, boot.fillable(step))
-        there = demand.count - missing
-        pages: tuple[TablePages, ...] = ()
-        if there > 0:
+        there = demand.count - panic.missing_tables
+        pages = panic.taken
+        if there > 0 and not pages:  # It does not say which: ask for as many as there were.
             less = attrs.evolve(demand, by_level=((1, there),))
             pages = tuple(
-                self.allocator.call("pvmm_allocate_tables", boot=boot, step=step, demand=less)
+                self.hooks.call("pvmm_allocate_tables", boot=boot, step=step, demand=less)
             )
         return _Stopped(plan, demand, pages)
 

@@ -1,7 +1,7 @@
 """Compare the model with what a real kernel did while it built its direct map.
 
 A live record (`qemu`, or a file of such records) says what the kernel knew when it began and
-what it did; the incremental allocator of that release runs on the same memory,
+what it did; the allocator that models its release runs on the same memory,
 and every field of the two must be equal.
 """
 
@@ -16,15 +16,16 @@ import attrs
 from paravirt_mm.engine.boot import Boot, Promise
 from paravirt_mm.engine.pages import Source
 from paravirt_mm.engine.trace import RangeSplit, TablesAllocated, Trace
-from paravirt_mm.errors import InputError
+from paravirt_mm.errors import InputError, SpecError
+from paravirt_mm.instances import Instances
 from paravirt_mm.machine.e820 import E820Type, MemoryMap
 from paravirt_mm.machine.model import BootState, CpuFeatures, KernelImage, Machine, Provenance
 from paravirt_mm.machine.paging import GIB, PAGE_SHIFT, PAGE_SIZE, X86_64, X86_64_LA57
+from paravirt_mm.offers import model_of_kernel
 from paravirt_mm.options import PluginSpec
 from paravirt_mm.printable import printable
-from paravirt_mm.registry import Manager, Registry
+from paravirt_mm.registry import Registry, default_registry
 from paravirt_mm.run import Outcome, Run
-from paravirt_mm.scenario import default_registry
 from paravirt_mm.sources import oracle_machines
 from paravirt_mm.sources.checker import Checker
 from paravirt_mm.sources.content import opened
@@ -73,7 +74,7 @@ def replay(record: Mapping[str, Any], where: str, registry: Registry | None = No
     registry = registry or default_registry()
     release = upstream_release(record, where)
     machine = machine_of(record, where)
-    spec = spec_of(record, where)
+    spec = spec_of(record, where, registry)
     words = Words(_version(release))
     run, got = measured(machine, spec, registry)
     if run.verdict.outcome in (Outcome.ERROR, Outcome.VIOLATION):
@@ -110,11 +111,21 @@ def upstream_release(record: Mapping[str, Any], where: str) -> str:
     raise InputError(f"release: {printable(repr(release), 60)} is no kernel release", where)
 
 
-def spec_of(record: Mapping[str, Any], where: str) -> str:
-    """Return the allocator that models a record's kernel, and how it was booted."""
-    spec = f"incremental:variant=linux,kernel={upstream_release(record, where)}"
-    bottom_up = Checker(where).flag(record.get("bottom_up", False), "bottom_up")
-    return f"{spec},movable_node=yes" if bottom_up else spec
+def spec_of(record: Mapping[str, Any], where: str, registry: Registry | None = None) -> str:
+    """Return the allocator that models a record's kernel, and how it was booted.
+
+    Raises `SpecError` where no installed plugin models it.
+    """
+    check = Checker(where)
+    release = upstream_release(record, where)
+    levels = check.integer(check.need(record, "levels"), "levels", 4, 5)
+    bottom_up = check.flag(record.get("bottom_up", False), "bottom_up")
+    parameters = ("movable_node",) if bottom_up else ()
+    registry = registry or default_registry()
+    spec = model_of_kernel(registry, release, _MODES[levels].name, parameters)
+    if spec is None:
+        raise SpecError(f"{where}: no installed plugin models Linux {release}")
+    return spec
 
 
 def machine_of(record: Mapping[str, Any], where: str) -> Machine:
@@ -177,9 +188,7 @@ def _memory_differences(
 
 def _brk_differences(machine: Machine, spec: str, registry: Registry) -> Iterator[Difference]:
     """How many brk pages the release sets aside; a run cannot show pages that it did not need."""
-    parsed = PluginSpec.parse(spec)
-    plugin = registry.get(parsed.name, "allocator")
-    hooks = Manager([(plugin.name, plugin.create(dict(parsed.options)))])
+    hooks = Instances([registry.make(PluginSpec.parse(spec), "allocator")])
     state = BootState(mapped=(), max_pfn_mapped=0, features=machine.features)
     promise: Promise = hooks.call("pvmm_promise", boot=Boot(machine, state))
     kernel = (machine.kernel.brk_end - machine.kernel.brk_start) >> PAGE_SHIFT

@@ -14,7 +14,7 @@ from paravirt_mm.machine.e820 import E820Type, MemoryMap
 from paravirt_mm.machine.model import Machine
 from paravirt_mm.machine.paging import GIB, KIB, MIB, PAGE_SIZE, X86_64, X86_64_LA57
 from paravirt_mm.machine.ranges import RangeSet, align_up
-from paravirt_mm.testing.generator import Choices, Seeded, any_map
+from paravirt_mm.sources.generated import Choices, Seeded, any_map
 from paravirt_mm.verify.linux.qemu import Kernel, MapSpec, MapSpecError
 from paravirt_mm.verify.linux.qemu.spec import PC_RAM_END
 

@@ -12,22 +12,21 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from difflib import SequenceMatcher
-from enum import StrEnum
 from functools import cache
 from hashlib import sha256
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import attrs
 
+from paravirt_mm import offers
 from paravirt_mm.errors import SpecError
 from paravirt_mm.machine.model import Machine, Span
 from paravirt_mm.machine.paging import GIB, ISA_END, PAGE_SHIFT, PagingMode
 from paravirt_mm.machine.ranges import RangeSet
 from paravirt_mm.machine.release import dotted, leading_version
-from paravirt_mm.registry import Registry
-from paravirt_mm.scenario import Scenario, default_registry
+from paravirt_mm.registry import Registry, default_registry
+from paravirt_mm.scenario import Scenario
 from paravirt_mm.sources.assume import low_reservation
 from paravirt_mm.sources.bootlog.facts import (
     BootLog,
@@ -39,6 +38,7 @@ from paravirt_mm.sources.bootlog.facts import (
     Reservation,
     TableBlock,
 )
+from paravirt_mm.sources.bootlog.lines import LineVerdict, LogLine
 from paravirt_mm.verify.log.predict import last_pfns, mapping_lines
 from paravirt_mm.verify.log.variants import Candidate, all_series, candidates
 from paravirt_mm.verify.log.words import Words
@@ -50,32 +50,7 @@ MAX_LINES = 10_000
 MAX_WORK = 1 << 17
 """Limit on candidates tried, times map entries or lines."""
 
-BACKENDS = {"native": "native", "xen-pv": "xen"}
-"""Backend by the platform that printed the log."""
-
 _FOUR_GIB_PFN = (4 * GIB) >> PAGE_SHIFT
-
-
-class LineVerdict(StrEnum):
-    """What became of a line."""
-
-    MATCH = "match"
-    DIFFERS = "differs"
-    UNCHECKED = "cannot be checked"
-
-
-@attrs.frozen
-class LogLine:
-    """A printed line (None: only predicted), the predicted one (None: only printed), the verdict.
-
-    ``number`` is that of the printed line in its file; ``why`` explains what is not checked.
-    """
-
-    verdict: LineVerdict
-    number: int | None
-    printed: str | None
-    predicted: str | None
-    why: str = ""
 
 
 @attrs.frozen
@@ -122,7 +97,7 @@ def check_log(
     """
     registry = registry or default_registry()
     report = _check_kernel(log, kernel, registry)
-    lines = tuple(chain.from_iterable(registry.ask("pvmm_check_log", facts=log.facts)))
+    lines = offers.check_log(registry, log.facts)
     if not lines:
         return report
     return attrs.evolve(report, lines=(*report.lines, *lines), nothing="")
@@ -138,7 +113,7 @@ def _check_kernel(log: BootLog, kernel: str | None, registry: Registry) -> LogRe
         assumed=machine.provenance.assumed if machine else (),
     )
     facts = [fact for fact in log.facts if _is_checked(fact)]
-    if log.platform not in BACKENDS:
+    if log.platform == "hypervisor":
         return attrs.evolve(base, nothing="a hypervisor's log: nothing to check for a Linux kernel")
     if not facts:
         return attrs.evolve(base, nothing="the log holds no line about mappings or tables")
@@ -156,7 +131,7 @@ def _check_kernel(log: BootLog, kernel: str | None, registry: Registry) -> LogRe
     tries = max(1, MAX_WORK // max(len(machine.memory_map), len(facts), 1))
     for release in releases:
         trials = []
-        for candidate in candidates(release, machine.mode.name, BACKENDS[log.platform], registry):
+        for candidate in candidates(release, machine.mode.name, log.platform, registry):
             if candidate.unusual > limit or not tries:
                 break
             tries -= 1
@@ -341,7 +316,7 @@ class _Trial:
         machine = attrs.evolve(machine, reserved=(*machine.reserved, *taken))
         candidate = self.candidate
         run = Scenario.of(machine, candidate.spec, candidate.backend).run(self._registry)
-        return mapping_lines(run, self._words, kinds, 2 * MAX_LINES)
+        return mapping_lines(run, self._words, kinds, 2 * MAX_LINES, candidate.other_tables)
 
     def _hidden(
         self,

@@ -28,34 +28,37 @@ from paravirt_mm.sources.bootlog.facts import (
 from paravirt_mm.verify.log.words import Words
 
 TABLE_OWNER = "PGTABLE"
-TRAMPOLINE_FIGURE = "trampoline_tables"
-"""Figure by which an allocator tells how many pages of brk became tables of the real-mode
-trampoline, right after its first step. They are no part of the direct map, so no event shows them.
-"""
 
 
 def mapping_lines(
-    run: Run, words: Words, kinds: Collection[type[Fact]], limit: int = 1 << 20
+    run: Run,
+    words: Words,
+    kinds: Collection[type[Fact]],
+    limit: int = 1 << 20,
+    other_tables: int = 0,
 ) -> list[Fact]:
     """Return the lines of some kinds (ranges, page sizes, blocks, tables), in the kernel's order.
 
     Of the linear allocator's tables the reservations come last: kernels that print them do so when
     they hand over to the next allocator. No more than ``limit`` lines are returned.
+    ``other_tables`` pages of brk become tables of something else than the direct map right after
+    its first step, so that no event shows them.
     """
-    lines = (line for line in _all_lines(run, words, kinds) if type(line) in kinds)
+    lines = (line for line in _all_lines(run, words, kinds, other_tables) if type(line) in kinds)
     return list(islice(lines, limit))
 
 
-def _all_lines(run: Run, words: Words, kinds: Collection[type[Fact]]) -> Iterator[Fact]:
+def _all_lines(
+    run: Run, words: Words, kinds: Collection[type[Fact]], other_tables: int
+) -> Iterator[Fact]:
     mode = run.machine.mode
     blocks: list[Reservation] = []
     end = brk_end = calls = 0
-    elsewhere = int(run.extra.get(TRAMPOLINE_FIGURE, 0)) << PAGE_SHIFT
     for event in run.trace:
         if isinstance(event, RangeSplit):
             calls += 1
             if calls == 2:
-                yield from _brk_tables(brk_end, brk_end + elsewhere, words)
+                yield from _brk_tables(brk_end, brk_end + (other_tables << PAGE_SHIFT), words)
             end = event.end
             span = None if words.hides_ranges else (event.start, event.end)
             yield MappedRange(0, words.mapped_range(event.start, event.end), span)

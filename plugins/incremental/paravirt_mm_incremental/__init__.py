@@ -7,14 +7,19 @@ release.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from enum import StrEnum
 from typing import ClassVar
 
 import attrs
 
 from paravirt_mm import (
+    API_VERSION,
+    CONFIGURATION,
+    MODES,
     Boot,
+    Choice,
+    DefaultSpec,
     Promise,
     Run,
     SpecError,
@@ -26,9 +31,9 @@ from paravirt_mm import (
     hookimpl,
     parse_release,
 )
-from paravirt_mm.hookspecs import API_VERSION
 from paravirt_mm_incremental.hpa import SevenSteps
 from paravirt_mm_incremental.linux import LinuxSteps
+from paravirt_mm_incremental.questions import QUESTIONS
 from paravirt_mm_incremental.releases import BottomUp, change_for
 
 
@@ -63,10 +68,10 @@ class Incremental:
 
     variant: Variant = Variant.LINUX
     kernel: str = "4.19"
-    randomize_memory: bool = True
+    randomize_memory: bool = attrs.field(default=True, metadata={CONFIGURATION: True})
     movable_node: bool = False
-    brk_pages: int | None = None
-    kaslr: bool = False
+    brk_pages: int | None = attrs.field(default=None, metadata={CONFIGURATION: True})
+    kaslr: bool = attrs.field(default=False, metadata={CONFIGURATION: True})
 
     def __attrs_post_init__(self) -> None:
         release = change_for(self.kernel)
@@ -117,10 +122,29 @@ class Incremental:
         return {"trampoline_tables": tables}
 
     @hookimpl
-    def pvmm_models_kernel(self, release: str) -> str | None:
+    def pvmm_default_specs(self) -> Iterator[DefaultSpec]:
+        """Compare what was merged, and what was proposed."""
+        yield DefaultSpec("incremental:variant=linux,kernel=4.19", 30, alone=True)
+        yield DefaultSpec("incremental:variant=hpa", 40)
+
+    @hookimpl
+    def pvmm_models_kernel(self, release: str, parameters: Sequence[str]) -> str | None:
         """Say which spec models a release from 3.9 on."""
         try:
             change_for(release)
         except SpecError:
             return None
-        return f"incremental:variant=linux,kernel={dotted(parse_release(release))}"
+        spec = f"incremental:variant=linux,kernel={dotted(parse_release(release))}"
+        return f"{spec},movable_node=yes" if "movable_node" in parameters else spec
+
+    @hookimpl
+    def pvmm_open_questions(self, release: str, mode: str) -> Iterator[Sequence[Choice]]:
+        """Say what a release leaves open."""
+        for question in QUESTIONS:
+            if question.concerns(release, mode):
+                yield [self._with_trampoline(choice, mode) for choice in question.choices]
+
+    def _with_trampoline(self, choice: Choice, mode: str) -> Choice:
+        """Return the choice with the tables that the trampoline takes where it makes any."""
+        steps = attrs.evolve(self._linux, kaslr=("kaslr", "yes") in choice.options)
+        return attrs.evolve(choice, other_tables=steps.trampoline_tables(MODES[mode]))

@@ -7,15 +7,19 @@ changed with nearly every release; they stand in `paravirt_mm_legacy_linear.rele
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from typing import ClassVar
 
 import attrs
 
 from paravirt_mm import (
+    API_VERSION,
+    CONFIGURATION,
     GIB,
     PAGE_SHIFT,
     Boot,
+    Choice,
+    DefaultSpec,
     KernelPanic,
     Map,
     PageRun,
@@ -36,7 +40,7 @@ from paravirt_mm import (
     page_count,
     parse_release,
 )
-from paravirt_mm.hookspecs import API_VERSION
+from paravirt_mm_legacy_linear.questions import QUESTIONS
 from paravirt_mm_legacy_linear.releases import (
     FIXMAP_ENTRIES,
     Calls,
@@ -76,7 +80,7 @@ class LegacyLinear:
     good_end: GoodEnd = GoodEnd.RELEASE
     guess: Guess | None = None
     calls: Calls | None = None
-    fixmap_entries: int = FIXMAP_ENTRIES
+    fixmap_entries: int = attrs.field(default=FIXMAP_ENTRIES, metadata={CONFIGURATION: True})
 
     def __attrs_post_init__(self) -> None:
         change_for(self.kernel, is_32bit=False)
@@ -168,6 +172,14 @@ class LegacyLinear:
         return surplus
 
     @hookimpl
+    def pvmm_default_specs(self) -> Iterator[DefaultSpec]:
+        """Compare the two sides of the thread: the block as high as what is to be mapped, and the
+        block inside what is mapped.
+        """
+        yield DefaultSpec("legacy_linear:kernel=2.6.39", 10)
+        yield DefaultSpec("legacy_linear:kernel=3.6", 20)
+
+    @hookimpl
     def pvmm_models_kernel(self, release: str, mode: str) -> str | None:
         """Say which spec models a release before 3.9."""
         try:
@@ -175,3 +187,8 @@ class LegacyLinear:
         except SpecError:
             return None
         return f"legacy_linear:kernel={dotted(parse_release(release))}"
+
+    @hookimpl
+    def pvmm_open_questions(self, release: str, mode: str) -> Iterator[Sequence[Choice]]:
+        """Say what a release leaves open."""
+        return (question.choices for question in QUESTIONS if question.concerns(release, mode))

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from types import MappingProxyType
 from typing import ClassVar
 
 import attrs
 
 from paravirt_mm import (
+    API_VERSION,
     PAGE_SHIFT,
     BootState,
     Cost,
+    DefaultSpec,
     Machine,
     RangeSet,
     Span,
     align_down,
     align_up,
     hookimpl,
+    leading_version,
 )
-from paravirt_mm.hookspecs import API_VERSION
+
+_IDENT_TABLES = ((2, 6, 27), (3, 9))
+"""First release whose direct map grows the image's own tables, and the first that does not."""
 
 
 @attrs.frozen
@@ -67,3 +73,18 @@ class Native:
     def pvmm_activate_cr3(self) -> Cost:
         """Load CR3; everything that is not global leaves the TLB."""
         return Cost(flushes=1)
+
+    @hookimpl
+    def pvmm_default_specs(self) -> Iterator[DefaultSpec]:
+        """Stand first: what everything else is compared with."""
+        yield DefaultSpec("native", 10, alone=True)
+
+    @hookimpl
+    def pvmm_models_platform(self, platform: str, release: str | None, mode: str) -> str | None:
+        """Say how a kernel that runs on no hypervisor's terms begins."""
+        if platform != "native":
+            return None
+        first, last = _IDENT_TABLES
+        if mode == "x86_64" and first <= leading_version(release) < last:
+            return "native:ident_tables=yes"
+        return "native"

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, ClassVar
 import attrs
 
 from paravirt_mm import (
+    API_VERSION,
     MIB,
     PAGE_SHIFT,
     PAGE_SIZE,
@@ -26,6 +27,7 @@ from paravirt_mm import (
     Boot,
     BootState,
     Cost,
+    DefaultSpec,
     EntryKind,
     EntryWrite,
     Machine,
@@ -41,7 +43,6 @@ from paravirt_mm import (
     page_count,
     parse_release,
 )
-from paravirt_mm.hookspecs import API_VERSION
 from paravirt_mm_xen.domain.collisions import Collision, find_collisions, handling, summary
 from paravirt_mm_xen.domain.layout import (
     DomainKind,
@@ -297,6 +298,16 @@ class Xen:
         from paravirt_mm_xen.domain.arrangement_log import check_arrangement
 
         return check_arrangement(facts)
+
+    @hookimpl
+    def pvmm_default_specs(self) -> Iterable[DefaultSpec]:
+        """Stand beside bare hardware."""
+        return (DefaultSpec("xen", 20),)
+
+    @hookimpl
+    def pvmm_models_platform(self, platform: str) -> str | None:
+        """Model what a PV kernel finds, dom0 as a rule."""
+        return "xen" if platform == "xen-pv" else None
 
     @hookimpl
     def pvmm_verifiers(self) -> Iterable[click.Command]:

@@ -251,4 +251,4 @@ def test_releases_without_the_allocator(kernel: str) -> None:
     ],
 )
 def test_models_its_releases_only(release: str, spec: str | None) -> None:
-    assert Incremental().pvmm_models_kernel(release=release) == spec
+    assert Incremental().pvmm_models_kernel(release, ()) == spec

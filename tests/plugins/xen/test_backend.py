@@ -27,7 +27,7 @@ from paravirt_mm import (
 )
 from paravirt_mm.engine.progress import Progress
 from paravirt_mm.engine.trace import MadeWritable
-from paravirt_mm.registry import Manager
+from paravirt_mm.instances import Instances
 from paravirt_mm.testing import BackendConformance, Expected, generate
 from paravirt_mm_xen.backend import TableEntries, Xen
 from paravirt_mm_xen.linux import MULTICALL_ENTRIES
@@ -53,7 +53,7 @@ def _ask(hook: str, plugin: Xen | None = None, **arguments: Any) -> Any:
     """Call a hook as the core does: an implementation may take fewer parameters than its
     specification.
     """
-    return Manager([("xen", plugin or Xen())]).call(hook, **arguments)
+    return Instances([("xen", plugin or Xen())]).call(hook, **arguments)
 
 
 def _boot(name: str = "xen-dom0-qubes-4g") -> Boot:

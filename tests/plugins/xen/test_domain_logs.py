@@ -20,8 +20,8 @@ from paravirt_mm import (
 )
 from paravirt_mm.registry import Plugin
 from paravirt_mm.sources.bootlog.facts import Fact
+from paravirt_mm.sources.bootlog.lines import LineVerdict
 from paravirt_mm.sources.bootlog.xen import HypervisorScan
-from paravirt_mm.verify.log.check import LineVerdict
 from paravirt_mm_xen.backend import Xen
 from paravirt_mm_xen.domain.arrangement_log import check_arrangement, predict, read_given
 from paravirt_mm_xen.domain.collisions import (

@@ -1,0 +1,130 @@
+"""The plugins of one scenario, made: their hooks are called directly, each with the parameters that
+it takes, and what a plugin raises is its own.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+import sys
+from collections.abc import Callable, Generator, Iterable, Iterator
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from paravirt_mm.engine.panic import KernelPanic
+from paravirt_mm.errors import Ended
+from paravirt_mm.hookspecs import HOOKS, PROJECT, Role
+
+TRACE_VARIABLE = "PARAVIRT_MM_TRACE_HOOKS"
+"""Environment variable: 1 prints each call of a hook and its answer on standard error."""
+
+_MAY_PANIC = frozenset(name for name, roles in HOOKS.items() if roles == {Role.ALLOCATOR})
+"""Hooks in which the modelled kernel may give up."""
+
+
+class HookFailed(Exception):
+    """A plugin raised something in a hook; ``error`` is what."""
+
+    def __init__(self, plugin: str, hook: str, error: BaseException) -> None:
+        super().__init__(f"{hook} raised {type(error).__name__}: {error}")
+        self.plugin = plugin
+        self.hook = hook
+        self.error = error
+
+
+def implemented(factory: type[Any]) -> dict[str, tuple[str, ...]]:
+    """Return the hooks that a class implements, and the parameters that each takes."""
+    found = _IMPLEMENTED.get(factory)
+    if found is None:
+        found = _IMPLEMENTED[factory] = _looked_up(factory)
+    return found
+
+
+_IMPLEMENTED: WeakKeyDictionary[type[Any], dict[str, tuple[str, ...]]] = WeakKeyDictionary()
+
+
+def _looked_up(factory: type[Any]) -> dict[str, tuple[str, ...]]:
+    return {
+        name: tuple(inspect.signature(member).parameters)[1:]
+        for name, member in inspect.getmembers(factory, callable)
+        if name in HOOKS and hasattr(member, f"{PROJECT}_impl")
+    }
+
+
+class Hook:
+    """One hook of one plugin, ready to be called."""
+
+    def __init__(self, plugin: str, instance: Any, name: str, parameters: tuple[str, ...]) -> None:
+        self.plugin = plugin
+        self.name = name
+        self._function: Callable[..., Any] = getattr(instance, name)
+        self._parameters = parameters
+        self._may_panic = name in _MAY_PANIC
+        self._traced = os.environ.get(TRACE_VARIABLE) == "1"
+
+    def __call__(self, arguments: dict[str, Any]) -> Any:
+        """Call it. Raises `HookFailed` for whatever it raises, but for a panic in an allocator."""
+        try:
+            answer = self._function(**{name: arguments[name] for name in self._parameters})
+        except BaseException as error:
+            if self._passes(error):
+                raise
+            raise HookFailed(self.plugin, self.name, error) from error
+        if inspect.isgenerator(answer):
+            answer = self._guarded(answer)
+        if self._traced:
+            self._show(arguments, answer)
+        return answer
+
+    def _guarded(self, answers: Generator[Any, Any, Any]) -> Generator[Any, Any, Any]:
+        """Yield what a generator of the plugin yields; what it raises is the plugin's too."""
+        try:
+            return (yield from answers)
+        except BaseException as error:
+            if isinstance(error, GeneratorExit) or self._passes(error):
+                raise
+            raise HookFailed(self.plugin, self.name, error) from error
+
+    def _passes(self, error: BaseException) -> bool:
+        """Tell whether an exception is none of the plugin's faults."""
+        allowed = (KernelPanic,) if self._may_panic else ()
+        return isinstance(error, (KeyboardInterrupt, Ended, *allowed))
+
+    def _show(self, arguments: dict[str, Any], answer: Any) -> None:
+        given = ", ".join(
+            f"{name}={arguments[name]!r}" for name in self._parameters if name != "boot"
+        )
+        print(f"{self.plugin}.{self.name}({given}) -> {answer!r}", file=sys.stderr)
+
+
+class Instances:
+    """Instances of plugins by name: of a scenario, its allocator, its backend, its observers."""
+
+    def __init__(self, plugins: Iterable[tuple[str, Any]]) -> None:
+        self._hooks: dict[str, list[Hook]] = {}
+        for plugin, instance in plugins:
+            for name, parameters in implemented(type(instance)).items():
+                self._hooks.setdefault(name, []).append(Hook(plugin, instance, name, parameters))
+        self._observers = self._hooks.get("pvmm_observe", [])
+
+    def call(self, hook: str, **arguments: Any) -> Any:
+        """Return the answer of the one plugin that implements a hook; None: none does."""
+        found = self._hooks.get(hook)
+        return found[0](arguments) if found else None
+
+    def each(self, hook: str, **arguments: Any) -> Iterator[tuple[str, Any]]:
+        """Yield what every plugin answers that is not None, with its name."""
+        for one in self._hooks.get(hook, ()):
+            answer = one(arguments)
+            if answer is not None:
+                yield one.plugin, answer
+
+    def observe(self, event: Any) -> None:
+        """Tell the observers of an event."""
+        for one in self._observers:
+            one({"event": event})
+
+    def implementer(self, hook: str) -> str:
+        """Return the name of the plugin that a hook's answer came from."""
+        found = self._hooks.get(hook)
+        return found[0].plugin if found else "?"

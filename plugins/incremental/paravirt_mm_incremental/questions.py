@@ -1,0 +1,36 @@
+"""What the number of a release does not settle: configuration, and what distributions take from
+later releases. Real kernels are known to have made each choice.
+"""
+
+from __future__ import annotations
+
+from paravirt_mm import Choice, OpenQuestion
+
+_MODES = ("x86_64", "x86_64-la57")
+
+QUESTIONS = (
+    OpenQuestion(
+        "3.10",
+        "4.8",
+        _MODES,
+        (
+            Choice(),
+            Choice(
+                (("brk_pages", "12"), ("kaslr", "yes")),
+                words="randomised direct map taken from 4.8 (12 pages of brk, trampoline)",
+            ),
+            Choice((("brk_pages", "12"),), words="12 pages of brk as in 4.8"),
+        ),
+    ),
+    OpenQuestion(
+        "4.8",
+        "99",
+        _MODES,
+        (
+            Choice((("kaslr", "yes"),), words="randomised direct map"),
+            Choice(words="CONFIG_RANDOMIZE_MEMORY, direct map not randomised"),
+            Choice((("randomize_memory", "no"),), words="no CONFIG_RANDOMIZE_MEMORY"),
+        ),
+    ),
+)
+"""Each with the choices in the order in which they are tried."""

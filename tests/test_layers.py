@@ -1,0 +1,212 @@
+"""The house: which part of the core may know which, and that none knows a plugin by name.
+
+Read from the syntax trees, so that imports for type checkers and inside functions count too.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from functools import cache
+from importlib.metadata import entry_points
+from pathlib import Path
+
+import pytest
+
+LAYERS: tuple[tuple[str, ...], ...] = (
+    ("_version", "errors", "printable"),
+    ("guard", "options", "machine"),
+    ("about", "engine", "sources"),
+    ("image", "measure"),
+    ("invariants",),
+    ("run",),
+    ("hookspecs",),
+    ("instances",),
+    ("registry",),
+    ("offers", "scenario"),
+    ("evidence",),
+    ("comparison",),
+    ("report", "verify"),
+    ("hunt", "sweep"),
+    ("cli",),
+    ("__main__",),
+    ("",),  # the public names: they come from everywhere
+    ("testing",),
+)
+"""Parts of `paravirt_mm`, lowest first. One imports of lower layers only, and of itself."""
+
+LEVELS = {part: level for level, layer in enumerate(LAYERS) for part in layer}
+PACKAGE = Path(__file__).parents[1] / "paravirt_mm"
+
+
+def name_of(path: Path) -> str:
+    """Return the dotted name of a module of the core."""
+    parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+@cache
+def trees() -> dict[str, tuple[Path, ast.Module]]:
+    paths = sorted([*PACKAGE.rglob("*.py"), *PACKAGE.rglob("*.pyi")])
+    found: dict[str, tuple[Path, ast.Module]] = {}
+    for path in paths:  # a stub follows its module and says more
+        found[name_of(path)] = path, ast.parse(path.read_text(encoding="utf-8"))
+    return found
+
+
+def imported(name: str) -> Iterator[str]:
+    """Yield the modules of the core that a module imports, wherever in it."""
+    path, tree = trees()[name]
+    package = name if path.stem == "__init__" else name.rpartition(".")[0]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            named = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                parents = package.split(".")
+                parents = parents[: len(parents) - node.level + 1]
+                base = ".".join([*parents, node.module] if node.module else parents)
+            whole = [f"{base}.{alias.name}" for alias in node.names]
+            named = [one if one in trees() else base for one in whole]
+        else:
+            continue
+        yield from (one for one in named if one in trees() and one != name)
+
+
+def part_of(module: str) -> str:
+    """Return the part of the core that a module belongs to."""
+    return module.split(".")[1] if "." in module else ""
+
+
+def test_every_part_has_its_layer() -> None:
+    assert {part_of(name) for name in trees()} == set(LEVELS)
+
+
+@pytest.mark.parametrize("name", sorted(trees()))
+def test_imports_go_down(name: str) -> None:
+    here = part_of(name)
+    wrong = [
+        module
+        for module in imported(name)
+        if part_of(module) != here and LEVELS[part_of(module)] >= LEVELS[here]
+    ]
+    assert not wrong, f"{name} imports {', '.join(wrong)}, which stands no lower"
+
+
+def circles(graph: dict[str, set[str]]) -> list[list[str]]:
+    """Return the strongly connected components of more than one module (Tarjan)."""
+    number: dict[str, int] = {}
+    lowest: dict[str, int] = {}
+    stack: list[str] = []
+    found: list[list[str]] = []
+
+    def visit(node: str) -> None:
+        number[node] = lowest[node] = len(number)
+        stack.append(node)
+        for other in sorted(graph[node]):
+            if other not in number:
+                visit(other)
+                lowest[node] = min(lowest[node], lowest[other])
+            elif other in stack:
+                lowest[node] = min(lowest[node], number[other])
+        if lowest[node] == number[node]:
+            at = stack.index(node)
+            component = stack[at:]
+            del stack[at:]
+            if len(component) > 1:
+                found.append(component)
+
+    for node in sorted(graph):
+        if node not in number:
+            visit(node)
+    return found
+
+
+def test_no_modules_import_each_other() -> None:
+    assert circles({name: set(imported(name)) for name in trees()}) == []
+
+
+@pytest.mark.parametrize("part", sorted(set(LEVELS) - {""}))
+def test_no_folders_import_each_other(part: str) -> None:
+    """Inside a part, its folders stand in an order too."""
+    graph: dict[str, set[str]] = {}
+
+    def folder(name: str) -> str:
+        path, _ = trees()[name]
+        inside = ".".join(name.split(".")[1:3])
+        return inside if path.stem == "__init__" or name.count(".") > 2 else f"{inside}."
+
+    for name in trees():
+        if part_of(name) == part:
+            others = {folder(other) for other in imported(name) if part_of(other) == part}
+            graph.setdefault(folder(name), set()).update(others - {folder(name)})
+    for node in {other for others in graph.values() for other in others}:
+        graph.setdefault(node, set())
+    assert circles(graph) == []
+
+
+def test_circles_are_found() -> None:
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}}) == [["a", "b", "c"]]
+    assert circles({"a": {"b"}, "b": set()}) == []
+
+
+# -- plugins ---------------------------------------------------------------------------------------
+
+EXAMPLES = {
+    "paravirt_mm.cli.main": ("-a incremental:variant=hpa -b xen",),
+    "paravirt_mm.cli.compare": ("Allocator, with options: legacy_linear:kernel=3.6.",),
+}
+"""Texts of help that show what a spec looks like."""
+REAL_THINGS = {
+    "paravirt_mm.measure.figures": ("1.0 on Xen, 0 on native",),
+    "paravirt_mm.verify.kernel.record": ("native",),
+}
+"""Names of things of the world, which some plugin is called after."""
+WORDS_OF_LOGS = "paravirt_mm.sources.bootlog."
+"""Here everything is a word of a real log."""
+
+
+def built_in() -> set[str]:
+    points = entry_points(group="paravirt_mm")
+    return {point.name for point in points if point.dist and point.dist.name == "paravirt-mm"}
+
+
+def strings(tree: ast.Module) -> Iterator[str]:
+    """Yield the string constants of a module that are no docstrings."""
+    documents = {
+        id(node.value)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+    }
+    for node in ast.walk(tree):
+        text = node.value if isinstance(node, ast.Constant) else None
+        if isinstance(text, str) and id(node) not in documents:
+            yield text
+
+
+def names_in(text: str, names: set[str]) -> set[str]:
+    """Return the names that stand in a text where a spec or name could: in lower case, alone."""
+    words = set(re.findall(r"(?<![\w./])[a-z][a-z0-9_]*(?![\w/])", text))
+    return words & names
+
+
+@pytest.mark.parametrize("name", sorted(trees()))
+def test_core_knows_no_plugin_by_name(name: str) -> None:
+    names = {*built_in(), "dom0"}
+    assert {"native", "xen", "legacy_linear", "incremental"} <= names
+    _, tree = trees()[name]
+    for text in () if name.startswith(WORDS_OF_LOGS) else strings(tree):
+        for allowed in (*EXAMPLES.get(name, ()), *REAL_THINGS.get(name, ())):
+            text = text.replace(allowed, "")
+        assert not names_in(text, names), text
+    for module in (alias for alias in ast.walk(tree) if isinstance(alias, ast.alias)):
+        assert not module.name.startswith("paravirt_mm_"), module.name
+
+
+def test_a_name_of_a_plugin_is_seen() -> None:
+    names = {"native", "xen"}
+    assert names_in("xen:domain=dom0", names) == {"xen"}
+    assert names_in("under native and xen", names) == names
+    assert not names_in("Xen version 4.17 at arch/x86/xen/mmu.c", names)
