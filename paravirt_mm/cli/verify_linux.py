@@ -21,14 +21,14 @@ from paravirt_mm.verify.linux.compare import replay, replay_file
 from paravirt_mm.verify.linux.maps import NamedMap, builtin_maps, map_of, random_maps
 from paravirt_mm.verify.linux.qemu import (
     DEFAULT_TIMEOUT,
-    BootError,
     Kernel,
+    KernelBootError,
     KernelImageError,
     LiveUnavailableError,
     MapSpecError,
-    boot,
     find_kernel,
     find_qemu,
+    record_boot,
 )
 
 
@@ -177,8 +177,8 @@ def _booted(
     if isinstance(todo, Result):
         return todo
     try:
-        live = boot(todo.spec, kernel, qemu=qemu, timeout=timeout)
-    except (MapSpecError, BootError) as error:
+        live = record_boot(todo.spec, kernel, qemu=qemu, timeout=timeout)
+    except (MapSpecError, KernelBootError) as error:
         return Result(todo.name, kernel.release, reason=str(error), notes=todo.notes)
     if save is not None:
         save.write(json.dumps({"id": todo.name, **live.to_json()}) + "\n")

@@ -99,13 +99,14 @@ class Walk:
     """What a walk found: leaf runs by ascending address, tables (root included), findings.
 
     ``tables`` gives by level the physical addresses of the tables, each once, ascending;
-    ``visits`` counts them as often as the tree refers to them. ``dropped`` counts findings beyond
-    the limit.
+    ``places`` every reference to them: where the table lies, and the virtual address that it maps
+    from (not sign-extended); ``visits`` counts those. ``dropped`` counts findings beyond the limit.
     """
 
     mode: PagingMode
     runs: tuple[LeafRun, ...]
     tables: dict[int, U64]
+    places: dict[int, tuple[U64, U64]]
     visits: int
     findings: tuple[Finding, ...]
     dropped: int = 0
@@ -206,6 +207,7 @@ class _Walker:
         self.run_count = 0
         self.visits = 0
         self.tables: dict[int, U64] = {}
+        self.places: dict[int, tuple[U64, U64]] = {}
         self.within: tuple[int, int] | None = None
 
     def walk(self, root: int) -> Walk:
@@ -217,6 +219,7 @@ class _Walker:
         )
         for number in range(self.mode.root_level, 0, -1):
             self.tables[number] = np.unique(level.address)
+            self.places[number] = level.address, level.virtual
             parts = [
                 self._visit(number, level.part(start, start + _CHUNK))
                 for start in range(0, max(1, len(level.address)), _CHUNK)
@@ -227,6 +230,7 @@ class _Walker:
             mode=self.mode,
             runs=self._collected(),
             tables=self.tables,
+            places=self.places,
             visits=self.visits,
             findings=tuple(self.findings),
             dropped=self.dropped,

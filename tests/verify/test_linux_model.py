@@ -32,9 +32,9 @@ from paravirt_mm.verify.linux.qemu import (
     LiveUnavailableError,
     MapSpec,
     MapSpecError,
-    boot,
     find_kernel,
     find_qemu,
+    record_boot,
 )
 from paravirt_mm.verify.linux.qemu.image import Segment
 
@@ -350,7 +350,7 @@ def kernel() -> Kernel:
 
 
 def check_live(named: NamedMap, kernel: Kernel) -> None:
-    live = boot(named.spec, kernel)
+    live = record_boot(named.spec, kernel)
     record = {"id": named.name, **live.to_json(tables_up_to=len(live.tables))}
     found = replay(record, named.name)
     assert [str(difference) for difference in found.differences] == []

@@ -67,7 +67,7 @@ def replay_file(path: str, registry: Registry | None = None) -> Iterator[Replay]
 
 
 def replay(record: Mapping[str, Any], where: str, registry: Registry | None = None) -> Replay:
-    """Compare what one kernel did (``LiveRecord.to_json``) with the model of its release.
+    """Compare what one kernel did (``BootRecord.to_json``) with the model of its release.
 
     Raises InputError for a record that is not of that shape.
     """

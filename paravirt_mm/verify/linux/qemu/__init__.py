@@ -1,14 +1,14 @@
 """Booting a real Linux kernel in QEMU and reading how it built its direct map.
 
->>> from paravirt_mm.verify.linux.qemu import MapSpec, boot
->>> record = boot(MapSpec(ram=[(0, 0x9F000), (0x100000, 1 << 30)]))  # doctest: +SKIP
+>>> from paravirt_mm.verify.linux.qemu import MapSpec, record_boot
+>>> record = record_boot(MapSpec(ram=[(0, 0x9F000), (0x100000, 1 << 30)]))  # doctest: +SKIP
 >>> record.to_json()["steps"]  # doctest: +SKIP
 """
 
-from paravirt_mm.verify.linux.qemu.boot import DEFAULT_TIMEOUT, boot
+from paravirt_mm.verify.linux.qemu.direct_map import DirectMap, TablePage, read_direct_map
 from paravirt_mm.verify.linux.qemu.errors import (
-    BootError,
     GdbError,
+    KernelBootError,
     KernelImageError,
     LiveLinuxError,
     LiveUnavailableError,
@@ -22,35 +22,35 @@ from paravirt_mm.verify.linux.qemu.locate import (
     find_qemu,
 )
 from paravirt_mm.verify.linux.qemu.record import (
-    LiveRecord,
+    BootProvenance,
+    BootRecord,
     MappingStep,
-    Provenance,
     TableAllocation,
 )
+from paravirt_mm.verify.linux.qemu.recorder import DEFAULT_TIMEOUT, record_boot
 from paravirt_mm.verify.linux.qemu.spec import Entry, MapSpec
-from paravirt_mm.verify.linux.qemu.walk import DirectMap, Table, walk_direct_map
 
 __all__ = [
     "DEFAULT_TIMEOUT",
     "KERNEL_VARIABLE",
     "QEMU_VARIABLE",
-    "BootError",
+    "BootProvenance",
+    "BootRecord",
     "DirectMap",
     "Entry",
     "GdbError",
     "Kernel",
+    "KernelBootError",
     "KernelImageError",
     "LiveLinuxError",
-    "LiveRecord",
     "LiveUnavailableError",
     "MapSpec",
     "MapSpecError",
     "MappingStep",
-    "Provenance",
-    "Table",
     "TableAllocation",
-    "boot",
+    "TablePage",
     "find_kernel",
     "find_qemu",
-    "walk_direct_map",
+    "read_direct_map",
+    "record_boot",
 ]

@@ -1,4 +1,4 @@
-"""What can go wrong with a live kernel, each with a text that says what to do."""
+"""What can go wrong with a real kernel, each with a text that says what to do."""
 
 from __future__ import annotations
 
@@ -25,5 +25,5 @@ class GdbError(LiveLinuxError):
     """QEMU's gdb stub answered nonsense, with an error, or not at all."""
 
 
-class BootError(LiveLinuxError):
-    """QEMU ended, or the kernel did not get to where it should, within the time allowed."""
+class KernelBootError(LiveLinuxError):
+    """The machine did not do what was expected of it: no start, no end, or a strange stop."""

@@ -1,7 +1,7 @@
 """A small client of the gdb remote serial protocol, as far as QEMU's x86-64 stub needs it.
 
-Synchronous: one command, one answer, each within a deadline.  Only what reading a boot needs is
-there: registers, hardware breakpoints, single steps, continue.  Memory is not read through it
+Synchronous: one command, one answer, each within a deadline. Only what reading a boot needs is
+there: registers, hardware breakpoints, single steps, continue. Memory is not read through it
 (:mod:`.ram` does that without a copy through a socket).
 
 Source of facts: "Debugging with gdb", appendix E (Remote Protocol) and H (Target Descriptions).
@@ -9,18 +9,20 @@ Source of facts: "Debugging with gdb", appendix E (Remote Protocol) and H (Targe
 
 from __future__ import annotations
 
+import itertools
 import re
 import select
 import socket
 import time
 from collections.abc import Collection, Mapping
+from functools import cached_property
 
 import attrs
 
 from paravirt_mm.verify.linux.qemu.errors import GdbError
 
 REQUIRED_REGISTERS = (
-    *("rax", "rdx", "rsi", "rdi", "rsp", "rip", "eflags"),
+    *("rax", "rcx", "rdx", "rsi", "rdi", "rsp", "rip", "eflags"),
     *("cs", "ss", "ds", "es", "fs", "gs"),
     *("cr0", "cr3", "cr4", "efer"),
 )
@@ -32,10 +34,10 @@ _MAX_REGISTERS = 1000
 _REG = re.compile(r'<reg\s+name="(\w{1,32})"\s+bitsize="(\d{1,4})"')
 _COMMENT = re.compile(r"<!--.*?-->", re.DOTALL)
 _INCLUDE = re.compile(r'<xi:include\s+href="([\w.-]{1,64})"')
-_GENERAL = ("rax", "rdx", "rsi", "rdi", "rsp", "rip")
+_GENERAL = ("rax", "rcx", "rdx", "rsi", "rdi", "rsp", "rip")
 
 
-@attrs.frozen
+@attrs.frozen(slots=False)
 class RegisterLayout:
     """The stub's own description: each register's number, its size, its place in ``g``."""
 
@@ -60,15 +62,22 @@ class RegisterLayout:
 
     def unpack(self, packet: bytes, wanted: Collection[str]) -> dict[str, int]:
         """Values of the ``wanted`` registers from the answer to ``g``; raises GdbError."""
-        values: dict[str, int] = {}
-        position = 0
-        for name, size in self.size.items():
-            if name in wanted:
-                if position + size > len(packet):
-                    raise GdbError(f"gdb stub sent no value for register {name!r}")
-                values[name] = int.from_bytes(packet[position : position + size], "little")
-            position += size
-        return values
+        places = {name: self._places[name] for name in wanted}
+        for name, (_start, end) in places.items():
+            if end > len(packet):
+                raise GdbError(f"gdb stub sent no value for register {name!r}")
+        return {
+            n: int.from_bytes(packet[start:end], "little") for n, (start, end) in places.items()
+        }
+
+    @cached_property
+    def _places(self) -> dict[str, tuple[int, int]]:
+        """Where each register stands in the answer to ``g``."""
+        ends = itertools.accumulate(self.size.values())
+        return {
+            name: (end - size, end)
+            for (name, size), end in zip(self.size.items(), ends, strict=True)
+        }
 
 
 class GdbClient:
@@ -103,7 +112,7 @@ class GdbClient:
             raise GdbError(f"gdb stub refused {text[:40]!r}: {answer[:80]!r}")
 
     def registers(self) -> Mapping[str, int]:
-        """rax, rdx, rsi, rdi, rsp and rip of the processor."""
+        """rax, rcx, rdx, rsi, rdi, rsp and rip of the processor."""
         answer = self.command("g")
         try:
             packet = bytes.fromhex(answer)
@@ -175,24 +184,28 @@ class GdbClient:
 
     def _next_byte(self) -> int:
         if not self._buffer:
-            self._wait(select.POLLIN)
-            try:
-                data = self._socket.recv(_MAX_PACKET)
-            except OSError as error:
-                raise GdbError(f"QEMU closed its gdb connection: {error}") from error
-            if not data:
-                raise GdbError("QEMU closed its gdb connection")
-            self._buffer += data
+            self._receive()
         return self._buffer.pop(0)
+
+    def _receive(self) -> None:
+        self._wait(select.POLLIN)
+        try:
+            data = self._socket.recv(_MAX_PACKET)
+        except OSError as error:
+            raise GdbError(f"QEMU closed its gdb connection: {error}") from error
+        if not data:
+            raise GdbError("QEMU closed its gdb connection")
+        self._buffer += data
 
     def _read_packet(self) -> str:
         if self._next_byte() != ord("$"):
             raise GdbError("gdb stub sent something that is no packet")
-        body = bytearray()
-        while (byte := self._next_byte()) != ord("#"):
-            if len(body) >= _MAX_PACKET:
+        while (end := self._buffer.find(b"#")) < 0:
+            if len(self._buffer) > _MAX_PACKET:
                 raise GdbError(f"gdb stub sent a packet of more than {_MAX_PACKET} bytes")
-            body.append(byte)
+            self._receive()
+        body = bytes(self._buffer[:end])
+        del self._buffer[: end + 1]
         digits = bytes((self._next_byte(), self._next_byte()))
         self._send(b"+")
         try:

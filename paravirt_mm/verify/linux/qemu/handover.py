@@ -2,7 +2,7 @@
 
 The 64-bit boot protocol wants a processor in long mode with paging on and an identity mapping of
 kernel, ``boot_params``, command line and ``setup_data``, flat segments, interrupts off, and RSI
-pointing at ``boot_params`` (the "zero page").  ``boot_params`` and command line are put below
+pointing at ``boot_params`` (the "zero page"). ``boot_params`` and command line are put below
 64 KiB, which Linux keeps to itself; it leaves our tables before it uses any other memory.
 
 Source of facts: Linux ``Documentation/arch/x86/boot.rst`` ("64-bit boot protocol") and
@@ -14,6 +14,8 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterable
 
+from paravirt_mm.image.elf import control_registers
+from paravirt_mm.image.entries import PRESENT, PSE, RW
 from paravirt_mm.machine.paging import PAGE_SIZE
 from paravirt_mm.verify.linux.qemu.errors import MapSpecError
 from paravirt_mm.verify.linux.qemu.gdbremote import GdbClient
@@ -29,9 +31,7 @@ _TABLES_END = 0x80000  # beyond 64 KiB, but out of use before the kernel allocat
 
 _CODE_SELECTOR, _CODE_DESCRIPTOR = 0x10, 0x00AF_9B00_0000_FFFF
 _DATA_SELECTOR, _DATA_DESCRIPTOR = 0x18, 0x00CF_9300_0000_FFFF
-_PRESENT_RW, _PAGE_SIZE_BIT = 0x3, 0x80
-_CR0_PG_ET_PE = 0x8000_0011
-_CR4_PAE, _CR4_LA57 = 1 << 5, 1 << 12
+_TABLE = PRESENT | RW
 _EFER_LME = 1 << 8
 _EFLAGS_NONE = 0x2
 
@@ -71,10 +71,11 @@ def put_kernel(ram: GuestRam, kernel: Kernel, spec: MapSpec, command_line: str) 
 
 def set_registers(gdb: GdbClient, kernel: Kernel, spec: MapSpec) -> None:
     """Bring the processor, fresh from reset, to the kernel's entry point."""
+    cr0, cr4 = control_registers(spec.mode)
     gdb.write_register("efer", _EFER_LME)
-    gdb.write_register("cr4", _CR4_PAE | (_CR4_LA57 if spec.levels == 5 else 0))
+    gdb.write_register("cr4", cr4)
     gdb.write_register("cr3", _ROOT_TABLE)
-    gdb.write_register("cr0", _CR0_PG_ET_PE)
+    gdb.write_register("cr0", cr0)
     for name in ("ds", "es", "fs", "gs", "ss"):
         gdb.write_register(name, _DATA_SELECTOR)
     gdb.write_register("cs", _CODE_SELECTOR)
@@ -95,7 +96,7 @@ def identity_tables(levels: int, heads: Iterable[int]) -> bytes:
     def child(table: int, slot: int) -> int:
         """Number of the table that this entry leads to, made if need be."""
         if not tables[table][slot]:
-            tables[table][slot] = _ROOT_TABLE + len(tables) * PAGE_SIZE | _PRESENT_RW
+            tables[table][slot] = _ROOT_TABLE + len(tables) * PAGE_SIZE | _TABLE
             tables.append([0] * 512)
         return (tables[table][slot] - _ROOT_TABLE) // PAGE_SIZE
 
@@ -103,7 +104,7 @@ def identity_tables(levels: int, heads: Iterable[int]) -> bytes:
         table = 0
         for level in range(levels, 2, -1):
             table = child(table, gib >> 9 * (level - 3) & 511)
-        leaf = (gib << 30) | _PRESENT_RW | _PAGE_SIZE_BIT
+        leaf = (gib << 30) | _TABLE | PSE
         tables[table] = [leaf + (n << 21) for n in range(512)]
     if _ROOT_TABLE + len(tables) * PAGE_SIZE > _TABLES_END:
         raise MapSpecError("reserved ranges lie in too many different GiB")

@@ -2,7 +2,7 @@
 
 ``vmlinuz`` is a bzImage: a real-mode setup part, a decompressor, and the compressed ``vmlinux``.
 The setup header says where the payload is (``payload_offset`` and ``payload_length``, boot protocol
-2.08 and later, Linux 2.6.26), and its first bytes say how it is compressed.  Nothing here runs or
+2.08 and later, Linux 2.6.26), and its first bytes say how it is compressed. Nothing here runs or
 trusts the image: every offset is checked against the file, and what comes out is bounded.
 
 Source of facts: Linux ``Documentation/arch/x86/boot.rst`` (setup header, boot protocol), ELF-64.
@@ -26,9 +26,9 @@ import attrs
 from paravirt_mm.verify.linux.qemu.errors import KernelImageError
 
 MAX_VMLINUZ = 256 << 20
-"""Largest vmlinuz that is read, in bytes.  Distribution kernels have 6 to 20 MiB."""
+"""Largest vmlinuz that is read, in bytes. Distribution kernels have 6 to 20 MiB."""
 MAX_VMLINUX = 512 << 20
-"""Largest vmlinux that is unpacked, in bytes.  Distribution kernels have 40 to 100 MiB."""
+"""Largest vmlinux that is unpacked, in bytes. Distribution kernels have 40 to 100 MiB."""
 _DECOMPRESS_TIMEOUT = 60.0
 
 _PT_LOAD = 1
@@ -112,7 +112,7 @@ def decompress_payload(payload: bytes) -> bytes:
     """Unpack a bzImage payload: gzip, xz, lzma and bzip2 in Python, zstd and lz4 by their tools.
 
     The kernel's build appends the unpacked length to most formats; it is ignored, as is anything
-    else behind the compressed stream.  Raises KernelImageError.
+    else behind the compressed stream. Raises KernelImageError.
     """
     for magic, codec in _STDLIB_CODECS.items():
         if payload.startswith(magic):

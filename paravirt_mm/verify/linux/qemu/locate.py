@@ -1,4 +1,4 @@
-"""Finding QEMU and a kernel.  Nothing is fetched: ``tools/fetch-linux.sh`` does that."""
+"""Finding QEMU and a kernel. Nothing is fetched: ``tools/fetch-linux.sh`` does that."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def find_kernel(where: Path | None = None) -> Path:
     """The vmlinuz to boot: ``where``, else $PARAVIRT_MM_LINUX, a file or a directory.
 
     In a directory the newest ``vmlinuz-*`` in it, in its ``boot/`` or in a package unpacked one
-    level below is taken.  Raises LiveUnavailableError with what to do.
+    level below is taken. Raises LiveUnavailableError with what to do.
     """
     text = str(where) if where is not None else os.environ.get(KERNEL_VARIABLE, "")
     if not text:

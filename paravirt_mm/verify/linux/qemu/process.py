@@ -11,7 +11,7 @@ from contextlib import ExitStack
 from types import TracebackType
 
 from paravirt_mm.machine.paging import MIB
-from paravirt_mm.verify.linux.qemu.errors import BootError, GdbError
+from paravirt_mm.verify.linux.qemu.errors import GdbError, KernelBootError
 from paravirt_mm.verify.linux.qemu.gdbremote import GdbClient
 from paravirt_mm.verify.linux.qemu.locate import Kernel
 from paravirt_mm.verify.linux.qemu.ram import GuestRam
@@ -51,7 +51,7 @@ class Qemu:
     """A stopped machine with a gdb connection; a context manager that always kills QEMU.
 
     Everything between the two processes is an unnamed file or a socket pair: no port, no path,
-    nothing to clean up.  ``timeout`` is the machine's whole life in seconds.
+    nothing to clean up. ``timeout`` is the machine's whole life in seconds.
     """
 
     def __init__(
@@ -115,7 +115,7 @@ class Qemu:
             return GdbClient(self._socket, time.monotonic() + timeout)
         except GdbError as error:
             reason = _tail(self._errors).strip() or error
-            raise BootError(f"QEMU did not start: {reason}") from error
+            raise KernelBootError(f"QEMU did not start: {reason}") from error
 
     def _file(self, name: str) -> int:
         fd = os.memfd_create(f"paravirt-mm-{name}", os.MFD_CLOEXEC)

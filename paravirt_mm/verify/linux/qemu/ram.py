@@ -1,7 +1,7 @@
 """Guest memory as a sparse, unnamed file that QEMU and this process share.
 
 QEMU maps the file as the machine's RAM, so what the guest writes can be read here at once, without
-asking QEMU, and what is written here before the start is there when the processor starts.  Nothing
+asking QEMU, and what is written here before the start is there when the processor starts. Nothing
 is left behind: the file has no name and goes with its last user.
 """
 
@@ -14,9 +14,11 @@ from types import TracebackType
 
 import attrs
 
-from paravirt_mm.verify.linux.qemu.errors import BootError, MapSpecError
+from paravirt_mm.machine.paging import GIB
+from paravirt_mm.verify.linux.qemu.errors import KernelBootError, MapSpecError
 
-FOUR_GIB = 1 << 32
+_HIGH = 4 * GIB
+"""Where a PC's RAM goes on that does not fit below."""
 _MAX_READ = 64 << 20
 
 
@@ -40,8 +42,8 @@ class RamLayout:
         """Offset of ``[address, address + size)`` in the file, or None where it is not RAM."""
         if address >= 0 and address + size <= self.below_4g:
             return address
-        if address >= FOUR_GIB and address + size <= FOUR_GIB + self.above_4g:
-            return address - FOUR_GIB + self.below_4g
+        if address >= _HIGH and address + size <= _HIGH + self.above_4g:
+            return address - _HIGH + self.below_4g
         return None
 
 
@@ -69,16 +71,16 @@ class GuestRam:
         os.close(self.fd)
 
     def read(self, address: int, size: int) -> bytes:
-        """Bytes of guest-physical memory; raises BootError where there is no RAM."""
+        """Bytes of guest-physical memory; raises KernelBootError where there is no RAM."""
         offset = self.layout.file_offset(address, size)
         if offset is None or size > _MAX_READ:
-            raise BootError(f"no RAM at [{address:#x}, {address + size:#x}) to read")
+            raise KernelBootError(f"no RAM at [{address:#x}, {address + size:#x}) to read")
         return os.pread(self.fd, size, offset)
 
     def dump(self, path: Path) -> None:
         """Write all of it to a new sparse file, where an offset is a guest-physical address.
 
-        That is what QEMU's ``pmemsave 0 END`` gives.  Raises OSError, FileExistsError included.
+        That is what QEMU's ``pmemsave 0 END`` gives. Raises OSError, FileExistsError included.
         """
         with path.open("xb") as out:
             position = 0
@@ -103,7 +105,18 @@ class GuestRam:
 
     def _address(self, offset: int) -> int:
         low = self.layout.below_4g
-        return offset if offset < low else FOUR_GIB + offset - low
+        return offset if offset < low else _HIGH + offset - low
+
+    def clear(self, address: int, size: int) -> None:
+        """Make bytes of guest-physical memory zero; what never was written stays a hole."""
+        offset = self.layout.file_offset(address, size)
+        if offset is None:
+            raise KernelBootError(f"no RAM at [{address:#x}, {address + size:#x}) to clear")
+        end = offset + size
+        while offset < end and (extent := self._next_data(offset)) is not None:
+            start, offset = extent
+            if start < end:
+                os.pwrite(self.fd, bytes(min(offset, end) - start), start)
 
     def write(self, address: int, data: bytes) -> None:
         """Put bytes into guest-physical memory; raises MapSpecError where there is no RAM."""

@@ -7,9 +7,10 @@ from typing import Any
 
 import attrs
 
+from paravirt_mm.machine.model import Span
 from paravirt_mm.machine.paging import PAGE_SIZE
-from paravirt_mm.verify.linux.qemu.spec import E820Entry, Range
-from paravirt_mm.verify.linux.qemu.walk import Table
+from paravirt_mm.verify.linux.qemu.direct_map import TablePage
+from paravirt_mm.verify.linux.qemu.spec import RawEntry
 
 
 @attrs.frozen
@@ -35,7 +36,7 @@ class TableAllocation:
 
 
 @attrs.frozen
-class Provenance:
+class BootProvenance:
     """Where a record comes from, so that anyone can make it again."""
 
     kernel: str
@@ -49,21 +50,21 @@ class Provenance:
 
 
 @attrs.frozen(kw_only=True)
-class LiveRecord:
-    """What a real kernel did while it built its direct map.  Bytes, ends exclusive, unless pfn."""
+class BootRecord:
+    """What a real kernel did while it built its direct map. Bytes, ends exclusive, unless pfn."""
 
     release: str
     levels: int
     pse: bool
     gbpages: bool
     memory_mib: int
-    firmware_e820: tuple[E820Entry, ...]
+    firmware_e820: tuple[RawEntry, ...]
     """The map as it was handed over."""
-    e820: tuple[E820Entry, ...]
+    e820: tuple[RawEntry, ...]
     """The kernel's map when it began: sanitised, cut, ``(start, end, type)``."""
-    memory: tuple[Range, ...]
+    memory: tuple[Span, ...]
     """memblock's memory when it began."""
-    reserved: tuple[Range, ...]
+    reserved: tuple[Span, ...]
     """memblock's reservations when it began."""
     bottom_up: bool
     """memblock's direction: True with ``movable_node``."""
@@ -78,20 +79,20 @@ class LiveRecord:
     """The panic's format string (or what the kernel died of), or None."""
     steps: tuple[MappingStep, ...]
     allocations: tuple[TableAllocation, ...]
-    """Table pages in the order in which they were taken."""
+    """TablePage pages in the order in which they were taken."""
     hook_order: tuple[tuple[int, int], ...]
     """``(level, pfn)`` in the order in which tables were handed to the paravirt hooks."""
     cr3: int
-    tables: tuple[Table, ...]
+    tables: tuple[TablePage, ...]
     leaf_runs: tuple[tuple[int, int, int], ...]
     findings: tuple[str, ...]
     """What the walker found wrong; empty for a sound direct map."""
-    reserved_after: tuple[Range, ...]
-    provenance: Provenance
+    reserved_after: tuple[Span, ...]
+    provenance: BootProvenance
 
     @property
-    def brk_tables(self) -> tuple[Range, ...]:
-        """Table pages taken from brk, one range a page."""
+    def brk_tables(self) -> tuple[Span, ...]:
+        """TablePage pages taken from brk, one range a page."""
         return tuple(
             (a.pfn * PAGE_SIZE, (a.pfn + 1) * PAGE_SIZE) for a in self.allocations if a.from_brk
         )

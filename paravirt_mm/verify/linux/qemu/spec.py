@@ -7,36 +7,31 @@ from collections.abc import Iterable
 
 import attrs
 
-from paravirt_mm.machine.paging import GIB, MIB
+from paravirt_mm.machine.e820 import E820Type
+from paravirt_mm.machine.model import Span
+from paravirt_mm.machine.paging import GIB, MIB, X86_64, X86_64_LA57, PagingMode
 from paravirt_mm.verify.linux.qemu.errors import MapSpecError
-from paravirt_mm.verify.linux.qemu.ram import FOUR_GIB, RamLayout
+from paravirt_mm.verify.linux.qemu.ram import RamLayout
 
-Range = tuple[int, int]
-"""``[start, end)`` in bytes."""
-E820Entry = tuple[int, int, int]
-"""``[start, end)`` in bytes, and the e820 type."""
-
-E820_RAM = 1
-E820_RESERVED = 2
-E820_RESERVED_KERN = 128
-"""The kernel's own mark for RAM that holds ``setup_data``."""
+RawEntry = tuple[int, int, int]
+"""An e820 entry as it is handed over: ``[start, end)`` in bytes, and the type's number."""
 
 MAX_E820_ENTRIES = 128
 """Entries that fit the e820 table of ``boot_params``."""
 _MAX_RESERVED = 1024
-PC_LOW_LIMIT = FOUR_GIB
+PC_LOW_LIMIT = 4 * GIB
 """QEMU's PC, told so by ``max-ram-below-4g``, keeps less RAM than this in one piece, ..."""
-_PC_LOW_SPLIT = 0xC000_0000
+_PC_LOW_SPLIT = 3 * GIB
 """... and otherwise ends the low piece here and puts the rest at 4 GiB."""
 PC_RAM_END = 1000 * GIB
 """TCG has 40 physical address bits, and QEMU keeps the last 12 GiB below 1 TiB free on AMD."""
 
 
-def _ranges(ranges: Iterable[Range]) -> tuple[Range, ...]:
+def _ranges(ranges: Iterable[Span]) -> tuple[Span, ...]:
     return tuple((start, end) for start, end in ranges)
 
 
-def _entries(entries: Iterable[E820Entry]) -> tuple[E820Entry, ...]:
+def _entries(entries: Iterable[RawEntry]) -> tuple[RawEntry, ...]:
     return tuple((start, end, kind) for start, end, kind in entries)
 
 
@@ -54,17 +49,17 @@ class Entry(enum.Enum):
 
 @attrs.frozen(kw_only=True)
 class MapSpec:
-    """A memory map and processor for one boot.  All ranges in bytes, ends exclusive.
+    """A memory map and processor for one boot. All ranges in bytes, ends exclusive.
 
     Raises MapSpecError where QEMU or the boot protocol cannot express what is asked for.
     """
 
-    ram: tuple[Range, ...] = attrs.field(converter=_ranges)
-    """RAM, e820 type 1.  Edges need not be page aligned (``Entry.DIRECT``).  Linux takes a map of
+    ram: tuple[Span, ...] = attrs.field(converter=_ranges)
+    """RAM, e820 type 1.  Edges need not be page aligned (``Entry.DIRECT``). Linux takes a map of
     one entry in all for rubbish and ignores it."""
-    other: tuple[E820Entry, ...] = attrs.field(default=(), converter=_entries)
+    other: tuple[RawEntry, ...] = attrs.field(default=(), converter=_entries)
     """Further e820 entries ``(start, end, type)``: 2 reserved, 3 ACPI, 4 NVS, ..."""
-    reserved: tuple[Range, ...] = attrs.field(default=(), converter=_ranges)
+    reserved: tuple[Span, ...] = attrs.field(default=(), converter=_ranges)
     """What memblock shall hold reserved beside the kernel's own: each becomes a ``setup_data``
     node, so it needs 16 bytes of real RAM at its start, and its e820 type becomes 128
     (``Entry.DIRECT`` only)."""
@@ -105,9 +100,14 @@ class MapSpec:
             raise MapSpecError("command_line must be at most 1024 printable characters")
 
     @property
-    def e820(self) -> tuple[E820Entry, ...]:
+    def mode(self) -> PagingMode:
+        """The paging mode that the kernel will be in."""
+        return X86_64_LA57 if self.levels == 5 else X86_64
+
+    @property
+    def e820(self) -> tuple[RawEntry, ...]:
         """The map that is handed to the kernel, sorted by start: ``(start, end, type)``."""
-        return tuple(sorted([*((a, b, E820_RAM) for a, b in self.ram), *self.other]))
+        return tuple(sorted([*((a, b, int(E820Type.RAM)) for a, b in self.ram), *self.other]))
 
     @property
     def layout(self) -> RamLayout:
@@ -123,9 +123,9 @@ class MapSpec:
             if size < PC_LOW_LIMIT:
                 return RamLayout(size)
             return RamLayout(_PC_LOW_SPLIT, size - _PC_LOW_SPLIT)
-        low = max((min(end, FOUR_GIB) for start, end in self.ram if start < FOUR_GIB), default=MIB)
+        low = max((min(end, 4 * GIB) for start, end in self.ram if start < 4 * GIB), default=MIB)
         high = max(end for _, end in self.ram)
         low, high = (-(-value // MIB) * MIB for value in (low, high))
-        if high <= FOUR_GIB and low < PC_LOW_LIMIT:
+        if high <= 4 * GIB and low < PC_LOW_LIMIT:
             return RamLayout(low)
-        return RamLayout(_PC_LOW_SPLIT, max(high - FOUR_GIB, GIB))
+        return RamLayout(_PC_LOW_SPLIT, max(high - 4 * GIB, GIB))
