@@ -380,7 +380,8 @@ def test_gdb_registers_are_found_by_the_stubs_description(stub: Callable[..., St
     packet = b"".join(values[n].to_bytes(4 if n == "cs" else 8, "little") for n in NAMES)
     server = stub(g=Stub.packet(packet.hex()), p0=Stub.packet("2a00000000000000"))
     client = server.client()
-    assert client.registers() == {n: values[n] for n in ("rax", "rdx", "rsi", "rdi", "rsp", "rip")}
+    general = ("rax", "rcx", "rdx", "rsi", "rdi", "rsp", "rip")
+    assert client.registers() == {n: values[n] for n in general}
     assert client.read_register("rax") == 42
     client.write_register("cs", 0x10)
     client.insert_breakpoint(BASE)
