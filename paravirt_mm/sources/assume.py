@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import attrs
 
-from paravirt_mm.errors import InputError
 from paravirt_mm.machine.e820 import E820Type, MemoryMap
 from paravirt_mm.machine.model import (
     DEFAULT_KERNEL,
@@ -21,6 +20,7 @@ from paravirt_mm.machine.model import (
 from paravirt_mm.machine.paging import ISA_END, KIB, MIB, PAGE_SIZE, X86_64, PagingMode
 from paravirt_mm.machine.ranges import align_down, align_up
 from paravirt_mm.machine.release import Version
+from paravirt_mm.sources.possible import check_ram, checked
 
 BIOS_END = 640 * KIB
 """RAM from here to 1 MiB is taken out of the map: option ROMs and the BIOS live there."""
@@ -150,18 +150,18 @@ def machine_from_map(
     ``image`` is where its kernel lies. Raises InputError where the map has no RAM.
     """
     memory, trimming = standard_trimming(firmware)
-    if not memory.ram_pages():
-        raise InputError("the memory map has no whole page of RAM", source)
+    check_ram(memory, source)
     kernel, assumed = place_kernel(memory, X86_64, None, KernelHints(image=image))
     sentences = ["x86_64, no 1 GiB pages", trimming, *assumed, "no initrd"]
     reserved: tuple[Span, ...] = ()
     if low := low_reservation(None):
         reserved = (low[0],)
         sentences.append(low[1])
-    return Machine(
+    machine = Machine(
         name=name,
         memory_map=memory,
         kernel=kernel,
         reserved=reserved,
         provenance=Provenance(source, title, None, tuple(sentences)),
     )
+    return checked(machine, source)

@@ -27,7 +27,7 @@ Spec = str | Path
 
 HEAD_BYTES = 1 << 16
 """How much of a file is looked at to tell its format."""
-MAX_HEAD = 1 << 24
+MAX_HEAD = 1 << 20
 """How much at the most, where a file begins with comments."""
 MAX_LAYERS = 4
 """A file that is compressed more often than this, one in another, is refused."""

@@ -53,6 +53,8 @@ _PREFIX = re.compile(
 _QUOTED_PRINTABLE = re.compile(
     rb"quoted-printable|=3D=3D>|last_pfn =3D|BIOS-e820:[^\n]{0,80}=\r?\n", re.IGNORECASE
 )
+_LONE_RETURN = re.compile(rb"\r(?![\r\n])")
+"""A line end of serial consoles and of old computers."""
 _JOURNAL = re.compile(rb'\A[\s\x1e\[]*(?:data:\s*)?\{[\s\S]*?"(?:MESSAGE|msg|dmesg)"\s*:')
 _IN_JOURNAL = re.compile(
     r'"(?:(?:__REALTIME_TIMESTAMP|time)"\s*:\s*"?(?P<at>\d{1,20}(?:\.\d{1,9})?)'
@@ -88,10 +90,10 @@ def bounded_lines(
         yield from _mail(content.stream, source)
         return
     pattern = re.compile(wanted.pattern.encode(), wanted.flags & ~re.UNICODE) if wanted else None
-    only_returns = b"\r" in content.head and b"\n" not in content.head
+    returns = len(_LONE_RETURN.findall(content.head)) > content.head.count(b"\n")
     number = 0
     follows = pattern is None
-    for block in _blocks(content.stream, source, only_returns):
+    for block in _blocks(content.stream, source, returns):
         if not follows and pattern is not None and not pattern.search(block):
             number += block.count(b"\n")
         else:
@@ -115,7 +117,7 @@ def _mail(stream: BinaryIO, source: str) -> Iterator[tuple[int, str]]:
     """Yield the lines of a mail, with the encoding called quoted-printable taken off."""
     number = 0
     start = b""
-    for block in _blocks(stream, source, only_returns=False):
+    for block in _blocks(stream, source, returns=False):
         for raw in block.split(b"\n")[:-1]:
             number += 1
             line = (start + raw.rstrip())[:MAX_LINE_BYTES]
@@ -132,7 +134,7 @@ def _plain(line: str) -> str:
     return _CONTROL_SEQUENCE.sub("", html.unescape(line) if "&" in line else line)
 
 
-def _blocks(stream: BinaryIO, source: str, only_returns: bool) -> Iterator[bytes]:
+def _blocks(stream: BinaryIO, source: str, returns: bool) -> Iterator[bytes]:
     """Yield whole lines, many at a time; what is too long is dropped."""
     total = 0
     rest = b""
@@ -142,8 +144,8 @@ def _blocks(stream: BinaryIO, source: str, only_returns: bool) -> Iterator[bytes
             raise InputError(
                 f"longer than {MAX_LOG_BYTES >> 20} MiB; cut out the boot messages", source
             )
-        if only_returns:
-            block = block.replace(b"\r", b"\n")
+        if returns:
+            block = block.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
         end = block.rfind(b"\n") + 1
         if end:
             yield rest + block[:end]

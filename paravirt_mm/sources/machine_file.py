@@ -20,6 +20,7 @@ from paravirt_mm.printable import printable
 from paravirt_mm.sources.assume import KernelHints, place_kernel
 from paravirt_mm.sources.checker import Checker, once
 from paravirt_mm.sources.e820_words import log_type
+from paravirt_mm.sources.possible import checked
 
 FORMAT = "paravirt-mm-machine-1"
 """First key of every file; the number changes when a reader of old files would misread new ones."""
@@ -84,7 +85,7 @@ def _machine(document: Any, source: str) -> Machine:
     optional: dict[str, Any] = {}
     if "boot_mapped" in table:
         optional["boot_mapped"] = check.address(table["boot_mapped"], "boot_mapped")
-    return Machine(
+    machine = Machine(
         name=_name(check, table),
         memory_map=memory,
         mode=mode,
@@ -109,6 +110,7 @@ def _machine(document: Any, source: str) -> Machine:
         max_low_pfn_hint=_pfn(check, table, "max_low_pfn"),
         **optional,
     )
+    return checked(machine, source)
 
 
 def _name(check: Checker, table: Mapping[str, Any]) -> str:

@@ -18,6 +18,7 @@ from paravirt_mm.machine.paging import PAGE_SIZE, X86_64
 from paravirt_mm.machine.ranges import RangeSet
 from paravirt_mm.printable import printable
 from paravirt_mm.sources.checker import Checker, once
+from paravirt_mm.sources.possible import check_ram, checked
 
 MAX_RECORD_BYTES = 1 << 23
 """A record longer than this is refused."""
@@ -59,9 +60,11 @@ def machine(record: Mapping[str, Any], where: str) -> Machine:
     brk_start = check.address(check.need(record, "brk_start"), "brk_start")
     brk_pages = check.integer(check.need(record, "pgt_buf_pages"), "pgt_buf_pages", 0, 1 << 20)
     image = next((start for start, end in reserved if start <= brk_start < end), brk_start)
-    return Machine(
+    memory = MemoryMap.sanitise(entries)
+    check_ram(memory, where)
+    made = Machine(
         name=printable(check.text(record.get("id", "machine"), "id"), 80),
-        memory_map=MemoryMap.sanitise(entries),
+        memory_map=memory,
         mode=X86_64,
         features=CpuFeatures(
             pse=bool(check.integer(check.need(record, "pse"), "pse", 0, 1)),
@@ -76,3 +79,4 @@ def machine(record: Mapping[str, Any], where: str) -> Machine:
             check.need(record, "max_low_pfn"), "max_low_pfn", 0, 1 << 52
         ),
     )
+    return checked(made, where)

@@ -42,6 +42,7 @@ from paravirt_mm.sources.bootlog.facts import (
 from paravirt_mm.sources.bootlog.printed import MapChange, Printed, PrintedMap
 from paravirt_mm.sources.bootlog.xen import MAX_MAP_ENTRIES, XEN_MARK
 from paravirt_mm.sources.e820_words import log_type
+from paravirt_mm.sources.possible import MAX_KERNEL_BYTES
 
 MAX_FACTS = 1 << 17
 """More printed facts than this in one boot are refused."""
@@ -49,8 +50,6 @@ MAX_CHANGES = 4096
 """More map changes than this in one boot are refused."""
 MAX_MAPS = 64
 """So are more printed maps: kernels print the firmware's, the user's and a few modified ones."""
-MAX_KERNEL_BYTES = 1 << 30
-"""The kernel's own mapping holds no larger image (KERNEL_IMAGE_SIZE)."""
 FIRST_READ = (2, 6)
 """Kernels before print other maps, and have other allocators."""
 
@@ -257,7 +256,7 @@ class Boot(Printed):
     def _take_kernel_range(self, span: Span, number: int) -> None:
         """The kernel lies on what is no RAM: it removes the range and adds it as RAM."""
         if not 0 < span[1] - span[0] <= MAX_KERNEL_BYTES:
-            raise InputError("a kernel of more than 1 GiB", f"{self.source}:{number}")
+            raise InputError("a kernel larger than 1 GiB", f"{self.source}:{number}")
         self.kernel_image = span
         self.maps[-1].changes.append(MapChange(self.order, span, None, E820Type.RAM, whole=True))
 
@@ -410,7 +409,9 @@ class Boot(Printed):
     @property
     def empty(self) -> bool:
         """Whether nothing of a boot has been seen."""
-        return not (self.maps or self.facts or self.release or self.xen.facts or self.xen.entries)
+        return not (
+            self.entries or self.facts or self.release or self.xen.facts or self.xen.entries
+        )
 
     # -- contradictions ------------------------------------------------------------------------
 

@@ -36,6 +36,7 @@ from paravirt_mm.sources.bootlog.facts import (
     of_kind,
 )
 from paravirt_mm.sources.bootlog.printed import Printed, PrintedMap
+from paravirt_mm.sources.possible import check_kernel, check_ram, checked
 
 MAX_CHANGE_WORK = 1 << 25
 """Limit on map entries times map changes."""
@@ -59,8 +60,7 @@ def reconstruct(printed: Printed, name: str, source: str) -> tuple[Machine, tupl
     assumed = list(printed.assumed)
     memory, kept = _effective_map(printed, assumed)
     memory, made_up = _with_head(printed, memory, assumed)
-    if not memory.ram_pages():
-        raise InputError("the memory map has no whole page of RAM", printed.source)
+    check_ram(memory, printed.source)
     release = leading_version(printed.release) or None
     mode = _mode(printed, assumed)
     taken = _reservations(printed)
@@ -69,14 +69,12 @@ def reconstruct(printed: Printed, name: str, source: str) -> tuple[Machine, tupl
         taken.add(*printed.trampoline)
     hints = _kernel_hints(printed, taken)
     if hints.image is not None:
-        _check_place("the kernel", hints.image, memory, printed.source)
+        check_kernel(hints.image, memory, printed.source)
     kernel, sentences = assume.place_kernel(memory, mode, release, hints)
     assumed.extend(sentences)
     _reserve_low(memory, release, taken, assumed)
     if printed.initrd is None:
         assumed.append("no initrd")
-    else:
-        _check_place("the initrd", printed.initrd, memory, printed.source)
     machine = Machine(
         name=name,
         memory_map=memory,
@@ -94,17 +92,7 @@ def reconstruct(printed: Printed, name: str, source: str) -> tuple[Machine, tupl
         max_low_pfn_hint=max_low_pfn,
         provenance=Provenance(source, "", printed.release, tuple(assumed)),
     )
-    return machine, made_up
-
-
-def _check_place(what: str, span: Span, memory: MemoryMap, source: str) -> None:
-    """Refuse what lies where there is no memory at all, or is larger than what there is."""
-    if span[0] >= span[1] or span[1] > memory.entries[-1].end:
-        raise InputError(
-            f"{what} at {span[0]:#x}-{span[1]:#x} does not lie in the memory map, which ends at"
-            f" {memory.entries[-1].end:#x}",
-            source,
-        )
+    return checked(machine, printed.source), made_up
 
 
 def _reservations(printed: Printed) -> RangeSet:

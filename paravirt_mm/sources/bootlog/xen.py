@@ -21,6 +21,7 @@ from paravirt_mm.printable import printable
 from paravirt_mm.sources.assume import machine_from_map
 from paravirt_mm.sources.bootlog.facts import DomainKernel, Fact, Hypervisor, Place
 from paravirt_mm.sources.e820_words import log_type
+from paravirt_mm.sources.possible import check_kernel
 
 XEN_MARK = "(XEN)"
 
@@ -131,10 +132,8 @@ def host_machine(name: str, source: str, scan: HypervisorScan) -> Machine:
     if pages and pages < host_map.ram_pages().total >> PAGE_SHIFT:
         memory = _with_less_ram(host_map, pages << PAGE_SHIFT)
         sentences.append(f"RAM: the lowest {pages} pages of the host's, as many as dom0 has")
-    if image is not None and not image[0] < image[1] <= host_map.entries[-1].end:
-        raise InputError(
-            f"dom0's kernel at {image[0]:#x}-{image[1]:#x} does not lie in the memory map", source
-        )
+    if image is not None:
+        check_kernel(image, host_map, source)
     machine = machine_from_map(name, source, title, memory, image)
     provenance = attrs.evolve(machine.provenance, assumed=(*sentences, *machine.provenance.assumed))
     return attrs.evolve(machine, provenance=provenance, host_map=host_map)

@@ -1,0 +1,60 @@
+"""What no machine can be: numbers that a file may hold, and that nothing may be counted up to.
+
+Readers pass every machine through `checked`. What is refused here could only waste time and memory,
+or be blamed on a model later.
+"""
+
+from __future__ import annotations
+
+from paravirt_mm.errors import InputError
+from paravirt_mm.machine.e820 import MemoryMap
+from paravirt_mm.machine.model import Machine, Span
+from paravirt_mm.machine.paging import GIB, PAGE_SHIFT
+
+MAX_PHYSICAL_BITS = 46
+"""Without 5-level tables Linux addresses no more (MAXMEM), and 32-bit CPUs much less."""
+MAX_KERNEL_BYTES = GIB
+"""The kernel's own mapping holds no larger image (KERNEL_IMAGE_SIZE)."""
+
+
+def checked(machine: Machine, where: str) -> Machine:
+    """Return the machine. Raises InputError that says what of it is impossible."""
+    limit = 1 << max(machine.mode.physical_bits, MAX_PHYSICAL_BITS)
+    ram = machine.memory_map.ram_pages()
+    if ram.end > limit:
+        raise InputError(f"RAM up to {ram.end:#x}: no kernel addresses more than {limit:#x}", where)
+    for what, pfn in (
+        ("max_pfn", machine.max_pfn_hint),
+        ("max_low_pfn", machine.max_low_pfn_hint),
+        ("the end of what startup code maps", machine.boot_mapped >> PAGE_SHIFT),
+    ):
+        if pfn is not None and pfn > limit >> PAGE_SHIFT:
+            raise InputError(f"{what}: page {pfn:#x} lies above all memory", where)
+    check_kernel(machine.kernel.span, machine.memory_map, where)
+    if machine.initrd is not None:
+        check_place("the initrd", machine.initrd, machine.memory_map, where)
+    return machine
+
+
+def check_kernel(span: Span, memory: MemoryMap, where: str) -> None:
+    """Refuse a kernel that is too large, or lies where there is no memory. Raises InputError."""
+    if span[1] - span[0] > MAX_KERNEL_BYTES:
+        raise InputError(f"the kernel at {span[0]:#x}-{span[1]:#x} is larger than 1 GiB", where)
+    check_place("the kernel", span, memory, where)
+
+
+def check_place(what: str, span: Span, memory: MemoryMap, where: str) -> None:
+    """Refuse what is empty or lies behind all that the map tells. Raises InputError."""
+    end = memory.entries[-1].end
+    if not span[0] < span[1] <= end:
+        raise InputError(
+            f"{what} at {span[0]:#x}-{span[1]:#x} does not lie in the memory map, which ends at"
+            f" {end:#x}",
+            where,
+        )
+
+
+def check_ram(memory: MemoryMap, where: str) -> None:
+    """Refuse a map without RAM. Raises InputError."""
+    if not memory.ram_pages():
+        raise InputError("the memory map has no whole page of RAM", where)
