@@ -23,6 +23,7 @@ import os
 import resource
 import signal
 import sys
+import traceback
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
@@ -182,6 +183,10 @@ class _Forked:
             ours.close()
             _be_the_child(theirs, work, skip, limits)
         theirs.close()
+        self._kill = os.kill if limits.wall is None else os.killpg
+        if limits.wall is not None:
+            with suppress(OSError):  # whoever comes first
+                os.setpgid(self._pid, self._pid)
         self._connection = ours
         self._patience: Patience[Any] = Patience(ours, limits)
 
@@ -198,7 +203,7 @@ class _Forked:
     def __exit__(self, *_: object) -> None:
         if self._pid:
             with suppress(ProcessLookupError):
-                os.kill(self._pid, signal.SIGKILL)
+                self._kill(self._pid, signal.SIGKILL)
             self._reap()
         self._connection.close()
 
@@ -210,6 +215,9 @@ def _be_the_child(
     code = 0
     try:
         end_with_parent()
+        if limits.wall is not None:
+            # What it starts ends with it. A reader stays where it may read a terminal.
+            os.setpgid(0, 0)
         _own_output()
         limit_memory(limits.memory)
         send_items(connection, lambda: work(skip), limits)
@@ -235,6 +243,8 @@ def send_items(connection: Connection, work: Callable[[], Iterable[Any]], limits
     except MemoryError:
         last = _NoMemory()
     except BaseException as error:
+        if not isinstance(error, ParavirtMmError):
+            error.add_note("There:\n" + "".join(traceback.format_exception(error)))
         last = _Raised(_portable(error))
     stop_time()
     connection.send(last)
@@ -249,7 +259,9 @@ def _portable(error: BaseException) -> BaseException:
             return error
     except Exception:  # noqa: S110  # any class may refuse in its own way
         pass
-    return ForeignError(f"{type(error).__name__}: {error}")
+    foreign = ForeignError(f"{type(error).__name__}: {error}")
+    foreign.__notes__ = list(getattr(error, "__notes__", ()))
+    return foreign
 
 
 def end_with_parent() -> None:

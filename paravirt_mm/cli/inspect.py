@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 import attrs
 import click
 
-from paravirt_mm.errors import ExitCode
+from paravirt_mm.errors import ExitCode, InputError
 from paravirt_mm.machine.paging import MODES
+from paravirt_mm.printable import printable
 
 if TYPE_CHECKING:
     from paravirt_mm.image.dump import Dump
@@ -73,7 +74,13 @@ def _inspected(
             missing = " and ".join(
                 name for name, value in (("--cr3", root), ("--mode", paging)) if value is None
             )
-            raise click.UsageError(f"{file} does not say where its tables are; give {missing}")
+            if dump.problems:
+                raise InputError(
+                    f"{'; '.join(dump.problems)}; give {missing}", printable(str(file))
+                )
+            raise click.UsageError(
+                f"{printable(str(file))} does not say where its tables are; give {missing}"
+            )
         alignment = 32 if paging.name == "i386-pae" else 4096
         result = inspect(dump, root - root % alignment, paging)
         text = _json(dump, result, runs) if as_json else _text(dump, result, runs)
@@ -118,7 +125,6 @@ def _text(dump: Dump, result: Inspection, runs: bool) -> str:
     from tabulate import tabulate
 
     from paravirt_mm.image.inspect import MEANINGS
-    from paravirt_mm.printable import printable
 
     direct = result.direct_figures or {}
     rows = [

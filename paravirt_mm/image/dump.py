@@ -44,6 +44,9 @@ from paravirt_mm.machine.paging import (
 
 MAX_SEGMENTS = 1 << 20
 MAX_NOTES = 16 << 20
+"""Bytes of notes that are read, of all segments together."""
+MAX_PROBLEMS = 100
+MAX_NOTE_COUNT = 100_000
 MAX_READ = 64 << 20
 
 _FOREIGN = {
@@ -178,8 +181,20 @@ class _ElfReader:
         self.problems: list[str] = []
         self.facts: dict[str, str] = {}
         self.registers: tuple[int, int, int] | None = None
+        self.notes_left = MAX_NOTES
+        self.note_count = 0
+
+    def _problem(self, text: str) -> None:
+        if text in self.problems:
+            return
+        if len(self.problems) < MAX_PROBLEMS:
+            self.problems.append(text)
+        elif len(self.problems) == MAX_PROBLEMS:
+            self.problems.append("and more")
 
     def read(self, magic: bytes) -> Dump:
+        if len(magic) < 16:
+            raise InputError("ends inside its ELF header", self.path)
         if magic[4] not in (1, 2) or magic[5] != 1:
             raise InputError("is no little-endian 32-bit or 64-bit ELF file", self.path)
         wide = magic[4] == 2
@@ -229,7 +244,7 @@ class _ElfReader:
         at, size = (44, 64) if wide else (28, 40)
         data = self._bytes(sections, size)
         if not sections or len(data) < size:
-            self.problems.append("the number of program headers is not in the file")
+            self._problem("the number of program headers is not in the file")
             return PN_XNUM
         return int.from_bytes(data[at : at + 4], "little")
 
@@ -241,11 +256,11 @@ class _ElfReader:
         if entry < layout.size:
             raise InputError(f"has program headers of {entry} bytes", self.path)
         if count > MAX_SEGMENTS:
-            self.problems.append(f"{count} program headers; only {MAX_SEGMENTS} are read")
+            self._problem(f"{count} program headers; only {MAX_SEGMENTS} are read")
             count = MAX_SEGMENTS
         data = self._bytes(table, min(count * entry, max(0, self.size - table)))
         if len(data) < count * entry:
-            self.problems.append("the file ends inside its program headers")
+            self._problem("the file ends inside its program headers")
         for at in range(0, len(data) - layout.size + 1, entry):
             fields = layout.unpack_from(data, at)
             if wide:
@@ -257,7 +272,7 @@ class _ElfReader:
     def _segment(self, offset: int, virtual: int, physical: int, length: int) -> Segment:
         have = max(0, min(length, self.size - offset))
         if have < length:
-            self.problems.append(
+            self._problem(
                 f"truncated: of memory {physical:#x}-{physical + length:#x} only"
                 f" {have:#x} bytes are in the file"
             )
@@ -280,25 +295,27 @@ class _ElfReader:
             if segment.start < segment.end:
                 result.append(segment)
         if overlaps:
-            self.problems.append(f"{overlaps} segments overlap others; the first one is used")
+            self._problem(f"{overlaps} segments overlap others; the first one is used")
         return result
 
     # -- notes --------------------------------------------------------------------------------
 
     def _notes(self, offset: int, length: int) -> None:
-        data = self._bytes(offset, min(length, MAX_NOTES))
+        data = self._bytes(offset, min(length, self.notes_left))
+        self.notes_left -= len(data)
         if len(data) < length:
-            self.problems.append("the notes are truncated")
+            self._problem("the notes are truncated")
         at = 0
-        while at + NHDR.size <= len(data):
+        while self.note_count < MAX_NOTE_COUNT and at + NHDR.size <= len(data):
             name_size, size, _kind = NHDR.unpack_from(data, at)
+            self.note_count += 1
             at += NHDR.size
             name = data[at : at + min(name_size, 64)].rstrip(b"\0")
             at += -(-name_size // 4) * 4
             content = data[at : at + size]
             at += -(-size // 4) * 4
             if len(content) < size:
-                self.problems.append("a note is truncated")
+                self._problem("a note is truncated")
                 return
             if name == b"QEMU" and self.registers is None and size >= QEMU_CR_OFFSET + 40:
                 cr0, _, _, cr3, cr4 = struct.unpack_from("<5Q", content, QEMU_CR_OFFSET)
@@ -319,11 +336,14 @@ class _ElfReader:
         named = MODES.get(self.facts.get("mode", ""))
         ours = _number(self.facts.get("cr3"))
         if named is not None and ours is not None:
+            if not 0 <= ours < 1 << 52:
+                self._problem(f"the note's cr3 is no physical address: {self.facts['cr3']}")
+                return None, named
             return ours, named
         if self.registers is not None:
             cr0, cr3, cr4 = self.registers
             if not cr0 & CR0_PG:
-                self.problems.append("the CPU's paging is off (CR0.PG is 0)")
+                self._problem("the CPU's paging is off (CR0.PG is 0)")
                 return None, None
             mode = _mode(machine, bool(cr4 & CR4_PAE), bool(cr4 & CR4_LA57))
             return cr3 & (~0x1F if mode is I386_PAE else ~0xFFF), mode

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 
 import attrs
 
+from paravirt_mm.image.dump import Dump
 from paravirt_mm.image.walker import Cpu, Finding, LeafRun, Limits, PhysicalMemory, Walk, walk
 from paravirt_mm.machine.paging import GIB, MIB, PAGE_SIZE, PagingMode
 from paravirt_mm.machine.ranges import RangeSet
@@ -45,6 +46,17 @@ class Inspection:
     dropped: int
 
 
+def limits_for(dump: Dump) -> Limits:
+    """Return limits for the tables in a dump. Each page can be one table; some are shared by many
+    parents, but not by so many that they are visited more than a few times on the average.
+    """
+    pages = sum(segment.end - segment.start for segment in dump.segments) // PAGE_SIZE
+    usual = Limits()
+    return Limits(
+        tables=min(usual.tables, 4 * pages + 4096), runs=min(usual.runs, 2048 * pages + 4096)
+    )
+
+
 def inspect(
     memory: PhysicalMemory,
     root: int,
@@ -52,7 +64,12 @@ def inspect(
     cpu: Cpu | None = None,
     limits: Limits | None = None,
 ) -> Inspection:
-    """Walk the tables below ``root`` and work out their figures."""
+    """Walk the tables below ``root`` and work out their figures.
+
+    Without ``limits`` the size of a `Dump` decides how many tables it can have.
+    """
+    if limits is None and isinstance(memory, Dump):
+        limits = limits_for(memory)
     everything = walk(memory, root, mode, cpu, limits)
     direct = find_direct_map(everything)
     figures = None

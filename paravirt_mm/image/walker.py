@@ -192,6 +192,15 @@ class _Level:
         )
 
 
+def _joined(parts: list[_Level]) -> _Level:
+    return _Level(
+        *(
+            np.concatenate([getattr(part, name) for part in parts], axis=-1)
+            for name in ("address", "virtual", "rights", "path")
+        )
+    )
+
+
 class _Walker:
     def __init__(
         self, memory: PhysicalMemory, entry_format: EntryFormat, cpu: Cpu, limits: Limits
@@ -220,12 +229,15 @@ class _Walker:
         for number in range(self.mode.root_level, 0, -1):
             self.tables[number] = np.unique(level.address)
             self.places[number] = level.address, level.virtual
-            parts = [
-                self._visit(number, level.part(start, start + _CHUNK))
-                for start in range(0, max(1, len(level.address)), _CHUNK)
-            ]
+            below: list[_Level] = []
+            room = self.limits.tables - self.visits - len(level.address)
+            for start in range(0, max(1, len(level.address)), _CHUNK):
+                found = self._visit(number, level.part(start, start + _CHUNK))
+                # Chunk by chunk: four pages can refer to more tables than memory holds.
+                below.append(self._bounded(number, found, room))
+                room -= len(found.address)
             if number > 1:
-                level = self._bounded(number - 1, parts)
+                level = _joined(below)
         return Walk(
             mode=self.mode,
             runs=self._collected(),
@@ -410,25 +422,21 @@ class _Walker:
         fine = ~loops
         return _Level(address[fine], found.virtual[fine], found.rights[fine], path[:, fine])
 
-    def _bounded(self, level: int, parts: list[_Level]) -> _Level:
-        """Join what the chunks of a level refer to, within the limit of tables."""
-        joined = _Level(
-            *(
-                np.concatenate([getattr(part, name) for part in parts], axis=-1)
-                for name in ("address", "virtual", "rights", "path")
+    def _bounded(self, level: int, found: _Level, room: int) -> _Level:
+        """Return what a chunk of a level refers to, as far as there is room for more tables."""
+        if len(found.address) <= room:
+            return found
+        if room >= 0:  # the first time
+            self._find(
+                "limit",
+                level,
+                int(found.virtual[room]),
+                int(found.address[room]),
+                f"the tree has more than {self.limits.tables} tables; the rest was not visited",
             )
-        )
-        room = max(0, self.limits.tables - self.visits)
-        if len(joined.address) <= room:
-            return joined
-        self._find(
-            "limit",
-            level + 1,
-            int(joined.virtual[room]),
-            int(joined.address[room]),
-            f"the tree has more than {self.limits.tables} tables; the rest was not visited",
-        )
-        return joined.part(0, room)
+        kept = found.part(0, max(0, room))
+        # A slice would hold on to all of the array.
+        return _Level(*(part.copy() for part in attrs.astuple(kept, recurse=False)))
 
     # -- leaf runs ----------------------------------------------------------------------------
 

@@ -7,6 +7,7 @@ import os
 import pickle
 import re
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -152,6 +153,41 @@ def test_our_errors_survive_the_journey(error: Exception) -> None:
     assert type(again) is type(error)
     assert str(again) == str(error)
     assert vars(again) == vars(error)
+
+
+def test_what_it_started_ends_with_it(tmp_path: Path) -> None:
+    """A plugin's emulator does not outlive a scenario that was stopped."""
+    note = tmp_path / "pid"
+
+    def work() -> None:
+        process = subprocess.Popen(["sleep", "60"])
+        note.write_text(str(process.pid))
+        time.sleep(60)
+
+    with pytest.raises(StoppedError):
+        call(work, limits=Limits(cpu=5, wall=1.5))
+    pid = int(note.read_text())
+    for _ in range(50):
+        if "Z" in _state(pid):
+            return
+        time.sleep(0.1)
+    raise AssertionError("it still runs")
+
+
+def _state(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+    except FileNotFoundError:
+        return "Z"
+
+
+def test_where_it_was_raised_is_told() -> None:
+    def deep() -> None:
+        raise ZeroDivisionError("x")
+
+    with pytest.raises(ZeroDivisionError) as caught:
+        call(deep)
+    assert "in deep" in "".join(caught.value.__notes__)
 
 
 def test_an_answer_that_cannot_travel_is_an_error() -> None:
