@@ -228,7 +228,7 @@ def test_32bit_kernels_begin_with_2_6_27() -> None:
         ("4.8", 6, 12, 6),
         ("5.11", 6, 12, 6),
         ("5.12", 8, 16, 6),
-        ("6.18", 8, 16, 6),
+        ("6.18", 8, 16, 8),
     ],
 )
 def test_brk_pages_of_a_release(kernel: str, plain: int, randomised: int, i386: int) -> None:

@@ -8,7 +8,9 @@ change: 3.13 (3.11 has not), 4.19 (4.18 has not), 5.12 (5.11 has not, 5.14 has).
 releases; what stable series took from later ones is in `BACKPORTS`.
 
 Source: arch/x86/mm/init.c (early_alloc_pgt_buf, memory_map_top_down, memory_map_bottom_up,
-get_new_step_size, split_mem_range, alloc_low_pages), mm/memblock.c (memblock_find_in_range_node).
+get_new_step_size, split_mem_range, alloc_low_pages), mm/memblock.c (memblock_find_in_range_node);
+6.16: "x86/mm/64: Make 5-level paging support unconditional" (INIT_PGD_PAGE_TABLES). Debian's 5.10,
+6.1, 6.12, 7.2 and 7.3 were booted with hundreds of maps: from 6.16 to 7.3 nothing else changed.
 """
 
 from __future__ import annotations
@@ -37,6 +39,7 @@ class BrkPages(StrEnum):
     SIX = "6"
     SIX_OR_TWELVE = "6; 12 with CONFIG_RANDOMIZE_MEMORY"
     EIGHT_OR_SIXTEEN = "8 (6 without a fifth level); 16 (12) with CONFIG_RANDOMIZE_MEMORY"
+    ALWAYS_FOUR_A_SET = "8; 16 with CONFIG_RANDOMIZE_MEMORY"
 
 
 class BottomUp(StrEnum):
@@ -97,6 +100,8 @@ class Change:
             return 6
         if self.brk is BrkPages.SIX_OR_TWELVE:
             return 3 * sets
+        if self.brk is BrkPages.ALWAYS_FOUR_A_SET:
+            return 4 * sets
         return (3 if mode.is_32bit else 4) * sets
 
     def panic(self, *, window_is_empty: bool, use_brk: bool) -> str:
@@ -112,6 +117,7 @@ class Change:
 _5, _6, _12, _16 = (
     BrkPages.FIVE, BrkPages.SIX, BrkPages.SIX_OR_TWELVE, BrkPages.EIGHT_OR_SIXTEEN
 )  # fmt: skip
+_FOUR = BrkPages.ALWAYS_FOUR_A_SET
 _LARGER, _ENOUGH = Growth.LARGER_STEP, Growth.MAPPED_ENOUGH
 _BEFORE, _AFTER = Promote.BEFORE_MERGE, Promote.AFTER_MERGE
 _NO, _ABOVE, _ANYWHERE = BottomUp.NO, BottomUp.ABOVE_KERNEL, BottomUp.ANYWHERE
@@ -138,6 +144,9 @@ CHANGES: tuple[Change, ...] = (
         "a further page a set for the fifth level (CONFIG_X86_5LEVEL)"),
     Change((6, 15), _16, _ENOUGH, _BEFORE, _ANYWHERE, _EXTEND, _TOP,
         "without a free large page mapping begins at the top"),
+    Change((6, 16), _FOUR, _ENOUGH, _BEFORE, _ANYWHERE, _EXTEND, _TOP,
+        "no CONFIG_X86_5LEVEL any more: the page for the fifth level is in every set, on 32 bits"
+        " too"),
 )  # fmt: skip
 
 
