@@ -28,7 +28,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("evidence",),
     ("comparison",),
     ("report", "verify"),
-    ("hunt", "sweep"),
+    ("hunt", "sweep", "view"),
     ("cli",),
     ("__main__",),
     ("",),  # the public names: they come from everywhere

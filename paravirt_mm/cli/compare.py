@@ -5,18 +5,16 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import click
 
 from paravirt_mm import offers
-from paravirt_mm.cli import reading
-from paravirt_mm.cli.choosing import brought_machine
-from paravirt_mm.cli.output import complain, emit, progress
+from paravirt_mm.cli.choosing import machines
+from paravirt_mm.cli.output import emit, progress
 from paravirt_mm.comparison import Row, compare
 from paravirt_mm.errors import ExitCode, InputError
-from paravirt_mm.machine.model import Machine
 from paravirt_mm.measure.figures import FIGURES
 from paravirt_mm.printable import printable
 from paravirt_mm.registry import Registry, default_registry
@@ -62,23 +60,6 @@ def _writer(style: str, registry: Registry) -> Callable[[Sequence[Row]], str] | 
         return lambda rows: brought[style]([row.as_record() for row in rows])
     known = ", ".join([*_DATA_FORMATS, *brought, *tabulate_formats])
     raise click.BadParameter(f"{style!r}; there are: {known}", param_hint="--format")
-
-
-def _machines(
-    inputs: Sequence[str], boot: int | None, registry: Registry, problems: list[InputError]
-) -> Iterator[Machine]:
-    """Yield the machines; what cannot be read is reported at once, and the others go on."""
-    for name in inputs:
-        machine = brought_machine(name, registry)
-        if machine is not None:
-            yield machine
-            continue
-        for _, outcome in reading.machines([name], boot):
-            if isinstance(outcome, InputError):
-                problems.append(outcome)
-                complain(outcome)
-            else:
-                yield outcome
 
 
 @click.command(epilog="Columns are explained by `paravirt-mm figures`.")
@@ -129,7 +110,7 @@ def command(
     write = _writer(style, registry)
     problems: list[InputError] = []
     names = inputs or bundled_machines()
-    groups = compare(_machines(names, boot, registry, problems), allocators, backends, registry)
+    groups = compare(machines(names, boot, registry, problems), allocators, backends, registry)
     results = list(progress(groups, "comparing", len(names)))
     rows = [row for group in results for row in group]
     if write is not None:

@@ -1,0 +1,107 @@
+"""``paravirt-mm picture``: a memory map or a chart as SVG or PNG."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+
+from paravirt_mm.cli.choosing import machines
+from paravirt_mm.cli.output import emit, progress
+from paravirt_mm.errors import ExitCode, InputError
+from paravirt_mm.registry import default_registry
+from paravirt_mm.sources import bundled_machines
+from paravirt_mm.view.palette import Theme
+from paravirt_mm.view.survey import Subject, survey
+
+MAP = "map"
+CHARTS = ("difference", "guess", "flips", "low-memory", "hypercalls")
+_NEEDS_TEXT = "use a name that ends in .svg or .png"
+
+
+@click.command(epilog="Charts and PNG need the extra: pip install 'paravirt-mm[report]'.")
+@click.argument("inputs", metavar="[LOG|MACHINE]...", nargs=-1)
+@click.option(
+    "-o", "--output", required=True, type=click.Path(dir_okay=False, path_type=Path),
+    help="Where the picture is written; the name ends in .svg or .png.",
+)  # fmt: skip
+@click.option(
+    "-w", "--what", type=click.Choice([MAP, *CHARTS]), default=MAP, show_default=True,
+    help="The memory map of one machine, or a chart of all.",
+)  # fmt: skip
+@click.option("-a", "--allocator", "allocators", multiple=True, metavar="SPEC",
+              help="Allocator, with options. May be repeated.")  # fmt: skip
+@click.option("-b", "--backend", "backends", multiple=True, metavar="SPEC",
+              help="Backend. May be repeated.")  # fmt: skip
+@click.option(
+    "-t", "--theme", type=click.Choice(["light", "dark", "auto"]), default="light",
+    show_default=True, help="Paper; auto follows the reader's system (SVG maps only).",
+)  # fmt: skip
+@click.option("--linear", is_flag=True, help="A linear axis; the default is logarithmic.")
+@click.option("--boot", type=click.IntRange(1), help="Which boot of a log with several.")
+def command(
+    inputs: tuple[str, ...],
+    output: Path,
+    what: str,
+    allocators: tuple[str, ...],
+    backends: tuple[str, ...],
+    theme: str,
+    linear: bool,
+    boot: int | None,
+) -> int:
+    """Draw where the tables of a machine lie, or a chart of many machines.
+
+    \b
+    paravirt-mm picture lenovo-x230-8g -o map.svg
+    paravirt-mm picture -w difference -o difference.png
+    """
+    suffix = output.suffix.lower()
+    if suffix not in {".svg", ".png"}:
+        raise click.BadParameter(f"{output.name!r}: {_NEEDS_TEXT}", param_hint="--output")
+    if theme == Theme.AUTO and (what != MAP or suffix != ".svg"):
+        raise click.BadParameter("auto is for maps as SVG", param_hint="--theme")
+    if what == MAP and len(inputs) != 1:
+        raise click.BadParameter("a map is of one machine", param_hint="LOG|MACHINE")
+    registry = default_registry()
+    problems: list[InputError] = []
+    names = inputs or tuple(bundled_machines())
+    found = survey(
+        machines(names, boot, registry, problems),
+        allocators,
+        backends,
+        registry,
+    )
+    subjects = list(progress(found, "running", len(names)))
+    if not subjects:
+        return ExitCode.BAD_INPUT
+    _write(_drawn(subjects, what, Theme(theme), linear), output, png=suffix == ".png")
+    return ExitCode.BAD_INPUT if problems else ExitCode.OK
+
+
+def _drawn(subjects: Sequence[Subject], what: str, theme: Theme, linear: bool) -> str:
+    if what == MAP:
+        from paravirt_mm.view.memory_map import memory_map
+
+        subject = subjects[0]
+        scenes = [each.scene for each in subject.exhibits if each.scene.frames]
+        return memory_map(subject.machine, scenes, theme=theme, linear=linear)
+    from paravirt_mm.view.charts import drawings, svg
+
+    for drawing in drawings(subjects):
+        if drawing.name == what:
+            return svg(drawing, theme)
+    raise InputError(f"there is nothing to draw for {what!r} on these machines")
+
+
+def _write(picture: str, output: Path, *, png: bool) -> None:
+    if not png:
+        emit(picture, output)
+        return
+    from paravirt_mm.view.charts import png as rendered
+
+    data = rendered(picture)
+    try:
+        output.write_bytes(data)
+    except OSError as error:
+        raise InputError(f"cannot be written: {error.strerror}", str(output)) from error

@@ -1,0 +1,68 @@
+"""``paravirt-mm report``: everything that was compared, as one HTML page to look at."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from paravirt_mm.cli.choosing import machines
+from paravirt_mm.cli.output import emit, progress
+from paravirt_mm.errors import ExitCode, InputError
+from paravirt_mm.registry import default_registry
+from paravirt_mm.run import Outcome
+from paravirt_mm.sources import bundled_machines
+
+
+@click.command(epilog="Needs the extra: pip install 'paravirt-mm[report]'.")
+@click.argument("inputs", metavar="[LOG|MACHINE]...", nargs=-1)
+@click.option(
+    "-o", "--output", type=click.Path(dir_okay=False, path_type=Path), default=Path("report.html"),
+    show_default=True, help="Where the page is written.",
+)  # fmt: skip
+@click.option(
+    "-a", "--allocator", "allocators", multiple=True, metavar="SPEC",
+    help="Allocator, with options. May be repeated. [default: those of `compare`]",
+)  # fmt: skip
+@click.option(
+    "-b", "--backend", "backends", multiple=True, metavar="SPEC",
+    help="Backend, with options. May be repeated. [default: those of `compare`]",
+)  # fmt: skip
+@click.option(
+    "--boot", type=click.IntRange(1), help="Which boot of a log with several. [default: 1]"
+)
+def command(
+    inputs: tuple[str, ...],
+    output: Path,
+    allocators: tuple[str, ...],
+    backends: tuple[str, ...],
+    boot: int | None,
+) -> int:
+    """Write a report to look at: one HTML file that loads nothing and works from a mail
+    attachment.
+
+    It shows where every table lands in memory and how that comes about step by step, figures beside
+    a baseline, charts, verdicts, and where each machine comes from. Without LOG or MACHINE it is
+    about the machines of the package.
+    """
+    from paravirt_mm.view.page import page
+    from paravirt_mm.view.survey import survey
+
+    registry = default_registry()
+    problems: list[InputError] = []
+    names = inputs or tuple(bundled_machines())
+    found = survey(
+        machines(names, boot, registry, problems),
+        allocators,
+        backends,
+        registry,
+    )
+    subjects = list(progress(found, "running", len(names)))
+    if not subjects:
+        return ExitCode.BAD_INPUT
+    emit(page(subjects, registry), output)
+    size = output.stat().st_size
+    click.echo(f"{output}: {len(subjects)} machines, {size / 1e6:.2f} MB", err=True)
+    if any(each.row.outcome is Outcome.ERROR for one in subjects for each in one.exhibits):
+        return ExitCode.PLUGIN
+    return ExitCode.BAD_INPUT if problems else ExitCode.OK

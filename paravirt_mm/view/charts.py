@@ -1,0 +1,527 @@
+"""Charts of a comparison, drawn by Altair and turned into SVG or PNG without a browser.
+
+Needs the extra ``report``. Colours are those of `paravirt_mm.view.palette`; a chart for a page
+names them as CSS properties, so that it follows the page from light to dark.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import attrs
+
+from paravirt_mm.errors import ParavirtMmError
+from paravirt_mm.view.palette import Theme, colour
+from paravirt_mm.view.scene import MAX_NAME
+from paravirt_mm.view.story import bounded
+from paravirt_mm.view.survey import Exhibit, Subject, Total, short, totals
+
+if TYPE_CHECKING:
+    import altair as alt
+
+    AnyChart = alt.Chart | alt.LayerChart | alt.HConcatChart | alt.VConcatChart | alt.FacetChart
+
+Record = dict[str, Any]
+MAX_MACHINES = 40
+"""Machines that a chart names; of more, those with the most memory."""
+_SERIES = 6
+_LOW_LIMITS = (("tables_below_1m", "1M"), ("tables_below_16m", "16M"), ("tables_below_4g", "4G"))
+_KINDS = ("hypercalls_mmu_update", "hypercalls_update_va_mapping", "hypercalls_mmuext_op")
+
+
+@attrs.frozen
+class Drawing:
+    """A chart that can be drawn: its name for commands, title, what it shows, data and drawer.
+
+    ``draw`` gets the drawing, a theme and whether there is little room. ``allocators`` are all that
+    were compared, in their order: a colour stands for the same one in every chart.
+    """
+
+    name: str
+    title: str
+    caption: str
+    records: tuple[Record, ...]
+    draw: Callable[[Drawing, Theme, bool], Any]
+    allocators: tuple[str, ...]
+
+
+def drawings(subjects: Sequence[Subject]) -> list[Drawing]:
+    """Return the charts for which there is something to draw, the most telling one first."""
+    shown = sorted(subjects, key=lambda each: -each.machine.memory_map.ram_pages().total)
+    shown = shown[:MAX_MACHINES]
+    everyone = (short(each.row.allocator) for subject in subjects for each in subject.exhibits)
+    allocators = tuple(dict.fromkeys(everyone))
+    found = [
+        Drawing(
+            "difference",
+            "What each allocator costs",
+            "Sums over the machines on which every allocator comes to a good end.",
+            tuple(_difference(totals(subjects))),
+            _draw_difference,
+            allocators,
+        ),
+        Drawing(
+            "guess",
+            "Pages set aside for tables, and used, by size of the machine",
+            "A line joins what was set aside (ring) with what became tables (dot); allocators that "
+            "set nothing aside are not here.",
+            tuple(_guesses(subjects)),
+            _draw_guesses,
+            allocators,
+        ),
+        Drawing(
+            "flips",
+            "Status changes for each table in use",
+            "One is the floor where pages are typed; more means that pages went back and forth.",
+            tuple(_flips(shown)),
+            _draw_flips,
+            allocators,
+        ),
+        Drawing(
+            "low-memory",
+            "Low memory taken by tables",
+            "The most that tables take there on any one machine.",
+            tuple(_low_memory(subjects)),
+            _draw_low_memory,
+            allocators,
+        ),
+        Drawing(
+            "hypercalls",
+            "Hypercalls by kind, for each table in use",
+            "Sums over the machines on which every allocator comes to a good end.",
+            tuple(_hypercalls(subjects)),
+            _draw_hypercalls,
+            allocators,
+        ),
+    ]
+    return [drawing for drawing in found if drawing.records]
+
+
+def svg(drawing: Drawing, theme: Theme = Theme.LIGHT, *, narrow: bool = False) -> str:
+    """Return a chart as SVG text. Raises `ParavirtMmError` where the extra is not installed."""
+    converter = _library("vl_convert")
+    chart = drawing.draw(drawing, theme, narrow)
+    text: str = converter.vegalite_to_svg(_styled(chart, theme).to_dict(), vl_version=_vega_lite())
+    return _slimmed(text)
+
+
+_FONT = "Arial, 'Liberation Sans', Helvetica, sans-serif"
+_INVISIBLE = re.compile(r'<path class="foreground"[^>]* display="none"/>')
+
+
+def _slimmed(picture: str) -> str:
+    """Return a chart without what nobody sees, and with its font said once."""
+    font = f' font-family="{_FONT}"'
+    shorter = _INVISIBLE.sub("", picture).replace(font, "")
+    return shorter.replace("<svg ", f"<svg{font} ", 1)
+
+
+def png(picture: str, scale: float = 2) -> bytes:
+    """Return SVG text as PNG. Raises `ParavirtMmError` where the extra is not installed."""
+    converter = _library("vl_convert")
+    data: bytes = converter.svg_to_png(picture, scale=scale)
+    return data
+
+
+def _library(name: str) -> Any:
+    from importlib import import_module
+
+    try:
+        return import_module(name)
+    except ImportError as error:
+        raise ParavirtMmError(
+            "charts and PNG need Altair and vl-convert: pip install 'paravirt-mm[report]'"
+        ) from error
+
+
+def _vega_lite() -> str:
+    version: str = _library("altair").SCHEMA_VERSION
+    return ".".join(version.removeprefix("v").split(".")[:2])
+
+
+# -- data ---------------------------------------------------------------------------------------
+
+
+def _who(each: Exhibit) -> Record:
+    return {"allocator": short(each.row.allocator), "backend": short(each.row.backend)}
+
+
+def _difference(sums: Sequence[Total]) -> list[Record]:
+    found: list[Record] = []
+    for total in sums:
+        shared = {"allocator": total.allocator, "backend": total.backend}
+        numbers = (
+            ("pages set aside in vain", total.waste),
+            ("status changes in vain", total.flips_wasted),
+            ("KiB of tables below 16M", total.below_16m >> 10),
+        )
+        found += [{**shared, "what": what, "value": value} for what, value in numbers]
+    return found if any(total.machines for total in sums) else []
+
+
+def _guesses(subjects: Sequence[Subject]) -> list[Record]:
+    return [
+        {
+            **_who(each),
+            "machine": bounded(subject.machine.name, MAX_NAME),
+            "ram_gib": round(subject.machine.memory_map.ram_pages().total / (1 << 30), 3),
+            "reserved": each.row.figures["reserved"],
+            "used": each.row.figures["used"],
+        }
+        for subject in subjects
+        for each in subject.exhibits
+        if each.row.figures.get("reserved")
+    ]
+
+
+def _flips(subjects: Sequence[Subject]) -> list[Record]:
+    return [
+        {
+            **_who(each),
+            "machine": bounded(subject.machine.name, MAX_NAME),
+            "flips_per_table": each.row.figures["flips_per_table"],
+        }
+        for subject in subjects
+        for each in subject.exhibits
+        if each.ok and each.row.figures.get("flips")
+    ]
+
+
+def _low_memory(subjects: Sequence[Subject]) -> list[Record]:
+    exhibits = [each for subject in subjects for each in subject.exhibits if each.ok]
+    keys = dict.fromkeys((each.row.allocator, each.row.backend) for each in exhibits)
+    return [
+        {
+            **_who(mine[0]),
+            "below": words,
+            "kib": max((each.row.figures.get(name) or 0) for each in mine) >> 10,
+        }
+        for key in keys
+        for name, words in _LOW_LIMITS
+        if (mine := [each for each in exhibits if (each.row.allocator, each.row.backend) == key])
+    ]
+
+
+def _hypercalls(subjects: Sequence[Subject]) -> list[Record]:
+    good: list[Exhibit] = []
+    for subject in subjects:
+        for backend in dict.fromkeys(each.row.backend for each in subject.exhibits):
+            group = [each for each in subject.exhibits if each.row.backend == backend]
+            if all(each.ok for each in group):
+                good += [each for each in group if each.row.figures.get("hypercalls")]
+    keys = dict.fromkeys((each.row.allocator, each.row.backend) for each in good)
+    found: list[Record] = []
+    for key in keys:
+        mine = [each for each in good if (each.row.allocator, each.row.backend) == key]
+        tables = sum(each.row.figures["tables"] for each in mine)
+        for kind in _KINDS:
+            calls = sum(each.row.figures.get(kind) or 0 for each in mine)
+            found.append(
+                {
+                    **_who(mine[0]),
+                    "kind": kind.removeprefix("hypercalls_"),
+                    "calls": calls,
+                    "calls_per_table": round(calls / tables, 4) if tables else 0,
+                }
+            )
+    return found
+
+
+# -- drawing ------------------------------------------------------------------------------------
+
+
+def _styled(chart: AnyChart, theme: Theme) -> AnyChart:
+    ink, muted, line = (colour(name, theme) for name in ("ink", "muted", "line"))
+    text = {"labelFontSize": 12, "titleFontSize": 12, "titleFontWeight": "normal"}
+    configured: AnyChart = chart.configure(
+        background="transparent" if theme is Theme.PAGE else colour("paper", theme),
+        font=_FONT,
+        view={"stroke": None},
+        axis={
+            "labelColor": ink,
+            "titleColor": muted,
+            "gridColor": line,
+            "domainColor": line,
+            "tickColor": line,
+            **text,
+            "labelLimit": 240,
+        },
+        legend={
+            "labelColor": ink,
+            "titleColor": muted,
+            **text,
+            "labelLimit": 260,
+        },
+        title={"color": ink, "fontSize": 13, "anchor": "start", "fontWeight": 600},
+        header={
+            "labelColor": ink,
+            "titleColor": muted,
+            "labelFontSize": 12,
+            "labelFontWeight": 600,
+        },
+    )
+    return configured
+
+
+def _data(records: Sequence[Mapping[str, Any]]) -> alt.Data:
+    data: alt.Data = _library("altair").Data(values=[dict(record) for record in records])
+    return data
+
+
+def _room(names: Sequence[str]) -> float:
+    """Return the room that names need beside an axis, whatever font the reader has."""
+    return 7.2 * max(map(len, names), default=0) + 10
+
+
+def _order(records: Sequence[Record], name: str) -> list[str]:
+    return list(dict.fromkeys(record[name] for record in records))
+
+
+def _colours(names: Sequence[str], theme: Theme) -> alt.Scale:
+    shades = [colour(f"series{n % _SERIES + 1}", theme) for n in range(len(names))]
+    scale: alt.Scale = _library("altair").Scale(domain=list(names), range=shades)
+    return scale
+
+
+def _draw_difference(drawing: Drawing, theme: Theme, narrow: bool) -> AnyChart:
+    """Bars of one column each for what is wasted, and under which platform, with their numbers."""
+    records = drawing.records
+    alt = _library("altair")
+    whats, backends = _order(records, "what"), _order(records, "backend")
+    tops = {what: max(r["value"] for r in records if r["what"] == what) for what in whats}
+    columns = [
+        (what, backend, mine)
+        for what in whats
+        for backend in backends
+        if (mine := [r for r in records if r["what"] == what and r["backend"] == backend])
+        and max(r["value"] for r in mine) > _NEGLIGIBLE * tops[what]
+    ] or [(whats[0], backends[0], [r for r in records if r["what"] == whats[0]][: len(records)])]
+    a_row = 2 if narrow else len(columns)
+    panels = [
+        _panel(what, backend, mine, max(tops[what], 1), theme, narrow, names=number % a_row == 0)
+        for number, (what, backend, mine) in enumerate(columns)
+    ]
+    rows = [
+        alt.hconcat(*panels[first : first + a_row], spacing=8 if narrow else 18)
+        for first in range(0, len(panels), a_row)
+    ]
+    joined: AnyChart = alt.vconcat(*rows, spacing=10)
+    return joined
+
+
+_NEGLIGIBLE = 0.01
+"""A column whose bars are all below this share of the longest one would show nothing."""
+
+
+def _panel(
+    what: str,
+    backend: str,
+    records: Sequence[Record],
+    top: int,
+    theme: Theme,
+    narrow: bool,
+    names: bool,
+) -> AnyChart:
+    """Return one column of bars. Its scale is that of both platforms: little looks little."""
+    alt = _library("altair")
+    order = _order(records, "allocator")
+    base = alt.Chart(_data(records)).encode(
+        y=alt.Y(
+            "allocator:N",
+            sort=order,
+            title=None,
+            axis=alt.Axis(
+                ticks=False,
+                domain=False,
+                labels=names,
+                labelPadding=6,
+                labelFontSize=11 if narrow else 12,
+                minExtent=_room(order) - 8 * narrow if names else 0,
+            ),
+        )
+    )
+    room = 1.9 if narrow else 1.45
+    bad, good, ink = (colour(name, theme) for name in ("bad", "good", "ink"))
+    bars = base.mark_bar(height=12 if narrow else 16).encode(
+        x=alt.X("value:Q", axis=None, scale=alt.Scale(domain=[0, top * room])),
+        color=alt.condition("datum.value > 0", alt.value(bad), alt.value(good)),
+    )
+    words = base.mark_text(align="left", dx=4, fontSize=11 if narrow else 12).encode(
+        x=alt.X("value:Q", axis=None),
+        text=alt.Text("value:Q", format=",d"),
+        color=alt.condition("datum.value > 0", alt.value(ink), alt.value(good)),
+    )
+    lines = _capital(what).rsplit(" ", 2)
+    title = alt.TitleParams(
+        text=[lines[0], " ".join(lines[1:])] if narrow else _capital(what),
+        subtitle=f"under {backend}",
+        subtitleColor=colour("muted", theme),
+        fontSize=11 if narrow else 13,
+    )
+    chart: AnyChart = alt.layer(bars, words).properties(
+        width=102 if narrow else 195, height=(19 if narrow else 26) * len(order), title=title
+    )
+    return chart
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
+def _draw_guesses(drawing: Drawing, theme: Theme, narrow: bool) -> AnyChart:
+    records = drawing.records
+    alt = _library("altair")
+    scale = _colours(drawing.allocators, theme)
+    x = alt.X(
+        "ram_gib:Q",
+        scale=alt.Scale(type="log", nice=False, padding=12),
+        title="RAM (logarithmic)",
+        axis=alt.Axis(grid=False, values=[4.0**n for n in range(-3, 9)], labelExpr=_GIB_LABELS),
+    )
+    up = alt.Scale(type="symlog", constant=1)
+    base = alt.Chart().encode(
+        x=x, color=alt.Color("allocator:N", scale=scale, legend=_legend("allocator", narrow))
+    )
+    title = "pages (logarithmic)"
+    ticks = alt.Axis(values=[0, 1, 10, 100, 1000, 10_000, 100_000, 1_000_000], labelExpr=_PAGES)
+    join = base.mark_rule(strokeWidth=1.5, opacity=0.6).encode(
+        y=alt.Y("reserved:Q", scale=up, title=title, axis=ticks), y2="used:Q"
+    )
+    rings = base.mark_point(size=60, strokeWidth=1.8).encode(
+        y=alt.Y("reserved:Q", scale=up, title=title, axis=ticks)
+    )
+    dots = base.mark_point(size=42, filled=True, opacity=1).encode(
+        y=alt.Y("used:Q", scale=up, title=title, axis=ticks)
+    )
+    width = 250 if narrow else 330
+    layered = alt.layer(join, rings, dots, data=_data(records)).properties(width=width, height=230)
+    return _by_backend(layered, records, narrow)
+
+
+def _by_backend(chart: Any, records: Sequence[Record], narrow: bool) -> AnyChart:
+    """Put one chart a backend side by side, or above each other where there is little room."""
+    alt = _library("altair")
+    backends = _order(records, "backend")
+    facet = alt.Facet(
+        "backend:N",
+        sort=backends,
+        title=None,
+        header=alt.Header(labelExpr="'under ' + datum.value"),
+    )
+    result: AnyChart = chart.facet(facet=facet, columns=1 if narrow else 2)
+    return result
+
+
+def _legend(title: str, narrow: bool) -> Any:
+    return _library("altair").Legend(
+        title=title, orient="top", columns=1 if narrow else 4, symbolOpacity=1, columnPadding=32
+    )
+
+
+def _draw_flips(drawing: Drawing, theme: Theme, narrow: bool) -> AnyChart:
+    records = drawing.records
+    alt = _library("altair")
+    machines = _order(records, "machine")
+    largest = max(record["flips_per_table"] for record in records)
+    chart = (
+        alt.Chart(_data(records))
+        .mark_point(size=64, strokeWidth=2, filled=False)
+        .encode(
+            y=alt.Y(
+                "machine:N",
+                sort=machines,
+                title=None,
+                axis=alt.Axis(grid=True, minExtent=_room(machines)),
+            ),
+            x=alt.X(
+                "flips_per_table:Q",
+                title="status changes a table",
+                scale=alt.Scale(domain=[min(1, largest), max(largest * 1.05, 1.2)], padding=14),
+                axis=alt.Axis(format=".1f", tickCount=6, grid=False),
+            ),
+            color=alt.Color(
+                "allocator:N",
+                scale=_colours(drawing.allocators, theme),
+                legend=_legend("allocator", narrow),
+            ),
+            shape=alt.Shape(
+                "allocator:N", scale=alt.Scale(domain=list(drawing.allocators)), legend=None
+            ),
+        )
+        .properties(width=180 if narrow else 560, height=21 * len(machines))
+    )
+    result: AnyChart = chart
+    return result
+
+
+def _draw_low_memory(drawing: Drawing, theme: Theme, narrow: bool) -> AnyChart:
+    records = drawing.records
+    alt = _library("altair")
+    shown = [{**record, "below": f"below {record['below']}"} for record in records]
+    order = _order(shown, "allocator")
+    base = alt.Chart(_data(shown)).encode(
+        y=alt.Y(
+            "allocator:N",
+            sort=order,
+            title=None,
+            axis=alt.Axis(ticks=False, domain=False, minExtent=_room(order)),
+        ),
+        yOffset=alt.YOffset("below:N", sort=_order(shown, "below")),
+    )
+    scale = alt.Scale(type="symlog", constant=4)
+    ticks = alt.Axis(values=[0, 16, 256, 4096, 65536, 1048576], grid=True, labelExpr=_KIB_LABELS)
+    bars = base.mark_bar().encode(
+        x=alt.X("kib:Q", scale=scale, title="memory (logarithmic)", axis=ticks),
+        color=alt.Color(
+            "below:N",
+            sort=_order(shown, "below"),
+            legend=_legend("tables", narrow),
+            scale=_colours(_order(shown, "below"), theme),
+        ),
+    )
+    chart = bars.properties(width=170 if narrow else 300, height=42 * len(order))
+    return _by_backend(chart, shown, narrow)
+
+
+_PAGES = "datum.value >= 1000 ? datum.value / 1000 + 'k' : datum.value"
+_GIB_LABELS = (
+    "datum.value >= 1024 ? datum.value / 1024 + 'T'"
+    " : datum.value >= 1 ? datum.value + 'G' : datum.value * 1024 + 'M'"
+)
+_KIB_LABELS = (
+    "datum.value >= 1048576 ? datum.value / 1048576 + 'G'"
+    " : datum.value >= 1024 ? datum.value / 1024 + 'M'"
+    " : datum.value ? datum.value + 'K' : '0'"
+)
+
+
+def _draw_hypercalls(drawing: Drawing, theme: Theme, narrow: bool) -> AnyChart:
+    records = drawing.records
+    alt = _library("altair")
+    kinds, order = _order(records, "kind"), _order(records, "allocator")
+    chart = (
+        alt.Chart(_data([{**r, "place": kinds.index(r["kind"])} for r in records]))
+        .mark_bar(height=18)
+        .encode(
+            y=alt.Y(
+                "allocator:N",
+                sort=order,
+                title=None,
+                axis=alt.Axis(ticks=False, domain=False, minExtent=_room(order)),
+            ),
+            x=alt.X(
+                "calls_per_table:Q",
+                title="hypercalls for each table in use",
+                axis=alt.Axis(tickCount=5),
+            ),
+            color=alt.Color(
+                "kind:N", sort=kinds, legend=_legend("kind", narrow), scale=_colours(kinds, theme)
+            ),
+            order="place:Q",
+        )
+        .properties(width=180 if narrow else 560, height=28 * len(order))
+    )
+    result: AnyChart = chart
+    return result

@@ -1,0 +1,338 @@
+"""What there is to see of a run: where everything lies in memory, and what each step changes.
+
+A `Scene` is derived from a run's trace alone. It is made of plain numbers and bounded texts, so
+that it can be drawn, or written into a page as JSON, whatever the machine: ranges are bytes with
+exclusive ends, runs of tables are pages.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from enum import IntEnum
+from functools import singledispatchmethod
+from itertools import pairwise
+
+import attrs
+
+from paravirt_mm.engine.pages import PageRun
+from paravirt_mm.engine.tables import Batch
+from paravirt_mm.engine.trace import (
+    Event,
+    MadeReadonly,
+    RangeMapped,
+    RootActivated,
+    RunStarted,
+    SurplusReleased,
+    TablesAllocated,
+    TablesAttached,
+    TablesPinned,
+    TablesReserved,
+)
+from paravirt_mm.machine.model import Machine, Span
+from paravirt_mm.machine.paging import GIB, MIB, PAGE_SHIFT
+from paravirt_mm.machine.ranges import RangeSet
+from paravirt_mm.run import Run
+from paravirt_mm.view.story import Chapter, bounded, chapters, count_text, merged
+
+LINES: tuple[tuple[int, str], ...] = (
+    (MIB, "1M"),
+    (16 * MIB, "16M"),
+    (896 * MIB, "896M"),
+    (4 * GIB, "4G"),
+)
+"""Where low memory ends, for whom: real mode, ISA DMA, 32-bit lowmem, 32-bit DMA."""
+
+MAX_FRAMES = 64
+"""Steps that are kept apart; of a longer run those in the middle become one frame."""
+MAX_RANGES = 400
+"""Ranges of one kind that are kept apart in a frame; more are joined across their smallest gaps."""
+MAX_UPPER = 300
+"""Tables above L1 in a batch up to which each run of tables of a level is kept apart."""
+MIXED = 0
+"""The level of a run that holds tables of several levels."""
+MAX_NAME = 80
+"""Longest name, in characters."""
+
+
+class Status(IntEnum):
+    """What the platform makes of a table."""
+
+    BUILT = 0
+    """Filled, or being filled; nothing refers to it."""
+    READONLY = 1
+    """Mapped without RW, not yet known to the hypervisor as a table."""
+    PINNED = 2
+    """Checked, and kept as a table by an explicit pin."""
+    VALIDATED = 3
+    """Checked, because a parent or CR3 refers to it."""
+    ATTACHED = 4
+    """Part of the tree, on a platform that does not type pages."""
+
+
+@attrs.frozen
+class TableBlock:
+    """``count`` page-table pages of ``level`` (`MIXED`: several) from pfn ``low`` upward."""
+
+    batch: int
+    level: int
+    low: int
+    count: int
+
+
+@attrs.frozen
+class StatusChange:
+    """Tables of ``level`` of a batch (`MIXED`: of every level) have ``status`` from now on."""
+
+    batch: int
+    level: int
+    status: Status
+
+
+@attrs.frozen
+class Frame:
+    """What one step changed, and the words for it.
+
+    ``mapped`` holds (start, end, level of the entries); ``reserved`` and ``released`` the bytes
+    that were set aside for tables and given back; ``switched`` tells that the boot tables are
+    obsolete.
+    """
+
+    chapter: Chapter
+    mapped: tuple[tuple[int, int, int], ...] = ()
+    tables: tuple[TableBlock, ...] = ()
+    changes: tuple[StatusChange, ...] = ()
+    reserved: tuple[Span, ...] = ()
+    released: tuple[Span, ...] = ()
+    switched: bool = False
+
+
+@attrs.frozen
+class Scene:
+    """A run to look at.
+
+    ``placed`` names what lies in memory before the first step, ``premapped`` what of the direct map
+    exists by then.
+    """
+
+    allocator: str
+    backend: str
+    placed: tuple[tuple[str, Span], ...]
+    premapped: tuple[Span, ...]
+    boot_tables: tuple[Span, ...]
+    promised: tuple[Span, ...]
+    frames: tuple[Frame, ...]
+
+    @property
+    def end(self) -> int:
+        """Where the highest thing to be seen ends, in bytes."""
+        ends = [high for _, high in self.promised]
+        ends += [high for _, (_, high) in self.placed]
+        return max(ends, default=0)
+
+    def reserved_unused(self) -> list[Span]:
+        """Return what was set aside for tables and did not become any, in bytes."""
+        held = RangeSet(span for frame in self.frames for span in frame.reserved)
+        tables = RangeSet(
+            (block.low << PAGE_SHIFT, block.low + block.count << PAGE_SHIFT)
+            for frame in self.frames
+            for block in frame.tables
+        )
+        return list(held.difference(tables))
+
+    def tables(self) -> Iterator[TableBlock]:
+        """Yield every run of tables."""
+        for frame in self.frames:
+            yield from frame.tables
+
+
+def placed(machine: Machine) -> tuple[tuple[str, Span], ...]:
+    """Return what a machine's log says of places: kernel, brk, initrd."""
+    kernel = machine.kernel
+    parts = [("kernel", (kernel.start, kernel.end)), ("brk", (kernel.brk_start, kernel.brk_end))]
+    if machine.initrd is not None:
+        parts.append(("initrd", machine.initrd))
+    return tuple((name, span) for name, span in parts if span[0] < span[1])
+
+
+def scene(run: Run) -> Scene:
+    """Return what there is to see of a run; a run that failed at once has no frames."""
+    start = next((event for event in run.trace if isinstance(event, RunStarted)), None)
+    told = chapters(run)
+    events = list(run.trace)
+    frames = [_frame(chapter, events[chapter.first : chapter.last + 1], start) for chapter in told]
+    return Scene(
+        allocator=str(run.allocator),
+        backend=str(run.backend),
+        placed=_placed_by_platform(start) if start else placed(run.machine),
+        premapped=tuple(merged(start.boot.direct_mapped)) if start else (),
+        boot_tables=tuple(merged(start.boot.boot_tables)) if start else (),
+        promised=tuple(thinned(start.promised)) if start else (),
+        frames=tuple(_bounded_frames(frames)),
+    )
+
+
+def _placed_by_platform(start: RunStarted) -> tuple[tuple[str, Span], ...]:
+    """Return what lies in memory before the first step: the platform's own names go first."""
+    if not start.boot.places:
+        kernel = start.boot.kernel_of(start.machine)
+        return placed(attrs.evolve(start.machine, kernel=kernel))
+    kernel = start.boot.kernel_of(start.machine)
+    named = [(bounded(name, MAX_NAME).rstrip(":"), span) for name, span in start.boot.places[:24]]
+    if kernel.brk_start < kernel.brk_end:
+        named.append(("brk", (kernel.brk_start, kernel.brk_end)))
+    return tuple(named)
+
+
+def _frame(chapter: Chapter, events: Sequence[Event], start: RunStarted | None) -> Frame:
+    taker = _Taker(typed=bool(start and start.boot.typed))
+    for event in events:
+        taker.take(event)
+    return Frame(
+        chapter=chapter,
+        mapped=tuple(
+            (low, high, level)
+            for level, spans in sorted(taker.mapped.items())
+            for low, high in thinned(spans)
+        ),
+        tables=tuple(taker.tables),
+        changes=tuple(dict.fromkeys(taker.changes)),
+        reserved=tuple(thinned(taker.reserved)),
+        released=tuple(thinned(taker.released)),
+        switched=taker.switched,
+    )
+
+
+class _Taker:
+    """Takes the events of one frame, and keeps what can be drawn."""
+
+    def __init__(self, *, typed: bool) -> None:
+        self._typed = typed
+        self.mapped: dict[int, list[Span]] = {}
+        self.tables: list[TableBlock] = []
+        self.changes: list[StatusChange] = []
+        self.reserved: list[Span] = []
+        self.released: list[Span] = []
+        self.switched = False
+
+    @singledispatchmethod
+    def take(self, event: Event) -> None:
+        """Keep what can be drawn of an event; of most there is nothing."""
+
+    @take.register
+    def _(self, event: RangeMapped) -> None:
+        leaves = event.leaves
+        self.mapped.setdefault(leaves.level, []).append((leaves.start, leaves.end))
+
+    @take.register
+    def _(self, event: TablesReserved) -> None:
+        self.reserved += [run.span for run in event.pages]
+
+    @take.register
+    def _(self, event: SurplusReleased) -> None:
+        self.released += [run.span for run in event.pages]
+
+    @take.register
+    def _(self, event: TablesAllocated) -> None:
+        self.tables += blocks(event.batch)
+
+    @take.register
+    def _(self, event: MadeReadonly) -> None:
+        self._change(event.batch, (MIXED,), Status.READONLY)
+
+    @take.register
+    def _(self, event: TablesPinned) -> None:
+        self._change(event.batch, event.cost.pinned, Status.PINNED)
+
+    @take.register
+    def _(self, event: TablesAttached) -> None:
+        if self._typed:
+            self._change(event.batch, (level for level, _ in event.validated), Status.VALIDATED)
+        else:
+            self._change(event.batch, (MIXED,), Status.ATTACHED)
+
+    @take.register
+    def _(self, event: RootActivated) -> None:
+        if event.batch is not None:
+            self.switched = True
+            status = Status.PINNED if event.cost.pinned else Status.ATTACHED
+            self._change(event.batch, event.cost.pinned or (MIXED,), status)
+
+    def _change(self, batch: Batch, levels: Iterable[int], status: Status) -> None:
+        self.changes += [StatusChange(batch.index, level, status) for level in levels]
+
+
+def blocks(batch: Batch) -> Iterator[TableBlock]:
+    """Yield a batch's pages as runs of one level each; of a batch with very many tables above L1 as
+    runs of several levels.
+    """
+    upper = sum(count for level, count in batch.by_level.items() if level > 1)
+    if upper > MAX_UPPER or len(batch.pages) > MAX_RANGES:
+        for low, high in thinned(run.span for run in batch.runs):
+            yield TableBlock(batch.index, MIXED, low >> PAGE_SHIFT, (high - low) >> PAGE_SHIFT)
+        return
+    by_level: dict[int, list[Span]] = {}
+    for row in batch.walk_order():
+        by_level.setdefault(row.level, []).append(PageRun(row.pfn, row.count, row.step).span)
+    for level, spans in by_level.items():
+        for low, high in merged(spans):
+            yield TableBlock(batch.index, level, low >> PAGE_SHIFT, (high - low) >> PAGE_SHIFT)
+
+
+def thinned(spans: Iterable[Span], limit: int = MAX_RANGES) -> list[Span]:
+    """Return ranges sorted and joined; of more than ``limit`` the smallest gaps are closed."""
+    result = merged(spans)
+    if len(result) <= limit:
+        return result
+    gaps = sorted(
+        range(1, len(result)), key=lambda n: result[n][0] - result[n - 1][1], reverse=True
+    )
+    cuts = [0, *sorted(gaps[: limit - 1]), len(result)]
+    return [(result[first][0], result[last - 1][1]) for first, last in pairwise(cuts)]
+
+
+def _bounded_frames(frames: list[Frame]) -> list[Frame]:
+    """Return the frames; of too many, those in the middle as one."""
+    if len(frames) <= MAX_FRAMES:
+        return frames
+    head = MAX_FRAMES * 2 // 3
+    tail = MAX_FRAMES - head - 1
+    return [*frames[:head], _joined(frames[head:-tail]), *frames[-tail:]]
+
+
+def _joined(frames: list[Frame]) -> Frame:
+    first, last = frames[0].chapter, frames[-1].chapter
+    mapped: dict[int, list[Span]] = {}
+    for frame in frames:
+        for low, high, level in frame.mapped:
+            mapped.setdefault(level, []).append((low, high))
+    blocks_by_batch = [block for frame in frames for block in frame.tables]
+    batch = blocks_by_batch[0].batch if blocks_by_batch else 0
+    pages = thinned(
+        (block.low << PAGE_SHIFT, block.low + block.count << PAGE_SHIFT)
+        for block in blocks_by_batch
+    )
+    changes = [change for frame in frames for change in frame.changes]
+    return Frame(
+        chapter=Chapter(
+            number=first.number,
+            seed=first.seed,
+            title=f"steps {first.number} to {last.number}, together",
+            sentences=(
+                f"{count_text(len(frames), 'step')} that this picture does not keep apart; "
+                "`paravirt-mm run --trace` has each.",
+            ),
+            first=first.first,
+            last=last.last,
+        ),
+        mapped=tuple(
+            (low, high, level) for level, spans in mapped.items() for low, high in thinned(spans)
+        ),
+        tables=tuple(
+            TableBlock(batch, MIXED, low >> PAGE_SHIFT, (high - low) >> PAGE_SHIFT)
+            for low, high in pages
+        ),
+        changes=tuple(StatusChange(batch, MIXED, change.status) for change in changes[-1:]),
+        reserved=tuple(thinned(span for frame in frames for span in frame.reserved)),
+        released=tuple(thinned(span for frame in frames for span in frame.released)),
+        switched=any(frame.switched for frame in frames),
+    )

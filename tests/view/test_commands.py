@@ -1,0 +1,62 @@
+"""`report` and `picture` on the command line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+from click.testing import CliRunner, Result
+
+from paravirt_mm.cli.main import cli
+
+
+def run(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(cli, [str(each) for each in arguments], standalone_mode=False)
+
+
+def test_report_writes_one_file(tmp_path: Path) -> None:
+    path = tmp_path / "out.html"
+    result = run("report", "qemu-pae-320m", "-b", "native", "-o", path)
+    assert result.exception is None
+    text = path.read_text(encoding="utf-8")
+    assert text.startswith("<!doctype html>")
+    assert "qemu-pae-320m" in text
+    assert [each.name for each in tmp_path.iterdir()] == ["out.html"]
+
+
+def test_report_of_what_cannot_be_read(tmp_path: Path) -> None:
+    log = tmp_path / "nothing.txt"
+    log.write_text("no memory map in here\n")
+    result = run("report", log, "qemu-pae-320m", "-b", "native", "-o", tmp_path / "out.html")
+    assert result.return_value == 3
+    assert "nothing.txt" in result.output
+    assert (tmp_path / "out.html").exists()
+
+
+@pytest.mark.parametrize("theme", ["light", "dark", "auto"])
+def test_a_map_as_svg(tmp_path: Path, theme: str) -> None:
+    path = tmp_path / "map.svg"
+    assert run("picture", "qemu-pae-320m", "-o", path, "-t", theme, "--linear").exception is None
+    root = ElementTree.fromstring(path.read_text())  # noqa: S314 - our own picture
+    assert root.tag.endswith("svg")
+
+
+def test_a_map_and_a_chart_as_png(tmp_path: Path) -> None:
+    for name, what in (("map.png", "map"), ("guess.png", "guess")):
+        path = tmp_path / name
+        assert run("picture", "qemu-pae-320m", "-w", what, "-o", path).exception is None
+        assert path.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("qemu-pae-320m", "-o", "map.gif"),
+        ("-o", "map.svg"),
+        ("qemu-pae-320m", "-o", "map.png", "-t", "auto"),
+    ],
+)
+def test_wrong_usage_is_told(arguments: tuple[str, ...]) -> None:
+    result = run("picture", *arguments)
+    assert getattr(result.exception, "exit_code", None) == 2
