@@ -90,7 +90,11 @@ def build(
     `ContractBroken` where an answer cannot be acted on, and whatever a plugin raises.
     """
     events = [] if events is None else events
-    state = hooks.call("pvmm_boot_state", machine=machine)
+    try:
+        state = hooks.call("pvmm_boot_state", machine=machine)
+    except KernelPanic as panic:
+        events.append(Panicked(str(panic), panic.missing_tables))
+        return Trace(events)
     if isinstance(state, Refusal):
         events.append(OperationRejected(state.operation, state.code))
         return Trace(events)

@@ -20,6 +20,7 @@ import attrs
 
 from paravirt_mm import (
     API_VERSION,
+    ISA_END,
     MIB,
     PAGE_SHIFT,
     PAGE_SIZE,
@@ -30,25 +31,44 @@ from paravirt_mm import (
     DefaultSpec,
     EntryKind,
     EntryWrite,
+    KernelPanic,
     Machine,
+    MemoryMap,
     PageRun,
     RangeSet,
     Refusal,
     Span,
     SpecError,
+    Version,
     Way,
     align_down,
     align_up,
+    dotted,
     hookimpl,
     page_count,
     parse_release,
 )
-from paravirt_mm_xen.domain.collisions import Collision, find_collisions, handling, summary
+from paravirt_mm_xen.domain.builders import NEWEST, RELEASES as BUILDERS, Builders, builders_of
+from paravirt_mm_xen.domain.collisions import (
+    NO_RELEASE,
+    Collision,
+    Fate,
+    apart,
+    boots,
+    find_collisions,
+    handling,
+    releases_that_boot,
+    summary,
+)
 from paravirt_mm_xen.domain.layout import (
+    Arrangement,
     DomainKind,
+    Given,
     P2mPlace,
     Part,
-    arrange_machine,
+    TooLarge,
+    arrange,
+    first_allocation,
     loaded_kernel,
     static_tables,
     table_pages,
@@ -60,7 +80,7 @@ if TYPE_CHECKING:
 
     from paravirt_mm import Fact, Finding, LogLine, Run
 
-EINVAL = -22
+EINVAL, ENOMEM = -22, -12
 
 
 class TableEntries(StrEnum):
@@ -90,6 +110,9 @@ class Xen:
     table_entries
         How entries get into tables that are not handed over yet: ``hypercall`` as in Linux,
         ``store`` as the incremental design has it.
+    xen
+        The release of Xen, for example ``4.1``: what its builders do differently. Without it: what
+        the newest do.
     replay_limit
         Runs of guests up to this size (MiB of RAM) are replayed on the model of the hypervisor; 0:
         none.
@@ -101,6 +124,7 @@ class Xen:
     kernel: str | None = None
     p2m: P2mPlace = P2mPlace.AUTO
     table_entries: TableEntries = TableEntries.HYPERCALL
+    xen: str | None = None
     replay_limit: int = 512
 
     def __attrs_post_init__(self) -> None:
@@ -108,33 +132,69 @@ class Xen:
             handling(self._release or ())
         if not 0 <= self.replay_limit <= 4096:
             raise SpecError(f"replay_limit is {self.replay_limit}, not in 0..4096 MiB")
+        _builders(self.xen)
 
     @property
-    def _release(self) -> tuple[int, ...] | None:
+    def _release(self) -> Version | None:
         """The kernel's release as numbers. Raises `SpecError` where it is none."""
         return None if self.kernel is None else parse_release(self.kernel)
 
+    def _given(self, machine: Machine, release: Version | None) -> Given:
+        """Return what the builder is given for a domain that owns all RAM of a machine, with a
+        kernel of ``release`` (None: as before there were choices).
+        """
+        builders = _builders(self.xen)
+        by_guest = self.domain is DomainKind.DOMU
+        unmapped = builders.guest_unmapped_initrd if by_guest else builders.dom0_unmapped_initrd
+        high = builders.guest_high_p2m if by_guest else builders.dom0_high_p2m
+        p2m = self.p2m
+        if p2m is P2mPlace.AUTO and (release is not None or not high):
+            p2m = P2mPlace.HIGH if high and (release or ()) >= HIGH_P2M_SINCE else P2mPlace.INLINE
+        initrd = machine.initrd
+        return Given(
+            mode=machine.mode,
+            kernel=loaded_kernel(machine).span,
+            pages=(machine.memory_map.ram_pages().total - self._slack) // PAGE_SIZE,
+            initrd_bytes=initrd[1] - initrd[0] if initrd else 0,
+            initrd_mapped=not unmapped or (release or ()) < UNMAPPED_INITRD_SINCE,
+            p2m=p2m,
+            kind=self.domain,
+            builders=builders,
+            gbpages=machine.features.gbpages,
+        )
+
     @property
-    def _p2m_place(self) -> P2mPlace:
-        release = self._release
-        if self.p2m is P2mPlace.AUTO and release is not None:
-            return P2mPlace.HIGH if release >= HIGH_P2M_SINCE else P2mPlace.INLINE
-        return self.p2m
+    def _slack(self) -> int:
+        """Bytes at the end of the memory map behind which there is no memory."""
+        return _builders(self.xen).guest_slack if self.domain is DomainKind.DOMU else 0
 
     @hookimpl
     def pvmm_boot_state(self, machine: Machine) -> BootState | Refusal:
         """Say what the domain builder has mapped; its tables, grafted by Linux, begin the direct
         map.
+
+        A kernel that finds what it cannot move on something else than RAM panics.
         """
         mode = machine.mode
         if mode.name not in ("x86_64", "i386-pae"):
             return Refusal(f"domain builder: there are no PV guests with {mode.title}", EINVAL)
-        layout = arrange_machine(
-            machine,
-            self._p2m_place,
-            initrd_mapped=(self._release or ()) < UNMAPPED_INITRD_SINCE,
-            kind=self.domain,
-        )
+        try:
+            layout = arrange(self._given(machine, self._release))
+        except TooLarge as error:
+            return Refusal(f"domain builder: {error}", ENOMEM)
+        found = self._on_no_ram(machine, layout.places)
+        if self._release is not None:
+            fatal = [one for one in found if one.outcome(self._release) is Fate.PANIC]
+            if fatal:
+                raise KernelPanic(f"memory conflicts with E820 map: {', '.join(map(str, fatal))}")
+        elif found:
+            told = self._releases_that_boot(machine)
+            if told == NO_RELEASE:
+                return Refusal(f"domain builder: {found[0]}: {told}", EINVAL)
+        return self._boot_state(machine, layout)
+
+    def _boot_state(self, machine: Machine, layout: Arrangement) -> BootState:
+        mode = machine.mode
         end = layout.end
         kernel = loaded_kernel(machine)
         static = static_tables(mode, kernel, layout)
@@ -148,7 +208,12 @@ class Xen:
             level: ((0, align_up(end, mode.table_span(level))),)
             for level in range(1, mode.root_level)
         }
-        taken = RangeSet([static, *(span for _, span in layout.places)])
+        # The boot stack is free: the kernel has one of its own from its first instructions on.
+        taken = RangeSet([static])
+        taken.update(span for part, span in layout.places if part is not Part.BOOT_STACK)
+        if self._slack:
+            top = machine.memory_map.ram_pages().end
+            taken.add(top - self._slack, top)
         return BootState(
             mapped=tuple(mapped),
             max_pfn_mapped=limit >> PAGE_SHIFT,
@@ -251,7 +316,8 @@ class Xen:
     def pvmm_figures(self, run: Run) -> Mapping[str, int | float | str] | None:
         """Add columns: ``xen_model``, whether the model of the hypervisor accepts the run;
         ``hypercalls_clearing``, what Linux would spend on entries that stay empty (see `clears`);
-        ``dom0_collisions``, what of dom0 stands on something else than RAM.
+        ``dom0_collisions``, how many parts of dom0 stand on something else than RAM, and
+        ``dom0_stands_on``, which, and what Linux makes of it.
         """
         from paravirt_mm_xen.empty_entries import cleared_entries
 
@@ -263,9 +329,49 @@ class Xen:
             "hypercalls_clearing": sum(cleared_entries(run.trace).values()),
         }
         if self.domain is DomainKind.DOM0:
-            found = _collisions(machine, run.trace.start.boot)
-            figures["dom0_collisions"] = summary(found, self._release)
+            figures.update(self._collision_figures(machine, run.trace.start.boot))
         return figures
+
+    def _collision_figures(self, machine: Machine, state: BootState) -> dict[str, int | str]:
+        places = [(part, span) for part, span in state.places if isinstance(part, Part)]
+        found = self._on_no_ram(machine, places)
+        if self._release is not None:
+            told = summary(found, self._release) if found else ""
+        else:
+            needed = "" if self._has_room(machine, state) else self._releases_that_boot(machine)
+            told = ": ".join(filter(None, [", ".join(map(str, found)), needed]))
+        figures: dict[str, int | str] = {"dom0_collisions": len(found)}
+        return {**figures, "dom0_stands_on": told} if told else figures
+
+    def _has_room(self, machine: Machine, state: BootState) -> bool:
+        """Tell whether there is nothing but RAM wherever any kernel's domain could lie: that spares
+        working it out for each.
+        """
+        end = max(high for _, high in (*state.direct_mapped, *(span for _, span in state.places)))
+        return self._host(machine).ram().covers(ISA_END, 3 * first_allocation(end))
+
+    def _host(self, machine: Machine) -> MemoryMap:
+        """Return the map that decides what a domain stands on."""
+        if self.domain is DomainKind.DOM0 and machine.host_map is not None:
+            return machine.host_map
+        return machine.memory_map
+
+    def _on_no_ram(self, machine: Machine, places: Iterable[tuple[Part, Span]]) -> list[Collision]:
+        """Return what of a domain stands on something else than RAM; for dom0 the host decides."""
+        pages = machine.memory_map.ram_pages().total // PAGE_SIZE
+        return find_collisions(apart(places, loaded_kernel(machine)), self._host(machine), pages)
+
+    def _releases_that_boot(self, machine: Machine) -> str:
+        """Return in words which releases of Linux boot where they would lie; empty: all."""
+
+        def copes(release: Version) -> bool:
+            try:
+                layout = arrange(self._given(machine, release))
+            except TooLarge:
+                return False
+            return boots(self._on_no_ram(machine, layout.places), release)
+
+        return releases_that_boot(copes)
 
     @hookimpl
     def pvmm_check(self, run: Run) -> list[Finding]:
@@ -317,11 +423,14 @@ class Xen:
         return (xen,)
 
 
-def _collisions(machine: Machine, state: BootState) -> list[Collision]:
-    """Return where dom0 stands on something else than RAM. (A domU has no host's map.)"""
-    places = [(part, span) for part, span in state.places if isinstance(part, Part)]
-    pages = machine.memory_map.ram_pages().total // PAGE_SIZE
-    return find_collisions(places, machine.memory_map, pages)
+def _builders(release: str | None) -> Builders:
+    """Return the builders of a release. Raises `SpecError` for what is none, or too old."""
+    if release is None:
+        return NEWEST
+    builders = builders_of(parse_release(release))
+    if builders is None:
+        raise SpecError(f"Xen {release} is older than {dotted(BUILDERS[0].since)}")
+    return builders
 
 
 def _batches(boot: Boot, operations: int) -> int:

@@ -16,7 +16,14 @@ from paravirt_mm_xen.mmu.releases import RECORDED, Release
 from paravirt_mm_xen.traces.format import Operation
 from paravirt_mm_xen.traces.guest import TraceGuest
 from paravirt_mm_xen.traces.words import answer_in_words, words
-from paravirt_mm_xen.translate import PROBE, NotReplayable, Refused, Translated, translate
+from paravirt_mm_xen.translate import (
+    PROBE,
+    NotReplayable,
+    Refused,
+    Translated,
+    guest_frames,
+    translate,
+)
 
 RULE = 6
 """The rule of `paravirt_mm.invariants.rules` that a replay checks: the model accepts the run."""
@@ -159,7 +166,7 @@ def _address(operation: Operation, trace: Trace) -> int:
     page = fields[1] if name == "pin" else fields[0] if fields else 0
     if not isinstance(page, int) or name in ("update_va", "probe"):
         return 0
-    for low, high in trace.start.machine.memory_map.ram_pages():
+    for low, high in guest_frames(trace.start):
         if page < (high - low) >> PAGE_SHIFT:
             return low + (page << PAGE_SHIFT)
         page -= (high - low) >> PAGE_SHIFT

@@ -139,9 +139,11 @@ class Refused:
         return -(-self.code % 1000) if -100_000 < self.code < 0 else self.code
 
 
-def guest_pages(trace: Trace) -> int:
-    """Return how many pages the guest of a run has."""
-    return trace.start.machine.memory_map.ram_pages().total >> PAGE_SHIFT
+def guest_frames(start: RunStarted) -> RangeSet:
+    """Return what has frames, in bytes: RAM, and the boot tables wherever they lie."""
+    frames = RangeSet(start.machine.memory_map.ram_pages())
+    frames.update(start.boot.boot_tables)
+    return frames
 
 
 def translate(trace: Trace, name: str = "run", *, probes: bool = True) -> Translated:
@@ -154,14 +156,14 @@ def translate(trace: Trace, name: str = "run", *, probes: bool = True) -> Transl
     start = trace.start
     if start.machine.mode.root_level != 4 or not start.boot.typed:
         raise NotReplayable("only 64-bit PV guests can be replayed", start.machine.name)
-    pages = guest_pages(trace)
+    pages = guest_frames(start).total >> PAGE_SHIFT
     if pages > MAX_PAGES:
         raise NotReplayable(f"{pages} pages are more than {MAX_PAGES}", start.machine.name)
     return _Translator(start).translate(trace, name, pages, probes)
 
 
 class _Frames:
-    """Pages of RAM by number: the trace's pages."""
+    """Frames of the guest by number: the trace's pages."""
 
     def __init__(self, ram: RangeSet) -> None:
         self._lows: list[int] = []
@@ -229,7 +231,8 @@ class _Translator:
     def __init__(self, start: RunStarted) -> None:
         self._start = start
         self._mode = start.machine.mode
-        self._frames = _Frames(start.machine.memory_map.ram_pages())
+        # The builder's tables have frames even where the map shows no RAM (`domain.collisions`).
+        self._frames = _Frames(guest_frames(start))
         self._ops: list[Operation] = []
         self._events: list[int] = []
         self._stand_in: set[int] = set()

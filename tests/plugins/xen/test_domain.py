@@ -5,18 +5,35 @@ nine dom0s.
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import attrs
 import pytest
 
-from paravirt_mm import MODES, KernelImage, Span, bundled
+from paravirt_mm import (
+    MODES,
+    BootState,
+    E820Type,
+    KernelImage,
+    MemoryMap,
+    Refusal,
+    Span,
+    SpecError,
+    bundled,
+)
+from paravirt_mm_xen.backend import Xen
+from paravirt_mm_xen.domain.builders import builders_of, start_info_sizes
 from paravirt_mm_xen.domain.layout import (
+    DomainKind,
+    Given,
     P2mPlace,
+    Part,
+    TooLarge,
     arrange,
-    arrange_machine,
-    boot_tables_needed as tables_needed,
+    boot_tables_needed,
     loaded_kernel,
 )
+from paravirt_mm_xen.verify import guest_machine
 
 
 @attrs.frozen
@@ -74,7 +91,16 @@ def test_arrangement_is_what_xen_printed(printed: Printed) -> None:
     initrd = printed.initrd[1] - printed.initrd[0] if printed.initrd else 0
     pages = (printed.p2m[1] - printed.p2m[0]) // entry if printed.p2m else 1_000_000
     place = P2mPlace.INLINE if printed.p2m else P2mPlace.HIGH
-    found = arrange(MODES[printed.mode], printed.kernel, initrd, pages, place)
+    found = arrange(
+        Given(
+            mode=MODES[printed.mode],
+            kernel=printed.kernel,
+            initrd_bytes=initrd,
+            pages=pages,
+            p2m=place,
+            hypervisor_bits=32 if printed.p2m else 64,
+        )
+    )
     assert found.kernel == printed.kernel
     assert found.initrd == printed.initrd
     assert found.p2m == printed.p2m
@@ -84,6 +110,179 @@ def test_arrangement_is_what_xen_printed(printed: Printed) -> None:
     assert found.end == printed.end
 
 
+@attrs.frozen
+class Guest:
+    """A guest of the toolstack, as public console logs show it: kernel's end and pages; then start
+    info, page tables, and how many pages these are.
+    """
+
+    mode: str
+    kernel_end: int
+    pages: int
+    start_info: int
+    tables: int
+    count: int
+    base: int | None = None
+
+
+GUESTS = (
+    # 32 bits with more user space than 3 GiB leave: its kernel half begins below the last GiB.
+    Guest("i386-pae", 0x967000, 0x6A400, 0xB10000, 0xB13000, 9, base=2 << 30),
+    Guest("i386-pae", 0x813000, 0x16800, 0x86D000, 0x870000, 8),
+    Guest("x86_64", 0x9AE000, 0x26700, 0xAE2000, 0xAE5000, 9),
+    Guest("x86_64", 0x990000, 0x3C0000, 0x2790000, 0x2793000, 25),
+    Guest("x86_64", 0x114D000, 0x10000, 0x11CD000, 0x11D0000, 13),
+    Guest("x86_64", 0x1D4000, 0x800, 0x1D8000, 0x1DB000, 5),
+    Guest("x86_64", 0x241E000, 0x100000, 0x2C1E000, 0x2C21000, 27),
+)
+
+
+@pytest.mark.parametrize("guest", GUESTS, ids=lambda guest: f"{guest.mode} {guest.pages:#x}")
+@pytest.mark.parametrize("release", [(4, 1), (4, 17)])
+def test_guests_of_the_toolstack(guest: Guest, release: tuple[int, ...]) -> None:
+    """Root, the L2 tables needed (32 bits: one more for the last GiB), the L1 tables."""
+    builders = builders_of(release)
+    assert builders is not None
+    found = arrange(
+        Given(
+            mode=MODES[guest.mode],
+            kernel=(0x100000, guest.kernel_end),
+            pages=guest.pages,
+            p2m=P2mPlace.INLINE,
+            kind=DomainKind.DOMU,
+            base=guest.base,
+            builders=builders,
+        )
+    )
+    assert found.start_info[0] == guest.start_info
+    assert found.page_tables == (guest.tables, guest.tables + (guest.count << 12))
+
+
+@pytest.mark.parametrize(
+    ("base", "release", "tables"),
+    [
+        (3 << 30, (4, 6), 1 + 1 + 8),
+        (2 << 30, (4, 6), 1 + 2 + 8),
+        (2 << 30, (4, 7), 1 + 2 + 8),
+        (1 << 30, (4, 6), 1 + 2 + 8),
+        (1 << 30, (4, 7), 1 + 3 + 8),
+        # A mapping that begins below 3 GiB and ends above needs both anyway.
+        ((3 << 30) - (8 << 20), (4, 6), 1 + 2 + 8),
+        ((3 << 30) - (16 << 20), (4, 6), 1 + 2 + 8),
+    ],
+)
+def test_l2_tables_of_32_bit_guests(base: int, release: tuple[int, ...], tables: int) -> None:
+    builders = builders_of(release)
+    assert builders is not None
+    given = Given(
+        mode=MODES["i386-pae"],
+        kernel=(0, 1),
+        pages=1,
+        kind=DomainKind.DOMU,
+        base=base,
+        builders=builders,
+    )
+    assert boot_tables_needed(given, 16 << 20) == tables
+
+
+@pytest.mark.parametrize(
+    ("release", "sizes"),
+    [
+        ((3, 0, 4), (0x49C, 0x46C)),
+        ((3, 1, 4), (0x49C, 0x46C)),
+        ((3, 2), (0x4A4, 0x474)),
+        ((3, 3, 1), (0x4A4, 0x474)),
+        ((3, 4), (0x4B4, 0x47C)),
+        ((4, 11, 2), (0x4B4, 0x47C)),
+        ((4, 11, 3), (0x4B8, 0x480)),
+        ((4, 12, 1), (0x4B4, 0x47C)),
+        ((4, 12, 2), (0x4B8, 0x480)),
+        ((4, 13), (0x4B8, 0x480)),
+        ((4, 22), (0x4B8, 0x480)),
+    ],
+)
+def test_start_info_of_each_release(release: tuple[int, ...], sizes: tuple[int, int]) -> None:
+    """Sizes that the public headers of these releases compile to."""
+    builders = builders_of(release)
+    assert builders is not None
+    assert tuple(builders.start_info_bytes(bits, console=True) for bits in (64, 32)) == sizes
+    assert set(sizes) <= start_info_sizes(64) | start_info_sizes(32)
+
+
+def test_releases_before_the_first_known_are_refused() -> None:
+    assert builders_of((3, 0, 3)) is None
+    with pytest.raises(SpecError, match=r"older than 3\.0\.4"):
+        Xen(xen="2.0")
+    with pytest.raises(SpecError):
+        Xen(xen="newest")
+
+
+def test_what_does_not_fit_into_the_addresses_is_refused() -> None:
+    """A p2m list of 2 TiB inside the last 2 GiB; Xen gives such a kernel less memory."""
+    given = Given(
+        mode=MODES["x86_64"], kernel=(16 << 20, 48 << 20), pages=1 << 29, p2m=P2mPlace.INLINE
+    )
+    with pytest.raises(TooLarge, match="does not fit"):
+        arrange(given)
+    machine = attrs.evolve(
+        bundled("xen-dom0-qubes-4g"),
+        memory_map=MemoryMap.sanitise([(0, 2 << 40, E820Type.RAM)]),
+    )
+    answer = Xen(kernel="3.2").pvmm_boot_state(machine)
+    assert isinstance(answer, Refusal)
+    assert answer.code == -12
+    assert isinstance(Xen(kernel="4.3").pvmm_boot_state(machine), BootState)
+
+
+def test_guests_of_libxl_4_1_have_slack_behind_their_memory() -> None:
+    """8 MiB of the map without memory; Linux keeps them for the balloon driver."""
+    machine = guest_machine(256)
+    end = 256 << 20
+    state = Xen(domain=DomainKind.DOMU, xen="4.1.6").pvmm_boot_state(machine)
+    assert isinstance(state, BootState)
+    assert (end - (8 << 20), end) in state.reserved
+    p2m = dict(state.places)[Part.P2M]
+    assert (p2m[1] - p2m[0]) // 8 == (machine.memory_map.ram_pages().total - (8 << 20)) >> 12
+    for other in (Xen(domain=DomainKind.DOMU, xen="4.2"), Xen(xen="4.1.6")):
+        state = other.pvmm_boot_state(machine)
+        assert isinstance(state, BootState)
+        assert not any(high == end for _, high in state.reserved)
+
+
+@pytest.mark.parametrize(
+    ("options", "initrd_mapped", "p2m_high"),
+    [
+        ({"kernel": "3.17"}, True, False),
+        ({"kernel": "3.18"}, False, False),
+        ({"kernel": "4.2"}, False, False),
+        ({"kernel": "4.3"}, False, True),
+        ({"kernel": "6.1", "xen": "4.0"}, True, True),
+        ({"kernel": "6.1", "xen": "3.3"}, True, False),
+        ({"kernel": "6.1", "xen": "4.6", "domain": DomainKind.DOMU}, True, False),
+        ({"kernel": "6.1", "xen": "4.7", "domain": DomainKind.DOMU}, False, True),
+        ({}, True, False),
+    ],
+)
+def test_kernel_and_builder_must_both_know_the_notes(
+    options: dict[str, Any], initrd_mapped: bool, p2m_high: bool
+) -> None:
+    state = Xen(**options).pvmm_boot_state(guest_machine(256))
+    assert isinstance(state, BootState)
+    places = dict(state.places)
+    end = state.direct_mapped[0][1]
+    assert (places[Part.INITRD][0] < end) == initrd_mapped
+    assert (places[Part.P2M][0] >= end) == p2m_high
+
+
+def test_the_boot_stack_is_free() -> None:
+    """Linux has a stack of its own: a kernel of 2.6.27 took its first table from there."""
+    state = Xen(domain=DomainKind.DOMU).pvmm_boot_state(guest_machine(256))
+    assert isinstance(state, BootState)
+    low, high = dict(state.places)[Part.BOOT_STACK]
+    assert not any(start < high and low < end for start, end in state.reserved)
+    assert any(start <= low and high <= end for start, end in state.mapped)
+
+
 @pytest.mark.parametrize("kernel_end", range(0x1400000, 0x3400000, 0x135000))
 @pytest.mark.parametrize("pages", [1 << 15, 1 << 20, 1 << 24])
 def test_boot_tables_map_themselves(kernel_end: int, pages: int) -> None:
@@ -91,9 +290,10 @@ def test_boot_tables_map_themselves(kernel_end: int, pages: int) -> None:
     free at the end.
     """
     mode = MODES["x86_64"]
-    layout = arrange(mode, (0x1000000, kernel_end), 0, pages, P2mPlace.INLINE)
+    given = Given(mode=mode, kernel=(0x1000000, kernel_end), pages=pages, p2m=P2mPlace.INLINE)
+    layout = arrange(given)
     low, high = layout.page_tables
-    assert tables_needed(mode, layout.end) <= (high - low) >> 12
+    assert boot_tables_needed(given, layout.end) == (high - low) >> 12
     assert layout.end % (4 << 20) == 0
     assert layout.end - layout.boot_stack[1] >= 512 << 10
     spans = [span for _, span in layout.places]
@@ -105,8 +305,8 @@ def test_auto_p2m_is_inline_until_it_cannot_be() -> None:
     mode = MODES["x86_64"]
     kernel = (0x1000000, 0x2000000)
     limit = (512 << 30) >> 12
-    assert arrange(mode, kernel, 0, limit).p2m is not None
-    assert arrange(mode, kernel, 0, limit + 1).p2m is None
+    assert arrange(Given(mode=mode, kernel=kernel, pages=limit)).p2m is not None
+    assert arrange(Given(mode=mode, kernel=kernel, pages=limit + 1)).p2m is None
 
 
 def test_randomised_kernel_goes_back_to_its_linked_address() -> None:
@@ -115,7 +315,9 @@ def test_randomised_kernel_goes_back_to_its_linked_address() -> None:
     kernel = loaded_kernel(machine)
     assert kernel.start == 16 << 20
     assert kernel.end - kernel.start == machine.kernel.end - machine.kernel.start
-    assert arrange_machine(machine, P2mPlace.AUTO).kernel == kernel.span
+    state = Xen().pvmm_boot_state(machine)
+    assert isinstance(state, BootState)
+    assert dict(state.places)[Part.KERNEL] == kernel.span
 
 
 def test_linked_kernel_stays() -> None:

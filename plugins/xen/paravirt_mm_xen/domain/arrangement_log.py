@@ -1,12 +1,16 @@
 """What Xen prints about a dom0 that it builds, predicted from what it was given.
 
-Given are: the kernel image, the initrd, the number of pages, and what the kernel's ELF notes ask
-for. All of them stand in the log as well, in other lines than those predicted:
+Given are: the release of Xen, the kernel image, the initrd, the number of pages, where the kernel
+is mapped, and what its ELF notes ask for. All of them stand in the log as well, in other lines than
+those predicted:
 
-- ``Dom0 kernel: ... paddr A -> B``, or where that is missing (before Xen 4.9) the loaded kernel;
+- ``Xen version``, and ``Xen kernel: 64-bit``;
+- ``Dom0 kernel: ... paddr A -> B``, or where that is missing the loaded kernel;
 - ``PHYSICAL MEMORY ARRANGEMENT``: first allocation, pages still to be allocated, initrd;
-- that the initrd is not mapped (its virtual range is empty or missing), and that the p2m list lies
-  at an address of its own.
+- that the initrd is not mapped (its virtual range is empty or missing), that the p2m list lies at
+  an address of its own, where ``TOTAL`` begins, and whether there are rings (a PV shim's guest).
+
+What the log does not give is not predicted: the line "cannot be checked".
 """
 
 from __future__ import annotations
@@ -20,135 +24,161 @@ from paravirt_mm import (
     PAGE_SIZE,
     DomainKernel,
     Fact,
+    Hypervisor,
     LineVerdict,
     LogLine,
-    PagingMode,
     Place,
     Span,
+    Version,
+    dotted,
+    leading_version,
     of_kind,
 )
+from paravirt_mm_xen.domain.builders import NEWEST, Builders, builders_of, start_info_sizes
 from paravirt_mm_xen.domain.layout import (
     HIGH_P2M_ADDRESS,
-    START_INFO_BYTES,
-    START_INFO_BYTES_32,
-    START_INFO_BYTES_OLD,
-    Arrangement,
+    DomainKind,
+    Given,
     P2mPlace,
+    Part,
+    TooLarge,
     arrange,
     first_allocation,
 )
 
-_START_INFO_SIZES = {
-    START_INFO_BYTES: "",
-    START_INFO_BYTES_OLD: "start info as before Xen 4.14",
-    START_INFO_BYTES_32: "",
-}
-_NOT_BUILT = {
-    "Xenstore ring": "only guests of the toolstack have one",
-    "Console ring": "only guests of the toolstack have one",
-}
+_TOTAL = "TOTAL"
+_ALLOCATED = "Dom0 alloc."
+_MAX_PAGES = 1 << 40
+"""No machine has more pages; a log that says so is not computed with."""
 
 
 @attrs.frozen
-class Given:
-    """What a domain builder is given, as a log tells it. ``kernel`` is guest-physical bytes.
+class Told:
+    """What a log tells of what the builder was given.
 
-    ``pages`` counts all of dom0's memory, first allocation and initrd included; None: the log does
-    not tell.
+    ``xen`` is the release of the hypervisor; None: the log does not tell, and what depends on it is
+    not checked. ``pages_told`` tells whether ``given.pages`` comes from other lines than the p2m
+    list's own, which would be no check of it.
     """
 
-    mode: PagingMode
-    kernel: Span
-    initrd_bytes: int
-    initrd_mapped: bool
-    pages: int | None
-    p2m: P2mPlace
-    start_info_bytes: int
+    given: Given
+    xen: Version | None
+    pages_told: bool
 
 
 @attrs.frozen
 class Predicted:
     """The lines of the virtual arrangement: virtual addresses by the names that Xen prints."""
 
-    given: Given
-    places: dict[str, Span]
+    told: Told
+    places: Mapping[str, Span]
+    chunk: int
 
     def text(self, name: str) -> str:
         """Return a line as Xen prints it, without its prefix."""
         start, end = self.places[name]
-        digits = 8 if self.given.mode.is_32bit else 16
+        digits = 8 if self.told.given.hypervisor_bits == 32 else 16
         return f"{name + ':':<14} {start:0{digits}x}->{end:0{digits}x}"
 
 
-def predict(given: Given) -> Predicted:
-    """Predict the virtual arrangement of a dom0."""
-    base = given.mode.kernel_base
-    layout = arrange(
-        given.mode,
-        given.kernel,
-        given.initrd_bytes,
-        given.pages or 0,
-        given.p2m,
-        initrd_mapped=given.initrd_mapped,
-        start_info_bytes=given.start_info_bytes,
-    )
-    places = dict(_virtual(layout, base))
-    if given.p2m is P2mPlace.HIGH:
-        size = (given.pages or 0) * 8
-        places["Phys-Mach map"] = HIGH_P2M_ADDRESS, HIGH_P2M_ADDRESS + size
+def predict(told: Told) -> Predicted:
+    """Predict the virtual arrangement of a dom0. Raises `TooLarge` where it would be none."""
+    given = told.given
+    base = given.virtual_base
+    layout = arrange(given)
+    # Old kernels and other guests have no part of that name; Xen prints it as nothing at all.
+    places: dict[str, Span] = dict.fromkeys((Part.INITRD, Part.XENSTORE, Part.CONSOLE), (0, 0))
+    places |= {part: (base + low, base + high) for part, (low, high) in layout.places}
+    if layout.p2m is None:
+        places[Part.P2M] = HIGH_P2M_ADDRESS, HIGH_P2M_ADDRESS + given.p2m_bytes
     if not given.initrd_mapped:
-        places["Init. ramdisk"] = 0, 0
-    for name in _NOT_BUILT:
-        places[name] = 0, 0
-    places["TOTAL"] = base, base + layout.end
-    return Predicted(given, places)
+        places[Part.INITRD] = 0, 0
+    elif not given.initrd_bytes:
+        places[Part.INITRD] = places[Part.KERNEL][1], places[Part.KERNEL][1]
+    places[_TOTAL] = base, base + layout.end
+    inserted = 0
+    if given.initrd_mapped and not given.builders.initrd_in_chunk:
+        inserted = given.initrd_bytes
+    return Predicted(told, places, first_allocation(layout.end, inserted))
 
 
-def _virtual(layout: Arrangement, base: int) -> Iterator[tuple[str, Span]]:
-    for name, (low, high) in layout.places:
-        yield name, (base + low, base + high)
-
-
-def read_given(facts: Iterable[Fact]) -> Given | None:
-    """Return what the builder was given; None where the log tells too little."""
+def read_told(facts: Iterable[Fact]) -> Told | None:
+    """Return what the log tells of what the builder was given; None where it is too little."""
     facts = list(facts)
     places = of_kind(facts, Place)
     virtual = {place.name: place for place in places if place.section == "virtual"}
     physical = {place.name: place for place in places if place.section == "physical"}
-    loaded, total = virtual.get("Loaded kernel"), virtual.get("TOTAL")
-    if loaded is None or total is None:
+    loaded, total = virtual.get(Part.KERNEL), virtual.get(_TOTAL)
+    if loaded is None or total is None or loaded.end < loaded.start:
         return None
-    mode = MODES["i386-pae" if loaded.end < 1 << 32 else "x86_64"]
     kernels = of_kind(facts, DomainKernel)
-    kernel = loaded.start - mode.kernel_base, loaded.end - mode.kernel_base
-    if kernels:
-        kernel = kernels[-1].start, kernels[-1].end
-    mapped = virtual.get("Init. ramdisk")
-    is_mapped = mapped is not None and mapped.start < mapped.end
-    initrd = physical.get("Init. ramdisk") or mapped
-    p2m = virtual.get("Phys-Mach map")
-    info = virtual.get("Start info")
-    size = info.end - info.start if info else 0
-    default = START_INFO_BYTES_32 if mode.is_32bit else START_INFO_BYTES
-    return Given(
+    if not kernels and total.start == 0:
+        return None  # a kernel mapped at 0 may be of either width
+    bits = kernels[-1].bits if kernels else 32 if loaded.end < 1 << 32 else 64
+    mode = MODES["i386-pae" if bits == 32 else "x86_64"]
+    xen = _version(facts)
+    hypervisor_bits = next((fact.bits for fact in of_kind(facts, Hypervisor) if fact.bits), None)
+    mapped, p2m = virtual.get(Part.INITRD), virtual.get(Part.P2M)
+    in_physical = physical.get(Part.INITRD)
+    ring = virtual.get(Part.XENSTORE)
+    initrd = in_physical or mapped
+    is_mapped = mapped is not None and mapped.start > 0
+    builders = _builders(xen, in_chunk=is_mapped and in_physical is None and _bytes(mapped) > 0)
+    given = Given(
         mode=mode,
-        kernel=kernel,
-        initrd_bytes=initrd.end - initrd.start if initrd else 0,
+        kernel=(
+            (kernels[-1].start, kernels[-1].end)
+            if kernels
+            else (loaded.start - total.start, loaded.end - total.start)
+        ),
+        pages=0,
+        initrd_bytes=_bytes(initrd),
         initrd_mapped=is_mapped,
-        pages=_pages(physical, initrd if not is_mapped else None),
-        p2m=P2mPlace.HIGH if p2m and p2m.start < mode.kernel_base else P2mPlace.INLINE,
-        start_info_bytes=size if size in _START_INFO_SIZES else default,
+        p2m=P2mPlace.HIGH if p2m and p2m.start < total.start else P2mPlace.INLINE,
+        kind=DomainKind.SHIM if ring and ring.start else DomainKind.DOM0,
+        builders=builders,
+        base=total.start,
+        hypervisor_bits=hypervisor_bits or _width(total, bits),
     )
+    pages = _pages(physical, 0 if builders.initrd_in_chunk else given.initrd_bytes)
+    if pages is None:
+        entry = 4 if mode.is_32bit else 8
+        pages = _bytes(p2m) // entry
+    if pages > _MAX_PAGES:
+        return None
+    given = attrs.evolve(given, pages=pages)
+    return Told(given, xen, _pages(physical, 0) is not None)
 
 
-def _pages(physical: dict[str, Place], inserted: Place | None) -> int | None:
-    """All pages of dom0: allocated first, still to be allocated, and the initrd's own."""
-    allocated = physical.get("Dom0 alloc.")
+def _version(facts: Iterable[Fact]) -> Version | None:
+    for fact in of_kind(facts, Hypervisor):
+        if fact.version:
+            return leading_version(fact.version) or None
+    return None
+
+
+def _builders(xen: Version | None, *, in_chunk: bool) -> Builders:
+    """Return the builders of a release, or of one that agrees with where the initrd is printed."""
+    if xen is not None:
+        return builders_of(xen) or NEWEST
+    return attrs.evolve(NEWEST, initrd_in_chunk=in_chunk)
+
+
+def _width(place: Place, bits: int) -> int:
+    """Xen prints addresses as wide as its own are."""
+    return 64 if place.end >> 32 or f"{place.end:016x}" in place.text else bits
+
+
+def _bytes(place: Place | None) -> int:
+    return max(0, place.end - place.start) if place else 0
+
+
+def _pages(physical: Mapping[str, Place], beside: int) -> int | None:
+    """All pages of dom0: allocated first, still to be allocated, and the initrd's ``beside``."""
+    allocated = physical.get(_ALLOCATED)
     if allocated is None or allocated.pages is None:
         return None
-    first = (allocated.end - allocated.start) // PAGE_SIZE
-    initrd = -(-(inserted.end - inserted.start) // PAGE_SIZE) if inserted else 0
-    return first + allocated.pages + initrd
+    return _bytes(allocated) // PAGE_SIZE + allocated.pages + -(-beside // PAGE_SIZE)
 
 
 def check_arrangement(facts: Iterable[Fact]) -> list[LogLine]:
@@ -159,42 +189,47 @@ def check_arrangement(facts: Iterable[Fact]) -> list[LogLine]:
     """
     facts = list(facts)
     printed = [place for place in of_kind(facts, Place) if place.section == "virtual"]
-    given = read_given(facts)
-    if given is None:
-        why = "the log lacks kernel or total"
-        return [
-            LogLine(LineVerdict.UNCHECKED, place.line, place.text, None, why) for place in printed
-        ]
-    predicted = predict(given)
-    physical = {place.name: place for place in of_kind(facts, Place) if place.section == "physical"}
-    first = physical.get("Dom0 alloc.")
-    lines = [_first_allocation(first, predicted, physical)] if first else []
-    return lines + [_line(place, predicted) for place in printed]
+    told = read_told(facts)
+    if told is None:
+        return [_unchecked(place, "the log lacks kernel or total") for place in printed]
+    if told.xen is not None and builders_of(told.xen) is None:
+        return [_unchecked(place, f"Xen {dotted(told.xen)} is not modelled") for place in printed]
+    try:
+        predicted = predict(told)
+    except TooLarge as error:
+        return [_unchecked(place, str(error)) for place in printed]
+    return [*_first_allocation(facts, predicted), *(_line(place, predicted) for place in printed)]
 
 
-def _first_allocation(place: Place, predicted: Predicted, physical: Mapping[str, Place]) -> LogLine:
-    low, high = predicted.places["TOTAL"]
-    initrd = predicted.given.initrd_bytes
-    inserted = initrd if predicted.given.initrd_mapped and "Init. ramdisk" in physical else 0
-    size = first_allocation(high - low, inserted)
-    same = place.end - place.start == size
-    text = f"Dom0 alloc.: {size:#x} bytes"
-    return LogLine(
-        LineVerdict.MATCH if same else LineVerdict.DIFFERS, place.line, place.text, text, "size"
-    )
+def _first_allocation(facts: Iterable[Fact], predicted: Predicted) -> Iterator[LogLine]:
+    for place in of_kind(facts, Place):
+        if place.section == "physical" and place.name == _ALLOCATED:
+            text = f"{_ALLOCATED}: {predicted.chunk:#x} bytes"
+            yield _compared(place, text, _bytes(place) == predicted.chunk, "size")
 
 
 def _line(place: Place, predicted: Predicted) -> LogLine:
-    given = predicted.given
-    if place.name not in predicted.places:
+    told = predicted.told
+    expected = predicted.places.get(place.name)
+    if expected is None:
         why = "told by the kernel" if place.name == "ENTRY ADDRESS" else "not modelled"
-        return LogLine(LineVerdict.UNCHECKED, place.line, place.text, None, why)
+        return _unchecked(place, why)
     text = predicted.text(place.name)
-    if place.name == "Phys-Mach map" and given.pages is None:
-        why = "the log does not tell how many pages dom0 has"
-        return LogLine(LineVerdict.UNCHECKED, place.line, place.text, text, why)
-    why = _START_INFO_SIZES[given.start_info_bytes] if place.name == "Start info" else ""
-    same = (place.start, place.end) == predicted.places[place.name]
-    return LogLine(
-        LineVerdict.MATCH if same else LineVerdict.DIFFERS, place.line, place.text, text, why
-    )
+    if place.name == Part.P2M and not told.pages_told:
+        return _unchecked(place, "the log does not tell how many pages dom0 has", text)
+    same = (place.start, place.end) == expected
+    if place.name == Part.START_INFO and told.xen is None and place.start == expected[0]:
+        # Its length tells the age of Xen, not the other way round.
+        if _bytes(place) in start_info_sizes(told.given.hypervisor_bits):
+            return _unchecked(place, "the log does not tell the release of Xen", text)
+        same = False
+    return _compared(place, text, same)
+
+
+def _compared(place: Place, text: str, same: bool, why: str = "") -> LogLine:
+    verdict = LineVerdict.MATCH if same else LineVerdict.DIFFERS
+    return LogLine(verdict, place.line, place.text, text, why)
+
+
+def _unchecked(place: Place, why: str, predicted: str | None = None) -> LogLine:
+    return LogLine(LineVerdict.UNCHECKED, place.line, place.text, predicted, why)

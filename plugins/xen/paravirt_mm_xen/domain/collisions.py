@@ -6,12 +6,14 @@ host has there (ACPI tables, device memory), one to one. Kernel, start info, pag
 and initrd lie at fixed guest addresses. Where the host has no RAM at these, something must move.
 
 Source: arch/x86/xen/setup.c (xen_memory_setup, xen_chk_is_e820_usable,
-xen_e820_resolve_conflicts) and mmu_pv.c (xen_pt_check_e820) of Linux 4.2, 4.3, 6.8 and 6.12.
+xen_e820_resolve_conflicts, xen_e820_swap_entry_with_ram) and mmu_pv.c (xen_pt_check_e820) of Linux
+4.2, 4.3, 6.8 and 6.12; the check of 4.3 ends at __bss_stop, that of 6.12 at _end ("xen: use correct
+end address of kernel for conflict checking").
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from enum import IntEnum
 
 import attrs
@@ -20,6 +22,7 @@ from paravirt_mm import (
     ISA_END,
     PAGE_SIZE,
     E820Type,
+    KernelImage,
     MemoryMap,
     Span,
     SpecError,
@@ -29,6 +32,7 @@ from paravirt_mm import (
     dotted,
 )
 from paravirt_mm_xen.domain.layout import Part
+from paravirt_mm_xen.linux import HIGH_P2M_SINCE, UNMAPPED_INITRD_SINCE
 
 HOLE = "hole"
 
@@ -49,7 +53,7 @@ class Fate(IntEnum):
         return self.name.lower()
 
 
-FIXED = (Part.KERNEL, Part.START_INFO, Part.PAGE_TABLES)
+FIXED = (Part.KERNEL, Part.BRK, Part.START_INFO, Part.PAGE_TABLES)
 MOVABLE = (Part.P2M, Part.INITRD)
 PARTS = (*FIXED, *MOVABLE)
 """Parts that matter after the first step of the boot; the boot stack does not."""
@@ -60,7 +64,8 @@ class Handling:
     """What kernels from a release on do about conflicts.
 
     ``checked`` parts stop the boot, ``moved`` parts are copied elsewhere, and of ``cleared`` types
-    of memory it is the memory that moves, to the end of the host's RAM.
+    of memory it is the memory that moves, to the end of the host's RAM. ``stable``: a stable series
+    took it, which mainline had not when it left it.
     """
 
     since: Version
@@ -68,19 +73,30 @@ class Handling:
     moved: tuple[Part, ...]
     cleared: tuple[E820Type, ...]
     note: str
+    stable: bool = False
 
+
+_UNCHECKED = Handling((2, 6, 37), (), (), (), "no check")
+_CHECKED = Handling(
+    (4, 3), (Part.KERNEL, Part.PAGE_TABLES), MOVABLE, (),
+    "kernel (up to its bss) and page tables are checked; p2m list and initrd are moved",
+)  # fmt: skip
+_NVS_MOVES = Handling(
+    (6, 12), FIXED, MOVABLE, (E820Type.NVS,),
+    "brk and start info are checked, too; ACPI NVS is moved out of the way in the p2m",
+)  # fmt: skip
 
 HANDLINGS: tuple[Handling, ...] = (
-    Handling((2, 6, 37), (), (), (), "no check"),
-    Handling(
-        (4, 3), (Part.KERNEL, Part.PAGE_TABLES), MOVABLE, (),
-        "kernel and page tables are checked; p2m list and initrd are moved",
-    ),
-    Handling(
-        (6, 12), FIXED, MOVABLE, (E820Type.NVS,),
-        "start info is checked, too; ACPI NVS is moved out of the way in the p2m",
-    ),
-)  # fmt: skip
+    _UNCHECKED,
+    _CHECKED,
+    attrs.evolve(_NVS_MOVES, since=(6, 6, 54), stable=True),
+    attrs.evolve(_CHECKED, since=(6, 7)),
+    attrs.evolve(_NVS_MOVES, since=(6, 10, 13), stable=True),
+    attrs.evolve(_CHECKED, since=(6, 11)),
+    attrs.evolve(_NVS_MOVES, since=(6, 11, 2), stable=True),
+    _NVS_MOVES,
+)
+"""Oldest first. The stable updates are those of October 2024."""
 
 
 @attrs.frozen
@@ -117,6 +133,16 @@ def handling(release: Version) -> Handling:
     if not known:
         raise SpecError(f"Linux can be a PV dom0 from {dotted(HANDLINGS[0].since)} on")
     return known[-1]
+
+
+def apart(places: Iterable[tuple[Part, Span]], kernel: KernelImage) -> Iterator[tuple[Part, Span]]:
+    """Yield the parts of a domain with the kernel's brk as one of its own."""
+    for part, (start, end) in places:
+        if part is Part.KERNEL and kernel.end < end:
+            yield Part.KERNEL, (start, kernel.end)
+            yield Part.BRK, (kernel.end, end)
+        else:
+            yield part, (start, end)
 
 
 def find_collisions(
@@ -173,25 +199,34 @@ def _can_swap(host: MemoryMap, kind: E820Type, address: int, pages: int) -> bool
     return False
 
 
-def summary(found: Sequence[Collision], release: Version | None = None) -> str:
-    """Return collisions in a few words, for a column.
-
-    With a release: what becomes of the parts, worst first. Without: which parts, and from which
-    release on a kernel boots.
-    """
-    if not found:
-        return "none"
-    if release is None:
-        return f"{', '.join(map(str, found))}: {needs(found)}"
+def summary(found: Sequence[Collision], release: Version) -> str:
+    """Return what becomes of the parts with a release of Linux, worst first; "none" without any."""
     fates: dict[Fate, list[str]] = {}
     for one in found:
         fates.setdefault(one.outcome(release), []).append(str(one))
-    return "; ".join(f"{fate.label}: {', '.join(fates[fate])}" for fate in sorted(fates)[::-1])
+    told = (f"{fate.label}: {', '.join(fates[fate])}" for fate in sorted(fates, reverse=True))
+    return "; ".join(told) or "none"
 
 
-def needs(found: Sequence[Collision]) -> str:
-    """Return from which release on Linux boots in spite of collisions."""
-    for handled in HANDLINGS:
-        if all(one.outcome(handled.since) is Fate.MOVED for one in found):
-            return f"needs Linux {dotted(handled.since)}"
-    return "no release of Linux boots"
+def boots(found: Iterable[Collision], release: Version) -> bool:
+    """Tell whether a release of Linux copes with all collisions."""
+    return all(one.outcome(release) is Fate.MOVED for one in found)
+
+
+NO_RELEASE = "no release of Linux boots"
+
+
+def releases_that_boot(copes: Callable[[Version], bool]) -> str:
+    """Return in words for which releases of Linux ``copes`` says so; empty: for all."""
+    known = {one.since for one in HANDLINGS if not one.stable}
+    releases = sorted({*known, UNMAPPED_INITRD_SINCE, HIGH_P2M_SINCE})
+    good = [copes(release) for release in releases]
+    if all(good):
+        return ""
+    spans = []
+    for number, release in enumerate(releases):
+        if good[number] and (number == 0 or not good[number - 1]):
+            bad = [later for later, fits in zip(releases, good, strict=True) if not fits]
+            until = next((f"before {dotted(end)}" for end in bad if end > release), "")
+            spans.append(f"{dotted(release) if number else ''} {until}".strip())
+    return f"needs Linux {' or '.join(spans)}" if spans else NO_RELEASE

@@ -2,9 +2,8 @@
 
 Two builders exist: Xen's own for dom0 (xen/arch/x86/pv/dom0_build.c, dom0_construct_pv; it prints
 what it did as "VIRTUAL MEMORY ARRANGEMENT"), and the toolstack's for every other guest
-(tools/libs/guest/xg_dom_core.c and xg_dom_x86.c). Both of Xen 4.17; nothing that matters here has
-changed between the releases whose logs were compared (4.1 to 4.19). docs/xen-domain-builder.md
-tells it in prose.
+(tools/libs/guest/xg_dom_core.c and xg_dom_x86.c). What releases do differently is data
+(`paravirt_mm_xen.domain.builders`). docs/xen-domain-builder.md tells it in prose.
 
 All addresses are guest-physical bytes, that is virtual addresses less the kernel's virtual base.
 """
@@ -21,6 +20,7 @@ from paravirt_mm import (
     GIB,
     MIB,
     PAGE_SIZE,
+    InputError,
     KernelImage,
     Machine,
     PagingMode,
@@ -28,18 +28,16 @@ from paravirt_mm import (
     align_down,
     align_up,
 )
+from paravirt_mm_xen.domain.builders import NEWEST, Builders
 
-START_INFO_BYTES = 0x4B8
-"""struct start_info with the console data behind it, for a 64-bit dom0."""
-START_INFO_BYTES_OLD = 0x4B4
-"""The same before the console data told the upper half of a frame buffer's address (Xen 4.14)."""
-START_INFO_BYTES_32 = 0x46C
 _END_ALIGNMENT = 4 * MIB
 _MIN_PADDING = 512 << 10
 _PHYSICAL_START = 16 * MIB
 _HIGHEST_LINK_ADDRESS = 32 * MIB
 HIGH_P2M_ADDRESS = 1 << 39
 """Where Linux asks for the p2m list (ELF note INIT_P2M, since 4.3): the second slot of the L4."""
+LAST_GIB_OF_32BIT = 3 * GIB
+"""Where a 32-bit guest's last L2 table begins to map."""
 INLINE_P2M_LIMIT = 512 * GIB
 """A p2m list inside the initial mapping serves guests up to this size; larger ones need it
 elsewhere.
@@ -64,12 +62,15 @@ class DomainKind(StrEnum):
     """Xen itself, from the modules that the boot loader gave it."""
     DOMU = "domU"
     """The toolstack, from dom0."""
+    SHIM = "shim"
+    """A Xen between another Xen and the guest (PV shim): built as a dom0, with a guest's rings."""
 
 
 class Part(StrEnum):
-    """A part of a fresh domain, by the name that Xen prints."""
+    """A part of a fresh domain, by the name that Xen prints (brk is part of the kernel to Xen)."""
 
     KERNEL = "Loaded kernel"
+    BRK = "Brk"
     INITRD = "Init. ramdisk"
     P2M = "Phys-Mach map"
     START_INFO = "Start info"
@@ -116,77 +117,131 @@ class Arrangement:
         return tuple((part, span) for part, span in parts if span is not None)
 
 
-def arrange(
-    mode: PagingMode,
-    kernel: Span,
-    initrd_bytes: int,
-    pages: int,
-    p2m: P2mPlace = P2mPlace.AUTO,
-    *,
-    initrd_mapped: bool = True,
-    kind: DomainKind = DomainKind.DOM0,
-    start_info_bytes: int | None = None,
-) -> Arrangement:
-    """Lay out a domain of ``pages`` pages whose kernel occupies ``kernel``.
+@attrs.frozen(kw_only=True)
+class Given:
+    """What a domain builder is given. Addresses and sizes are bytes.
 
-    Each part starts on the next page boundary after the one before. The boot tables must map
-    themselves and everything else, so their number is found by trying: each further table may push
-    the end over a 4 MiB boundary. At least 512 KiB stay free below the end.
-
-    ``initrd_mapped`` tells whether the initrd is part of the initial mapping (a kernel may do
-    without: ELF note MOD_START_PFN, Linux since 3.18).
+    kernel
+        Where the kernel is loaded, in guest-physical bytes.
+    pages
+        All memory of the domain in pages, initrd and page tables included.
+    initrd_mapped
+        The initrd is part of the initial mapping (a kernel may do without: ELF note MOD_START_PFN,
+        Linux since 3.18).
+    base
+        Where guest-physical 0 is mapped (ELF note VIRT_BASE); None: where the kernel's mode has it.
+    hypervisor_bits
+        Word size of Xen itself. (A 32-bit dom0 may run on a 64-bit Xen.)
+    gbpages
+        The CPU has pages of 1 GiB, which Xen takes for a long p2m list.
     """
-    position = align_up(kernel[1], PAGE_SIZE)
+
+    mode: PagingMode
+    kernel: Span
+    pages: int
+    initrd_bytes: int = 0
+    initrd_mapped: bool = True
+    p2m: P2mPlace = P2mPlace.AUTO
+    kind: DomainKind = DomainKind.DOM0
+    builders: Builders = NEWEST
+    base: int | None = None
+    hypervisor_bits: int = 64
+    gbpages: bool = False
+
+    @property
+    def virtual_base(self) -> int:
+        """Where guest-physical 0 is mapped."""
+        return self.mode.kernel_base if self.base is None else self.base
+
+    @property
+    def p2m_bytes(self) -> int:
+        """Length of the p2m list, whose entries are as wide as the guest's long."""
+        return self.pages * (4 if self.mode.is_32bit else 8)
+
+    @property
+    def p2m_inline(self) -> bool:
+        """Whether the p2m list lies inside the initial mapping."""
+        if self.mode.is_32bit or self.p2m is P2mPlace.INLINE:
+            return True
+        return self.p2m is P2mPlace.AUTO and self.pages * PAGE_SIZE <= INLINE_P2M_LIMIT
+
+
+class TooLarge(InputError):
+    """What is to be mapped at first reaches beyond the end of the guest's addresses."""
+
+
+def arrange(given: Given) -> Arrangement:
+    """Lay out a domain.
+
+    Each part starts on the next page boundary after the one before. At least 512 KiB stay free
+    between the boot stack and the end, a multiple of 4 MiB. Raises `TooLarge` where that end is no
+    address of the guest.
+    """
+    position = align_up(given.kernel[1], PAGE_SIZE)
     initrd = None
-    if initrd_bytes and initrd_mapped:
-        initrd = (position, position + initrd_bytes)
+    if given.initrd_bytes and given.initrd_mapped:
+        initrd = (position, position + given.initrd_bytes)
         position = align_up(initrd[1], PAGE_SIZE)
-    # The list holds frame numbers as wide as the guest's long.
-    p2m_bytes = pages * (4 if mode.is_32bit else 8)
-    inline = mode.is_32bit or p2m is P2mPlace.INLINE
-    if p2m is P2mPlace.AUTO:
-        inline |= pages * PAGE_SIZE <= INLINE_P2M_LIMIT
-    p2m_list = (position, position + p2m_bytes) if inline else None
+    p2m_list = (position, position + given.p2m_bytes) if given.p2m_inline else None
     if p2m_list:
         position = align_up(p2m_list[1], PAGE_SIZE)
-    if start_info_bytes is None:
-        start_info_bytes = START_INFO_BYTES_32 if mode.is_32bit else START_INFO_BYTES
-    start_info = (position, position + start_info_bytes)
+    has_rings = given.kind is not DomainKind.DOM0
+    info_bytes = given.builders.start_info_bytes(given.hypervisor_bits, console=not has_rings)
+    start_info = (position, position + info_bytes)
     position = align_up(start_info[1], PAGE_SIZE)
     xenstore = console = None
-    if kind is DomainKind.DOMU:
+    if has_rings:
         xenstore = (position, position + PAGE_SIZE)
         console = (position + PAGE_SIZE, position + 2 * PAGE_SIZE)
         position += 2 * PAGE_SIZE
-    page_tables, end = _page_tables(mode, position)
+    page_tables, end = _page_tables(given, position)
     stack = (page_tables[1], page_tables[1] + PAGE_SIZE)
     behind = end
-    if kind is DomainKind.DOM0:
-        inserted = align_up(initrd_bytes, PAGE_SIZE) if initrd else 0
+    if given.kind is not DomainKind.DOMU:
+        inserted = 0
+        if initrd and not given.builders.initrd_in_chunk:
+            inserted = align_up(given.initrd_bytes, PAGE_SIZE)
         behind = first_allocation(end, inserted) + inserted
-    if initrd_bytes and not initrd_mapped:
-        initrd = (behind, behind + initrd_bytes)
+    if given.initrd_bytes and not given.initrd_mapped:
+        initrd = (behind, behind + given.initrd_bytes)
         behind = align_up(initrd[1], PAGE_SIZE)
     high_p2m = None
     if p2m_list is None:
-        high_p2m = (behind, behind + high_p2m_frames(p2m_bytes) * PAGE_SIZE)
+        high_p2m = (behind, behind + high_p2m_frames(given) * PAGE_SIZE)
     return Arrangement(
-        kernel, initrd, p2m_list, start_info, page_tables, stack, end, xenstore, console, high_p2m
+        given.kernel,
+        initrd,
+        p2m_list,
+        start_info,
+        page_tables,
+        stack,
+        end,
+        xenstore,
+        console,
+        high_p2m,
     )
 
 
-def _page_tables(mode: PagingMode, start: int) -> tuple[Span, int]:
-    """Return where the boot tables lie if they begin at ``start``, and the end of the mapping."""
-    tables = 1
+def _page_tables(given: Given, start: int) -> tuple[Span, int]:
+    """Return where the boot tables lie if they begin at ``start``, and the end of the mapping.
+
+    They must map themselves and everything else: each further table may push the end over a 4 MiB
+    boundary. The number that maps what the number before needs settles after a few rounds, since
+    512 tables need one more.
+    """
+    tables = 2
     while True:
-        tables += 1
         tables_end = start + tables * PAGE_SIZE
         stack_end = tables_end + PAGE_SIZE
-        end = align_up(stack_end, _END_ALIGNMENT)
-        if end - stack_end < _MIN_PADDING:
-            end += _END_ALIGNMENT
-        if boot_tables_needed(mode, end) <= tables:
+        end = align_up(stack_end + _MIN_PADDING, _END_ALIGNMENT)
+        if given.virtual_base + end > 1 << (32 if given.mode.is_32bit else 64):
+            raise TooLarge(
+                f"an initial mapping of {end:#x} bytes at {given.virtual_base:#x} does not fit"
+            )
+        needed = boot_tables_needed(given, end)
+        if needed <= tables:
             return (start, tables_end), end
+        tables = needed
 
 
 def first_allocation(end: int, inserted: int = 0) -> int:
@@ -198,26 +253,40 @@ def first_allocation(end: int, inserted: int = 0) -> int:
     return 1 << (end - align_up(inserted, PAGE_SIZE) - 1).bit_length()
 
 
-def high_p2m_frames(p2m_bytes: int) -> int:
-    """Return how many frames a p2m list at its own address takes: 2 MiB pages, a rest of small
-    ones, and the tables that map them.
+def high_p2m_frames(given: Given) -> int:
+    """Return how many frames a p2m list at its own address takes, with the tables that map it.
+
+    dom0's is mapped by pages of 1 GiB where the CPU has them and of 2 MiB, a rest by small ones
+    (setup_pv_physmap); that of other guests by small pages alone (alloc_p2m_list_x86_64).
     """
-    large = 2 * MIB
-    rest = p2m_bytes % large
-    pages = p2m_bytes // large * (large // PAGE_SIZE) + -(-rest // PAGE_SIZE)
-    tables = 1 + -(-p2m_bytes // GIB) + (rest > 0)
-    return pages + tables
+    large = given.mode.entry_span(2)
+    pages = -(-given.p2m_bytes // PAGE_SIZE)
+    in_l2 = given.p2m_bytes % GIB if given.gbpages else given.p2m_bytes
+    if given.kind is DomainKind.DOMU:
+        return pages + 1 + -(-given.p2m_bytes // GIB) + -(-given.p2m_bytes // large)
+    return pages + 1 + -(-in_l2 // GIB) + (given.p2m_bytes % large > 0)
 
 
-def boot_tables_needed(mode: PagingMode, end: int) -> int:
-    """Return how many tables map ``[0, end)`` at the kernel's virtual base, the root included.
+def boot_tables_needed(given: Given, end: int) -> int:
+    """Return how many tables map ``[0, end)`` at the guest's virtual base, the root included.
 
-    A 32-bit guest always gets all four L2 tables.
+    A 32-bit guest has an L3 of four entries. dom0 always gets all four L2 tables, another guest
+    those that it needs, and one for the last GiB, which Xen's own entries need.
     """
-    low, high = mode.kernel_base, mode.kernel_base + end
-    spans = [mode.table_span(level) for level in range(1, mode.root_level)]
-    below_root = sum((align_up(high, span) - align_down(low, span)) // span for span in spans)
-    return 1 + below_root + (3 if mode.root_level == 3 else 0)
+    mode = given.mode
+    low, high = given.virtual_base, given.virtual_base + end
+    tables = {
+        level: (align_up(high, span) - align_down(low, span)) // span
+        for level, span in ((level, mode.table_span(level)) for level in range(1, mode.root_level))
+    }
+    if mode.root_level == 3:
+        if given.kind is not DomainKind.DOMU:
+            tables[2] = 4
+            tables[4] = given.hypervisor_bits == 64 and given.builders.l4_of_32bit
+        elif high <= LAST_GIB_OF_32BIT:
+            to_the_end = 4 - low // GIB
+            tables[2] = to_the_end if given.builders.guest_l2_to_the_end else tables[2] + 1
+    return 1 + sum(tables.values())
 
 
 def builder_tables(mode: PagingMode, end: int, kind: DomainKind) -> Iterator[tuple[int, int]]:
@@ -250,23 +319,6 @@ def boot_l1_pages(
     first = tables[0] // PAGE_SIZE
     order = builder_tables(mode, end, kind)
     return [first + position for position, (level, _) in enumerate(order) if level == 1]
-
-
-def arrange_machine(
-    machine: Machine,
-    p2m: P2mPlace,
-    *,
-    initrd_mapped: bool = True,
-    kind: DomainKind = DomainKind.DOM0,
-) -> Arrangement:
-    """Lay out a domain that owns all RAM of ``machine``."""
-    kernel = loaded_kernel(machine)
-    pages = machine.memory_map.ram_pages().total // PAGE_SIZE
-    initrd = machine.initrd
-    size = initrd[1] - initrd[0] if initrd else 0
-    return arrange(
-        machine.mode, kernel.span, size, pages, p2m, initrd_mapped=initrd_mapped, kind=kind
-    )
 
 
 def loaded_kernel(machine: Machine) -> KernelImage:
