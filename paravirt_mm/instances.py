@@ -18,8 +18,10 @@ from paravirt_mm.hookspecs import HOOKS, PROJECT, Role
 TRACE_VARIABLE = "PARAVIRT_MM_TRACE_HOOKS"
 """Environment variable: 1 prints each call of a hook and its answer on standard error."""
 
-_MAY_PANIC = frozenset(name for name, roles in HOOKS.items() if roles == {Role.ALLOCATOR})
-"""Hooks in which the modelled kernel may give up."""
+_MAY_PANIC = frozenset(name for name, roles in HOOKS.items() if roles == {Role.ALLOCATOR}) | {
+    "pvmm_boot_state"
+}
+"""Hooks in which the modelled kernel may give up: an allocator's, and on what it finds at boot."""
 
 
 class HookFailed(Exception):
