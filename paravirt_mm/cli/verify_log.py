@@ -17,12 +17,8 @@ from paravirt_mm.evidence import DATA_FILE, Evidence, record
 from paravirt_mm.registry import default_registry
 from paravirt_mm.sources import read_boot_log
 from paravirt_mm.sources.bootlog.lines import LineVerdict, LogLine
-from paravirt_mm.verify.log.check import (
-    LogReport,
-    check_log,
-    summary,
-    with_reason,
-)
+from paravirt_mm.verify.log.check import check_log
+from paravirt_mm.verify.log.report import LogReport, summary, with_reason
 from paravirt_mm.verify.log.variants import all_series
 
 

@@ -15,19 +15,20 @@ from click.testing import CliRunner
 from paravirt_mm import API_VERSION, Registry, SpecError, default_registry, hookimpl
 from paravirt_mm.cli.main import cli
 from paravirt_mm.errors import ExitCode
+from paravirt_mm.machine.paging import I386
 from paravirt_mm.machine.release import leading_version
-from paravirt_mm.sources import read_boot_log
+from paravirt_mm.sources import bundled, read_boot_log
 from paravirt_mm.sources.bootlog.facts import Fact
 from paravirt_mm.sources.bootlog.lines import LineVerdict, LogLine
-from paravirt_mm.verify.log.check import (
-    MAX_LINES,
+from paravirt_mm.verify.log.check import check_log
+from paravirt_mm.verify.log.report import (
     MAX_REASONS,
     LogReport,
-    check_log,
     reasons,
     summary,
     with_reason,
 )
+from paravirt_mm.verify.log.trial import MAX_LINES
 from paravirt_mm.verify.log.variants import all_series, candidates
 from paravirt_mm.verify.log.words import Words
 
@@ -316,12 +317,17 @@ def test_every_series_has_candidates_and_the_usual_one_is_first() -> None:
     assert series[0] == "2.6.19"
     assert series[-1] == "6.18"
     for release in series:
-        found = candidates(release, "x86_64", "native", default_registry())
+        found = candidates(release, bundled("qemu-512m"), "native", default_registry())
         assert found, release
         assert found[0].unusual == 0
         assert len({(c.spec, c.reserved) for c in found}) == len(found)
-    assert candidates("2.4.37", "x86_64", "native", default_registry()) == []
-    assert candidates("2.6.24", "i386", "native", default_registry()) == []
+    assert candidates("2.4.37", bundled("qemu-512m"), "native", default_registry()) == []
+    assert (
+        candidates(
+            "2.6.24", attrs.evolve(bundled("qemu-512m"), mode=I386), "native", default_registry()
+        )
+        == []
+    )
 
 
 # -- the command -----------------------------------------------------------------------------------

@@ -18,8 +18,10 @@ from paravirt_mm.machine.release import leading_version
 
 _F = TypeVar("_F", bound="Fact")
 
-Platform = Literal["native", "xen-pv", "hypervisor"]
-"""Who printed the log: Linux on (virtual) hardware, Linux as a Xen PV guest, or Xen alone."""
+Platform = Literal["native", "xen-pv", "xen-pv-guest", "hypervisor"]
+"""Who printed the log: Linux on (virtual) hardware, Linux below Xen as dom0 (or the log does not
+say as what), as a guest that the toolstack built, or Xen alone.
+"""
 
 
 @attrs.frozen
@@ -166,6 +168,8 @@ class BootLog:
     made_up
         RAM, in bytes, that the log does not show as such: the head of the map is cut off, and what
         was mapped there, or all of it, is taken for RAM.
+    user_map_from
+        The line at which a user's map replaced one that ``last_pfn`` was printed for; 0: none did.
     mixed
         Lines of two boots stand between each other; facts cannot be told apart.
     facts
@@ -182,6 +186,7 @@ class BootLog:
     host_map: MemoryMap | None
     firmware_map: MemoryMap | None
     made_up: tuple[Span, ...]
+    user_map_from: int
     mixed: bool
     facts: tuple[Fact, ...]
 

@@ -60,7 +60,7 @@ INTERESTING = re.compile(
     r"e820|BIOS-|\[mem|PGTABLE|Linux version|ommand line:|last_pfn|MEM available|low ram:"
     r"|page (?:4k|2M|4M|1G)|direct mapping|init_memory_mapping|RAMDISK|trampoline|memblock_"
     r"|reserved\[|==> \[|memory mapped|NX \(|Memory: |MP-table|\(XEN\)|modified: |user: |Xen[: ]"
-    r"|paravirtualized kernel|setting RW|Hypervisor detected|not marked as E820"
+    r"|paravirtualized kernel|setting RW|Hypervisor detected|not marked as E820|unprivileged domain"
 )
 _FIRMWARE = ("BIOS-e820", "BIOS-e801", "BIOS-88", "Xen")
 _LABEL = r"(?P<label>BIOS-e820|BIOS-e801|BIOS-88|Xen|user|modified):"
@@ -383,6 +383,9 @@ class Boot(Printed):
         elif not message.startswith("Hypervisor") or kind == "PV":
             self.on_xen = True
 
+    def _take_unprivileged(self, match: re.Match[str], number: int, message: str) -> None:
+        self.unprivileged = True
+
     def _take_setting_rw(self, match: re.Match[str], number: int, message: str) -> None:
         self.mapping = self.on_xen = True
         start, end = int(match[1], 16), int(match[2], 16)
@@ -474,5 +477,6 @@ _TAKERS: tuple[tuple[str, tuple[tuple[re.Pattern[str], _Take], ...]], ...] = (
     ("Memory: ", ((_MEMORY, Boot._take_sizes),)),
     ("Linux version", ((_LINUX, Boot._take_release),)),
     ("ommand line:", ((_COMMAND_LINE, Boot._take_command_line),)),
+    ("unprivileged", ((re.compile("ACPI in unprivileged domain"), Boot._take_unprivileged),)),
     ("Xen", ((_ON_XEN, Boot._take_xen),)),
 )

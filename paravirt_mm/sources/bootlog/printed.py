@@ -94,6 +94,7 @@ class Printed:
     gbpages: bool = False
     on_xen: bool = False
     fully_virtual: bool = False
+    unprivileged: bool = False
     kernel_not_ram: bool = False
     user_map_from: int = 0
     mapping: bool = False

@@ -80,7 +80,7 @@ def _result(boot: Boot, name: str, more: bool) -> BootLog:
     host_map = boot.xen.host_map
     platform: Platform = "native"
     if boot.on_xen:
-        platform = "xen-pv"
+        platform = "xen-pv-guest" if boot.unprivileged else "xen-pv"
     elif not boot.maps and (boot.xen.facts or boot.xen.entries):
         platform = "hypervisor"
     source = f"{boot.source} (boot {boot.number})" if boot.number > 1 or more else boot.source
@@ -104,6 +104,7 @@ def _result(boot: Boot, name: str, more: bool) -> BootLog:
         host_map=host_map,
         firmware_map=boot.maps[0].sanitised if boot.maps else None,
         made_up=made_up,
+        user_map_from=boot.user_map_from,
         mixed=boot.mixed,
         facts=tuple(sorted([*boot.xen.facts, *boot.facts], key=lambda fact: fact.line)),
     )

@@ -13,7 +13,7 @@ import attrs
 
 from paravirt_mm.engine.pages import Source
 from paravirt_mm.engine.trace import RangeSplit, TablesAllocated, TablesReserved
-from paravirt_mm.machine.model import Machine
+from paravirt_mm.machine.model import Machine, Span
 from paravirt_mm.machine.paging import GIB, PAGE_SHIFT, PAGE_SIZE
 from paravirt_mm.run import Run
 from paravirt_mm.sources.bootlog.facts import (
@@ -24,6 +24,7 @@ from paravirt_mm.sources.bootlog.facts import (
     PageRange,
     Reservation,
     TableBlock,
+    WritableRange,
 )
 from paravirt_mm.verify.log.words import Words
 
@@ -39,10 +40,10 @@ def mapping_lines(
 ) -> list[Fact]:
     """Return the lines of some kinds (ranges, page sizes, blocks, tables), in the kernel's order.
 
-    Of the linear allocator's tables the reservations come last: kernels that print them do so when
-    they hand over to the next allocator. No more than ``limit`` lines are returned.
-    ``other_tables`` pages of brk become tables of something else than the direct map right after
-    its first step, so that no event shows them.
+    Of the linear allocator's tables the reservations come last, one for each call: kernels that
+    print them do so when they hand over to the next allocator. No more than ``limit`` lines are
+    returned. ``other_tables`` pages of brk become tables of something else than the direct map
+    right after its first step, so that no event shows them.
     """
     lines = (line for line in _all_lines(run, words, kinds, other_tables) if type(line) in kinds)
     return list(islice(lines, limit))
@@ -52,11 +53,15 @@ def _all_lines(
     run: Run, words: Words, kinds: Collection[type[Fact]], other_tables: int
 ) -> Iterator[Fact]:
     mode = run.machine.mode
-    blocks: list[Reservation] = []
+    blocks: list[list[Reservation]] = []
     end = brk_end = calls = 0
+    unused: Span | None = None
     for event in run.trace:
         if isinstance(event, RangeSplit):
             calls += 1
+            blocks.append([])
+            yield from _writable(unused, words)
+            unused = None
             if calls == 2:
                 yield from _brk_tables(brk_end, brk_end + (other_tables << PAGE_SHIFT), words)
             end = event.end
@@ -67,8 +72,9 @@ def _all_lines(
                 text = words.page_range(piece.start, piece.end, name)
                 yield PageRange(0, text, piece.start, piece.end, name)
         elif isinstance(event, TablesReserved):
-            start, top = event.pages[0].span
-            yield TableBlock(0, words.table_block(end, start, top), end, start, top)
+            start, top = unused = event.pages[0].span
+            up_to = words.end_of_call(end, run.machine.memory_map)
+            yield TableBlock(0, words.table_block(up_to, start, top), up_to, start, top)
         elif isinstance(event, TablesAllocated):
             for part in event.batch.pages:
                 start, top = part.run.span
@@ -76,17 +82,25 @@ def _all_lines(
                     yield from _brk_tables(start, top, words)
                     brk_end = top
                 elif part.source is Source.RESERVATION:
-                    blocks.append(_reservation(start, top, words))
+                    blocks[-1].append(_reservation(start, top, words))
+                    unused = (top, unused[1]) if unused else None
                 elif Reservation in kinds:
                     for n in range(part.run.count):
                         page = (part.run.start + n * part.run.step) << PAGE_SHIFT
                         yield _reservation(page, page + PAGE_SIZE, words)
-    yield from _merged(blocks, words)
+    yield from _writable(unused, words)
+    for parts in blocks:
+        yield from _merged(parts, words)
 
 
 def _brk_tables(start: int, end: int, words: Words) -> Iterator[BrkTable]:
     for page in range(start, end, PAGE_SIZE):
         yield BrkTable(0, words.brk_table(page, page + PAGE_SIZE), page, page + PAGE_SIZE)
+
+
+def _writable(unused: Span | None, words: Words) -> Iterator[WritableRange]:
+    if unused is not None:
+        yield WritableRange(0, words.setting_writable(*unused), *unused)
 
 
 def _reservation(start: int, end: int, words: Words) -> Reservation:

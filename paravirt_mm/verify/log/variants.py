@@ -5,14 +5,19 @@ The allocator that models a release says what it leaves open, and with which cho
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import product
 
 import attrs
 
+from paravirt_mm.about import Choice
 from paravirt_mm.machine.model import Machine, Span
+from paravirt_mm.machine.paging import MIB, PagingMode
+from paravirt_mm.machine.release import leading_version
 from paravirt_mm.offers import model_of_kernel, model_of_platform, open_questions
 from paravirt_mm.registry import Registry
+from paravirt_mm.sources.bootlog.facts import Fact, LastPfn, MappedRange, PageRange, TableBlock
+from paravirt_mm.verify.log.words import Words
 
 _SERIES: tuple[tuple[str, int, int], ...] = (
     ("2.6", 19, 39),
@@ -48,15 +53,21 @@ def all_series() -> Iterator[str]:
             yield f"{major}.{minor}"
 
 
-def candidates(release: str, mode: str, platform: str, registry: Registry) -> list[Candidate]:
-    """Return the candidates for a release in a mode on a platform, the most usual first; none where
-    no allocator models the release or no backend the platform.
+def candidates(
+    release: str, machine: Machine, platform: str, registry: Registry
+) -> list[Candidate]:
+    """Return the candidates for a release on a machine of a platform, the most usual first; none
+    where no allocator models the release or no backend the platform.
     """
+    mode = machine.mode.name
     spec = model_of_kernel(registry, release, mode)
     backend = model_of_platform(registry, platform, release, mode)
     if spec is None or backend is None:
         return []
-    questions = open_questions(registry, spec, release, mode)
+    questions = [
+        *open_questions(registry, spec, release, mode),
+        *_questions_of_guests(machine, platform),
+    ]
     found = []
     for picked in product(*(list(enumerate(choices)) for choices in questions)):
         choices = [choice for _, choice in picked]
@@ -75,3 +86,65 @@ def candidates(release: str, mode: str, platform: str, registry: Registry) -> li
             )
         )
     return sorted(found, key=lambda candidate: candidate.unusual)
+
+
+_SLACK = 8 * MIB
+"""What libxl leaves to a guest beyond its memory, for a frame buffer (LIBXL_MAXMEM_CONSTANT and
+videoram: libxl_dom.c, up to Xen 4.1 and what is derived from it).
+"""
+
+
+def _questions_of_guests(machine: Machine, platform: str) -> list[tuple[Choice, ...]]:
+    """Return what only the toolstack knows of a guest: whether its map ends in slack, which Linux
+    keeps for ballooning (xen_memory_setup, xen_add_extra_mem).
+    """
+    ram = machine.memory_map.ram_pages()
+    if platform != "xen-pv-guest" or ram.total <= 2 * _SLACK:
+        return []
+    slack = (ram.end - _SLACK, ram.end)
+    words = "8 MiB of slack at the end of the guest's map"
+    return [(Choice(), Choice(reserved=(slack,), words=words))]
+
+
+# -- which release ---------------------------------------------------------------------------------
+
+
+def releases_that_print_like(named: str, facts: Sequence[Fact], mode: PagingMode) -> list[str]:
+    """Return the releases to try: the one named, or all that print in this form.
+
+    Kernels between two releases (-rc, -tip) may print like the next: then that is tried too.
+    """
+    if named and _prints_like(named, facts, mode):
+        return [named]
+    alike = [series for series in all_series() if _prints_like(series, facts, mode)]
+    if not named:
+        return alike or list(all_series())
+    later = [series for series in alike if leading_version(series) > leading_version(named)]
+    return [named, *later[:1]]
+
+
+def _prints_like(release: str, facts: Sequence[Fact], mode: PagingMode) -> bool:
+    words = Words(leading_version(release), mode.is_32bit)
+    first: dict[type, Fact] = {}
+    for fact in facts:
+        first.setdefault(type(fact), fact)
+    return all(
+        words.shows(kind) and _render(fact, words) in (None, fact.text.strip())
+        for kind, fact in first.items()
+    )
+
+
+def _render(fact: Fact, words: Words) -> str | None:
+    """Return how a release prints a fact; None where the form tells nothing."""
+    text: str | None = None
+    if isinstance(fact, LastPfn):
+        text = words.last_pfn(fact.pfn, fact.max_arch_pfn)
+    elif isinstance(fact, MappedRange):
+        text = words.mapped_range(*(fact.span or (0, 0)))
+        if fact.span is None and not words.hides_ranges:
+            text = ""
+    elif isinstance(fact, PageRange):
+        text = words.page_range(fact.start, fact.end, fact.page).strip()
+    elif isinstance(fact, TableBlock):
+        text = words.table_block(fact.up_to, fact.start, fact.end)
+    return text

@@ -11,7 +11,19 @@ from __future__ import annotations
 
 import attrs
 
+from paravirt_mm.machine.e820 import MemoryMap
+from paravirt_mm.machine.paging import PAGE_SIZE
+from paravirt_mm.machine.ranges import align_down
 from paravirt_mm.machine.release import Version
+from paravirt_mm.sources.bootlog.facts import (
+    BrkTable,
+    Fact,
+    LastPfn,
+    MappedRange,
+    PageRange,
+    TableBlock,
+    WritableRange,
+)
 
 _MEM_RANGES: Version = (3, 5)
 """First release that prints ranges as ``[mem A-B]``, ends inclusive."""
@@ -20,16 +32,21 @@ _BARE_LAST_PFN: Version = (4, 12)
 """First release that prints ``last_pfn`` without ``e820:`` again."""
 _RANGES_SHOWN: Version = (2, 6, 28)
 """First release whose init_memory_mapping line says which range."""
+_ENDS_WITH_LARGE_PAGE: Version = (2, 6, 27)
+"""First release that maps the last pages one by one. Before, the last large page was mapped whole,
+and the end printed is that of the firmware's last entry.
+"""
 _NAMES_4M: Version = (4, 0)
 """First release that calls the 4 MiB pages of i386 without PAE 4M; 2M before."""
 
 
-SHOWN: dict[str, tuple[Version, Version, Version]] = {
-    "LastPfn": ((2, 6, 27), (2, 6, 27), (99,)),
-    "MappedRange": ((2, 6, 27), (2, 6, 30), (4, 4)),
-    "PageRange": ((2, 6, 27), (2, 6, 30), (4, 4)),
-    "TableBlock": ((2, 6, 19), (2, 6, 27), (3, 9)),
-    "BrkTable": ((3, 9), (3, 9), (5, 8)),
+SHOWN: dict[type[Fact], tuple[Version, Version, Version]] = {
+    LastPfn: ((2, 6, 27), (2, 6, 27), (99,)),
+    MappedRange: ((2, 6, 27), (2, 6, 30), (4, 4)),
+    PageRange: ((2, 6, 27), (2, 6, 30), (4, 4)),
+    TableBlock: ((2, 6, 19), (2, 6, 27), (3, 9)),
+    BrkTable: ((3, 9), (3, 9), (5, 8)),
+    WritableRange: ((2, 6, 39), (2, 6, 39), (3, 8)),
 }
 """Lines that a kernel prints without being asked to: since (64-bit), since (32-bit), before."""
 
@@ -44,7 +61,7 @@ class Words:
     version: Version
     is_32bit: bool = False
 
-    def shows(self, kind: str) -> bool:
+    def shows(self, kind: type[Fact]) -> bool:
         """Tell whether the release prints lines of a kind (see `SHOWN`) without being asked to."""
         if kind not in SHOWN:
             return True
@@ -100,3 +117,13 @@ class Words:
     def reserved(self, start: int, end: int) -> str:
         """Return a reservation of memblock."""
         return f"memblock_reserve: [{start:#018x}-{end - 1:#018x}]"
+
+    def end_of_call(self, end: int, memory: MemoryMap) -> int:
+        """Return up to where a call says that it maps: what is mapped may end with a large page."""
+        if self.version < _ENDS_WITH_LARGE_PAGE:
+            return min(end, align_down(memory.known().end, PAGE_SIZE))
+        return end
+
+    def setting_writable(self, start: int, end: int) -> str:
+        """Return the line of xen_mapping_pagetable_reserve: what was set aside and not used."""
+        return f"xen: setting RW the range {start:x} - {end:x}"

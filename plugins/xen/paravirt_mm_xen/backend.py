@@ -413,7 +413,7 @@ class Xen:
     @hookimpl
     def pvmm_models_platform(self, platform: str) -> str | None:
         """Model what a PV kernel finds, dom0 as a rule."""
-        return "xen" if platform == "xen-pv" else None
+        return {"xen-pv": "xen", "xen-pv-guest": "xen:domain=domU"}.get(platform)
 
     @hookimpl
     def pvmm_verifiers(self) -> Iterable[click.Command]:
