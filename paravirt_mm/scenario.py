@@ -8,7 +8,8 @@ from typing import Any
 
 import attrs
 
-from paravirt_mm.engine.build import ContractBroken, Hooks, build
+from paravirt_mm.engine.build import Hooks, build
+from paravirt_mm.engine.contract import ContractBroken
 from paravirt_mm.engine.trace import Event, OperationRejected, Panicked, Trace
 from paravirt_mm.errors import PluginError
 from paravirt_mm.instances import HookFailed, Instances
@@ -62,7 +63,7 @@ class Scenario:
             return self._judged(trace, instances, thorough)
         except ContractBroken as broken:
             culprit = instances.implementer(broken.hook)
-            return self._error(registry, events, culprit, f"{broken.hook} {broken}", broken)
+            return self._error(registry, events, culprit, f"{broken.hook}: {broken}", broken)
         except HookFailed as failed:
             return self._error(registry, events, failed.plugin, str(failed), failed.error)
         except Exception as error:  # no plugin was being asked

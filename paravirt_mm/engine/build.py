@@ -9,9 +9,10 @@ from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import Any, Protocol
 
-from paravirt_mm.engine.answers import Answer, Cost, EntryKind, EntryWrite, Refusal
-from paravirt_mm.engine.boot import Boot, Promise
-from paravirt_mm.engine.pages import PageRun, Source, TablePages, page_count
+from paravirt_mm.engine import contract
+from paravirt_mm.engine.answers import Cost, EntryKind, EntryWrite, Refusal
+from paravirt_mm.engine.boot import Boot
+from paravirt_mm.engine.pages import PageRun, Source, TablePages
 from paravirt_mm.engine.panic import KernelPanic
 from paravirt_mm.engine.progress import BatchLife, Progress
 from paravirt_mm.engine.split import Piece
@@ -58,6 +59,10 @@ MAX_STEPS = 1_000_000
 """More steps than any real machine needs; a generator that yields more never ends."""
 
 
+MAX_IDLE_STEPS = 10_000
+"""So many steps in a row that change nothing come from a generator that never ends."""
+
+
 class Hooks(Protocol):
     """What the engine needs of a scenario's plugins; `paravirt_mm.hookspecs` has the meaning."""
 
@@ -66,14 +71,6 @@ class Hooks(Protocol):
 
     def observe(self, event: Event) -> None:
         """Tell observers of an event."""
-
-
-class ContractBroken(Exception):
-    """A plugin answered with something that the engine cannot act on. ``hook`` says which."""
-
-    def __init__(self, hook: str, message: str) -> None:
-        super().__init__(message)
-        self.hook = hook
 
 
 def build(
@@ -87,19 +84,18 @@ def build(
     where they stay if this raises.
 
     A panic of the modelled kernel and a refusal by the platform end the trace with an event. Raises
-    `ContractBroken` where an answer cannot be acted on, and whatever a plugin raises.
+    `contract.ContractBroken` where an answer cannot be acted on, and whatever a plugin raises.
     """
     events = [] if events is None else events
     try:
-        state = hooks.call("pvmm_boot_state", machine=machine)
+        answer = hooks.call("pvmm_boot_state", machine=machine)
     except KernelPanic as panic:
         events.append(Panicked(str(panic), panic.missing_tables))
         return Trace(events)
+    state = contract.boot_state(machine, answer)
     if isinstance(state, Refusal):
         events.append(OperationRejected(state.operation, state.code))
         return Trace(events)
-    if not isinstance(state, BootState):
-        raise ContractBroken("pvmm_boot_state", f"answered {state!r}, not a BootState")
     return _Run(machine, state, hooks, allocator, backend, events).run()
 
 
@@ -134,18 +130,15 @@ class _Run:
         }
 
     def run(self) -> Trace:
-        promise = self.hooks.call("pvmm_promise", boot=self.boot)
-        if not isinstance(promise, Promise):
-            raise ContractBroken("pvmm_promise", f"answered {promise!r}, not a Promise")
+        answer = self.hooks.call("pvmm_promise", boot=self.boot)
+        promise = contract.promise(self.machine, answer)
         kernel = self.state.kernel_of(self.machine)
         room = max(0, kernel.brk_end - kernel.brk_start) >> PAGE_SHIFT
         self._note(brk_pages=min(promise.brk_pages, room))
         self._emit(
             RunStarted(self.machine, self.state, self.allocator, self.backend, promise.direct_map)
         )
-        steps = self.hooks.call("pvmm_map_steps", boot=self.boot)
-        if not isinstance(steps, Generator):
-            raise ContractBroken("pvmm_map_steps", f"answered {steps!r}, not a generator of steps")
+        steps = contract.steps(self.hooks.call("pvmm_map_steps", boot=self.boot))
         try:
             self._drive(steps)
         except KernelPanic as panic:
@@ -161,15 +154,20 @@ class _Run:
     def _drive(self, steps: StepGenerator) -> None:
         try:
             step = next(steps)
+            idle = 0
             for number in range(1, MAX_STEPS + 1):
-                action = self._actions.get(type(step))
-                if action is None:
-                    raise ContractBroken("pvmm_map_steps", f"yielded {step!r}, not a step")
+                action = self._actions[type(contract.step(self.mode, step))]
                 self._emit(StepStarted(number, step))
+                before = len(self.events)
                 step = steps.send(action(step))
+                # Of a step that does nothing there is at the most how its range is split.
+                idle = idle + 1 if len(self.events) - before <= 1 else 0
+                if idle > MAX_IDLE_STEPS:
+                    message = f"{MAX_IDLE_STEPS} steps in a row did nothing"
+                    raise contract.ContractBroken("pvmm_map_steps", message)
         except StopIteration:
             return
-        raise ContractBroken("pvmm_map_steps", f"did not end within {MAX_STEPS} steps")
+        raise contract.ContractBroken("pvmm_map_steps", f"did not end within {MAX_STEPS} steps")
 
     def _emit(self, event: Event) -> None:
         self.events.append(event)
@@ -244,15 +242,7 @@ class _Run:
         if not demand.count:
             return ()
         answer = self.hooks.call("pvmm_allocate_tables", boot=self.boot, step=step, demand=demand)
-        pages = tuple(answer or ())
-        if not all(isinstance(part, TablePages) for part in pages):
-            raise ContractBroken("pvmm_allocate_tables", f"answered {answer!r}, not TablePages")
-        given = page_count(part.run for part in pages)
-        if given != demand.count:
-            raise ContractBroken(
-                "pvmm_allocate_tables", f"gave {given} pages where {demand.count} are needed"
-            )
-        return pages
+        return contract.table_pages(answer, demand)
 
     def _take(self, pages: Iterable[TablePages]) -> None:
         """Note that pages are tables now, and that their memory is used."""
@@ -303,7 +293,7 @@ class _Run:
     def _map_readonly(self, start: int, end: int) -> tuple[tuple[int, int], ...]:
         """Ask the backend what of a new mapping must not be writable, and note it."""
         answer = self.hooks.call("pvmm_map_readonly", boot=self.boot, start=start, end=end)
-        readonly = tuple(answer or ())
+        readonly = contract.readonly(answer, start, end)
         for low, high in readonly:
             self.now.ledger.set_readonly(low >> PAGE_SHIFT, high >> PAGE_SHIFT, readonly=True)
         return readonly
@@ -318,7 +308,7 @@ class _Run:
 
     def _reserve(self, step: Map, pieces: tuple[Piece, ...]) -> None:
         answer = self.hooks.call("pvmm_reserve_tables", boot=self.boot, step=step, pieces=pieces)
-        runs = _runs("pvmm_reserve_tables", answer)
+        runs = contract.runs("pvmm_reserve_tables", answer)
         self._note(reservation=self.now.standing.reservation + runs)
         self._emit(TablesReserved(runs))
 
@@ -326,7 +316,7 @@ class _Run:
         """Keep what became tables in this step; give the rest of the reservation back, writable."""
         surplus = self.now.standing.reservation
         answer = self.hooks.call("pvmm_release_tables", boot=self.boot, step=step, surplus=surplus)
-        released = _runs("pvmm_release_tables", answer)
+        released = contract.runs("pvmm_release_tables", answer)
         for life in grown:
             for part in life.batch.pages:
                 if part.source is Source.RESERVATION:
@@ -440,20 +430,13 @@ class _Run:
 
     def _ask(self, hook: str, **arguments: Any) -> Cost | None:
         """Ask the backend; a refusal ends the run."""
-        answer: Answer = self.hooks.call(hook, boot=self.boot, **arguments)
+        answer = self.hooks.call(hook, boot=self.boot, **arguments)
+        tables = arguments.get("tables")
+        answer = contract.cost(hook, self.mode, answer, tables.by_level if tables else None)
         if isinstance(answer, Refusal):
             raise Rejected(answer.operation, answer.code)
-        if answer is not None and not isinstance(answer, Cost):
-            raise ContractBroken(hook, f"answered {answer!r}, not a Cost, a Refusal or None")
         return answer
 
 
 def _tables(lives: Iterable[BatchLife]) -> int:
     return sum(life.batch.count for life in lives)
-
-
-def _runs(hook: str, answer: object) -> tuple[PageRun, ...]:
-    runs = tuple(answer) if isinstance(answer, Iterable) else ()
-    if not all(isinstance(run, PageRun) and run.count >= 0 for run in runs):
-        raise ContractBroken(hook, f"answered {answer!r}, not runs of pages")
-    return tuple(run for run in runs if run.count)

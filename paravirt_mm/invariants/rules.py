@@ -1,13 +1,14 @@
 """The rules that every run is checked against, from its trace alone.
 
-1. A table page is RAM, free, and not already a table. 2. It is reachable (boot map, brk, or direct
-map so far) when it is first written. 3. In the end the direct map is exactly what the allocator
-promised: everything once, identity, nothing else. 4. Under a platform that types pages: tables are
-handed over before they are attached, no table is mapped writable,
-   no page size is used that the platform hides, CR3 is loaded only with a complete tree that maps
-   the kernel.
-5. What was reserved and not used is free and writable in the end; nothing is taken but what was
-   taken at boot or became a table.
+1. A table page is RAM, free, and not already a table.
+2. It is reachable (boot map, brk, or direct map so far) when it is first written.
+3. In the end the direct map is exactly what the allocator promised: everything once, identity,
+   nothing else; and no RAM up to the limit of the direct map is left out of the promise.
+4. Under a platform that types pages: tables are handed over before they are attached, no table is
+   mapped writable, no page size is used that the platform hides, CR3 is loaded only with a complete
+   tree that maps the kernel.
+5. What was reserved and not used is free and writable in the end, and so is every page that is no
+   table; nothing is taken but what was taken at boot or became a table.
 
 (Rule 6, that a hypervisor accepts the trace operation by operation, needs a model of one: see the
 Xen plugin.) The checker keeps its own books; it shares no state with the engine.
@@ -259,6 +260,10 @@ class _Checker:
                 yield Finding(3, number, gap, "promised to be mapped and is not")
                 break
         promised.update(self._boot.direct_mapped)
+        needed = RangeSet(self._ram.within(0, self._start.machine.map_limit))
+        for low, _ in needed.difference(promised):
+            yield Finding(3, number, low, "RAM that the kernel must reach is not promised")
+            break
         for low, _ in self._mapped.difference(promised):
             yield Finding(3, number, low, "mapped without having been promised")
             break
@@ -273,6 +278,7 @@ class _Checker:
         for low, _ in reserved.difference(self._taken):
             yield Finding(5, number, low, "reserved in the end, and nobody took it")
             break
+        yield from self._left_readonly(number)
         for _, run in self._released:
             # What was given back may have become a table since, like any other free page.
             idle = RangeSet(self._tables.gaps(*run.span))
@@ -283,3 +289,11 @@ class _Checker:
                 for first, _ in self._ledger.readonly(start >> PAGE_SHIFT, end >> PAGE_SHIFT):
                     yield Finding(5, number, first << PAGE_SHIFT, "a page given back is read-only")
                     break
+
+    def _left_readonly(self, number: int) -> Iterator[Finding]:
+        """Nothing but page tables may be read-only in the end, or the kernel faults on its RAM."""
+        for start, end, status in self._ledger:
+            if status.readonly:
+                for low, _ in self._tables.gaps(start << PAGE_SHIFT, end << PAGE_SHIFT):
+                    yield Finding(5, number, low, "a page is read-only in the end, and no table")
+                    return

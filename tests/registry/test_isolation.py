@@ -82,7 +82,7 @@ ALLOCATORS = {
     "too few pages": (TooFewPages, "gave 0 pages where"),
     "strange pages": (StrangePages, "not TablePages"),
     "no promise": (NoPromise, "not a Promise"),
-    "strange reservation": (StrangeReservation, "not runs of pages"),
+    "strange reservation": (StrangeReservation, "a run of pages must be a PageRun"),
 }
 
 

@@ -1,0 +1,333 @@
+"""The contract, checked where an answer arrives: types, units, order, bounds.
+
+Each function takes what a plugin answered to one hook and returns it, as tuples where a plugin may
+give any sequence. What the engine cannot act on raises `ContractBroken`, which names hook, field
+and value. Whether an answer is wise is not asked here: that is for the rules of a finished run
+(`paravirt_mm.invariants`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterable, Mapping
+from itertools import pairwise
+from typing import Any, NoReturn, TypeGuard, TypeVar
+
+from paravirt_mm.engine.answers import Cost, Refusal, Way
+from paravirt_mm.engine.boot import Promise
+from paravirt_mm.engine.pages import PageRun, Source, TablePages, page_count
+from paravirt_mm.engine.steps import (
+    ActivateRoot,
+    AttachTables,
+    HandOver,
+    HandOverTables,
+    Map,
+    NewRoot,
+    Promote,
+    Step,
+    StepResult,
+    TableDemand,
+)
+from paravirt_mm.machine.model import BootState, CpuFeatures, KernelImage, Machine, Span
+from paravirt_mm.machine.paging import PAGE_SIZE, PagingMode
+
+MAX_BRK_PAGES = 1 << 15
+"""128 MiB of brk: more than any kernel could link."""
+MAX_RUNS = 1 << 22
+"""More runs of pages in one answer than any machine needs."""
+MAX_COUNT = 1 << 62
+"""Numbers of operations end here."""
+MAX_PFN = 1 << 40
+"""52 bits of physical address."""
+_SHOWN = 160
+
+T = TypeVar("T")
+
+
+class ContractBroken(Exception):
+    """A plugin answered with something that the engine cannot act on. ``hook`` says which."""
+
+    def __init__(self, hook: str, message: str) -> None:
+        super().__init__(message)
+        self.hook = hook
+
+
+class Answer:
+    """One answer to one hook; knows how to refuse it."""
+
+    def __init__(self, hook: str) -> None:
+        self.hook = hook
+
+    def refuse(self, message: str, value: Any = ...) -> NoReturn:
+        """Raise `ContractBroken`; ``value`` is what is wrong."""
+        shown = "" if value is ... else f": {_shown(value)}"
+        raise ContractBroken(self.hook, f"{message}{shown}")
+
+    def of(self, value: Any, kind: type[T], what: str) -> T:
+        """Return a value that must be of a class (no bool for a number)."""
+        if not isinstance(value, kind) or (isinstance(value, bool) and kind is int):
+            self.refuse(f"{what} is not a {kind.__name__}", value)
+        return value
+
+    def number(self, value: Any, what: str, low: int = 0, high: int = MAX_COUNT) -> int:
+        """Return a whole number of ``low``..``high``."""
+        if not is_int(value):
+            self.refuse(f"{what} must be a whole number", value)
+        if not low <= value <= high:
+            self.refuse(f"{what} is not in {low}..{high}", value)
+        return value
+
+    def items(self, value: Any, what: str, most: int = MAX_RUNS) -> tuple[Any, ...]:
+        """Return the items of an iterable that is no text and comes to an end."""
+        if not isinstance(value, Iterable) or isinstance(value, str | bytes | Mapping):
+            self.refuse(f"{what}, not a sequence", value)
+        if isinstance(value, tuple | list):
+            return tuple(value)
+        found = []
+        for item in value:
+            found.append(item)
+            if len(found) > most:
+                self.refuse(f"{what}, more than {most}")
+        return tuple(found)
+
+    def span(self, value: Any, what: str, end: int, align: int = PAGE_SIZE) -> Span:
+        """Return a pair of addresses, the second behind the first, not above ``end``."""
+        if not isinstance(value, tuple | list) or len(value) != 2:
+            self.refuse(f"{what} must be a pair (start, end) of bytes", value)
+        low, high = value
+        if not is_int(low) or not is_int(high):
+            self.refuse(f"{what} must be a pair of whole numbers", value)
+        if not 0 <= low < high <= end:
+            self.refuse(f"{what} must be 0 <= start < end <= {end:#x}", (low, high))
+        if low % align or high % align:
+            self.refuse(f"{what} must begin and end at pages", (low, high))
+        return low, high
+
+    def spans(
+        self, value: Any, what: str, end: int, align: int = PAGE_SIZE, *, ordered: bool = True
+    ) -> tuple[Span, ...]:
+        """Return pairs of addresses, ascending and disjoint if ``ordered``."""
+        found = tuple(self.span(item, what, end, align) for item in self.items(value, what))
+        if ordered:
+            for before, after in pairwise(found):
+                if before[1] > after[0]:
+                    self.refuse(f"{what} must ascend and not overlap", (before, after))
+        return found
+
+
+def is_int(value: object) -> TypeGuard[int]:
+    """Tell whether a value is a whole number, and no truth value."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _shown(value: Any) -> str:
+    """Return an answer as text of a bounded length, whatever its repr does."""
+    if isinstance(value, tuple) and all(is_int(one) for one in value):
+        return f"({', '.join(hex(one) for one in value)})"
+    try:
+        text = repr(value)
+    except Exception as error:
+        text = f"<{type(value).__name__} whose repr raises {type(error).__name__}>"
+    return text if len(text) <= _SHOWN else text[: _SHOWN - 3] + "..."
+
+
+def limit_of(mode: PagingMode) -> int:
+    """Return where physical addresses end, in bytes, as far as the mode's tree reaches."""
+    return min(1 << mode.physical_bits, mode.table_span(mode.root_level))
+
+
+# -- before the first step -------------------------------------------------------------------------
+
+
+def boot_state(machine: Machine, answer: Any) -> BootState | Refusal:
+    """Check the answer of ``pvmm_boot_state``."""
+    told = Answer("pvmm_boot_state")
+    if isinstance(answer, Refusal):
+        return refusal(told, answer)
+    state = told.of(answer, BootState, "the answer")
+    end = 1 << machine.mode.physical_bits
+    for name in ("mapped", "reserved", "boot_tables", "direct_mapped"):
+        align = PAGE_SIZE if name in ("boot_tables", "direct_mapped") else 1
+        told.spans(getattr(state, name), f"BootState.{name}", end, align, ordered=False)
+    taken = state.taken(machine)
+    for low, high in state.boot_tables:
+        if not taken.covers(low, high):
+            told.refuse("BootState.boot_tables must be among what is reserved", (low, high))
+    told.number(state.max_pfn_mapped, "BootState.max_pfn_mapped", 0, MAX_PFN)
+    features = told.of(state.features, CpuFeatures, "BootState.features")
+    for name in ("pse", "gbpages", "nx"):
+        if getattr(features, name) and not getattr(machine.features, name):
+            told.refuse(f"BootState.features.{name}: a platform cannot add what the CPU lacks")
+    if state.kernel is not None:
+        kernel_image(told, state.kernel, "BootState.kernel", end)
+    root = machine.mode.root_level
+    for level, spans in state.tables.items():
+        told.number(level, "a level of BootState.tables", 1, root - 1)
+        told.spans(spans, f"BootState.tables[{level}]", machine.mode.table_span(root))
+    for level, pfns in state.table_pages.items():
+        told.number(level, "a level of BootState.table_pages", 1, root)
+        for pfn in told.items(pfns, f"BootState.table_pages[{level}]"):
+            told.number(pfn, f"BootState.table_pages[{level}]", 0, MAX_PFN)
+    told.of(state.typed, bool, "BootState.typed")
+    for item in told.items(state.places, "BootState.places"):
+        if not isinstance(item, tuple) or len(item) != 2 or not isinstance(item[0], str):
+            told.refuse("BootState.places must hold (name, (start, end))", item)
+        told.span(item[1], f"place {item[0]!r}", end, align=1)
+    return state
+
+
+def kernel_image(told: Answer, value: Any, what: str, end: int) -> KernelImage:
+    """Check where a kernel is said to lie."""
+    kernel = told.of(value, KernelImage, what)
+    for name in ("start", "end", "brk_start", "brk_end"):
+        told.number(getattr(kernel, name), f"{what}.{name}", 0, end)
+    if kernel.start >= kernel.end or kernel.brk_start > kernel.brk_end:
+        told.refuse(f"{what} ends before it starts", kernel)
+    return kernel
+
+
+def promise(machine: Machine, answer: Any) -> Promise:
+    """Check the answer of ``pvmm_promise``."""
+    told = Answer("pvmm_promise")
+    given = told.of(answer, Promise, "the answer")
+    told.of(given.direct_map, tuple, "Promise.direct_map")
+    told.spans(given.direct_map, "Promise.direct_map", limit_of(machine.mode))
+    told.number(given.brk_pages, "Promise.brk_pages", 0, MAX_BRK_PAGES)
+    return given
+
+
+def steps(answer: Any) -> Generator[Step, StepResult, None]:
+    """Check the answer of ``pvmm_map_steps``."""
+    if not isinstance(answer, Generator):
+        Answer("pvmm_map_steps").refuse("the answer is not a generator of steps", answer)
+    return answer
+
+
+_LABELLED = (NewRoot, HandOverTables, AttachTables, ActivateRoot)
+
+
+def step(mode: PagingMode, answer: Any) -> Step:
+    """Check a step that ``pvmm_map_steps`` yields."""
+    told = Answer("pvmm_map_steps")
+    kind = type(answer)
+    if kind is not Map:
+        if kind not in _LABELLED:
+            told.refuse("what it yields is not a step", answer)
+        told.of(answer.label, str, f"{kind.__name__}.label")
+        return answer  # type: ignore[no-any-return]  # one of the labelled steps
+    told.span((answer.start, answer.end), "Map(start, end)", limit_of(mode))
+    told.of(answer.label, str, "Map.label")
+    low, high = answer.tables_from if isinstance(answer.tables_from, tuple) else (None, None)
+    told.number(low, "Map.tables_from[0]")
+    told.number(high, "Map.tables_from[1]")
+    for name in ("use_brk", "reserve"):
+        told.of(getattr(answer, name), bool, f"Map.{name}")
+    told.of(answer.promote, Promote, "Map.promote")
+    told.of(answer.hand_over, HandOver, "Map.hand_over")
+    told.number(answer.skip_empty_level, "Map.skip_empty_level", 0, 5)
+    return answer  # type: ignore[no-any-return]  # a Map
+
+
+# -- pages -----------------------------------------------------------------------------------------
+
+
+def _run(told: Answer, run: Any, what: str) -> PageRun:
+    if type(run) is not PageRun:
+        told.refuse(f"{what} must be a PageRun", run)
+    if not (is_int(run.start) and is_int(run.count) and is_int(run.step)):
+        told.refuse(f"{what} must hold whole numbers", run)
+    if run.step not in (1, -1):
+        told.refuse(f"{what}.step must be 1 or -1", run)
+    if run.count < 0 or (run.count and not 0 <= run.low < run.high <= MAX_PFN):
+        told.refuse(f"{what} must hold pages of 0..{MAX_PFN:#x}", run)
+    return run
+
+
+def runs(hook: str, answer: Any) -> tuple[PageRun, ...]:
+    """Check runs of pages; None: there are none."""
+    told = Answer(hook)
+    given = told.items(() if answer is None else answer, "the answer is not runs of pages")
+    return tuple(run for run in given if _run(told, run, "a run of pages").count)
+
+
+def table_pages(answer: Any, demand: TableDemand) -> tuple[TablePages, ...]:
+    """Check the answer of ``pvmm_allocate_tables``: as many pages as are needed.
+
+    Whether they are free, and where they are said to come from, is for rule 1.
+    """
+    told = Answer("pvmm_allocate_tables")
+    given = told.items(() if answer is None else answer, "the answer is not TablePages")
+    for part in given:
+        if type(part) is not TablePages:
+            told.refuse("what it gives is not TablePages", part)
+        _run(told, part.run, "TablePages.run")
+        told.of(part.source, Source, "TablePages.source")
+    pages: tuple[TablePages, ...] = tuple(part for part in given if part.run.count)
+    count = page_count(part.run for part in pages)
+    if count != demand.count:
+        told.refuse(f"gave {count} pages where {demand.count} are needed")
+    return pages
+
+
+def readonly(answer: Any, start: int, end: int) -> tuple[Span, ...]:
+    """Check the answer of ``pvmm_map_readonly``: ascending whole pages of ``[start, end)``."""
+    if answer is None:
+        return ()
+    told = Answer("pvmm_map_readonly")
+    given = told.spans(answer, "a read-only range", end)
+    if given and given[0][0] < start:
+        told.refuse(f"a read-only range lies outside of {start:#x}..{end:#x}", given[0])
+    return given
+
+
+# -- what backends answer --------------------------------------------------------------------------
+
+
+def refusal(told: Answer, answer: Refusal) -> Refusal:
+    """Check a refusal."""
+    told.of(answer.operation, str, "Refusal.operation")
+    told.number(answer.code, "Refusal.code (a negative errno)", -4095, -1)
+    return answer
+
+
+def cost(
+    hook: str, mode: PagingMode, answer: Any, pinnable: Mapping[int, int] | None = None
+) -> Cost | Refusal | None:
+    """Check what an operation costs, or that it is refused.
+
+    ``pinnable`` is how many tables of which level it is about; None: all there are.
+    """
+    if answer is None:
+        return None
+    told = Answer(hook)
+    if isinstance(answer, Refusal):
+        return refusal(told, answer)
+    if not isinstance(answer, Cost):
+        told.refuse("the answer is not a Cost, a Refusal or None", answer)
+    for name, count in told.of(answer.hypercalls, Mapping, "Cost.hypercalls").items():  # type: ignore[type-abstract]
+        told.of(name, str, "a kind in Cost.hypercalls")
+        told.number(count, f"Cost.hypercalls[{name!r}]")
+    told.number(answer.batches, "Cost.batches")
+    for level, count in told.of(answer.pinned, Mapping, "Cost.pinned").items():  # type: ignore[type-abstract]
+        told.number(level, "a level of Cost.pinned", 1, mode.root_level)
+        most = MAX_COUNT if pinnable is None else pinnable.get(level, 0)
+        told.number(count, f"Cost.pinned[{level}]", 0, most)
+    told.of(answer.way, Way, "Cost.way")
+    told.number(answer.flushes, "Cost.flushes")
+    return answer
+
+
+__all__ = [
+    "Answer",
+    "ContractBroken",
+    "boot_state",
+    "cost",
+    "is_int",
+    "kernel_image",
+    "limit_of",
+    "promise",
+    "readonly",
+    "runs",
+    "step",
+    "steps",
+    "table_pages",
+]
