@@ -231,7 +231,8 @@ def pvmm_check(run: Run) -> Iterable[Finding] | None:
     """Anyone: more broken rules of a finished run; the verdict becomes ``violation``.
 
     Called once a run that neither panicked nor was refused, before `pvmm_figures`. The Xen backend
-    replays the run on its model of the hypervisor here (rule 6 of `paravirt_mm.invariants.rules`).
+    replays the run on its model of the hypervisor here (rule 6 of `paravirt_mm.invariants.rules`),
+    which takes far longer than the run itself: only if ``run.thorough`` says so.
     """
 
 

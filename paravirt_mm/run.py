@@ -43,7 +43,8 @@ class Run:
     """A finished run: its trace, the findings of the invariants, and its verdict.
 
     ``extra`` holds the columns that plugins added through ``pvmm_figures``. Where a plugin failed,
-    the trace ends there, and ``traceback`` says where in its code.
+    the trace ends there, and ``traceback`` says where in its code. ``thorough`` tells whether every
+    check was asked for; one that takes far longer than the run itself waits for that.
     """
 
     machine: Machine
@@ -54,6 +55,7 @@ class Run:
     findings: tuple[Finding, ...] = ()
     extra: Mapping[str, Any] = MappingProxyType({})
     traceback: str = ""
+    thorough: bool = False
 
     @cached_property
     def figures(self) -> Mapping[str, Any]:
@@ -61,7 +63,3 @@ class Run:
         if not self.trace.events:
             return MappingProxyType({})
         return MappingProxyType({**measure(self.trace), **self.extra})
-        """Every figure of `paravirt_mm.measure`, by name; empty where the run failed."""
-        if not self.trace.events or self.verdict.outcome is Outcome.ERROR:
-            return {}
-        return {**measure(self.trace), **self.extra}

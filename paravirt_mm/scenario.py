@@ -45,7 +45,8 @@ class Scenario:
         ``error``.
 
         ``thorough`` also makes the tables byte for byte and walks them, where they are not too many
-        (`paravirt_mm.invariants.image.is_small`). ``through`` puts something between the engine and
+        (`paravirt_mm.invariants.image.is_small`), and has plugins check what takes them long (rule
+        6 of `paravirt_mm.invariants.rules`). ``through`` puts something between the engine and
         the plugins.
         """
         registry = registry or default_registry()
@@ -80,6 +81,7 @@ class Scenario:
                 findings += tuple(check_image(trace))
         ended = _early_end(trace)
         run = self._run(trace, ended or _verdict(findings), findings)
+        run = attrs.evolve(run, thorough=thorough)
         if ended is None:
             for _, more in instances.each("pvmm_check", run=run):
                 findings += tuple(more)

@@ -114,8 +114,8 @@ class Xen:
         The release of Xen, for example ``4.1``: what its builders do differently. Without it: what
         the newest do.
     replay_limit
-        Runs of guests up to this size (MiB of RAM) are replayed on the model of the hypervisor; 0:
-        none.
+        Thorough runs of guests up to this size (MiB of RAM) are replayed on the model of the
+        hypervisor; 0: none.
     """
 
     pvmm_api: ClassVar[int] = API_VERSION
@@ -375,24 +375,25 @@ class Xen:
 
     @hookimpl
     def pvmm_check(self, run: Run) -> list[Finding]:
-        """Check rule 6: replay a run on the model of the hypervisor, unless it is too large."""
-        if not self._is_replayed(run):
+        """Check rule 6 of a thorough run: replay it on the model of the hypervisor."""
+        if self._not_replayed(run):
             return []
         from paravirt_mm_xen.replay import findings
 
-        return findings(run.trace, self.replay_limit * MIB)
+        return findings(run.trace)
 
-    def _is_replayed(self, run: Run) -> bool:
-        machine = run.machine
-        ram = machine.memory_map.ram_pages().total
-        return not machine.mode.is_32bit and ram <= self.replay_limit * MIB
+    def _not_replayed(self, run: Run) -> str:
+        """Say in words why a run is not replayed; empty: it is."""
+        if run.machine.mode.is_32bit:
+            return "not verified on a real hypervisor"
+        if run.machine.memory_map.ram_pages().total > self.replay_limit * MIB:
+            return f"not asked, the guest has over {self.replay_limit} MiB (replay_limit)"
+        return "" if run.thorough else "not asked (`run` asks, as every thorough run)"
 
     def _told_of_model(self, run: Run) -> str:
         """Say in words what the model of the hypervisor makes of a run."""
-        if run.machine.mode.is_32bit:
-            return "not verified on a real hypervisor"
-        if not self._is_replayed(run):
-            return f"not asked, the guest has over {self.replay_limit} MiB (replay_limit)"
+        if why := self._not_replayed(run):
+            return why
         from paravirt_mm_xen.replay import RULE
 
         refused = [finding for finding in run.findings if finding.rule == RULE]

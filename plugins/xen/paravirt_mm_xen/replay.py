@@ -125,13 +125,8 @@ def replay(replayed: Translated, release: Release = RECORDED) -> ModelReplay:
     return ModelReplay(replayed.refused(answers), answers, counts)
 
 
-def findings(trace: Trace, limit_bytes: int) -> list[Finding]:
-    """Check rule 6: the model of the hypervisor accepts a run, operation by operation.
-
-    Runs of larger guests than ``limit_bytes`` of RAM, and of 32-bit ones, are not checked.
-    """
-    if not is_replayable(trace, limit_bytes):
-        return []
+def findings(trace: Trace) -> list[Finding]:
+    """Check rule 6: the model of the hypervisor accepts a run, operation by operation."""
     try:
         refused = replay(translate(trace)).refused
     except NotReplayable as error:
@@ -139,16 +134,7 @@ def findings(trace: Trace, limit_bytes: int) -> list[Finding]:
     if refused is None:
         return []
     event = len(trace.events) - 1 if refused.event == PROBE else max(0, refused.event)
-    return [Finding(RULE, event, _address(refused.operation, trace), describe(refused))]
-
-
-def is_replayable(trace: Trace, limit_bytes: int) -> bool:
-    """Tell whether `findings` would look at a run."""
-    if not trace.begun:
-        return False
-    start = trace.start
-    ram = start.machine.memory_map.ram_pages().total
-    return start.boot.typed and start.machine.mode.root_level == 4 and ram <= limit_bytes
+    return [Finding(RULE, event, address_of(refused.operation, trace), describe(refused))]
 
 
 def describe(refused: Refused) -> str:
@@ -160,7 +146,7 @@ def describe(refused: Refused) -> str:
     return f"the hypervisor refuses {what}: {code}"
 
 
-def _address(operation: Operation, trace: Trace) -> int:
+def address_of(operation: Operation, trace: Trace) -> int:
     """Return the physical address of the page that an operation acts on."""
     name, *fields = operation
     page = fields[1] if name == "pin" else fields[0] if fields else 0

@@ -59,7 +59,6 @@ from paravirt_mm import (
     Trace,
     Way,
     align_down,
-    align_up,
 )
 from paravirt_mm_xen.linux import MULTICALL_ENTRIES
 from paravirt_mm_xen.traces.format import MAX_OPERATIONS, MAX_PAGES, Operation, OperationTrace
@@ -533,7 +532,7 @@ class _Translator:
 
     def _probe(self) -> None:
         """Look at the ends of everything mapped, at every table above L1, and behind the end."""
-        tree, mode = self._live, self._mode
+        tree = self._live
         leaf_tables = {page for key, page in tree.tables.items() if key[0] == 1}
         edges = [at for low, high in tree.mapped for at in (low, high - PAGE_SIZE)]
         turns = [at for low, high in tree.readonly for at in (low, high - PAGE_SIZE, high)]
@@ -547,8 +546,7 @@ class _Translator:
             self._expect(
                 ("probe", self._va(address), "write"), FAULT_PROTECTED if protected else EMULATED
             )
-        behind = align_up(tree.mapped.end, mode.table_span(1))
-        self._expect(("probe", self._va(behind), "read"), FAULT_ABSENT)
+        self._expect(("probe", self._va(tree.mapped.end), "read"), FAULT_ABSENT)
 
     def _expect(self, operation: Operation, answer: int | None) -> None:
         if answer is None:

@@ -16,20 +16,23 @@ from paravirt_mm import (
     Cost,
     EntryKind,
     EntryWrite,
+    KernelImage,
     PageRun,
     Refusal,
     Run,
     Source,
+    SpecError,
     TablePages,
     Way,
     bundled,
     bundled_machines,
 )
-from paravirt_mm.engine.progress import Progress
+from paravirt_mm.engine.progress import BatchLife, Progress
 from paravirt_mm.engine.trace import MadeWritable
 from paravirt_mm.instances import Instances
 from paravirt_mm.testing import BackendConformance, Expected, generate
 from paravirt_mm_xen.backend import TableEntries, Xen
+from paravirt_mm_xen.domain.layout import Part
 from paravirt_mm_xen.linux import MULTICALL_ENTRIES
 
 NO_SUCH_GUESTS = "rejected: domain builder: there are no PV guests with"
@@ -177,22 +180,111 @@ def test_waiting_tables_share_multicalls(run_scenario: RunScenario) -> None:
     assert together["multicall_batches"] >= batched / MULTICALL_ENTRIES - 3
 
 
+@pytest.mark.parametrize(("pages", "multicalls"), [(1, 1), (32, 1), (33, 2), (64, 2), (65, 3)])
+def test_a_multicall_carries_32_operations(pages: int, multicalls: int) -> None:
+    """MC_BATCH of arch/x86/xen/multicalls.c; only what waits is collected."""
+    boot, progress = _progress()
+    low = boot.kernel.brk_start >> 12
+    batch = _batch(boot, PageRun(low, pages))
+    calls = {"update_va_mapping": pages}
+    assert _ask("pvmm_make_readonly", boot=boot, tables=batch) == Cost(hypercalls=calls)
+    progress.pending.append(BatchLife(batch))
+    assert _ask("pvmm_make_readonly", boot=boot, tables=batch) == Cost(
+        hypercalls=calls, batches=multicalls
+    )
+
+
+def test_a_page_that_is_not_mapped_yet_costs_nothing() -> None:
+    boot = _boot()
+    batch = _batch(boot, PageRun(boot.machine.max_pfn - 1, 1))
+    assert _ask("pvmm_make_readonly", boot=boot, tables=batch) == Cost()
+
+
+def test_large_leaves_matter_where_there_is_a_table_for_them() -> None:
+    """A level of leaves without a table of that level in the batch fills an older table."""
+    boot, progress = _progress()
+    page = PageRun(boot.machine.max_pfn - 1, 1)
+    progress.ledger.set_readonly(page.low, page.high, readonly=True)
+    batch = attrs.evolve(_batch(boot, page), leaf_levels=(1, 2))
+    assert _ask("pvmm_pin_tables", boot=boot, tables=batch) == Cost(
+        hypercalls={"mmuext_op": 1}, pinned={1: 1}
+    )
+
+
+@pytest.mark.parametrize("limit", [0, 4096])
+def test_limits_of_replay_limit(limit: int) -> None:
+    assert Xen(replay_limit=limit).replay_limit == limit
+    for other in (-1, 4097):
+        with pytest.raises(SpecError, match=r"not in 0\.\.4096"):
+            Xen(replay_limit=other)
+
+
+def test_tables_of_the_boot_map_whole_spans() -> None:
+    """The initial mapping ends in the middle of an L2 and an L3; the tables reach beyond it."""
+    state = _boot().state
+    end = state.direct_mapped[0][1]
+    assert end == 0x2000000 or end % (1 << 30)
+    assert state.tables[1] == ((0, end),)
+    assert state.tables[2] == ((0, 1 << 30),)
+    assert state.tables[3] == ((0, 512 << 30),)
+    assert {level: len(pages) for level, pages in state.table_pages.items()} == {
+        4: 1,
+        3: 1,
+        2: 1,
+        1: end >> 21,
+    }
+
+
+def test_static_tables_of_an_image_too_small_follow_the_boot_stack() -> None:
+    tiny = attrs.evolve(
+        bundled("xen-dom0-qubes-4g"),
+        kernel=KernelImage(16 << 20, (16 << 20) + 1, (16 << 20) + 4096, (16 << 20) + 8192),
+    )
+    state = Xen().pvmm_boot_state(tiny)
+    assert isinstance(state, BootState)
+    _, static = state.boot_tables
+    assert static[0] == dict(state.places)[Part.BOOT_STACK][1]
+    large = _boot().state
+    assert large.kernel is not None
+    assert large.boot_tables[1][1] == large.kernel.brk_start
+
+
+@pytest.mark.parametrize(("start", "moves"), [(30 << 20, False), (32 << 20, True)])
+def test_a_kernel_from_32_mib_on_was_moved_by_its_boot_loader(start: int, moves: bool) -> None:
+    kernel = KernelImage(start, start + 4096, start + 4096, start + 8192)
+    machine = attrs.evolve(bundled("xen-dom0-qubes-4g"), kernel=kernel)
+    state = Xen().pvmm_boot_state(machine)
+    assert isinstance(state, BootState)
+    assert state.kernel is not None
+    assert state.kernel.start == (16 << 20 if moves else start)
+
+
+def _progress() -> tuple[Boot, Progress]:
+    """A boot, and what the engine would change of it."""
+    boot = _boot()
+    progress = Progress(boot.machine, boot.state)
+    return Boot(boot.machine, boot.state, progress), progress
+
+
+def _batch(boot: Boot, page: PageRun) -> Batch:
+    return Batch(
+        index=0,
+        mode=boot.mode,
+        start=0,
+        end=page.count << 21,
+        spans={1: ((0, page.count << 21),)},
+        leaf_levels=(1,),
+        pages=(TablePages(page, Source.MEMBLOCK),),
+    )
+
+
 def test_pin_before_readonly_is_refused() -> None:
     """The order is: take write access, then pin. Without the first the second fails with EINVAL, as
     measured.
     """
-    progress = Progress(_boot().machine, _boot().state)
-    boot = Boot(_boot().machine, _boot().state, progress)
+    boot, progress = _progress()
     page = PageRun(boot.machine.max_pfn - 1, 1)
-    batch = Batch(
-        index=0,
-        mode=boot.mode,
-        start=0,
-        end=1 << 21,
-        spans={1: ((0, 1 << 21),)},
-        leaf_levels=(1,),
-        pages=(TablePages(page, Source.MEMBLOCK),),
-    )
+    batch = _batch(boot, page)
     answer = _ask("pvmm_pin_tables", boot=boot, tables=batch)
     assert isinstance(answer, Refusal)
     assert answer.code == -22

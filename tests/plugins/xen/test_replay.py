@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import attrs
 import pytest
 
 from paravirt_mm import BootState, E820Type, Machine, MemoryMap, Run, Scenario, bundled
 from paravirt_mm_xen.backend import TableEntries, Xen
-from paravirt_mm_xen.replay import describe, findings, replay
-from paravirt_mm_xen.translate import BOOT, PROBE, NotReplayable, translate
+from paravirt_mm_xen.replay import Counts, address_of, describe, findings, replay
+from paravirt_mm_xen.translate import BOOT, PROBE, NotReplayable, Refused, translate
 from paravirt_mm_xen.verify import ALLOCATORS, guest_machine, run_all
 
 from .wrong import WRONG, Wrong, run_wrong
@@ -127,7 +125,7 @@ def test_what_is_wrong_is_refused(wrong: Wrong) -> None:
         operation = operation[1][-refused.code // 1000]
     assert (str(operation[0]), refused.errno) == (wrong.operation, wrong.code)
     assert type(run.trace.events[refused.event]).__name__ == wrong.event
-    (finding,) = findings(run.trace, 1 << 30)
+    (finding,) = findings(run.trace)
     assert finding.rule == 6
     assert finding.event == refused.event
     assert "refuses" in finding.message
@@ -187,18 +185,12 @@ def test_every_operation_matters() -> None:
         assert replay(changed).refused is not None, name
 
 
-def test_findings_leave_large_guests_alone() -> None:
-    run = run_wrong(WRONG["attached before it is handed over"])
-    assert findings(run.trace, 1 << 20) == []
-    assert findings(run.trace, 1 << 30)
-
-
 def test_32_bit_guests_are_not_replayed() -> None:
     machine = bundled("qemu-pae-320m")
-    run = Scenario.of(machine, "legacy_linear:kernel=3.6", "xen").run()
+    run = Scenario.of(machine, "legacy_linear:kernel=3.6", "xen").run(thorough=True)
     with pytest.raises(NotReplayable, match="64-bit"):
         translate(run.trace)
-    assert findings(run.trace, 1 << 40) == []
+    assert str(run.verdict) == "ok"
     assert run.figures["xen_model"] == "not verified on a real hypervisor"
 
 
@@ -206,18 +198,67 @@ def test_native_runs_are_not_replayed() -> None:
     run = Scenario.of(guest_machine(64), ALLOCATORS[0], "native").run()
     with pytest.raises(NotReplayable):
         translate(run.trace)
-    assert findings(run.trace, 1 << 40) == []
 
 
-def test_every_run_in_reach_is_replayed_and_says_so() -> None:
-    figures = _figures(64, "xen")
-    assert figures["xen_model"] == "accepts"
-    unasked = _figures(64, "xen:replay_limit=63")["xen_model"]
-    assert unasked == "not asked, the guest has over 63 MiB (replay_limit)"
+def test_thorough_runs_in_reach_are_replayed_and_say_so() -> None:
+    exactly = Machine(name="m", memory_map=MemoryMap.sanitise([(0, 80 * MIB, E820Type.RAM)]))
+    for limit, told in (
+        (80, "accepts"),
+        (79, "not asked, the guest has over 79 MiB (replay_limit)"),
+    ):
+        scenario = Scenario.of(exactly, "incremental:variant=hpa", f"xen:replay_limit={limit}")
+        assert scenario.run(thorough=True).figures["xen_model"] == told
+    unasked = Scenario.of(exactly, "incremental:variant=hpa", "xen").run()
+    assert unasked.figures["xen_model"] == "not asked (`run` asks, as every thorough run)"
 
 
-def _figures(mib: int, backend: str) -> Any:
-    return Scenario.of(guest_machine(mib), "incremental:variant=linux", backend).run().figures
+def test_a_wrong_run_is_found_where_it_is_asked_for() -> None:
+    """A thorough run is a violation; the same run otherwise says that nobody asked."""
+    wrong = WRONG["attached before it is handed over"]
+    assert 6 in {finding.rule for finding in run_wrong(wrong).findings}
+    unasked = run_wrong(wrong, thorough=False)
+    assert 6 not in {finding.rule for finding in unasked.findings}
+
+
+def test_calls_count_a_multicall_once() -> None:
+    counts = Counts(
+        mmu_update=5,
+        update_va_mapping=64,
+        mmuext_op=3,
+        multicalls=2,
+        batched=64,
+        emulated=7,
+        pins=(),
+        validations=(),
+    )
+    assert counts.requests == 72
+    assert counts.calls == 5 + 3 + 2
+
+
+@pytest.mark.parametrize(("event", "shown"), [(BOOT, 0), (7, 7), (PROBE, -1)])
+def test_a_finding_belongs_to_the_event_that_did_it(
+    monkeypatch: pytest.MonkeyPatch, event: int, shown: int
+) -> None:
+    """What goes wrong before the run is its first event's, what is found after it its last's."""
+    run = _run(64, "incremental:variant=linux")
+    refused = Refused(0, ("pin", 1, 0), event, -22, 0)
+    answered = attrs.evolve(replay(translate(run.trace)), refused=refused)
+    monkeypatch.setattr("paravirt_mm_xen.replay.replay", lambda _: answered)
+    (finding,) = findings(run.trace)
+    assert finding.event == range(len(run.trace.events))[shown]
+
+
+def test_findings_name_the_address_of_the_page() -> None:
+    """Page numbers of a trace count RAM: from 1 MiB on they are behind the hole below it."""
+    machine = guest_machine(64)
+    run = Scenario.of(machine, "incremental:variant=linux", "xen").run()
+    first_mib = (640 << 10) >> 12
+    assert address_of(("pin", 1, first_mib - 1), run.trace) == (640 << 10) - 4096
+    assert address_of(("pin", 1, first_mib), run.trace) == MIB
+    assert address_of(("store", first_mib + 5, 0, 1, 0x67), run.trace) == MIB + 5 * 4096
+    pages = machine.memory_map.ram_pages().total >> 12
+    assert address_of(("pin", 1, pages), run.trace) == 0
+    assert address_of(("probe", 1 << 46, "read"), run.trace) == 0
 
 
 def test_a_refused_run_shows_in_the_figures() -> None:

@@ -208,7 +208,7 @@ WRONG = {
 }  # fmt: skip
 
 
-def run_wrong(wrong: Wrong, *, trusting: bool = True, mib: int = 64) -> Run:
+def run_wrong(wrong: Wrong, *, trusting: bool = True, mib: int = 64, thorough: bool = True) -> Run:
     """Run a wrong pair; ``trusting``: under the backend that refuses nothing."""
     registry = Registry()
     backend = wrong.backend if trusting else wrong.strict
@@ -222,4 +222,4 @@ def run_wrong(wrong: Wrong, *, trusting: bool = True, mib: int = 64) -> Run:
         entries.append((GIB, GIB + (16 << 20), E820Type.RAM))
         machine = attrs.evolve(machine, memory_map=MemoryMap.sanitise(entries))
     scenario = Scenario(machine, PluginSpec("allocator", wrong.options), PluginSpec("backend"))
-    return scenario.run(registry)
+    return scenario.run(registry, thorough=thorough)
