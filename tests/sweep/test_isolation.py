@@ -59,7 +59,11 @@ class Odd:
 @pytest.mark.parametrize(
     ("way", "outcome", "verdict"),
     [
-        ("raise", "error", "error: plugin odd (odd-plugins 1.0): ValueError: odd"),
+        (
+            "raise",
+            "error",
+            "error: plugin odd (odd-plugins 1.0): pvmm_promise raised ValueError: odd",
+        ),
         ("sleep", "limit", "longer than 1.5 s"),
         ("spin", "limit", "longer than 1.5 s"),
         ("memory", "limit", "more than 256M of memory"),
