@@ -26,6 +26,7 @@ from paravirt_mm.engine.trace import (
     Event,
     Panicked,
     RangeSplit,
+    RootActivated,
     RunFinished,
     TablesAllocated,
     TablesReserved,
@@ -70,7 +71,8 @@ class Record:
 
     Fields have the names and the meaning of an oracle file's; None: the file does not say.
     ``tables`` are sorted, ``hook_order`` is as they were handed to the paravirt hook. A file lists
-    a few hundred of them at the most, and always gives the hashes.
+    a few hundred of them at the most, and always gives the hashes. A record ends when the map
+    is complete: ``panic`` is one before that.
     """
 
     panic: str | None = None
@@ -166,6 +168,7 @@ def _record(run: Run, boot: Boot, stopped: _Stopped | None) -> Record:
     brk: list[Span] = []
     batches: list[Batch] = []
     panic = None
+    complete = False
     reserved = RangeSet()
     for event in events:
         if isinstance(event, RangeSplit):
@@ -181,7 +184,9 @@ def _record(run: Run, boot: Boot, stopped: _Stopped | None) -> Record:
                     brk += _pages(part.run)
                 elif part.source is Source.RESERVATION:
                     guesses[-1] = attrs.evolve(guesses[-1], used_end=part.run.span[1])
-        elif isinstance(event, Panicked):
+        elif isinstance(event, RootActivated):
+            complete = True
+        elif isinstance(event, Panicked) and not complete:
             panic = event.reason
         elif isinstance(event, RunFinished):
             reserved.update(event.reserved)

@@ -12,7 +12,7 @@ from itertools import islice
 import attrs
 
 from paravirt_mm.engine.pages import Source
-from paravirt_mm.engine.trace import RangeSplit, TablesAllocated, TablesReserved
+from paravirt_mm.engine.trace import PagesTaken, RangeSplit, TablesAllocated, TablesReserved
 from paravirt_mm.machine.model import Machine, Span
 from paravirt_mm.machine.paging import GIB, PAGE_SHIFT, PAGE_SIZE
 from paravirt_mm.run import Run
@@ -75,8 +75,9 @@ def _all_lines(
             start, top = unused = event.pages[0].span
             up_to = words.end_of_call(end, run.machine.memory_map)
             yield TableBlock(0, words.table_block(up_to, start, top), up_to, start, top)
-        elif isinstance(event, TablesAllocated):
-            for part in event.batch.pages:
+        elif isinstance(event, TablesAllocated | PagesTaken):
+            taken = event.pages if isinstance(event, PagesTaken) else event.batch.pages
+            for part in taken:
                 start, top = part.run.span
                 if part.source is Source.BRK:
                     yield from _brk_tables(start, top, words)

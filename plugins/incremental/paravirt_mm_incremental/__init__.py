@@ -34,7 +34,12 @@ from paravirt_mm import (
 from paravirt_mm_incremental.hpa import SevenSteps
 from paravirt_mm_incremental.linux import LinuxSteps
 from paravirt_mm_incremental.questions import QUESTIONS
-from paravirt_mm_incremental.releases import BottomUp, change_for
+from paravirt_mm_incremental.releases import (
+    BottomUp,
+    change_for,
+    gives_back_low_memory,
+    panics_at_once_without_trampoline,
+)
 
 
 class Variant(StrEnum):
@@ -94,6 +99,8 @@ class Incremental:
             self.brk_pages,
             self.movable_node,
             self.kaslr,
+            frees_low=gives_back_low_memory(self.kernel),
+            early_trampoline=panics_at_once_without_trampoline(self.kernel),
         )
 
     @hookimpl

@@ -38,7 +38,7 @@ from paravirt_mm import (
     deal,
     page_count,
 )
-from paravirt_mm_incremental.releases import BottomUp, Change, NoBlock
+from paravirt_mm_incremental.releases import TRAMPOLINE_BYTES, BottomUp, Change, NoBlock
 
 _ISA_LABEL = "ISA range"
 
@@ -47,6 +47,8 @@ _ISA_LABEL = "ISA range"
 class LinuxSteps:
     """The steps of one release. Addresses are bytes.
 
+    ``frees_low``: a failed search for a free large page gives back the first one, at 0;
+    ``early_trampoline``: without a place for the real-mode trampoline the kernel stops at once.
     ``movable_node``: booted with the parameter of that name, so memblock works from the bottom up;
     ``kaslr``: the direct map is randomised, and a table for the trampoline comes from brk too.
     """
@@ -56,6 +58,8 @@ class LinuxSteps:
     brk_pages: int | None = None
     movable_node: bool = False
     kaslr: bool = False
+    frees_low: bool = False
+    early_trampoline: bool = False
 
     def promise(self, boot: Boot) -> Promise:
         """Promise the first MiB and all RAM up to the limit of the direct map."""
@@ -68,6 +72,9 @@ class LinuxSteps:
 
     def steps(self, boot: Boot) -> Generator[Step, StepResult, None]:
         """Yield the steps (init_mem_mapping)."""
+        has_trampoline = _has_room_for_trampoline(boot)
+        if self.early_trampoline and not has_trampoline:
+            raise KernelPanic("Cannot allocate trampoline")
         yield Map(0, ISA_END, label=_ISA_LABEL, promote=self.release.promote)
         end = boot.machine.map_limit
         if self.movable_node:
@@ -75,13 +82,18 @@ class LinuxSteps:
             kernel_end = _kernel_end(boot)
             mapped = yield from self._upward(boot, kernel_end, end, _mapped_at_boot(boot))
             yield from self._upward(boot, ISA_END, kernel_end, mapped)
+            found = True
         else:
-            yield from self._downward(boot, end)
+            found = yield from self._downward(boot, end)
         yield ActivateRoot()
+        if not found and self.frees_low:
+            raise KernelPanic("memory at 0, given back by a failed search, is given to others")
+        if not has_trampoline:
+            raise KernelPanic("Real mode trampoline was not allocated")
 
-    def _downward(self, boot: Boot, end: int) -> Generator[Step, StepResult, None]:
+    def _downward(self, boot: Boot, end: int) -> Generator[Step, StepResult, bool]:
         """Map from the highest free large page downward, then what lies above it
-        (memory_map_top_down).
+        (memory_map_top_down); return whether there was one.
         """
         large = boot.mode.entry_span(2)
         # Xen has a big reservation at the very top, which is skipped at first.
@@ -104,6 +116,7 @@ class LinuxSteps:
             mapped += this_step
             step = self.release.next_step(boot.mode, step, mapped, this_step)
         yield from self._map_ram(boot, real_end, end, upper, max_mapped)
+        return found is not None
 
     def _upward(
         self, boot: Boot, start: int, end: int, max_mapped: int
@@ -177,7 +190,7 @@ class LinuxSteps:
             wanted -= page_count(found)
         if wanted:
             words = self.release.panic(window_is_empty=low >= high, use_brk=step.use_brk)
-            raise KernelPanic(words, wanted)
+            raise KernelPanic(words, wanted, pages)
         return pages
 
     def _find(self, boot: Boot, low: int, high: int, wanted: int) -> list[PageRun]:
@@ -192,6 +205,12 @@ class LinuxSteps:
         if wanted and low < above:
             return upward + boot.memblock.pages_top_down(low, min(above, high), wanted)
         return upward
+
+
+def _has_room_for_trampoline(boot: Boot) -> bool:
+    """Tell whether there is RAM below 1 MiB for the real-mode trampoline, the first page aside."""
+    low = boot.memblock.memory(PAGE_SIZE, ISA_END)
+    return any(end - start >= TRAMPOLINE_BYTES for start, end in low)
 
 
 def _mapped_at_boot(boot: Boot) -> int:

@@ -11,6 +11,15 @@ _MODES = ("x86_64", "x86_64-la57")
 QUESTIONS = (
     OpenQuestion(
         "3.10",
+        "3.11",
+        ("i386", "i386-pae", *_MODES),
+        (
+            Choice(),
+            Choice((("brk_pages", "6"),), words="6 pages of brk as in 3.11, taken by RHEL 7"),
+        ),
+    ),
+    OpenQuestion(
+        "3.10",
         "4.8",
         _MODES,
         (

@@ -127,8 +127,10 @@ _BOTTOM, _TOP = NoBlock.BOTTOM, NoBlock.TOP
 CHANGES: tuple[Change, ...] = (
     Change((3, 9), _5, _LARGER, _AFTER, _NO, _PANIC, _BOTTOM,
         "merged"),
-    Change((3, 10), _6, _LARGER, _BEFORE, _NO, _PANIC, _BOTTOM,
-        "a sixth page; promotion before neighbours are merged"),
+    Change((3, 10), _5, _LARGER, _BEFORE, _NO, _PANIC, _BOTTOM,
+        "promotion before neighbours are merged"),
+    Change((3, 11), _6, _LARGER, _BEFORE, _NO, _PANIC, _BOTTOM,
+        "a sixth page"),
     Change((3, 13), _6, _LARGER, _BEFORE, _ABOVE, _PANIC, _BOTTOM,
         "movable_node: bottom-up above the kernel, then what lies below its end"),
     Change((3, 19), _6, _ENOUGH, _BEFORE, _ABOVE, _PANIC, _BOTTOM,
@@ -164,11 +166,35 @@ class Backport:
 BACKPORTS: tuple[Backport, ...] = (
     Backport((5, 10, 15), (5, 11), "bottom_up"),
     Backport((6, 1, 141), (6, 15), "no_block"),
+    Backport((6, 6, 93), (6, 15), "no_block"),
     Backport((6, 12, 31), (6, 15), "no_block"),
+    Backport((6, 14, 9), (6, 15), "no_block"),
 )
-"""What is known of it, from the changelogs of Debian's kernels, which list those of each stable
-release; live boots of 5.10.223, 6.1.192 and 6.12.107 confirm them.
+"""What is known of it, from the changelogs of the stable releases ("x86/mm: Check return value from
+memblock_phys_alloc_range()", June 2025); live boots of 5.10.223, 6.1.192 and 6.12.107 confirm them.
 """
+
+_SEARCH_RESERVES: Version = (5, 15)
+"""First release that finds the free large page by taking it and giving it back: where there is
+none it gives back what lies at 0 (memblock_phys_free of a failed memblock_phys_alloc_range).
+"""
+_TRAMPOLINE_LATER: Version = (4, 9)
+"""First release that goes on without a page for the real-mode trampoline, until it needs one
+(reserve_real_mode, init_real_mode).
+"""
+TRAMPOLINE_BYTES = 24 << 10
+"""What the real-mode code takes below 1 MiB: boot logs say 24 KiB since 3.5."""
+
+
+def gives_back_low_memory(kernel: str) -> bool:
+    """Tell whether a failed search for a free large page gives back the first large page."""
+    missing_check = change_for(kernel).no_block is NoBlock.BOTTOM
+    return missing_check and parse_release(kernel) >= _SEARCH_RESERVES
+
+
+def panics_at_once_without_trampoline(kernel: str) -> bool:
+    """Tell whether a release stops before mapping where the trampoline has no place."""
+    return parse_release(kernel) < _TRAMPOLINE_LATER
 
 
 def change_for(kernel: str) -> Change:

@@ -1,0 +1,117 @@
+"""Machines on which what a release does at the edges decides whether it boots.
+
+Each is after a public report; memory in bytes, the kernel where it was.
+"""
+
+from __future__ import annotations
+
+import attrs
+import pytest
+
+from paravirt_mm import E820Type, KernelImage, Machine, MemoryMap, Outcome, Scenario
+from paravirt_mm.engine.pages import Source
+from paravirt_mm.engine.trace import PagesTaken, TablesAllocated
+from paravirt_mm.machine.model import CpuFeatures
+from paravirt_mm.machine.paging import I386
+
+MIB = 1 << 20
+GIB = 1 << 30
+
+
+def machine(*ram: tuple[int, int], kernel: tuple[int, int, int]) -> Machine:
+    start, end, brk_end = kernel
+    return Machine(
+        name="case",
+        memory_map=MemoryMap.sanitise((low, high, E820Type.RAM) for low, high in ram),
+        kernel=KernelImage(start, end, end, brk_end),
+    )
+
+
+def verdict(subject: Machine, kernel: str) -> str:
+    run = Scenario.of(subject, f"incremental:variant=linux,kernel={kernel}", "native").run()
+    return str(run.verdict)
+
+
+# No aligned 2 MiB of RAM is free: the kernel fills nearly all of what it was loaded to.
+NO_FREE_PAGE = attrs.evolve(
+    machine((0, 0x9F000), (16 * MIB, 0x3630000), kernel=(16 * MIB, 0x35F0000, 0x3630000)),
+    features=CpuFeatures(gbpages=True),
+)
+
+# A crash kernel of which nothing lies below 1 MiB.
+NO_LOW_RAM = machine((0x2B000000, 0x33000000), kernel=(0x2C000000, 0x2E000000, 0x2E040000))
+
+# 928 GiB without large pages: the second step needs six tables (DEBUG_PAGEALLOC).
+MANY_SMALL_PAGES = attrs.evolve(
+    machine(
+        (0x1000, 0x9F000),
+        (MIB, 2 * GIB),
+        (4 * GIB, 0xE80F000000),
+        kernel=(16 * MIB, 0x2086000, 0x20C6000),
+    ),
+    features=CpuFeatures(pse=False),
+    reserved=((0, 0x10000),),
+)
+
+# i386 with 8 MiB: the search for a free 4 MiB page fails, and gives back what lies at 0.
+UNDER_4M_FREE = attrs.evolve(
+    machine((0x1000, 0x9F000), (MIB, 8 * MIB), kernel=(MIB, 5 * MIB, 0x520000)),
+    mode=I386,
+    boot_mapped=8 * MIB,
+    reserved=((0, MIB), (7 * MIB, 0x7F0000)),
+)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "boots"),
+    [
+        ("6.1.140", False), ("6.1.141", True), ("6.6.92", False), ("6.6.93", True),
+        ("6.12.30", False), ("6.12.31", True), ("6.14.8", False), ("6.14.9", True),
+        ("6.14", False), ("6.15", True), ("5.15.180", False),
+    ],
+)  # fmt: skip
+def test_stable_series_begin_at_the_top_without_a_free_large_page(kernel: str, boots: bool) -> None:
+    assert (verdict(NO_FREE_PAGE, kernel) == "ok") is boots
+
+
+@pytest.mark.parametrize(
+    ("kernel", "expected"),
+    [
+        ("4.8", "Cannot allocate trampoline"),
+        ("4.9", "Real mode trampoline was not allocated"),
+        ("6.12.31", "Real mode trampoline was not allocated"),
+    ],
+)
+def test_a_kernel_without_low_ram_has_no_trampoline(kernel: str, expected: str) -> None:
+    assert expected in verdict(NO_LOW_RAM, kernel)
+    low = MemoryMap.sanitise(
+        [(0x1000, 0x7000, E820Type.RAM), (0x2B000000, 0x33000000, E820Type.RAM)]
+    )
+    assert verdict(attrs.evolve(NO_LOW_RAM, memory_map=low), kernel) == "ok"
+    less = MemoryMap.sanitise(
+        [(0x1000, 0x6000, E820Type.RAM), (0x2B000000, 0x33000000, E820Type.RAM)]
+    )
+    assert expected in verdict(attrs.evolve(NO_LOW_RAM, memory_map=less), kernel)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "dies"), [("5.14", False), ("5.15", True), ("6.14", True), ("6.15", False)]
+)
+def test_a_failed_search_gives_low_memory_back(kernel: str, dies: bool) -> None:
+    assert ("given back by a failed search" in verdict(UNDER_4M_FREE, kernel)) is dies
+
+
+@pytest.mark.parametrize(
+    ("kernel", "pages"), [("3.9", 5), ("3.10", 5), ("3.10.10", 5), ("3.11", 6)]
+)
+def test_pages_of_brk_are_taken_one_by_one_until_there_are_none(kernel: str, pages: int) -> None:
+    """The kernel that panics has taken, and printed, what there was."""
+    spec = f"incremental:variant=linux,kernel={kernel}"
+    run = Scenario.of(MANY_SMALL_PAGES, spec, "native").run()
+    if pages == 6:
+        assert run.verdict.outcome is Outcome.OK
+        return
+    assert run.verdict.outcome is Outcome.PANIC
+    parts = [part for event in run.trace.of(TablesAllocated) for part in event.batch.pages]
+    parts += [part for event in run.trace.of(PagesTaken) for part in event.pages]
+    assert sum(part.run.count for part in parts if part.source is Source.BRK) == pages
