@@ -8,12 +8,15 @@ import inspect
 import os
 import sys
 from collections.abc import Callable, Generator, Iterable, Iterator
-from typing import Any
+from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
+from paravirt_mm.engine.contract import ContractBroken
 from paravirt_mm.engine.panic import KernelPanic
 from paravirt_mm.errors import Ended
 from paravirt_mm.hookspecs import HOOKS, PROJECT, Role
+
+T = TypeVar("T")
 
 TRACE_VARIABLE = "PARAVIRT_MM_TRACE_HOOKS"
 """Environment variable: 1 prints each call of a hook and its answer on standard error."""
@@ -24,11 +27,20 @@ _MAY_PANIC = frozenset(name for name, roles in HOOKS.items() if roles == {Role.A
 """Hooks in which the modelled kernel may give up: an allocator's, and on what it finds at boot."""
 
 
+def _told(error: BaseException) -> str:
+    """Return an exception in one line, whatever its text is made of."""
+    try:
+        return f"{type(error).__name__}: {error}"
+    except Exception:
+        return type(error).__name__
+
+
 class HookFailed(Exception):
     """A plugin raised something in a hook; ``error`` is what."""
 
     def __init__(self, plugin: str, hook: str, error: BaseException) -> None:
-        super().__init__(f"{hook} raised {type(error).__name__}: {error}")
+        broken = isinstance(error, ContractBroken)
+        super().__init__(f"{hook}: {error}" if broken else f"{hook} raised {_told(error)}")
         self.plugin = plugin
         self.hook = hook
         self.error = error
@@ -102,29 +114,63 @@ class Hook:
 class Instances:
     """Instances of plugins by name: of a scenario, its allocator, its backend, its observers."""
 
-    def __init__(self, plugins: Iterable[tuple[str, Any]]) -> None:
+    def __init__(
+        self, plugins: Iterable[tuple[str, Any]], observers: Iterable[tuple[str, Any]] = ()
+    ) -> None:
         self._hooks: dict[str, list[Hook]] = {}
         for plugin, instance in plugins:
-            for name, parameters in implemented(type(instance)).items():
-                self._hooks.setdefault(name, []).append(Hook(plugin, instance, name, parameters))
+            self._add(plugin, instance)
+        self._watching: set[str] = set()
+        for plugin, instance in observers:
+            self._watching.add(plugin)
+            self._add(plugin, instance)
         self._observers = self._hooks.get("pvmm_observe", [])
+        self.left_out: list[str] = []
+        """What observers did to be left out."""
+
+    def _add(self, plugin: str, instance: Any) -> None:
+        for name, parameters in implemented(type(instance)).items():
+            self._hooks.setdefault(name, []).append(Hook(plugin, instance, name, parameters))
 
     def call(self, hook: str, **arguments: Any) -> Any:
         """Return the answer of the one plugin that implements a hook; None: none does."""
         found = self._hooks.get(hook)
         return found[0](arguments) if found else None
 
-    def each(self, hook: str, **arguments: Any) -> Iterator[tuple[str, Any]]:
-        """Yield what every plugin answers that is not None, with its name."""
-        for one in self._hooks.get(hook, ()):
-            answer = one(arguments)
-            if answer is not None:
-                yield one.plugin, answer
+    def each(
+        self, hook: str, read: Callable[[Any], T], **arguments: Any
+    ) -> Iterator[tuple[str, T]]:
+        """Yield what every plugin answers that is not None, as ``read`` takes it, with its name.
+
+        An observer that fails is left out from then on.
+        """
+        for one in list(self._hooks.get(hook, ())):
+            try:
+                answer = one(arguments)
+                found = None if answer is None else read(answer)
+            except (HookFailed, ContractBroken) as failed:
+                if isinstance(failed, ContractBroken):
+                    failed = HookFailed(one.plugin, hook, failed)
+                self._failed(one.plugin, failed)
+                continue
+            if found is not None:
+                yield one.plugin, found
 
     def observe(self, event: Any) -> None:
-        """Tell the observers of an event."""
-        for one in self._observers:
-            one({"event": event})
+        """Tell the observers of an event; one that fails is left out from then on."""
+        for one in list(self._observers):
+            try:
+                one({"event": event})
+            except HookFailed as failed:
+                self._failed(one.plugin, failed)
+
+    def _failed(self, plugin: str, failed: HookFailed) -> None:
+        """Leave an observer out. Raises what an allocator or backend raised."""
+        if plugin not in self._watching:
+            raise failed
+        self.left_out.append(f"observer {plugin} is left out: {failed}")
+        for hooks in self._hooks.values():
+            hooks[:] = [one for one in hooks if one.plugin != plugin]
 
     def implementer(self, hook: str) -> str:
         """Return the name of the plugin that a hook's answer came from."""

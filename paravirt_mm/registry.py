@@ -83,6 +83,11 @@ class BrokenPlugin:
         return f"plugin {self.name} ({origin}) is left out: {self.problem}"
 
 
+def name_for(factory: type[Any]) -> str:
+    """Return the name of a plugin class that has none of its own: the class's, in snake_case."""
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", factory.__name__).lower()
+
+
 def role_of(hooks: Iterable[str]) -> Role:
     """Return the role of a plugin that implements some hooks."""
     if "pvmm_map_steps" in hooks:
@@ -281,9 +286,12 @@ class Registry:
         for name, plugin in sorted(self.plugins.items()):
             if hook in plugin.hooks:
                 try:
-                    yield from Instances([(name, plugin.create())]).each(hook, **arguments)
+                    answer = Instances([(name, plugin.create())]).call(hook, **arguments)
                 except HookFailed as failed:
                     self.leave_out(name, str(failed))
+                    continue
+                if answer is not None:
+                    yield name, answer
 
     def leave_out(self, name: str, problem: str) -> None:
         """Note that a plugin failed, or answered what cannot be used."""

@@ -42,9 +42,10 @@ class Verdict:
 class Run:
     """A finished run: its trace, the findings of the invariants, and its verdict.
 
-    ``extra`` holds the columns that plugins added through ``pvmm_figures``. Where a plugin failed,
-    the trace ends there, and ``traceback`` says where in its code. ``thorough`` tells whether every
-    check was asked for; one that takes far longer than the run itself waits for that.
+    ``extra`` holds the figures that plugins added through ``pvmm_figures``, ``left_out`` what
+    became of observers that failed. Where an allocator or backend failed, the trace ends there, and
+    ``traceback`` says where in its code. ``thorough`` tells whether every check was asked for; one
+    that takes far longer than the run itself waits for that.
     """
 
     machine: Machine
@@ -54,12 +55,15 @@ class Run:
     verdict: Verdict
     findings: tuple[Finding, ...] = ()
     extra: Mapping[str, Any] = MappingProxyType({})
+    left_out: tuple[str, ...] = ()
     traceback: str = ""
     thorough: bool = False
 
     @cached_property
     def figures(self) -> Mapping[str, Any]:
-        """Every figure of `paravirt_mm.measure`, by name; empty where the run failed at once."""
-        if not self.trace.events:
+        """Every figure of `paravirt_mm.measure`, by name, and those of plugins, by plugin and name
+        (``xen.model``); empty where the run failed.
+        """
+        if not self.trace.events or self.verdict.outcome is Outcome.ERROR:
             return MappingProxyType({})
         return MappingProxyType({**measure(self.trace), **self.extra})

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import attrs
 
+from paravirt_mm import contract
 from paravirt_mm.engine.build import Hooks, build
 from paravirt_mm.engine.contract import ContractBroken
 from paravirt_mm.engine.trace import Event, OperationRejected, Panicked, Trace
-from paravirt_mm.errors import PluginError
-from paravirt_mm.instances import HookFailed, Instances
+from paravirt_mm.errors import PluginError, SpecError
+from paravirt_mm.hookspecs import Role
+from paravirt_mm.instances import HookFailed, Instances, implemented
 from paravirt_mm.invariants.rules import Finding, check
 from paravirt_mm.machine.model import Machine
 from paravirt_mm.options import PluginSpec
-from paravirt_mm.registry import Registry, default_registry
+from paravirt_mm.registry import Registry, class_problems, default_registry, name_for, role_of
 from paravirt_mm.run import Outcome, Run, Verdict
 
 
@@ -54,8 +57,8 @@ class Scenario:
             [
                 registry.make(self.allocator, "allocator"),
                 registry.make(self.backend, "backend"),
-                *((f"observer{n}", observer) for n, observer in enumerate(self.observers, 1)),
-            ]
+            ],
+            self._named_observers(),
         )
         hooks = instances if through is None else through(instances)
         events: list[Event] = []
@@ -71,6 +74,20 @@ class Scenario:
             message = f"{type(error).__name__}: {error}"
             return self._error(registry, events, "core", message, error)
 
+    def _named_observers(self) -> Iterator[tuple[str, Any]]:
+        names: set[str] = set()
+        for observer in self.observers:
+            wrong = class_problems(type(observer))
+            role = role_of(implemented(type(observer)))
+            if wrong or role is not Role.OBSERVER:
+                why = "; ".join(wrong) or f"it is of the role {role}"
+                raise SpecError(f"{observer!r:.80} is no observer: {why}")
+            name = name_for(type(observer))
+            while name in names:
+                name += "_again"
+            names.add(name)
+            yield name, observer
+
     def _judged(self, trace: Trace, instances: Instances, thorough: bool) -> Run:
         """Return the run with its findings and figures: the core's, and what plugins add."""
         findings = tuple(check(trace))
@@ -83,13 +100,15 @@ class Scenario:
         run = self._run(trace, ended or _verdict(findings), findings)
         run = attrs.evolve(run, thorough=thorough)
         if ended is None:
-            for _, more in instances.each("pvmm_check", run=run):
-                findings += tuple(more)
+            for _, more in instances.each("pvmm_check", contract.findings, run=run):
+                findings += more
             run = attrs.evolve(run, verdict=_verdict(findings), findings=findings)
-        extra: dict[str, Any] = {}
-        for _, figures in instances.each("pvmm_figures", run=run):
-            extra.update(figures)
-        return attrs.evolve(run, extra=extra)
+        extra = {
+            f"{plugin.rpartition(':')[2]}.{name}": value
+            for plugin, figures in instances.each("pvmm_figures", contract.figures, run=run)
+            for name, value in figures.items()
+        }
+        return attrs.evolve(run, extra=MappingProxyType(extra), left_out=tuple(instances.left_out))
 
     def _run(self, trace: Trace, verdict: Verdict, findings: tuple[Finding, ...] = ()) -> Run:
         return Run(self.machine, self.allocator, self.backend, trace, verdict, findings)

@@ -21,7 +21,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("image", "measure"),
     ("invariants",),
     ("run",),
-    ("hookspecs",),
+    ("contract", "hookspecs"),
     ("instances",),
     ("registry",),
     ("offers", "scenario"),
@@ -162,6 +162,8 @@ EXAMPLES = {
 REAL_THINGS = {
     "paravirt_mm.measure.figures": ("1.0 on Xen, 0 on native",),
     "paravirt_mm.verify.kernel.record": ("native",),
+    "paravirt_mm.verify.log.variants": ("xen-pv-guest",),
+    "paravirt_mm.verify.log.words": ("xen: setting RW the range",),
 }
 """Names of things of the world, which some plugin is called after."""
 WORDS_OF_LOGS = "paravirt_mm.sources.bootlog."

@@ -7,7 +7,6 @@ releases of the API.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, ClassVar
@@ -22,7 +21,7 @@ from paravirt_mm.machine.model import BootState, Machine
 from paravirt_mm.machine.paging import PAGE_SIZE
 from paravirt_mm.machine.ranges import RangeSet
 from paravirt_mm.options import PluginSpec
-from paravirt_mm.registry import Plugin, Registry, problems
+from paravirt_mm.registry import Plugin, Registry, name_for, problems
 from paravirt_mm.run import Outcome, Run
 from paravirt_mm.scenario import Scenario
 from paravirt_mm.sources import bundled, bundled_machines
@@ -75,7 +74,7 @@ class _Conformance:
     @classmethod
     def plugin_name(cls) -> str:
         """Return the name that the plugin has in specs."""
-        return cls.name or re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", cls.plugin.__name__).lower()
+        return cls.name or name_for(cls.plugin)
 
     @classmethod
     def registry(cls) -> Registry:

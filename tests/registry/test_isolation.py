@@ -271,9 +271,93 @@ def test_figures_of_observers_are_added(machine: Machine) -> None:
     registry = registry_with(
         installed=False, ascending=AscendingAllocator, plain=PlainPlatform, counts=Counts
     )
-    assert "answer" not in Scenario.of(machine, "ascending", "plain").run(registry).figures
+    assert "counts.answer" not in Scenario.of(machine, "ascending", "plain").run(registry).figures
     run = Scenario.of(machine, "ascending", "plain", Counts()).run(registry)
-    assert run.figures["answer"] == 42
+    assert run.figures["counts.answer"] == 42
+
+
+WRONG_FIGURES: dict[str, tuple[Any, str]] = {
+    "no mapping": ([1], "the answer is not a Mapping"),
+    "strange name": ({"Flips!": 1}, "a figure's name must be lower-case"),
+    "not a number": ({"x": float("nan")}, "figure 'x' is not a finite number"),
+    "a list": ({"x": [1]}, "figure 'x' must be a number of 64 bits or text"),
+    "very large": ({"x": 1 << 70}, "figure 'x' must be a number"),
+    "a book": ({"x": "x" * 5000}, "longer than 4096"),
+    "too many": ({f"x{n}": n for n in range(300)}, "more than 200 figures"),
+}
+
+
+@pytest.mark.parametrize(("answer", "words"), WRONG_FIGURES.values(), ids=WRONG_FIGURES)
+def test_figures_are_checked_and_cannot_pass_for_the_cores(
+    answer: Any, words: str, machine: Machine
+) -> None:
+    @attrs.frozen
+    class Counts(AscendingAllocator):
+        answer: Any = None
+
+        @hookimpl
+        def pvmm_figures(self) -> Any:
+            return answer
+
+    registry = registry_with(installed=False, mine=Counts, plain=PlainPlatform)
+    verdict = str(Scenario.of(machine, "mine", "plain").run(registry).verdict)
+    assert verdict.startswith("error: plugin mine (unregistered): pvmm_figures: ")
+    assert words in verdict
+
+
+def test_a_figure_of_a_plugin_has_the_plugins_name(machine: Machine) -> None:
+    @attrs.frozen
+    class Lies(AscendingAllocator):
+        @hookimpl
+        def pvmm_figures(self) -> dict[str, Any]:
+            return {"flips": 0, "tables": 1, "verdict": "ok", "machine": "mine"}
+
+    registry = registry_with(installed=False, mine=Lies, plain=PlainPlatform)
+    run = Scenario.of(machine, "mine", "plain").run(registry)
+    assert run.figures["mine.tables"] == 1 != run.figures["tables"]
+    assert {"verdict", "machine"}.isdisjoint(run.figures)
+
+
+def test_observer_that_fails_is_left_out(machine: Machine) -> None:
+    seen: list[object] = []
+
+    @attrs.frozen
+    class Fails:
+        pvmm_api: ClassVar[int] = API_VERSION
+
+        @hookimpl
+        def pvmm_observe(self, event: object) -> None:
+            seen.append(event)
+            raise OSError("disk full")
+
+        @hookimpl
+        def pvmm_check(self) -> None:
+            raise AssertionError("left out by now")
+
+    @attrs.frozen
+    class Answers:
+        pvmm_api: ClassVar[int] = API_VERSION
+
+        @hookimpl
+        def pvmm_check(self) -> Any:
+            return "junk"
+
+    registry = registry_with(installed=False, ascending=AscendingAllocator, plain=PlainPlatform)
+    run = Scenario.of(machine, "ascending", "plain", Fails(), Answers()).run(registry)
+    assert run.verdict.outcome is Outcome.OK
+    assert len(seen) == 1
+    assert run.left_out == (
+        "observer fails is left out: pvmm_observe raised OSError: disk full",
+        "observer answers is left out: pvmm_check: the answer is not findings, not a sequence:"
+        " 'junk'",
+    )
+
+
+def test_observers_are_observers(machine: Machine) -> None:
+    registry = registry_with(installed=False, ascending=AscendingAllocator, plain=PlainPlatform)
+    for wrong in (AscendingAllocator(), PlainPlatform(), 3):
+        with pytest.raises(SpecError, match="is no observer"):
+            Scenario.of(machine, "ascending", "plain", wrong).run(registry)
 
 
 def test_scenarios_do_not_disturb_each_other(

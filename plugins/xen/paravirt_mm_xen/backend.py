@@ -314,7 +314,7 @@ class Xen:
 
     @hookimpl
     def pvmm_figures(self, run: Run) -> Mapping[str, int | float | str] | None:
-        """Add columns: ``xen_model``, whether the model of the hypervisor accepts the run;
+        """Add columns: ``model``, whether the model of the hypervisor accepts the run;
         ``hypercalls_clearing``, what Linux would spend on entries that stay empty (see `clears`);
         ``dom0_collisions``, how many parts of dom0 stand on something else than RAM, and
         ``dom0_stands_on``, which, and what Linux makes of it.
@@ -325,7 +325,7 @@ class Xen:
             return None
         machine = run.machine
         figures: dict[str, int | float | str] = {
-            "xen_model": self._told_of_model(run),
+            "model": self._told_of_model(run),
             "hypercalls_clearing": sum(cleared_entries(run.trace).values()),
         }
         if self.domain is DomainKind.DOM0:

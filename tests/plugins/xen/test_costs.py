@@ -79,7 +79,7 @@ def test_a_real_boot_is_counted_call_by_call() -> None:
     assert figures["pins_l1"] == pins
     cr3 = BOOT["MMUEXT_NEW_BASEPTR and MMUEXT_TLB_FLUSH_LOCAL"]
     assert figures["hypercalls_mmuext_op"] == pins + cr3
-    assert figures["hypercalls_clearing"] == 1020 + 2044
+    assert figures["xen.hypercalls_clearing"] == 1020 + 2044
     steps = list(run.trace.of(StepStarted))
     assert len(steps) - 1 == BOOT["calls of init_memory_mapping"]
     places = dict(run.trace.start.boot.places)
@@ -95,8 +95,8 @@ def test_the_published_figures_follow_from_one_l1_table_less() -> None:
     assert PUBLISHED["mmuext_op"] == BEFORE["mmuext_op"] + tables + cr3
     run = _boot(512 * MIB - 0x9000)
     assert run.figures["tables"] == tables
-    assert run.figures["hypercalls_clearing"] == 4 * (256 + 511)
-    explained = BEFORE["mmu_update"] + tables + run.figures["hypercalls_clearing"]
+    assert run.figures["xen.hypercalls_clearing"] == 4 * (256 + 511)
+    explained = BEFORE["mmu_update"] + tables + run.figures["xen.hypercalls_clearing"]
     assert PUBLISHED["mmu_update"] - explained == 6
 
 
@@ -104,7 +104,7 @@ def test_clearing_is_linux_own() -> None:
     """The design stores nothing into entries that stay empty."""
     run = Scenario.of(guest_machine(64), "incremental:variant=hpa", "xen").run()
     assert cleared_entries(run.trace) == {2: 0, 3: 0}
-    assert run.figures["hypercalls_clearing"] == 0
+    assert run.figures["xen.hypercalls_clearing"] == 0
 
 
 @pytest.mark.parametrize("allocator", ["legacy_linear:kernel=3.6", "incremental:variant=linux"])
@@ -138,7 +138,7 @@ def test_what_is_cleared_behind_each_range(allocator: str, ram: list[tuple[int, 
 
 def test_32_bit_kernels_clear_nothing() -> None:
     run = Scenario.of(bundled("qemu-pae-320m"), "legacy_linear:kernel=3.6", "xen").run()
-    assert run.figures["hypercalls_clearing"] == 0
+    assert run.figures["xen.hypercalls_clearing"] == 0
 
 
 def test_model_and_figures_agree_on_the_real_machine() -> None:

@@ -373,7 +373,7 @@ def _figures(machine: Machine, **options: str) -> Mapping[str, Any]:
 def _stands_on(entries: list[tuple[int, int, E820Type]], **options: str) -> str:
     """The figure; "none" where there is none."""
     figures = _figures(_host(entries), **options)
-    told = figures.get("dom0_stands_on", "none")
+    told = figures.get("xen.dom0_stands_on", "none")
     assert isinstance(told, str)
     return told
 
@@ -407,7 +407,7 @@ def test_kernels_that_look_and_cannot_move_it_panic(kernel: str) -> None:
 def test_without_a_release_those_that_boot_are_named() -> None:
     """In the layout of older kernels it is the initrd; with that of 4.3 the tables are fatal."""
     assert _stands_on(NVS_64M) == f"Init. ramdisk {NVS}13000: needs Linux 6.12"
-    assert _figures(_host(NVS_64M))["dom0_collisions"] == 1
+    assert _figures(_host(NVS_64M))["xen.dom0_collisions"] == 1
 
 
 def test_reserved_memory_cannot_be_moved() -> None:
@@ -471,9 +471,9 @@ def test_brk_is_looked_at_since_6_12() -> None:
     ]
     machine = _host(entries, kernel)
     on = "Brk on ACPI NVS at 0x3f80000-0x4000000"
-    assert _figures(machine, kernel="6.1")["dom0_stands_on"] == f"unnoticed: {on}"
-    assert _figures(machine, kernel="6.12")["dom0_stands_on"] == f"moved: {on}"
-    assert _figures(machine)["dom0_stands_on"] == f"{on}: needs Linux 6.12"
+    assert _figures(machine, kernel="6.1")["xen.dom0_stands_on"] == f"unnoticed: {on}"
+    assert _figures(machine, kernel="6.12")["xen.dom0_stands_on"] == f"moved: {on}"
+    assert _figures(machine)["xen.dom0_stands_on"] == f"{on}: needs Linux 6.12"
 
 
 def test_the_hypervisors_own_map_decides() -> None:
@@ -482,8 +482,8 @@ def test_the_hypervisors_own_map_decides() -> None:
         _host([(0, 640 << 10, E820Type.RAM), (MIB, 8192 * MIB, E820Type.RAM)]),
         host_map=MemoryMap.sanitise(NVS_64M),
     )
-    assert _figures(machine)["dom0_collisions"] == 1
-    assert "dom0_stands_on" not in _figures(machine, domain="domU")
+    assert _figures(machine)["xen.dom0_collisions"] == 1
+    assert "xen.dom0_stands_on" not in _figures(machine, domain="domU")
 
 
 def test_p2m_list_and_initrd_are_moved_since_4_3() -> None:
@@ -501,14 +501,14 @@ def test_p2m_list_and_initrd_are_moved_since_4_3() -> None:
 
 def test_a_guest_of_the_toolstack_stands_on_its_own_map() -> None:
     run = Scenario.of(_host(NVS_64M), "incremental:variant=linux", "xen:domain=domU").run()
-    assert "dom0_collisions" not in run.figures
+    assert "xen.dom0_collisions" not in run.figures
     assert Part.XENSTORE in [part for part, _ in run.trace.start.boot.places]
 
 
 def test_bundled_machines_have_room_for_an_ordinary_dom0() -> None:
     figures = _figures(bundled("lenovo-x230-8g"))
-    assert figures["dom0_collisions"] == 0
-    assert "dom0_stands_on" not in figures
+    assert figures["xen.dom0_collisions"] == 0
+    assert "xen.dom0_stands_on" not in figures
 
 
 @pytest.mark.parametrize("kernel", ["2.6.36", "six", "6"])

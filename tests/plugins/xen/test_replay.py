@@ -191,7 +191,7 @@ def test_32_bit_guests_are_not_replayed() -> None:
     with pytest.raises(NotReplayable, match="64-bit"):
         translate(run.trace)
     assert str(run.verdict) == "ok"
-    assert run.figures["xen_model"] == "not verified on a real hypervisor"
+    assert run.figures["xen.model"] == "not verified on a real hypervisor"
 
 
 def test_native_runs_are_not_replayed() -> None:
@@ -207,9 +207,9 @@ def test_thorough_runs_in_reach_are_replayed_and_say_so() -> None:
         (79, "not asked, the guest has over 79 MiB (replay_limit)"),
     ):
         scenario = Scenario.of(exactly, "incremental:variant=hpa", f"xen:replay_limit={limit}")
-        assert scenario.run(thorough=True).figures["xen_model"] == told
+        assert scenario.run(thorough=True).figures["xen.model"] == told
     unasked = Scenario.of(exactly, "incremental:variant=hpa", "xen").run()
-    assert unasked.figures["xen_model"] == "not asked (`run` asks, as every thorough run)"
+    assert unasked.figures["xen.model"] == "not asked (`run` asks, as every thorough run)"
 
 
 def test_a_wrong_run_is_found_where_it_is_asked_for() -> None:
@@ -265,7 +265,7 @@ def test_a_refused_run_shows_in_the_figures() -> None:
     run = run_wrong(WRONG["attached before it is handed over"])
     figures = Xen().pvmm_figures(run)
     assert figures is not None
-    assert str(figures["xen_model"]).startswith("refuses: the hypervisor refuses mmu_update page")
+    assert str(figures["model"]).startswith("refuses: the hypervisor refuses mmu_update page")
 
 
 @pytest.mark.slow
