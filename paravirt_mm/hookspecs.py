@@ -203,8 +203,8 @@ def pvmm_release_tables(boot: Boot, step: Map, surplus: Sequence[PageRun]) -> Se
 
 @_backend
 def pvmm_make_writable(boot: Boot, pages: Sequence[PageRun]) -> Cost | Refusal | None:
-    """Backend: give write access back to released pages that were mapped read-only. None: they stay
-    as they are.
+    """Backend: give write access back to all released pages, whatever they were. None: they stay as
+    they are.
     """
 
 

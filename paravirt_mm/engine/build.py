@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from paravirt_mm.engine import contract
 from paravirt_mm.engine.answers import Cost, EntryKind, EntryWrite, Refusal
 from paravirt_mm.engine.boot import Boot
-from paravirt_mm.engine.pages import PageRun, Source, TablePages
+from paravirt_mm.engine.pages import Source, TablePages
 from paravirt_mm.engine.panic import KernelPanic
 from paravirt_mm.engine.progress import BatchLife, Progress
 from paravirt_mm.engine.split import Piece
@@ -325,19 +325,13 @@ class _Run:
         if not released:
             return
         self._emit(SurplusReleased(released))
-        readonly = tuple(
-            PageRun(low, high - low)
-            for run in released
-            for low, high in self.now.ledger.readonly(run.low, run.high)
-        )
-        if not readonly:
-            return
-        cost = self._ask("pvmm_make_writable", pages=readonly)
+        # The kernel does not look which of them it had mapped read-only.
+        cost = self._ask("pvmm_make_writable", pages=released)
         if cost is not None:
             flipped = sum(
-                self.now.ledger.set_readonly(run.low, run.high, readonly=False) for run in readonly
+                self.now.ledger.set_readonly(run.low, run.high, readonly=False) for run in released
             )
-            self._emit(MadeWritable(readonly, flipped, cost))
+            self._emit(MadeWritable(released, flipped, cost))
 
     # -- hand-over and attachment -------------------------------------------------------------
 

@@ -53,6 +53,7 @@ class Books:
         self.validations: Counter[int] = Counter()
         self.writes: Counter[Way] = Counter()
         self.hypercalls: Counter[str] = Counter()
+        self.hypercalls_of_guess = 0
         self.batches = 0
         self.tlb_flushes = 0
         self.mapped_bytes: Counter[int] = Counter()
@@ -106,6 +107,7 @@ class Books:
                 for run in event.pages:
                     self.ledger.set_readonly(run.low, run.high, readonly=False)
                 self._spend(event.cost)
+                self.hypercalls_of_guess += sum(event.cost.hypercalls.values())
             case Panicked():
                 self.missing_tables = event.missing_tables
             case RunFinished():

@@ -355,6 +355,14 @@ def _cost() -> Iterator[Figure]:
             partial(_hypercalls, kind),
         )
     yield Figure(
+        "hypercalls_of_guess",
+        group,
+        Unit.COUNT,
+        "for guess",
+        "operations that exist only because too much was set aside",
+        lambda b: b.hypercalls_of_guess,
+    )
+    yield Figure(
         "multicall_batches",
         group,
         Unit.COUNT,

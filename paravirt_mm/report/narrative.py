@@ -94,7 +94,7 @@ def _describe(event: object, mode: object) -> str | None:
         case SurplusReleased():
             return f"given back unused: {_pages(event.pages)}"
         case MadeWritable():
-            return f"{event.flipped} pages made writable again"
+            return f"{_pages(event.pages)} made writable, {event.flipped} of them again"
         case Panicked():
             return f"panic: {printable(event.reason)}"
         case OperationRejected():

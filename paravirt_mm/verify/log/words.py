@@ -46,7 +46,7 @@ SHOWN: dict[type[Fact], tuple[Version, Version, Version]] = {
     PageRange: ((2, 6, 27), (2, 6, 30), (4, 4)),
     TableBlock: ((2, 6, 19), (2, 6, 27), (3, 9)),
     BrkTable: ((3, 9), (3, 9), (5, 8)),
-    WritableRange: ((2, 6, 39), (2, 6, 39), (3, 8)),
+    WritableRange: ((2, 6, 39), (2, 6, 39), (3, 9)),
 }
 """Lines that a kernel prints without being asked to: since (64-bit), since (32-bit), before."""
 

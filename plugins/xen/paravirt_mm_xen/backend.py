@@ -45,7 +45,6 @@ from paravirt_mm import (
     align_up,
     dotted,
     hookimpl,
-    page_count,
     parse_release,
 )
 from paravirt_mm_xen.domain.builders import NEWEST, RELEASES as BUILDERS, Builders, builders_of
@@ -73,7 +72,12 @@ from paravirt_mm_xen.domain.layout import (
     static_tables,
     table_pages,
 )
-from paravirt_mm_xen.linux import HIGH_P2M_SINCE, MULTICALL_ENTRIES, UNMAPPED_INITRD_SINCE
+from paravirt_mm_xen.linux import (
+    HIGH_P2M_SINCE,
+    MULTICALL_ENTRIES,
+    UNMAPPED_INITRD_SINCE,
+    WRITES_BACK_SINCE,
+)
 
 if TYPE_CHECKING:
     import click
@@ -128,8 +132,8 @@ class Xen:
     replay_limit: int = 512
 
     def __attrs_post_init__(self) -> None:
-        if self.kernel is not None:
-            handling(self._release or ())
+        if self._release is not None and self.domain is DomainKind.DOM0:
+            handling(self._release)
         if not 0 <= self.replay_limit <= 4096:
             raise SpecError(f"replay_limit is {self.replay_limit}, not in 0..4096 MiB")
         _builders(self.xen)
@@ -183,7 +187,7 @@ class Xen:
         except TooLarge as error:
             return Refusal(f"domain builder: {error}", ENOMEM)
         found = self._on_no_ram(machine, layout.places)
-        if self._release is not None:
+        if self._release is not None and found:
             fatal = [one for one in found if one.outcome(self._release) is Fate.PANIC]
             if fatal:
                 raise KernelPanic(f"memory conflicts with E820 map: {', '.join(map(str, fatal))}")
@@ -235,7 +239,8 @@ class Xen:
     def pvmm_map_readonly(self, boot: Boot, start: int, end: int) -> Iterable[Span]:
         """Map read-only what is a table, or is set aside to become one (mask_rw_pte)."""
         readonly = RangeSet(boot.table_pages(start, end))
-        readonly.update(boot.reserved_pages(start, end))
+        if self._release is None or self._release >= WRITES_BACK_SINCE:
+            readonly.update(boot.reserved_pages(start, end))
         return readonly.within(start, end)
 
     @hookimpl
@@ -261,10 +266,7 @@ class Xen:
 
         A page that is not mapped yet needs none; its mapping will be read-only from the start.
         """
-        mapped = (
-            sum(high - low for run in tables.runs for low, high in boot.reachable(*run.span))
-            // PAGE_SIZE
-        )
+        mapped = _mapped(boot, tables.runs)
         if not mapped:
             return Cost()
         return Cost(hypercalls={"update_va_mapping": mapped}, batches=_batches(boot, mapped))
@@ -292,9 +294,14 @@ class Xen:
         )
 
     @hookimpl
-    def pvmm_make_writable(self, pages: Sequence[PageRun]) -> Cost:
-        """Give write access back, one update_va_mapping a page."""
-        return Cost(hypercalls={"update_va_mapping": page_count(pages)})
+    def pvmm_make_writable(self, boot: Boot, pages: Sequence[PageRun]) -> Cost | None:
+        """Give write access back, one update_va_mapping a mapped page, read-only or not
+        (xen_mapping_pagetable_reserve, 2.6.39 to 3.8; earlier kernels map no page read-only before
+        it is a table).
+        """
+        if self._release is not None and self._release < WRITES_BACK_SINCE:
+            return None
+        return Cost(hypercalls={"update_va_mapping": _mapped(boot, pages)})
 
     @hookimpl
     def pvmm_activate_cr3(self, boot: Boot, root: Batch | None) -> Cost | Refusal:
@@ -432,6 +439,12 @@ def _builders(release: str | None) -> Builders:
     if builders is None:
         raise SpecError(f"Xen {release} is older than {dotted(BUILDERS[0].since)}")
     return builders
+
+
+def _mapped(boot: Boot, pages: Iterable[PageRun]) -> int:
+    """Return how many of some pages the kernel has a mapping of."""
+    spans = (span for run in pages for span in boot.reachable(*run.span))
+    return sum(high - low for low, high in spans) // PAGE_SIZE
 
 
 def _batches(boot: Boot, operations: int) -> int:

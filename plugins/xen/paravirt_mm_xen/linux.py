@@ -10,3 +10,9 @@ UNMAPPED_INITRD_SINCE = (3, 18)
 
 HIGH_P2M_SINCE = (4, 3)
 """First release that has the p2m list mapped at an address of its own (ELF note INIT_P2M)."""
+
+WRITES_BACK_SINCE = (2, 6, 39)
+"""First release that maps all of the linear allocator's block read-only, and makes what is left of
+it writable (mask_rw_pte, xen_mapping_pagetable_reserve). The last is 3.8: from 3.9 on there is no
+block ("x86, mm, Xen: Remove mapping_pagetable_reserve()").
+"""
