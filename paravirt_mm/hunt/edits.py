@@ -1,6 +1,6 @@
 """Small changes of a machine: what another firmware, another setup option or more memory would do.
 
-Every change returns a machine that could exist: the kernel still lies in RAM with room behind it.
+Every change returns a machine that could exist: the kernel still lies in RAM.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ _NUDGES = (1, 512, PAGE_SIZE, 64 * KIB, 2 * MIB, 4 * MIB, 64 * MIB, GIB)
 _SIZES = (PAGE_SIZE, 64 * KIB, 2 * MIB, 64 * MIB, GIB, 64 * GIB, TIB)
 _FILLINGS = (None, E820Type.RESERVED, E820Type.ACPI, E820Type.NVS, E820Type.UNUSABLE)
 MAX_ADDRESS = 64 * TIB
+MAX_CROWD = 64
+"""Pages that a crowded piece of memory has taken from it."""
 
 
 def is_sound(machine: Machine, room: int = ROOM_AFTER_KERNEL) -> bool:
@@ -46,17 +48,9 @@ def changed(choose: Choices, machine: Machine) -> Machine:
             after = change(choose, machine)
         except InputError:  # no RAM would be left
             continue
-        if is_sound(after, min(ROOM_AFTER_KERNEL, _room(machine))):
+        if is_sound(after, room=0):
             machine = after
     return machine
-
-
-def _room(machine: Machine) -> int:
-    """Return how much room the machine has behind its kernel, up to what generated ones have."""
-    behind = align_up(machine.kernel.span[1], PAGE_SIZE)
-    limit = behind + ROOM_AFTER_KERNEL
-    low, high = next(machine.memory_map.ram().within(behind, limit), (limit, limit))
-    return high - low if low == behind else 0
 
 
 def _with_map(machine: Machine, entries: Sequence[tuple[int, int, E820Type]]) -> Machine:
@@ -171,6 +165,20 @@ def _reserve(choose: Choices, machine: Machine) -> Machine:
     return attrs.evolve(machine, reserved=tuple(taken))
 
 
+def _crowd(choose: Choices, machine: Machine) -> Machine:
+    """Take a page of every large page for a while: no large page is free there any more."""
+    large = machine.mode.entry_span(2)
+    low, high = choose.one_of(list(machine.memory_map.ram_pages()))
+    first = align_up(low, large)
+    count = min(MAX_CROWD, max(0, high - first) // large)
+    taken = RangeSet(machine.reserved)
+    for number in range(count):
+        start = first + number * large + choose.one_of((0, PAGE_SIZE, large - PAGE_SIZE))
+        taken.add(start, start + PAGE_SIZE)
+    taken.discard(*machine.kernel.span)
+    return attrs.evolve(machine, reserved=tuple(taken))
+
+
 def _release(choose: Choices, machine: Machine) -> Machine:
     if not machine.reserved:
         return machine
@@ -241,6 +249,7 @@ _CHANGES: tuple[Callable[[Choices, Machine], Machine], ...] = (
     _less_memory,
     _reserve,
     _reserve,
+    _crowd,
     _release,
     _initrd,
     _features,

@@ -89,7 +89,7 @@ class BatchResult:
 
 def run_batch(quarry: Quarry, seed: int, number: int) -> BatchResult:
     """Do one batch; equal arguments give an equal result."""
-    choose = Seeded(seed << 32 | number)
+    choose = Seeded(f"hunt {seed} {number}")
     condition = _parsed(quarry.condition)
     best: list[tuple[float, int, Machine]] = []
     for tries in range(1, BATCH + 1):

@@ -12,6 +12,7 @@ nothing of machines that were read from a log.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from math import log2
 
 import attrs
 
@@ -44,9 +45,13 @@ def measure(machine: Machine) -> Measure:
         + sum(entry.type is not E820Type.RAM for entry in entries)
     )
     edges = [edge for entry in entries for edge in (entry.start, entry.end)]
-    edges += [edge for span in machine.reserved for edge in span]
-    uneven = sum(sum(edge % unit != 0 for unit in _UNITS) for edge in edges)
-    return len(entries), peculiar, uneven, sum(edges).bit_length() * 64 + sum(edges) // (64 * GIB)
+    taken = [edge for span in machine.reserved for edge in span]
+    uneven = sum(sum(edge % unit != 0 for unit in _UNITS) for edge in (*edges, *taken))
+    # By a share of what it is, so that page after page is not a way down.
+    size = int(32 * log2(1 + sum(edges))) + int(
+        log2(1 + sum(high - low for low, high in machine.reserved))
+    )
+    return len(entries), peculiar, uneven, size
 
 
 def shrink(
@@ -119,10 +124,12 @@ def _entries(machine: Machine) -> Iterator[Candidate]:
 
 def _peculiarities(machine: Machine) -> Iterator[Candidate]:
     """What the machine has besides its map goes, one after the other."""
-    if machine.reserved:
-        yield _with(machine, reserved=())
-    for span in machine.reserved:
-        yield _with(machine, reserved=tuple(other for other in machine.reserved if other != span))
+    size = len(machine.reserved)
+    while size:
+        for first in range(0, len(machine.reserved), size):
+            kept = machine.reserved[:first] + machine.reserved[first + size :]
+            yield _with(machine, reserved=kept)
+        size //= 2
     yield _with(machine, initrd=None)
     yield _with(machine, max_pfn_hint=None, max_low_pfn_hint=None)
     yield _with(machine, kernel=DEFAULT_KERNEL)
@@ -159,6 +166,9 @@ def _edges(machine: Machine) -> Iterator[Candidate]:
                 yield _slid(machine, entry.end, shift)
     for number, span in enumerate(machine.reserved):
         for start, end in _rounder(E820Entry(*span, E820Type.RAM), 0):
+            # Never more taken: memory of which all is taken would break anything.
+            if not span[0] <= start < end <= span[1]:
+                continue
             spans = [*machine.reserved[:number], (start, end), *machine.reserved[number + 1 :]]
             yield _with(machine, reserved=tuple(spans))
 
@@ -174,6 +184,9 @@ def _rounder(entry: E820Entry, floor: int) -> Iterator[tuple[int, int]]:
     for share in (2, 4, 16):
         yield start, start + (end - start) // share
         yield start, start + align_up((end - start) // share, 2 * MIB)
+        # What lies beyond a large page, or a GiB, may be what matters: keep it as it is.
+        for unit in (GIB, 4 * MIB):
+            yield start, end - align_down((end - start) // share, unit)
     yield start, start + PAGE_SIZE
     yield start, end - PAGE_SIZE
 

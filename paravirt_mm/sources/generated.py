@@ -45,7 +45,7 @@ class Choices(Protocol):
 class Seeded:
     """Decisions from a seed, the same with every Python."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int | str) -> None:
         self._random = random.Random(seed)  # noqa: S311  # reproducible, not secret
 
     def integer(self, low: int, high: int) -> int:
