@@ -7,7 +7,7 @@ RESULT ?= build/bench.json
 BASE ?= benchmarks/base.json
 
 .DEFAULT_GOAL := compare
-.PHONY: help compare test quick lint report bench bench-compare clean
+.PHONY: help compare test quick lint report bench bench-compare fuzz clean
 
 help: ## what make can do
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -40,6 +40,9 @@ bench: $(VENV)/.installed ## measure, beside the same work in C; result: $(RESUL
 
 bench-compare: ## is RESULT better or worse than BASE?
 	@$(BIN)/python benchmarks/compare.py $(BASE) $(RESULT)
+
+fuzz: $(VENV)/.installed ## damage inputs for SECONDS=60 and throw them at everything that reads
+	$(BIN)/python tests/fuzz/fuzz.py --seconds $(or $(SECONDS),60)
 
 clean: ## remove .venv and everything built
 	rm -rf $(VENV) build dist
