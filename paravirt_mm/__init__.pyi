@@ -31,6 +31,7 @@ from .engine.pages import (
 from .engine.panic import KernelPanic as KernelPanic
 from .engine.split import (
     Piece as Piece,
+    tables_to_map as tables_to_map,
 )
 from .engine.steps import (
     ActivateRoot as ActivateRoot,

@@ -16,7 +16,8 @@ How to write a plugin
     and none with a default value.
 
 How a run goes
-    ``pvmm_boot_state`` → ``pvmm_promise`` → then for each step that ``pvmm_map_steps`` yields:
+    ``pvmm_features`` → ``pvmm_kernel_image`` → ``pvmm_boot_state`` → ``pvmm_promise`` → then for
+    each step that ``pvmm_map_steps`` yields:
 
     - `Map`: split by page size → (``pvmm_reserve_tables``) → for each piece
       ``pvmm_allocate_tables``, ``pvmm_write_entries``, ``pvmm_map_readonly`` → hand over
@@ -48,7 +49,7 @@ from paravirt_mm.engine.steps import Map, Step, StepResult, TableDemand
 from paravirt_mm.engine.tables import Batch
 from paravirt_mm.engine.trace import Event
 from paravirt_mm.invariants.rules import Finding
-from paravirt_mm.machine.model import BootState, Machine
+from paravirt_mm.machine.model import BootState, CpuFeatures, KernelImage, Machine
 from paravirt_mm.run import Run
 from paravirt_mm.sources.bootlog.facts import Fact
 from paravirt_mm.sources.bootlog.lines import LogLine
@@ -109,19 +110,37 @@ _anyone = _answered_by(*Role)
 
 
 @_backend
+def pvmm_features(machine: Machine) -> CpuFeatures | None:
+    """Backend: say which of the CPU's features the platform leaves visible. None: all of them.
+
+    Called first of all. `BootState.features` says the same to the allocator's other hooks.
+    """
+
+
+@_allocator
+def pvmm_kernel_image(machine: Machine, features: CpuFeatures) -> KernelImage | None:
+    """Allocator: say where the kernel lies, and how much brk it is linked with.
+
+    ``machine.kernel`` is the image that the machine was found with; `KernelImage.with_brk` links it
+    with another brk, which this allocator's tables come from. The platform loads what is answered
+    here: boot mapping, reservations and what a domain builder puts behind the kernel follow. None:
+    the image stays as it is.
+    """
+
+
+@_backend
 def pvmm_boot_state(machine: Machine) -> BootState:  # type: ignore[empty-body]
     """Backend: say what exists before the allocator's first step.
 
-    Called once, first of all. The answer tells what the boot page tables map, which pages they are,
-    what the platform has taken for itself, and which CPU features it leaves visible (Xen PV hides
-    large pages).
+    Called once, with the kernel that `pvmm_kernel_image` answered. The answer tells what the boot
+    page tables map, which pages they are, what the platform has taken for itself, and which CPU
+    features it leaves visible (Xen PV hides large pages).
     """
 
 
 @_allocator
 def pvmm_promise(boot: Boot) -> Promise:  # type: ignore[empty-body]
-    """Allocator: promise what the direct map will cover, and how many pages of brk are set aside
-    for tables.
+    """Allocator: promise what the direct map will cover.
 
     Called once, before `pvmm_map_steps`. The run is checked against it: everything promised is
     mapped in the end, and nothing else.

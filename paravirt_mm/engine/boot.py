@@ -25,11 +25,12 @@ class Promise:
     """What an allocator promises before its first step.
 
     ``direct_map`` is what the direct map will cover in the end (bytes, ascending, disjoint): no
-    more and no less. ``brk_pages`` is how many pages of brk it sets aside for tables.
+    more and no less. ``brk_pages`` is how many pages of the brk that the kernel is linked with are
+    set aside for tables; None: all (``pvmm_kernel_image`` says how much that is).
     """
 
     direct_map: tuple[Span, ...]
-    brk_pages: int = 0
+    brk_pages: int | None = None
 
 
 class Boot:
@@ -164,6 +165,8 @@ class Boot:
 
     def split(self, step: Map) -> list[Piece]:
         """Return the pieces, by page size, in which the range of ``step`` will be mapped."""
+        if step.pieces:
+            return list(step.pieces)
         pieces = split_by_alignment(self.mode, step.start, step.end, self.largest_level)
         if step.promote is Promote.BEFORE_MERGE:
             pieces = self._promote(pieces)

@@ -9,6 +9,8 @@ from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import Any, Protocol
 
+import attrs
+
 from paravirt_mm.engine import contract
 from paravirt_mm.engine.answers import Cost, EntryKind, EntryWrite, Refusal
 from paravirt_mm.engine.boot import Boot
@@ -87,6 +89,7 @@ def build(
     `contract.ContractBroken` where an answer cannot be acted on, and whatever a plugin raises.
     """
     events = [] if events is None else events
+    machine = link(machine, hooks)
     try:
         answer = hooks.call("pvmm_boot_state", machine=machine)
     except KernelPanic as panic:
@@ -97,6 +100,14 @@ def build(
         events.append(OperationRejected(state.operation, state.code))
         return Trace(events)
     return _Run(machine, state, hooks, allocator, backend, events).run()
+
+
+def link(machine: Machine, hooks: Hooks) -> Machine:
+    """Return the machine with the kernel image that the allocator wants for it."""
+    features = contract.features(machine, hooks.call("pvmm_features", machine=machine))
+    answer = hooks.call("pvmm_kernel_image", machine=machine, features=features)
+    kernel = contract.image(machine, answer)
+    return machine if kernel is machine.kernel else attrs.evolve(machine, kernel=kernel)
 
 
 class _Run:
@@ -132,9 +143,8 @@ class _Run:
     def run(self) -> Trace:
         answer = self.hooks.call("pvmm_promise", boot=self.boot)
         promise = contract.promise(self.machine, answer)
-        kernel = self.state.kernel_of(self.machine)
-        room = max(0, kernel.brk_end - kernel.brk_start) >> PAGE_SHIFT
-        self._note(brk_pages=min(promise.brk_pages, room))
+        room = self.state.kernel_of(self.machine).brk_pages
+        self._note(brk_pages=room if promise.brk_pages is None else min(promise.brk_pages, room))
         self._emit(
             RunStarted(self.machine, self.state, self.allocator, self.backend, promise.direct_map)
         )

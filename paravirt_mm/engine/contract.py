@@ -15,6 +15,7 @@ from typing import Any, NoReturn, TypeGuard, TypeVar
 from paravirt_mm.engine.answers import Cost, Refusal, Way
 from paravirt_mm.engine.boot import Promise
 from paravirt_mm.engine.pages import PageRun, Source, TablePages, page_count
+from paravirt_mm.engine.split import Piece
 from paravirt_mm.engine.steps import (
     ActivateRoot,
     AttachTables,
@@ -138,6 +139,31 @@ def limit_of(mode: PagingMode) -> int:
 # -- before the first step -------------------------------------------------------------------------
 
 
+def features(machine: Machine, answer: Any) -> CpuFeatures:
+    """Check the answer of ``pvmm_features``; nobody answers: the machine's."""
+    if answer is None:
+        return machine.features
+    return _features(Answer("pvmm_features"), machine, answer, "the answer")
+
+
+def _features(told: Answer, machine: Machine, value: Any, what: str) -> CpuFeatures:
+    visible = told.of(value, CpuFeatures, what)
+    for name in ("pse", "gbpages", "nx"):
+        if getattr(visible, name) and not getattr(machine.features, name):
+            told.refuse(f"{what}.{name}: a platform cannot add what the CPU lacks")
+    return visible
+
+
+def image(machine: Machine, answer: Any) -> KernelImage:
+    """Check the answer of ``pvmm_kernel_image``; nobody answers: the machine's."""
+    if answer is None:
+        return machine.kernel
+    told = Answer("pvmm_kernel_image")
+    kernel = kernel_image(told, answer, "the answer", 1 << machine.mode.physical_bits)
+    told.number(kernel.brk_pages, "pages of brk", 0, MAX_BRK_PAGES)
+    return kernel
+
+
 def boot_state(machine: Machine, answer: Any) -> BootState | Refusal:
     """Check the answer of ``pvmm_boot_state``."""
     told = Answer("pvmm_boot_state")
@@ -153,10 +179,7 @@ def boot_state(machine: Machine, answer: Any) -> BootState | Refusal:
         if not taken.covers(low, high):
             told.refuse("BootState.boot_tables must be among what is reserved", (low, high))
     told.number(state.max_pfn_mapped, "BootState.max_pfn_mapped", 0, MAX_PFN)
-    features = told.of(state.features, CpuFeatures, "BootState.features")
-    for name in ("pse", "gbpages", "nx"):
-        if getattr(features, name) and not getattr(machine.features, name):
-            told.refuse(f"BootState.features.{name}: a platform cannot add what the CPU lacks")
+    _features(told, machine, state.features, "BootState.features")
     if state.kernel is not None:
         kernel_image(told, state.kernel, "BootState.kernel", end)
     root = machine.mode.root_level
@@ -180,7 +203,7 @@ def kernel_image(told: Answer, value: Any, what: str, end: int) -> KernelImage:
     kernel = told.of(value, KernelImage, what)
     for name in ("start", "end", "brk_start", "brk_end"):
         told.number(getattr(kernel, name), f"{what}.{name}", 0, end)
-    if kernel.start >= kernel.end or kernel.brk_start > kernel.brk_end:
+    if kernel.start > kernel.end or kernel.brk_start > kernel.brk_end:
         told.refuse(f"{what} ends before it starts", kernel)
     return kernel
 
@@ -191,7 +214,8 @@ def promise(machine: Machine, answer: Any) -> Promise:
     given = told.of(answer, Promise, "the answer")
     told.of(given.direct_map, tuple, "Promise.direct_map")
     told.spans(given.direct_map, "Promise.direct_map", limit_of(machine.mode))
-    told.number(given.brk_pages, "Promise.brk_pages", 0, MAX_BRK_PAGES)
+    if given.brk_pages is not None:
+        told.number(given.brk_pages, "Promise.brk_pages", 0, MAX_BRK_PAGES)
     return given
 
 
@@ -224,6 +248,10 @@ def step(mode: PagingMode, answer: Any) -> Step:
     told.of(answer.promote, Promote, "Map.promote")
     told.of(answer.hand_over, HandOver, "Map.hand_over")
     told.number(answer.skip_empty_level, "Map.skip_empty_level", 0, 5)
+    for piece in told.items(answer.pieces, "Map.pieces"):
+        told.of(piece, Piece, "a piece of Map.pieces")
+        told.span((piece.start, piece.end), "a piece of Map.pieces", limit_of(mode))
+        told.number(piece.level, "the level of a piece of Map.pieces", 1, mode.root_level)
     return answer  # type: ignore[no-any-return]  # a Map
 
 

@@ -10,7 +10,7 @@ import attrs
 
 from paravirt_mm.engine.memblock import MemblockView
 from paravirt_mm.machine.paging import PAGE_SIZE, PagingMode
-from paravirt_mm.machine.ranges import align_down, align_up
+from paravirt_mm.machine.ranges import RangeSet, align_down, align_up
 
 
 @attrs.frozen
@@ -52,6 +52,25 @@ def split_by_alignment(mode: PagingMode, start: int, end: int, largest: int) -> 
     piece(last_large, 2)
     piece(end, 1)
     return pieces
+
+
+def tables_to_map(mode: PagingMode, start: int, end: int, largest: int) -> int:
+    """Return how many tables a tree of its own takes to map ``[start, end)``, the root included.
+
+    With pages of at most level ``largest``, as `split_by_alignment` chooses them; where pages are
+    promoted it takes no more.
+    """
+    pieces = split_by_alignment(mode, start, end, largest)
+    count = 0
+    for level in range(1, mode.root_level + 1):
+        span = mode.table_span(level)
+        mapped = RangeSet(
+            (align_down(piece.start, span), align_up(piece.end, span))
+            for piece in pieces
+            if piece.level <= level
+        )
+        count += mapped.total // span
+    return count
 
 
 def promote_to_large(

@@ -41,6 +41,8 @@ class Map:
         Ask `pvmm_reserve_tables` before this range is mapped and `pvmm_release_tables` after it.
     promote
         Whether, and when, small pieces are promoted to large pages.
+    pieces
+        The pieces, by page size, where they are known; none: the range is split as kernels do.
     skip_empty_level
         Leave entries of this level empty where the firmware map has no entry of any type (0:
         never).
@@ -55,6 +57,7 @@ class Map:
     promote: Promote = Promote.NEVER
     skip_empty_level: int = 0
     hand_over: HandOver = HandOver.EACH
+    pieces: tuple[Piece, ...] = ()
 
 
 @attrs.frozen

@@ -12,7 +12,7 @@ import attrs
 from paravirt_mm.errors import InputError
 from paravirt_mm.machine.e820 import MemoryMap
 from paravirt_mm.machine.paging import GIB, MIB, PAGE_SHIFT, PAGE_SIZE, X86_64, PagingMode
-from paravirt_mm.machine.ranges import RangeSet
+from paravirt_mm.machine.ranges import RangeSet, align_up
 
 
 def sealed(mapping: Mapping[Any, Any]) -> Mapping[Any, Any]:
@@ -45,9 +45,10 @@ class CpuFeatures:
 class KernelImage:
     """Where the kernel lies, in bytes: ``[start, end)`` from text to bss, then its brk area.
 
-    ``brk_start``..``brk_end`` is the part of brk that early page tables may come from.
-    ``linked_end`` is the linker's ``_end`` where brk is larger than what was taken of it; memory
-    from ``brk_end`` up to there is free.
+    ``brk_start``..``brk_end`` is the part of brk that early page tables may come from: of a machine
+    from a log, what that log's kernel took of it; other allocators link the kernel with another
+    (`with_brk`). ``linked_end`` is the linker's ``_end`` where brk is larger than what was taken of
+    it; memory from ``brk_end`` up to there is free.
     """
 
     start: int
@@ -60,6 +61,20 @@ class KernelImage:
     def span(self) -> Span:
         """All of it, from text to the end of brk."""
         return self.start, max(self.end, self.brk_end)
+
+    @property
+    def brk_pages(self) -> int:
+        """Pages of brk that early page tables may come from."""
+        return max(0, self.brk_end - self.brk_start) >> PAGE_SHIFT
+
+    def with_brk(self, pages: int) -> KernelImage:
+        """Return the same kernel linked with ``pages`` pages of brk for tables: it ends with them,
+        and so does whatever follows it.
+        """
+        start = align_up(self.brk_start, PAGE_SIZE)
+        end = start + pages * PAGE_SIZE
+        linked = None if self.linked_end is None else self.linked_end + end - self.brk_end
+        return attrs.evolve(self, brk_start=start, brk_end=end, linked_end=linked)
 
 
 @attrs.frozen

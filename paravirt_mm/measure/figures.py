@@ -199,8 +199,8 @@ def _guess() -> Iterator[Figure]:
         group,
         Unit.PAGES,
         "brksize",
-        "pages of the machine's brk area for tables",
-        lambda b: (b.kernel.brk_end - b.kernel.brk_start) >> PAGE_SHIFT,
+        "pages of the brk area for tables that the allocator asked for",
+        lambda b: b.kernel.brk_pages,
     )
 
 

@@ -13,13 +13,13 @@ from typing import Any
 
 import attrs
 
-from paravirt_mm.engine.boot import Boot, Promise
+from paravirt_mm.engine.build import link
 from paravirt_mm.engine.pages import Source
 from paravirt_mm.engine.trace import RangeSplit, TablesAllocated, Trace
 from paravirt_mm.errors import InputError, SpecError
 from paravirt_mm.instances import Instances
 from paravirt_mm.machine.e820 import E820Type, MemoryMap
-from paravirt_mm.machine.model import BootState, CpuFeatures, KernelImage, Machine, Provenance
+from paravirt_mm.machine.model import CpuFeatures, KernelImage, Machine, Provenance
 from paravirt_mm.machine.paging import GIB, PAGE_SHIFT, PAGE_SIZE, X86_64, X86_64_LA57
 from paravirt_mm.offers import model_of_kernel
 from paravirt_mm.options import PluginSpec
@@ -189,11 +189,9 @@ def _memory_differences(
 def _brk_differences(machine: Machine, spec: str, registry: Registry) -> Iterator[Difference]:
     """How many brk pages the release sets aside; a run cannot show pages that it did not need."""
     hooks = Instances([registry.make(PluginSpec.parse(spec), "allocator")])
-    state = BootState(mapped=(), max_pfn_mapped=0, features=machine.features)
-    promise: Promise = hooks.call("pvmm_promise", boot=Boot(machine, state))
-    kernel = (machine.kernel.brk_end - machine.kernel.brk_start) >> PAGE_SHIFT
-    if promise.brk_pages != kernel:
-        yield Difference("pgt_buf_pages", "", f"{kernel} pages", f"{promise.brk_pages} pages")
+    linked, found = link(machine, hooks).kernel.brk_pages, machine.kernel.brk_pages
+    if linked != found:
+        yield Difference("pgt_buf_pages", "", f"{found} pages", f"{linked} pages")
 
 
 # -- the order in which pages became tables --------------------------------------------------------

@@ -19,7 +19,10 @@ from paravirt_mm import (
     MODES,
     Boot,
     Choice,
+    CpuFeatures,
     DefaultSpec,
+    KernelImage,
+    Machine,
     Promise,
     Run,
     SpecError,
@@ -63,7 +66,8 @@ class Incremental:
         For ``linux`` from 3.13 on: booted with the parameter of that name, so that memory is given
         out and mapped from the bottom.
     brk_pages
-        Pages of brk set aside for tables; default: what the release has, 64 for ``hpa``.
+        For ``linux``: pages of brk set aside for tables; default: what the release has. For
+        ``hpa``: pages of brk beyond the tables that map the kernel itself; default: 64.
     kaslr
         For ``linux``: the direct map is randomised (4.8 and later, some older distribution
         kernels), which takes a table or two for the real-mode trampoline from brk.
@@ -102,6 +106,11 @@ class Incremental:
             frees_low=gives_back_low_memory(self.kernel),
             early_trampoline=panics_at_once_without_trampoline(self.kernel),
         )
+
+    @hookimpl
+    def pvmm_kernel_image(self, machine: Machine, features: CpuFeatures) -> KernelImage:
+        """Link the kernel with the brk that the variant takes its first tables from."""
+        return machine.kernel.with_brk(self._design.brk(machine, features))
 
     @hookimpl
     def pvmm_promise(self, boot: Boot) -> Promise:

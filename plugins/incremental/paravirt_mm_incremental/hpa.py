@@ -22,9 +22,12 @@ from paravirt_mm import (
     ActivateRoot,
     AttachTables,
     Boot,
+    CpuFeatures,
     HandOver,
     HandOverTables,
+    KernelImage,
     KernelPanic,
+    Machine,
     Map,
     NewRoot,
     PageRun,
@@ -40,22 +43,37 @@ from paravirt_mm import (
     align_up,
     deal,
     page_count,
+    tables_to_map,
 )
 
 
 @attrs.frozen
 class SevenSteps:
-    """The seven steps; ``brk_pages`` of brk are there to begin with (64: the 256 KiB of the
-    proposal).
+    """The seven steps. ``brk_pages``: how much brk there is to begin with, beyond the tables that
+    map the kernel and the brk itself (64: the proposal's "arbitrary additional" 256 KiB).
     """
 
     brk_pages: int = 64
+
+    def brk(self, machine: Machine, features: CpuFeatures) -> int:
+        """Return the pages of brk: those that map the kernel with its brk, and the additional ones.
+
+        The more brk, the more tables map it, so the number is the least that is enough for itself.
+        """
+        mode, largest = machine.mode, features.largest_level(machine.mode)
+        pages = self.brk_pages
+        while True:
+            start, end = _whole_pages(machine.kernel.with_brk(pages))
+            needed = tables_to_map(mode, start, end, largest) + self.brk_pages
+            if needed <= pages:
+                return pages
+            pages = needed
 
     def promise(self, boot: Boot) -> Promise:
         """Promise all RAM up to the limit of the direct map, and the kernel."""
         promised = RangeSet(boot.memblock.memory(0, boot.machine.map_limit))
         promised.add(*_kernel(boot))
-        return Promise(tuple(promised), brk_pages=self.brk_pages)
+        return Promise(tuple(promised))
 
     def steps(self, boot: Boot) -> Generator[Step, StepResult, None]:
         """Yield the seven steps."""
@@ -129,7 +147,11 @@ def _map(start: int, end: int, label: str = "") -> Map:
 
 
 def _kernel(boot: Boot) -> tuple[int, int]:
-    start, end = boot.kernel.span
+    return _whole_pages(boot.kernel)
+
+
+def _whole_pages(kernel: KernelImage) -> tuple[int, int]:
+    start, end = kernel.span
     return align_down(start, PAGE_SIZE), align_up(end, PAGE_SIZE)
 
 

@@ -22,7 +22,9 @@ from paravirt_mm import (
     PAGE_SIZE,
     ActivateRoot,
     Boot,
+    CpuFeatures,
     KernelPanic,
+    Machine,
     Map,
     PageRun,
     PagingMode,
@@ -61,14 +63,17 @@ class LinuxSteps:
     frees_low: bool = False
     early_trampoline: bool = False
 
+    def brk(self, machine: Machine, _features: CpuFeatures) -> int:
+        """Return the pages of brk for tables: the release's, whatever the machine is like."""
+        if self.brk_pages is not None:
+            return self.brk_pages
+        return self.release.brk_pages(machine.mode, self.randomize_memory)
+
     def promise(self, boot: Boot) -> Promise:
         """Promise the first MiB and all RAM up to the limit of the direct map."""
         promised = RangeSet([(0, ISA_END)])
         promised.update(boot.memblock.memory(0, boot.machine.map_limit))
-        pages = self.brk_pages
-        if pages is None:
-            pages = self.release.brk_pages(boot.mode, self.randomize_memory)
-        return Promise(direct_map=tuple(promised), brk_pages=pages)
+        return Promise(direct_map=tuple(promised))
 
     def steps(self, boot: Boot) -> Generator[Step, StepResult, None]:
         """Yield the steps (init_mem_mapping)."""

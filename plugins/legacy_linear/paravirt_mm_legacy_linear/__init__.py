@@ -20,7 +20,9 @@ from paravirt_mm import (
     Boot,
     Choice,
     DefaultSpec,
+    KernelImage,
     KernelPanic,
+    Machine,
     Map,
     PageRun,
     Piece,
@@ -119,6 +121,11 @@ class LegacyLinear:
             reserve=True,
             skip_empty_level=0 if boot.mode.is_32bit else 3,
         )
+
+    @hookimpl
+    def pvmm_kernel_image(self, machine: Machine) -> KernelImage:
+        """Link the kernel without any brk for the tables of the direct map."""
+        return machine.kernel.with_brk(0)
 
     @hookimpl
     def pvmm_promise(self, boot: Boot) -> Promise:

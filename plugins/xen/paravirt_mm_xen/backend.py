@@ -28,6 +28,7 @@ from paravirt_mm import (
     Boot,
     BootState,
     Cost,
+    CpuFeatures,
     DefaultSpec,
     EntryKind,
     EntryWrite,
@@ -173,6 +174,11 @@ class Xen:
         return _builders(self.xen).guest_slack if self.domain is DomainKind.DOMU else 0
 
     @hookimpl
+    def pvmm_features(self, machine: Machine) -> CpuFeatures:
+        """Hide large pages: the hypervisor counts references by 4 KiB frames."""
+        return attrs.evolve(machine.features, pse=False, gbpages=False)
+
+    @hookimpl
     def pvmm_boot_state(self, machine: Machine) -> BootState | Refusal:
         """Say what the domain builder has mapped; its tables, grafted by Linux, begin the direct
         map.
@@ -221,7 +227,7 @@ class Xen:
         return BootState(
             mapped=tuple(mapped),
             max_pfn_mapped=limit >> PAGE_SHIFT,
-            features=attrs.evolve(machine.features, pse=False, gbpages=False),
+            features=self.pvmm_features(machine),
             kernel=kernel,
             reserved=tuple(
                 (align_down(low, PAGE_SIZE), align_up(high, PAGE_SIZE)) for low, high in taken
