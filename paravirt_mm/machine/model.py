@@ -74,7 +74,7 @@ class KernelImage:
         start = align_up(self.brk_start, PAGE_SIZE)
         end = start + pages * PAGE_SIZE
         linked = None if self.linked_end is None else self.linked_end + end - self.brk_end
-        return attrs.evolve(self, brk_start=start, brk_end=end, linked_end=linked)
+        return KernelImage(self.start, min(self.end, start), start, end, linked)
 
 
 @attrs.frozen

@@ -112,7 +112,9 @@ def test_the_trace_and_the_bytes_must_say_the_same() -> None:
 def test_runs_that_end_early_have_no_findings() -> None:
     machine = trace_of("x86_64", ALLOCATORS[2], "native").start.machine
     run = Scenario.of(
-        attrs.evolve(machine, boot_mapped=2 * MIB), "incremental:variant=hpa,brk_pages=1", "native"
+        attrs.evolve(machine, features=CpuFeatures(pse=False)),
+        "incremental:variant=hpa,brk_pages=0",
+        "native",
     ).run()
     assert run.verdict.outcome == "panic"
     assert check_image(run.trace) == []

@@ -51,13 +51,15 @@ def test_upward_from_the_kernel_then_below_it() -> None:
     found = run("6.1")
     assert str(found.verdict) == "ok"
     ranges = calls(found)
-    assert ranges[1] == (KERNEL.linked_end, 32 * MIB)
+    end = KERNEL.with_brk(16).linked_end  # linked with the brk of 6.1
+    assert ranges[1] == (end, 32 * MIB)
     assert ranges[2] == (32 * MIB, 34 * MIB)
     below = ranges.index((MIB, 2 * MIB))
     assert ranges[below - 1][1] == 256 * MIB
-    assert ranges[-1][1] == KERNEL.linked_end
+    assert ranges[-1][1] == end
     # The first table from memblock is the first free page behind the kernel.
-    assert from_memblock(found)[0].start == KERNEL.linked_end // PAGE_SIZE
+    assert end is not None
+    assert from_memblock(found)[0].start == end // PAGE_SIZE
 
 
 @pytest.mark.parametrize(
@@ -66,7 +68,8 @@ def test_upward_from_the_kernel_then_below_it() -> None:
 def test_where_tables_lie_for_what_is_below_the_kernel(kernel: str, below: bool) -> None:
     # With no brk left at the second pass, its tables come from memblock.
     pages = from_memblock(run(kernel, options=",movable_node=yes,brk_pages=6"))
-    assert min(page.low for page in pages) * PAGE_SIZE == (MIB if below else KERNEL.linked_end)
+    end = KERNEL.with_brk(6).linked_end
+    assert min(page.low for page in pages) * PAGE_SIZE == (MIB if below else end)
 
 
 def test_only_mapped_memory_serves_as_tables() -> None:

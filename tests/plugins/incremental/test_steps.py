@@ -200,7 +200,9 @@ def test_hook_before_attach_for_the_whole_batch(plain: Machine) -> None:
 
 
 def test_first_tables_come_from_brk_until_it_is_used_up(plain: Machine) -> None:
-    """Step 2 ends because brk does: all 64 pages are tables, and only then is CR3 loaded."""
+    """Step 2 ends because brk does: all of it is tables, and only then is CR3 loaded. It is what
+    maps the kernel (root, L3, L2 and seven or eight L1), and 64 pages.
+    """
     run = _run(plain, "variant=hpa", "xen")
     before = 0
     for event in run.trace:
@@ -208,14 +210,15 @@ def test_first_tables_come_from_brk_until_it_is_used_up(plain: Machine) -> None:
             break
         if isinstance(event, TablesAllocated):
             before += event.batch.count
-    assert before == 64
-    assert run.figures["brk_used"] == 64
+    kernel = run.trace.start.machine.kernel
+    span = kernel.span
+    leaves = -(-span[1] >> 21) - (span[0] >> 21)
+    assert before == 3 + leaves + 64
+    assert run.figures["brk_used"] == run.figures["brk_size"] == kernel.brk_pages == before
 
 
 def test_256_kib_of_brk_map_128_mib_at_least() -> None:
-    """The proposal's sum: 64 tables of 4 KiB PAE pages, less the few above them, map some 120 MiB
-    from the top.
-    """
+    """The proposal's sum: 64 tables of 4 KiB PAE pages map 128 MiB from the top."""
     machine = Machine(
         name="pae",
         memory_map=MemoryMap.sanitise([(0x1000, 800 * MIB, E820Type.RAM)]),
@@ -226,8 +229,9 @@ def test_256_kib_of_brk_map_128_mib_at_least() -> None:
     )
     run = _run(machine, "variant=hpa")
     ranges = _ranges(run)
-    # Root, one L2 table, one L1 table for the kernel: 61 are left.
-    assert ranges[1] == (800 * MIB - 61 * 2 * MIB, 800 * MIB)
+    # Root, one L2 table, one L1 table for the kernel itself are on top of the 64.
+    assert run.figures["brk_size"] == 3 + 64
+    assert ranges[1] == (800 * MIB - 128 * MIB, 800 * MIB)
 
 
 def test_nothing_is_mapped_twice_and_nothing_left_out(plain: Machine) -> None:

@@ -50,7 +50,7 @@ def test_runs_as_json() -> None:
 
 
 def test_a_run_that_does_not_come_to_its_end_is_a_finding() -> None:
-    code, result = verify("--runs", "--size", "64", "-a", "incremental:variant=hpa,brk_pages=2")
+    code, result = verify("--runs", "--size", "64", "-a", "incremental:variant=hpa,brk_pages=0")
     assert code == ExitCode.FINDINGS
     assert "accepted by the model, but panic" in result.stdout
 
