@@ -9,19 +9,22 @@ default value, a hook of another role, a name that is taken.
 from __future__ import annotations
 
 import difflib
+import importlib.util
 import inspect
 import os
 import re
 import sys
+import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import redirect_stdout
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
 from typing import Any
 
 import attrs
 
-from paravirt_mm import hookspecs
+from paravirt_mm import guard, hookspecs
 from paravirt_mm.errors import PluginError, SpecError
 from paravirt_mm.hookspecs import API_VERSION, HOOKS, PREFIX, PROJECT, Role
 from paravirt_mm.instances import HookFailed, Instances, implemented
@@ -33,6 +36,10 @@ CHOICE_VARIABLE = "PARAVIRT_MM_PLUGINS"
 """Environment variable: names of the plugins to look for, with commas between; with a minus before
 each, of those to leave out.
 """
+LOCAL = "no distribution"
+"""What is said instead of one, of a class that a spec names by its file or module."""
+IMPORTING = guard.Limits(cpu=20.0, wall=30.0)
+"""What importing one plugin may cost."""
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,63}\Z")
 
 
@@ -197,10 +204,53 @@ def _option_problems(factory: type[Any]) -> Iterator[str]:
 
 
 @attrs.frozen
+class _Place:
+    """Where a class without an entry point is: ``./file.py:Class``, ``package.module:Class``."""
+
+    value: str
+
+    @property
+    def module(self) -> str:
+        """The file or module."""
+        return self.value.rpartition(":")[0]
+
+    def load(self) -> Any:
+        """Import it; modules beside a file can be imported by it, and so can those in the folder
+        where the process was started.
+        """
+        module, _, name = self.value.rpartition(":")
+        path = Path(module)
+        folder = str(path.resolve().parent if path.suffix == ".py" else Path.cwd())
+        if folder not in sys.path:
+            sys.path.append(folder)
+        if path.suffix != ".py":
+            return getattr(importlib.import_module(module), name)
+        if not path.is_file():
+            raise FileNotFoundError(f"there is no file {module}")
+        unique = f"{path.stem}_{zlib.crc32(str(path.resolve()).encode()):08x}"
+        if unique not in sys.modules:
+            spec = importlib.util.spec_from_file_location(unique, path)
+            if spec is None or spec.loader is None:
+                raise ImportError(f"{module} is no module")
+            made = sys.modules[unique] = importlib.util.module_from_spec(spec)
+            try:
+                spec.loader.exec_module(made)
+            except BaseException:
+                del sys.modules[unique]
+                raise
+        return getattr(sys.modules[unique], name)
+
+
+def _imported(point: EntryPoint | _Place) -> bool:
+    point.load()
+    return True
+
+
+@attrs.frozen
 class _Point:
     """An entry point that nobody has asked for yet."""
 
-    point: EntryPoint
+    point: EntryPoint | _Place
     distribution: str
     version: str
 
@@ -208,18 +258,20 @@ class _Point:
 class Registry:
     """All plugins that were found: usable, broken, and those that were not needed yet."""
 
-    def __init__(self) -> None:
+    def __init__(self, careful: bool = False) -> None:
+        self.careful = careful
         self._plugins: dict[str, Plugin] = {}
         self._points: dict[str, _Point] = {}
         self.broken: list[BrokenPlugin] = []
 
     @classmethod
-    def discover(cls, choice: str | None = None) -> Registry:
+    def discover(cls, choice: str | None = None, *, careful: bool = False) -> Registry:
         """Find every entry point of the group ``paravirt_mm``, without importing any.
 
-        ``choice`` is what `CHOICE_VARIABLE` says, which is also its default.
+        ``choice`` is what `CHOICE_VARIABLE` says, which is also its default. ``careful``: what
+        others wrote is imported in a child first, so that it can neither hang nor end the process.
         """
-        registry = cls()
+        registry = cls(careful)
         chosen = _Choice.parse(os.environ.get(CHOICE_VARIABLE, "") if choice is None else choice)
         seen: set[tuple[str, str, str]] = set()
         for point in sorted(entry_points(group=PROJECT), key=_precedence):
@@ -245,17 +297,26 @@ class Registry:
         return self._plugins
 
     def _load(self, name: str) -> None:
-        """Import what an entry point names; nothing that it prints mixes with our output."""
+        """Import what an entry point names, or a spec that says where a class is.
+
+        Nothing that it prints mixes with our output. A stranger's is imported in a child first,
+        within limits, if the registry is ``careful``.
+        """
+        if ":" in name and name not in self._plugins:
+            self._points[name] = _Point(_Place(name), LOCAL, "")
         found = self._points.pop(name, None)
         if found is None:
             return
         try:
+            if self.careful and found.distribution != OWN_DISTRIBUTION:
+                guard.call(_imported, found.point, limits=IMPORTING)
             with redirect_stdout(sys.stderr):
                 factory = found.point.load()
         except BaseException as error:
             if isinstance(error, KeyboardInterrupt):
                 raise
-            problem = f"cannot be loaded from {found.point.value}: {type(error).__name__}: {error}"
+            kind = "" if isinstance(error, guard.StoppedError) else f"{type(error).__name__}: "
+            problem = f"cannot be loaded from {found.point.value}: {kind}{error}"
             self.broken.append(BrokenPlugin(name, found.distribution, found.version, problem))
             return
         self.add(name, factory, found.distribution, found.version)
@@ -264,8 +325,9 @@ class Registry:
         self, name: str, factory: object, distribution: str = "unregistered", version: str = ""
     ) -> None:
         """Check a plugin class and add it, to the usable ones or to the broken ones."""
-        self._load(name)
-        found = problems(name, factory)
+        if name in self._points:
+            self._load(name)
+        found = class_problems(factory) if ":" in name else problems(name, factory)
         taken = self._plugins.get(name)
         if taken is not None:
             found.insert(
@@ -369,5 +431,5 @@ _DEFAULT: list[Registry] = []
 def default_registry() -> Registry:
     """Return the registry of everything installed; found once a process."""
     if not _DEFAULT:
-        _DEFAULT.append(Registry.discover())
+        _DEFAULT.append(Registry.discover(careful=True))
     return _DEFAULT[0]
