@@ -88,7 +88,7 @@ class HypervisorScan:
             raise InputError(f"more than {MAX_MAP_ENTRIES} memory map entries", where)
         inclusive = match[1] is not None
         start, end = (match[1], match[2]) if inclusive else (match[3], match[4])
-        kind = log_type(match["type"] or match["number"]) or E820Type.RESERVED
+        kind = log_type(match["type"] or match["number"] or "") or E820Type.RESERVED
         self.entries.append((int(start, 16), int(end, 16) + inclusive, kind))
 
     def _place(self, number: int, text: str, rest: str) -> None:
