@@ -168,6 +168,8 @@ class BootLog:
     made_up
         RAM, in bytes, that the log does not show as such: the head of the map is cut off, and what
         was mapped there, or all of it, is taken for RAM.
+    kernel_listed
+        The log says where the kernel lies.
     user_map_from
         The line at which a user's map replaced one that ``last_pfn`` was printed for; 0: none did.
     mixed
@@ -186,6 +188,7 @@ class BootLog:
     host_map: MemoryMap | None
     firmware_map: MemoryMap | None
     made_up: tuple[Span, ...]
+    kernel_listed: bool
     user_map_from: int
     mixed: bool
     facts: tuple[Fact, ...]

@@ -17,14 +17,16 @@ Several boots in one file
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import attrs
 
 from paravirt_mm.errors import InputError
+from paravirt_mm.machine.e820 import E820Type, MemoryMap
 from paravirt_mm.printable import printable
 from paravirt_mm.sources.bootlog.facts import BootLog, Platform
 from paravirt_mm.sources.bootlog.linux import INTERESTING, MAP_ENTRY, Boot
+from paravirt_mm.sources.bootlog.printed import PrintedMap
 from paravirt_mm.sources.bootlog.reconstruct import reconstruct
 from paravirt_mm.sources.bootlog.xen import XEN_MARK, host_machine
 from paravirt_mm.sources.content import Content
@@ -38,6 +40,8 @@ _BROKEN_ENTRY = re.compile(
     r"(?:BIOS-e820|BIOS-e801|BIOS-88|Xen|user|modified):\s*(?:\[mem\b|\d|[0-9a-f]{8})"
 )
 _CUT_ENTRY = re.compile(rf"{_BROKEN_ENTRY.pattern}[^]]*[0-9a-fx-]$")
+
+_GUEST_ENTRIES = 6
 
 _NO_HYPERVISOR_MAP = (
     "a hypervisor log without memory map: it needs the lines after 'Xen-e820 RAM map:'"
@@ -80,7 +84,8 @@ def _result(boot: Boot, name: str, more: bool) -> BootLog:
     host_map = boot.xen.host_map
     platform: Platform = "native"
     if boot.on_xen:
-        platform = "xen-pv-guest" if boot.unprivileged else "xen-pv"
+        guest = boot.unprivileged or _is_a_guests(boot.maps)
+        platform = "xen-pv-guest" if guest else "xen-pv"
     elif not boot.maps and (boot.xen.facts or boot.xen.entries):
         platform = "hypervisor"
     source = f"{boot.source} (boot {boot.number})" if boot.number > 1 or more else boot.source
@@ -88,7 +93,8 @@ def _result(boot: Boot, name: str, more: bool) -> BootLog:
     made_up: tuple[tuple[int, int], ...] = ()
     if boot.maps:
         machine, made_up = reconstruct(boot, name, source)
-        machine = attrs.evolve(machine, host_map=host_map)
+        below = _as_built(machine.memory_map) if platform == "xen-pv-guest" else host_map
+        machine = attrs.evolve(machine, host_map=below)
     elif host_map is not None:
         machine = host_machine(name, source, boot.xen)
     else:
@@ -104,10 +110,29 @@ def _result(boot: Boot, name: str, more: bool) -> BootLog:
         host_map=host_map,
         firmware_map=boot.maps[0].sanitised if boot.maps else None,
         made_up=made_up,
+        kernel_listed=boot.kernel_image is not None,
         user_map_from=boot.user_map_from,
         mixed=boot.mixed,
         facts=tuple(sorted([*boot.xen.facts, *boot.facts], key=lambda fact: fact.line)),
     )
+
+
+def _is_a_guests(maps: Sequence[PrintedMap]) -> bool:
+    """Tell whether a map below Xen is one that Linux makes up for a guest: RAM, with the first
+    MiB's hole and what the toolstack has put there. dom0 gets the host's, ACPI tables and all.
+    """
+    return (
+        bool(maps)
+        and len(maps[0].entries) <= _GUEST_ENTRIES
+        and not any(kind not in (E820Type.RAM, E820Type.RESERVED) for _, _, kind in maps[0].entries)
+    )
+
+
+def _as_built(memory: MemoryMap) -> MemoryMap:
+    """Return a guest's memory as the toolstack built it: all RAM up to its end. What Linux calls
+    reserved above 1 MiB is what it found there: the list of frames, start info.
+    """
+    return MemoryMap.sanitise([(0, memory.ram_pages().end, E820Type.RAM)])
 
 
 # -- lines -----------------------------------------------------------------------------------------

@@ -20,14 +20,17 @@ Pair = tuple[Fact | None, Fact | None]
 
 
 def key(fact: Fact) -> tuple[object, ...]:
-    """Return what must be equal of a line; a block's place is looked at on its own."""
+    """Return what must be equal of a line; a block's place, and what is left of it,
+    are looked at on their own."""
     if isinstance(fact, MappedRange):
         return "range", fact.span
     if isinstance(fact, PageRange):
         return "page", fact.start, fact.end, fact.page
     if isinstance(fact, TableBlock):
         return "block", fact.up_to, fact.end - fact.start
-    if isinstance(fact, BrkTable | Reservation | WritableRange):
+    if isinstance(fact, WritableRange):
+        return "writable", fact.end
+    if isinstance(fact, BrkTable | Reservation):
         return type(fact).__name__, fact.start, fact.end
     return (fact,)
 

@@ -34,12 +34,16 @@ from paravirt_mm.verify.log.words import Words
 MAX_LINES = 10_000
 """A log with more lines about mappings than this is not compared: no kernel prints so many."""
 
+FIRST_BRK = (2, 6, 30)
+"""First release with a brk area behind the kernel (extend_brk)."""
+
 _FOUR_GIB_PFN = (4 * GIB) >> PAGE_SHIFT
 _MATCH, _DIFFERS, _UNCHECKED = LineVerdict.MATCH, LineVerdict.DIFFERS, LineVerdict.UNCHECKED
 _TRIMMED = "printed before the map was trimmed to what the MTRRs make cacheable"
 _STANDS_FOR_MAP = "the map is missing from the log here: this line stands for it"
 _LOST_MAP = "depends on a part of the map that is missing from the log"
 _LOST_HEADER = "this line is missing from the log; those of its page sizes are there"
+_BUILDER = "depends on what the domain builder has mapped; the log lists no kernel or no initrd"
 _NR_CPUS = "fixmap and highmem tables: their number depends on NR_CPUS"
 
 
@@ -85,7 +89,7 @@ class Trial:
 
     def run(self) -> None:
         """Predict, and compare."""
-        machine = self._with_low_memory(self._machine)
+        machine = self._without_brk(self._with_low_memory(self._machine))
         lines = list(self._last_pfns(machine))
         if self.checks_mapping:
             lines += self._mapping(self.candidate.machine(machine))
@@ -110,6 +114,13 @@ class Trial:
         if kept is not None:
             taken.add(*kept[0])
         return attrs.evolve(machine, reserved=tuple(taken))
+
+    def _without_brk(self, machine: Machine) -> Machine:
+        """Return the machine with no brk, which the reader assumes, if the release has none."""
+        if self._words.version >= FIRST_BRK:
+            return machine
+        kernel = attrs.evolve(machine.kernel, brk_end=machine.kernel.brk_start)
+        return attrs.evolve(machine, kernel=kernel)
 
     # -- last_pfn ------------------------------------------------------------------------------
 
@@ -227,6 +238,9 @@ class Trial:
         if fact is None or model is None or key(fact) != key(model):
             yield _line(_DIFFERS, fact, model)
             return
+        if isinstance(fact, WritableRange) and isinstance(model, WritableRange):
+            yield self._writable(fact, model)
+            return
         if not isinstance(fact, TableBlock) or not isinstance(model, TableBlock):
             yield _line(_MATCH, fact, model)
             return
@@ -244,6 +258,15 @@ class Trial:
             yield LogLine(_UNCHECKED, fact.line, position, None, f"depends on {hidden[0]}")
         else:
             yield _line(_MATCH, fact, model)
+
+    def _writable(self, fact: WritableRange, model: WritableRange) -> LogLine:
+        """Judge how much of a block was left: in the first call the builder's tables save some."""
+        if fact.start == model.start:
+            return _line(_MATCH, fact, model)
+        in_first_call = fact.end >> PAGE_SHIFT < _FOUR_GIB_PFN
+        if in_first_call and not (self._machine.initrd and self._log.kernel_listed):
+            return _line(_UNCHECKED, fact, model, _BUILDER)
+        return _line(_DIFFERS, fact, model)
 
 
 def _line(verdict: LineVerdict, fact: Fact | None, model: Fact | None, why: str = "") -> LogLine:
