@@ -212,6 +212,8 @@ class Boot(Printed):
             raise InputError(
                 f"more than {MAX_MAPS} memory maps in one boot", f"{self.source}:{number}"
             )
+        if not self.maps:
+            self.progressed = False  # what came before it does not show that the kernel went on
         if kind == "user" and self.last_pfn_order is not None:
             # memmap=exactmap looks for the old end of RAM first; what counts comes after.
             self.last_pfn_order = None

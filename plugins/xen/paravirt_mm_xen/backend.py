@@ -365,7 +365,7 @@ class Xen:
 
     def _host(self, machine: Machine) -> MemoryMap:
         """Return the map that decides what a domain stands on."""
-        if self.domain is DomainKind.DOM0 and machine.host_map is not None:
+        if machine.host_map is not None:
             return machine.host_map
         return machine.memory_map
 

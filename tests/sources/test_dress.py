@@ -1,0 +1,204 @@
+"""What loggers, consoles, mails and compressors put around a boot log: all of it comes off."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import io
+import json
+import lzma
+import quopri
+import sys
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from paravirt_mm.errors import InputError
+from paravirt_mm.machine.model import Machine
+from paravirt_mm.sources import load, read_boot_log
+from paravirt_mm.sources.bootlog.facts import LastPfn, Place
+
+LINES = (
+    "Linux version 6.1.0-13-amd64 (build@host)",
+    "BIOS-provided physical RAM map:",
+    "BIOS-e820: [mem 0x0000000000000000-0x000000000009fbff] usable",
+    "BIOS-e820: [mem 0x000000000009fc00-0x00000000000fffff] reserved",
+    "BIOS-e820: [mem 0x0000000000100000-0x000000007ffdffff] usable",
+    "BIOS-e820: [mem 0x000000007ffe0000-0x000000007fffffff] ACPI NVS",
+    "e820: update [mem 0x00000000-0x00000fff] usable ==> reserved",
+    "e820: remove [mem 0x000a0000-0x000fffff] usable",
+    "last_pfn = 0x7ffe0 max_arch_pfn = 0x400000000",
+)
+PLAIN = "".join(f"[    0.000000] {line}\n" for line in LINES)
+RAM = [(0x1000, 0x9FC00), (0x100000, 0x7FFE0000)]
+
+
+def read(tmp_path: Path, content: bytes, name: str = "boot.txt") -> Machine:
+    path = tmp_path / name
+    path.write_bytes(content)
+    log = read_boot_log(path)
+    assert log.release == "6.1.0-13-amd64"
+    assert len(log.of_kind(LastPfn)) == 1
+    machine = load(path)
+    assert list(machine.memory_map.ram()) == RAM
+    return machine
+
+
+def zipped(content: bytes, files: int = 1) -> bytes:
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as archive:
+        for number in range(files):
+            archive.writestr(f"dmesg-{number}.txt", content)
+    return stream.getvalue()
+
+
+def journal(order: int = 1, **shape: object) -> str:
+    records = [
+        {
+            "_TRANSPORT": "kernel",
+            "__REALTIME_TIMESTAMP": str(1_700_000_000_000_000 + number),
+            "SYSLOG_IDENTIFIER": "kernel",
+            "MESSAGE": line,
+        }
+        for number, line in enumerate(LINES)
+    ][::order]
+    return "".join(json.dumps(record, **shape) + "\n" for record in records)
+
+
+def dmesg_json(indent: int | None = None) -> str:
+    messages = [{"pri": 6, "time": 0.0, "msg": line} for line in LINES]
+    return json.dumps({"dmesg": messages}, indent=indent)
+
+
+@pytest.mark.parametrize(
+    "encoded",
+    [
+        PLAIN.replace("\n", "\r\n").encode(),
+        PLAIN.replace("\n", "\r").encode(),
+        (PLAIN.replace("\n", "\r") + "\n").encode(),
+        PLAIN.encode("utf-16"),
+        PLAIN.encode("utf-16-le"),
+        PLAIN.encode("utf-16-be"),
+        PLAIN.encode("utf-8-sig"),
+        gzip.compress(PLAIN.encode()),
+        gzip.compress(gzip.compress(PLAIN.encode())),
+        gzip.compress(PLAIN[:100].encode()) + gzip.compress(PLAIN[100:].encode()),
+        bz2.compress(PLAIN.encode()),
+        bz2.compress(PLAIN[:100].encode()) + bz2.compress(PLAIN[100:].encode()),
+        lzma.compress(PLAIN.encode()),
+        lzma.compress(gzip.compress(PLAIN.encode("utf-16"))),
+        zipped(PLAIN.encode()),
+        journal().encode(),
+        "".join(f"\x1e{line}\n" for line in journal().splitlines()).encode(),
+        "".join(f"data: {line}\n\n" for line in journal().splitlines()).encode(),
+        journal(indent="\t").encode(),
+        journal(-1).encode(),
+        dmesg_json(indent=3).encode(),
+        dmesg_json().encode(),
+        "".join(json.dumps({"MESSAGE": list(line.encode())}) + "\n" for line in LINES).encode(),
+        PLAIN.replace("=", "=3D").encode(),
+        quopri.encodestring(PLAIN.encode()),
+        b"Content-Transfer-Encoding: quoted-printable\n\n" + quopri.encodestring(PLAIN.encode()),
+        PLAIN.replace(">", "&gt;").replace("(", "&#40;").encode(),
+    ],
+    ids=[
+        "crlf", "cr", "cr, lf at the end", "utf-16", "utf-16-le", "utf-16-be", "utf-8 bom",
+        "gz", "gz.gz", "gz gz", "bz2", "bz2 bz2", "xz", "xz of gz of utf-16", "zip",
+        "journal", "json-seq", "json-sse", "json-pretty", "reversed journal",
+        "dmesg -J", "dmesg -J in a line", "bytes", "=3D", "quoted-printable",
+        "mail", "html",
+    ],
+)  # fmt: skip
+def test_encodings(tmp_path: Path, encoded: bytes) -> None:
+    read(tmp_path, encoded)
+
+
+@pytest.mark.parametrize(
+    "prefix",
+    [
+        "(early) [    0.000000] ",
+        "(d2) [    0.000000] ",
+        "(d1v0) ",
+        "[2022-09-19 19:50:56] ",
+        "[2022-09-19 19:50:56.123] [    0.000000] ",
+        "[Mar 3 08:15] ",
+        "[Mar  3 08:15:02] ",
+        "2024-03-03T08:15:02,000000+01:00 ",
+        "<6>1 2024-03-03T08:15:02.000Z host kernel - - - [    0.000000] ",
+        '<6>1 2024-03-03T08:15:02.000Z host kernel - - [a@1 b="c"] [    0.000000] ',
+        "6,0,0,-;",
+        "MESSAGE=",
+        "    MESSAGE=[    0.000000] ",
+        "\x1b[32m[    0.000000] \x1b[0m\x1b[33m",
+        "^[[32m[    0.000000] ^[[0m",
+        "#033[1m[    0.000000] ",
+        "> > [    0.000000][    T0] ",
+        "Mar  3 08:15:02 host kernel: [    0.000000] ",
+        "2024-03-03T08:15:02.123456+01:00 host kernel[1]: ",
+    ],
+)
+def test_prefixes(tmp_path: Path, prefix: str) -> None:
+    read(tmp_path, "".join(f"{prefix}{line}\n" for line in LINES).encode())
+
+
+def test_zstd_is_read_where_python_can_and_named_where_not(tmp_path: Path) -> None:
+    # `zstd` of PLAIN's first bytes would need the tool: an empty frame tells as much.
+    (tmp_path / "log.zst").write_bytes(bytes.fromhex("28b52ffd2000010000"))
+    expected = "not a boot log" if sys.version_info >= (3, 14) else "zstd -d"
+    with pytest.raises(InputError, match=expected):
+        load(tmp_path / "log.zst")
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (zipped(PLAIN.encode(), 2), "a zip archive of 2 files; unpack it"),
+        (gzip.compress(gzip.compress(gzip.compress(gzip.compress(b"x")))), "compressed more than"),
+        ("".join(f"{line}\n" for line in reversed(LINES)).encode(), "reverse order"),
+        ("".join(json.dumps({"MESSAGE": x}) + "\n" for x in reversed(LINES)).encode(), "reverse"),
+        (gzip.compress(PLAIN.encode())[:-20], "cannot be read"),
+        (lzma.compress(PLAIN.encode())[:-40], "cannot be read: the compressed data are cut short"),
+    ],
+    ids=["zip", "gz four times", "reversed", "reversed journal", "cut gz", "cut xz"],
+)
+def test_what_cannot_be_read_is_named(tmp_path: Path, content: bytes, expected: str) -> None:
+    (tmp_path / "boot.txt").write_bytes(content)
+    with pytest.raises(InputError, match=expected):
+        load(tmp_path / "boot.txt")
+
+
+XEN = (
+    "(XEN) Xen version 4.17.0",
+    "(XEN) Xen-e820 RAM map:",
+    "(XEN)  [0000000000000000, 000000000009fbff] (usable)",
+    "(XEN)  [0000000000100000, 000000003fffffff] (usable)",
+    "(XEN)  [0000000040000000, 0000000040000fff] type 9",
+    "(XEN)  [0000000100000000, 00000001ffffffff] (usable)",
+    "(XEN) VIRTUAL MEMORY ARRANGEMENT:",
+    "(XEN)  Loaded kernel: ffffffff81000000->ffffffff82e2c000",
+    "(XEN)  Start info: ffffffff82e2c000->ffffffff82e2c4b8",
+)
+
+
+@pytest.mark.parametrize(
+    "dress",
+    [
+        "{}".format,
+        "(d2) {}".format,
+        "[2020-12-24 08:34:49] {}".format,
+        "Mar  3 08:15:02 host kernel: {}".format,
+        "<6>1 2024-03-03T08:15:02.000Z host kernel - - - [    0.000000] {}".format,
+        lambda line: line.replace("(XEN)", "(XEN) [2024-03-03 08:15:02]"),
+        lambda line: line.replace("(XEN)", "(XEN) [00000012a3b4c5d6]"),
+        lambda line: " ".join(line.split()),
+    ],
+)
+def test_hypervisors(tmp_path: Path, dress: Callable[[str], str]) -> None:
+    path = tmp_path / "xen.txt"
+    path.write_text("".join(f"{dress(line)}\n" for line in XEN))
+    log = read_boot_log(path)
+    assert log.platform == "hypervisor"
+    assert [fact.name for fact in log.of_kind(Place)] == ["Loaded kernel", "Start info"]
+    assert load(path).memory_map.ram().end == 0x200000000
