@@ -14,6 +14,7 @@ import click
 
 from paravirt_mm.cli import reading
 from paravirt_mm.cli.output import emit, show_status
+from paravirt_mm.cli.types import Seconds
 from paravirt_mm.errors import ExitCode, InputError, SpecError
 from paravirt_mm.hunt.condition import Condition
 from paravirt_mm.hunt.found import Found
@@ -43,7 +44,7 @@ from paravirt_mm.registry import default_registry
     "--mode", "modes", multiple=True, type=click.Choice(tuple(MODES)), help="Paging modes to try."
 )
 @click.option(
-    "--time", "seconds", type=click.FloatRange(0.1, 86400), default=60.0, show_default=True,
+    "--time", "seconds", type=Seconds(0.1, 86400), default=60.0, show_default=True,
     metavar="SECONDS", help="How long to search; making the machine small comes on top.",
 )  # fmt: skip
 @click.option("--tries", type=click.IntRange(1), help="How many machines to try at the most.")

@@ -17,7 +17,7 @@ from paravirt_mm.guard import READING, Limits, Stopped, guarded
 from paravirt_mm.machine.model import Machine
 from paravirt_mm.printable import printable
 from paravirt_mm.sources import bundled_machines
-from paravirt_mm.sources.inputs import divide
+from paravirt_mm.sources.inputs import CarriedPart, Part, divide
 from paravirt_mm.sources.load import load
 
 T = TypeVar("T")
@@ -82,6 +82,18 @@ def _guarded_machines(spec: str, boot: int | None) -> Iterator[tuple[str, Machin
         yield spec, InputError("holds no machine", printable(spec))
 
 
+def parts(inputs: Iterable[str]) -> Iterator[Part]:
+    """Yield the parts of every input, like `paravirt_mm.sources.inputs.divide`: archives are
+    unpacked in the child, and one that cannot be costs a part that says why.
+    """
+    for spec in inputs:
+        try:
+            yield from reading_each(lambda path: divide([path]), spec)
+        except InputError as error:
+            problem = str(error).removeprefix(f"{error.where}: ")
+            yield CarriedPart(printable(spec), Path(spec).name, b"", problem)
+
+
 def machine(spec: str, boot: int | None = None) -> Machine:
     """Return the one machine of an input. Raises `InputError`."""
     return reading(load, spec, boot)
@@ -112,4 +124,4 @@ def _stopped(stopped: Stopped, source: str) -> InputError:
     return InputError(f"cannot be read: {how}{stopped}", source)
 
 
-__all__ = ["limits_for", "machine", "machines", "reading", "reading_each"]
+__all__ = ["limits_for", "machine", "machines", "parts", "reading", "reading_each"]

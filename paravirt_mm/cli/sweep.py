@@ -13,15 +13,17 @@ from pathlib import Path
 
 import click
 
+from paravirt_mm.cli import reading
 from paravirt_mm.cli.output import show_status, terminal
+from paravirt_mm.cli.types import Seconds
 from paravirt_mm.errors import ExitCode, PluginError
 from paravirt_mm.offers import default_specs
 from paravirt_mm.options import PluginSpec
 from paravirt_mm.registry import Registry, default_registry
-from paravirt_mm.sources.inputs import GeneratedPart, Part, divide
+from paravirt_mm.sources.inputs import GeneratedPart, Part
 from paravirt_mm.sweep import cluster
 from paravirt_mm.sweep.drive import drive
-from paravirt_mm.sweep.guard import close_all
+from paravirt_mm.sweep.guard import close_all, stop_all
 from paravirt_mm.sweep.settings import LIMIT, UNREADABLE, Settings
 from paravirt_mm.sweep.store import Store
 
@@ -66,7 +68,7 @@ def _bytes(_context: click.Context, _option: click.Parameter, text: str) -> int:
     help="Work on a dask.distributed cluster (tcp://host:8786), whose workers see the INPUTs.",
 )  # fmt: skip
 @click.option(
-    "--time-limit", type=click.FloatRange(0.01, 86400), default=60.0, show_default=True,
+    "--time-limit", type=Seconds(0.01, 86400), default=60.0, show_default=True,
     metavar="SECONDS", help="A scenario that takes longer is stopped and marked.",
 )  # fmt: skip
 @click.option(
@@ -116,7 +118,7 @@ def command(
     def parts() -> Iterator[Part]:
         if generate is not None:
             return (GeneratedPart(seed, number) for number in range(generate))
-        return divide(paths)
+        return reading.parts(paths)
 
     workers = _cluster(scheduler, paths) if scheduler else _local(jobs or os.cpu_count() or 1)
     with workers as (executor, width), Store(output, settings, registry) as store:
@@ -152,6 +154,9 @@ def _local(jobs: int) -> Iterator[tuple[Executor, int]]:
     executor = ThreadPoolExecutor(jobs, thread_name_prefix="sweep")
     try:
         yield executor, jobs
+    except BaseException:
+        stop_all()  # or the threads would wait for what their children are doing
+        raise
     finally:
         executor.shutdown(cancel_futures=True)
         close_all()

@@ -13,6 +13,7 @@ import click
 
 from paravirt_mm.cli import reading
 from paravirt_mm.cli.output import progress
+from paravirt_mm.cli.types import Seconds
 from paravirt_mm.errors import ExitCode, InputError
 from paravirt_mm.evidence import DATA_FILE, Evidence, record
 from paravirt_mm.registry import default_registry
@@ -70,7 +71,7 @@ class Result:
     help="Which random maps.",
 )  # fmt: skip
 @click.option(
-    "--timeout", type=click.FloatRange(1), default=DEFAULT_TIMEOUT, show_default=True,
+    "--timeout", type=Seconds(1), default=DEFAULT_TIMEOUT, show_default=True,
     metavar="SECONDS", help="How long one boot may take.",
 )  # fmt: skip
 @click.option(

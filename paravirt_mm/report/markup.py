@@ -11,7 +11,11 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Final
 
+import tabulate as tabulate_module
 from tabulate import tabulate
+
+# Titles are no wider than they are: a column of padding each would cost a figure in a terminal.
+tabulate_module.MIN_PADDING = 0
 
 _TEX: Final = {
     "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "%": r"\%",

@@ -6,8 +6,6 @@ import re
 import textwrap
 from collections.abc import Iterator, Sequence
 
-import tabulate as tabulate_module
-
 from paravirt_mm.comparison import Row
 from paravirt_mm.machine.model import Machine
 from paravirt_mm.measure.figures import FIGURES, Group
@@ -17,9 +15,6 @@ from paravirt_mm.printable import printable
 from paravirt_mm.report.markup import tabulated, words
 from paravirt_mm.report.values import MISSING, headers, show, size
 from paravirt_mm.run import Outcome
-
-# Titles are no wider than they are: a column of padding each would cost a figure in a terminal.
-tabulate_module.MIN_PADDING = 0
 
 WIDTH = 100
 """Columns of text that a table may take."""

@@ -6,14 +6,12 @@ records and None at the end of a part. It ends when its parent does.
 
 from __future__ import annotations
 
-import os
-import resource
 import signal
 import sys
 from contextlib import suppress
 from multiprocessing.connection import Connection
-from pathlib import Path
 
+from paravirt_mm.guard import limit_memory
 from paravirt_mm.registry import default_registry
 from paravirt_mm.sweep.settings import RunRecord, Settings
 from paravirt_mm.sweep.work import records
@@ -26,7 +24,7 @@ def serve(connection: Connection) -> None:
     """Work until the parent hangs up."""
     settings: Settings = connection.recv()
     registry = default_registry()
-    _limit_memory(settings.memory_limit)
+    limit_memory(settings.memory_limit)
     while True:
         part, done = connection.recv()
         _watch(settings)
@@ -37,13 +35,6 @@ def serve(connection: Connection) -> None:
                 del record  # its figures are the largest thing that is left of a run
         signal.setitimer(signal.ITIMER_REAL, 0)
         connection.send(None)
-
-
-def _limit_memory(extra: int) -> None:
-    """Allow ``extra`` bytes of address space beyond what is in use now."""
-    pages = int(Path("/proc/self/statm").read_text("ascii").split()[0])
-    limit = pages * os.sysconf("SC_PAGE_SIZE") + extra
-    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 
 
 def _watch(settings: Settings) -> None:

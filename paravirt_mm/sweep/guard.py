@@ -8,7 +8,6 @@ says so, and a new child goes on with the next scenario.
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 import threading
@@ -17,6 +16,7 @@ import weakref
 from collections.abc import Iterator
 from multiprocessing import Pipe
 
+from paravirt_mm.guard import how_it_ended
 from paravirt_mm.report.values import size
 from paravirt_mm.run import Outcome
 from paravirt_mm.sources.inputs import Part
@@ -45,13 +45,18 @@ class Guard:
         self._fresh = True
 
     def part(self, part: Part) -> tuple[Record, ...]:
-        """Return all records of a part, whatever happens to the child."""
+        """Return all records of a part, whatever happens to the child.
+
+        Raises `Stopping` once `stop_all` was called.
+        """
         known: list[Record] = []
         while True:
             problem = self._ask(part, known)
             if problem is None:
                 return tuple(known)
             self.close()
+            if _stopping.is_set():
+                raise Stopping
             outcome, verdict = problem
             expected = len(known) % (len(self._scenarios) + 1)
             if not verdict:
@@ -104,16 +109,21 @@ class Guard:
                 env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},
             )
         self._fresh = True
+        if _stopping.is_set():
+            self.stop()
         self._connection.send(self._settings)
 
     def _end(self) -> str:
         """Return how the child ended."""
         if self._process is None:
             return "did not start"
-        code = self._process.wait()
-        if code < 0:
-            return f"was ended by {signal.Signals(-code).name}"
-        return f"ended with exit code {code}"
+        return how_it_ended(self._process.wait())
+
+    def stop(self) -> None:
+        """End the child; whoever waits for it hears of it at once. Any thread may call this."""
+        process = self._process
+        if process is not None:
+            process.kill()
 
     def close(self) -> None:
         """Stop the child, if there is one."""
@@ -124,6 +134,11 @@ class Guard:
             self._process = None
 
 
+class Stopping(Exception):
+    """The sweep is being ended; what is half done is done again by the next one."""
+
+
+_stopping = threading.Event()
 _of_thread = threading.local()
 _guards: weakref.WeakSet[Guard] = weakref.WeakSet()
 
@@ -142,8 +157,16 @@ def run_chunk(chunk: Chunk, settings: Settings) -> ChunkResult:
     return ChunkResult(chunk.number, chunk.first, chunk.digest(), parts, round(seconds, 3))
 
 
+def stop_all() -> None:
+    """End every child of this process now, and let no thread start another."""
+    _stopping.set()
+    for guard in list(_guards):
+        guard.stop()
+
+
 def close_all() -> None:
-    """Stop every child of this process, when no chunk is being worked on any more."""
+    """Close every child of this process, when no chunk is being worked on any more."""
+    _stopping.clear()
     for guard in list(_guards):
         guard.close()
 

@@ -11,7 +11,8 @@ from typing import Any
 
 import attrs
 
-from paravirt_mm.errors import SpecError
+from paravirt_mm.errors import InputError, SpecError
+from paravirt_mm.printable import printable
 from paravirt_mm.sweep.store import columns_of, connect
 
 GROUPS = {"size": "size_class", "holes": "holes_class", "mode": "mode"}
@@ -118,7 +119,11 @@ def ask(
             return Answer(titles, tuple(columns_of(connection)))
     sql = asked.divided if by and asked.divided else asked.sql
     fits = f"crashkernel_{size.lower()}_below_{below.lower()}"
-    return select(path, sql.format(by=f"{GROUPS[by]}," if by else "", fits=fits))
+    try:
+        return select(path, sql.format(by=f"{GROUPS[by]}," if by else "", fits=fits))
+    except SpecError as error:
+        # Our own SQL is right: the file has not the tables that it should have.
+        raise InputError(f"holds no complete sweep of this version; {error}", str(path)) from None
 
 
 def select(path: Path, sql: str) -> Answer:
@@ -134,5 +139,5 @@ def select(path: Path, sql: str) -> Answer:
             titles = tuple(column[0] for column in connection.description or ())
             rows = connection.fetchmany(MAX_ROWS + 1)
         except duckdb.Error as error:
-            raise SpecError(f"DuckDB: {error}") from None
+            raise SpecError(f"DuckDB: {printable(str(error), 500)}") from None
     return Answer(titles, tuple(rows[:MAX_ROWS]), len(rows) > MAX_ROWS)

@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -35,6 +36,7 @@ from paravirt_mm._version import __version__
 from paravirt_mm.errors import InputError, SpecError
 from paravirt_mm.machine.paging import GIB, TIB
 from paravirt_mm.measure.figures import FIGURES, Unit
+from paravirt_mm.printable import printable
 from paravirt_mm.registry import Registry
 from paravirt_mm.sweep.guard import machines_of
 from paravirt_mm.sweep.settings import ChunkResult, MachineRecord, RunRecord, Settings
@@ -138,7 +140,8 @@ class Store:
         self.path = path
         self._connection = connect(path, read_only=False)
         try:
-            self._prepare(settings, registry)
+            with _told(path):
+                self._prepare(settings, registry)
         except BaseException:
             self._connection.close()
             raise
@@ -160,7 +163,7 @@ class Store:
             if found.get(key) != value:
                 raise SpecError(
                     f"{self.path} was begun with another {key}; choose another -o or remove it "
-                    f"(there: {found.get(key)}; now: {value})"
+                    f"(there: {printable(str(found.get(key)))}; now: {value})"
                 )
         if self._connection.execute("SELECT * FROM plugins ORDER BY name").fetchall() != plugins:
             raise SpecError(
@@ -188,7 +191,8 @@ class Store:
 
     def done(self) -> dict[int, str]:
         """Return the digests of the chunks that are stored, by number."""
-        rows = self._connection.execute("SELECT chunk, digest FROM chunks").fetchall()
+        with _told(self.path):
+            rows = self._connection.execute("SELECT chunk, digest FROM chunks").fetchall()
         return dict(rows)
 
     def add(self, result: ChunkResult) -> None:
@@ -206,15 +210,19 @@ class Store:
             "parts": len(result.parts),
             "seconds": result.seconds,
         }
-        self._connection.execute("BEGIN")
-        try:
-            self._insert("machines", machines)
-            self._insert("results", results)
-            self._insert("chunks", [done])
-        except BaseException:
-            self._connection.execute("ROLLBACK")
-            raise
-        self._connection.execute("COMMIT")
+        import duckdb
+
+        with _told(self.path):
+            self._connection.execute("BEGIN")
+            try:
+                self._insert("machines", machines)
+                self._insert("results", results)
+                self._insert("chunks", [done])
+            except BaseException:
+                with suppress(duckdb.Error):  # the first one is told
+                    self._connection.execute("ROLLBACK")
+                raise
+            self._connection.execute("COMMIT")
 
     def _insert(self, table: str, rows: list[dict[str, Any]]) -> None:
         if rows:
@@ -225,13 +233,15 @@ class Store:
 
     def complete(self) -> None:
         """Note that nothing is left to do."""
-        self._connection.execute("INSERT OR REPLACE INTO sweep VALUES ('complete', 'yes')")
+        with _told(self.path):
+            self._connection.execute("INSERT OR REPLACE INTO sweep VALUES ('complete', 'yes')")
 
     def outcomes(self) -> dict[str, int]:
         """Return how many scenarios ended how."""
-        rows = self._connection.execute(
-            "SELECT outcome, count(*) FROM results GROUP BY outcome ORDER BY outcome"
-        ).fetchall()
+        with _told(self.path):
+            rows = self._connection.execute(
+                "SELECT outcome, count(*) FROM results GROUP BY outcome ORDER BY outcome"
+            ).fetchall()
         return dict(rows)
 
     def __enter__(self) -> Store:
@@ -243,7 +253,20 @@ class Store:
         error: BaseException | None,
         where: TracebackType | None,
     ) -> None:
-        self._connection.close()
+        with _told(self.path):
+            self._connection.close()
+
+
+@contextmanager
+def _told(path: Path) -> Iterator[None]:
+    """Say in words what DuckDB cannot do with a file: a full disk, tables of another kind."""
+    import duckdb
+
+    try:
+        yield
+    except duckdb.Error as error:
+        text = printable(str(error), 300)
+        raise InputError(f"cannot be used as the file of a sweep: {text}", str(path)) from None
 
 
 def connect(path: Path, read_only: bool) -> Any:
@@ -264,7 +287,7 @@ def connect(path: Path, read_only: bool) -> Any:
     try:
         return duckdb.connect(str(path), read_only=read_only, config=closed)
     except duckdb.Error as error:
-        text = str(error)
+        text = printable(str(error), 300)
         if "lock" in text:
             raise InputError("is in use by another process (a sweep?)", str(path)) from None
         raise InputError(f"is no sweep, or cannot be opened: {text}", str(path)) from None
