@@ -130,6 +130,7 @@ from .offers import default_specs as default_specs
 from .options import (
     PluginSpec as PluginSpec,
 )
+from .printable import printable as printable
 from .registry import Registry as Registry, default_registry as default_registry
 from .report.tables import machine_title as machine_title, summary as summary, tables as tables
 from .run import Outcome as Outcome, Run as Run, Verdict as Verdict
@@ -148,3 +149,6 @@ from .sources.bootlog.facts import (
     of_kind as of_kind,
 )
 from .sources.bootlog.lines import LineVerdict as LineVerdict, LogLine as LogLine
+from .verify.linux.qemu.errors import GdbError as GdbError
+from .verify.linux.qemu.gdbremote import GdbClient as GdbClient
+from .verify.linux.qemu.locate import Kernel as Kernel

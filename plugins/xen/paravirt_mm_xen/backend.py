@@ -70,6 +70,7 @@ from paravirt_mm_xen.domain.layout import (
     arrange,
     first_allocation,
     loaded_kernel,
+    loaded_span,
     static_tables,
     table_pages,
 )
@@ -158,7 +159,7 @@ class Xen:
         initrd = machine.initrd
         return Given(
             mode=machine.mode,
-            kernel=loaded_kernel(machine).span,
+            kernel=loaded_span(machine),
             pages=(machine.memory_map.ram_pages().total - self._slack) // PAGE_SIZE,
             initrd_bytes=initrd[1] - initrd[0] if initrd else 0,
             initrd_mapped=not unmapped or (release or ()) < UNMAPPED_INITRD_SINCE,

@@ -39,7 +39,8 @@ import click
     help="Allocators for runs. May be repeated. [default: two linear, two incremental]",
 )  # fmt: skip
 @click.option(
-    "--xen", "directory", type=click.Path(file_okay=False, path_type=Path), metavar="DIR",
+    "--xen", "--hypervisor", "directory",
+    type=click.Path(file_okay=False, path_type=Path), metavar="DIR",
     help="Where the Debian packages of Xen are unpacked, or a version that tools/fetch-xen.sh "
     "fetched: 4.14, 4.17, 4.20. [default: $PARAVIRT_MM_XEN, "
     "~/.cache/paravirt-mm/xen, /]",
@@ -50,9 +51,15 @@ import click
     "else 4.17]",
 )  # fmt: skip
 @click.option(
+    "--dom0", multiple=True, type=click.Path(dir_okay=False, path_type=Path), metavar="IMAGE",
+    help="Boot a kernel image (vmlinuz with PV dom0 support) under real Xen in QEMU, record every "
+    "hypercall for its page tables up to the end of init_mem_mapping, and compare with the model "
+    "of its release. Takes a minute. May be repeated.",
+)  # fmt: skip
+@click.option(
     "--save", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
-    help="With --live: write the fresh operations and Xen's answers to FILE, which is one of the "
-    "FILEs that this command reads (.jsonl or .jsonl.xz).",
+    help="With --live: write the fresh operations and Xen's answers to FILE (.jsonl or .jsonl.xz); "
+    "with one --dom0: its recording (.json or .json.xz). This command reads both.",
 )  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of lines.")
 def xen(
@@ -66,29 +73,42 @@ def xen(
     allocators: tuple[str, ...],
     directory: Path | None,
     release: str | None,
+    dom0: tuple[Path, ...],
     save: Path | None,
     as_json: bool,
 ) -> int:
     """Check the model of Xen's page typing against the real hypervisor.
 
     FILE holds operations with recorded answers of real Xen (.jsonl or .jsonl.xz); each is replayed
-    on the model. --live boots real Xen (needs QEMU, gcc, and Xen's packages unpacked by
-    tools/fetch-xen.sh) and asks it fresh operations; a trace that is answered differently is shrunk
-    and printed, ready to be a FILE. Runs are what the allocators do when they build a direct map,
-    as hypercalls: every one must be accepted.
+    on the model. Or it holds the recorded hypercalls of a kernel as dom0 (.json or .json.xz), which
+    are compared with the model's one by one. --live boots real Xen (needs QEMU, gcc, and Xen's
+    packages unpacked by tools/fetch-xen.sh) and asks it fresh operations; a trace that is answered
+    differently is shrunk and printed, ready to be a FILE. Runs are what the allocators do when they
+    build a direct map, as hypercalls: every one must be accepted.
 
     Exit code: 0 all agree, 1 some differ, 3 a file is missing or damaged, or a piece for --live is
     missing.
     """
     from paravirt_mm_xen.verify import Request, verify
 
-    if not (files or live or runs):
-        raise click.UsageError("give at least one FILE of traces, or --live, or --runs")
-    if save is not None and not live:
-        raise click.UsageError("--save writes what --live asks: give both")
+    if not (files or live or runs or dom0):
+        raise click.UsageError("give at least one FILE, or --live, --runs or --dom0")
+    if save is not None and not (live or len(dom0) == 1):
+        raise click.UsageError("--save writes what --live or one --dom0 asks: give one of them")
     return verify(
         Request(
-            files, live, runs, seed, ops, generators, sizes, allocators, directory, release, save
+            files=files,
+            live=live,
+            runs=runs,
+            seed=seed,
+            operations=ops,
+            generators=generators,
+            sizes=sizes,
+            allocators=allocators,
+            directory=directory,
+            release=release,
+            save=save,
+            dom0=dom0,
         ),
         as_json=as_json,
     )

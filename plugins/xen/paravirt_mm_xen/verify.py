@@ -14,8 +14,23 @@ from typing import Any
 import attrs
 import click
 
-from paravirt_mm import MIB, E820Type, ExitCode, InputError, Machine, MemoryMap, Scenario, SpecError
+from paravirt_mm import (
+    MIB,
+    E820Type,
+    ExitCode,
+    InputError,
+    Machine,
+    MemoryMap,
+    ParavirtMmError,
+    Scenario,
+    SpecError,
+    printable,
+)
+from paravirt_mm_xen.dom0.boot import record as record_dom0
+from paravirt_mm_xen.dom0.compare import compare_dom0
+from paravirt_mm_xen.dom0.recording import Dom0Recording
 from paravirt_mm_xen.live import BuildError, LiveXen, MissingPieceError, XenBootError, compare
+from paravirt_mm_xen.live.pieces import find_pieces
 from paravirt_mm_xen.mmu.releases import RECORDED, RELEASES, Release, release_of
 from paravirt_mm_xen.replay import ModelReplay, describe, replay
 from paravirt_mm_xen.traces import recorded
@@ -49,6 +64,17 @@ class Request:
     directory: Path | None = None
     release: str | None = None
     save: Path | None = None
+    dom0: tuple[Path, ...] = ()
+
+    @property
+    def traces(self) -> list[Path]:
+        """The files of operations."""
+        return [path for path in self.files if path not in self.recordings]
+
+    @property
+    def recordings(self) -> list[Path]:
+        """The files that are recordings of a dom0: by their name."""
+        return [path for path in self.files if path.name.endswith((".json", ".json.xz"))]
 
 
 @attrs.frozen
@@ -132,8 +158,10 @@ def verify(request: Request, *, as_json: bool) -> ExitCode:
                 report["missing"] = str(error)
                 click.echo(f"paravirt-mm: {error}", err=True)
         try:
-            if request.files:
+            if request.traces:
                 codes.append(_files(request, asked, report, say))
+            if request.recordings or request.dom0:
+                codes.append(_dom0(request, report, say))
             if live is not None:
                 codes.append(_fresh(request, live, asked, report, say))
             if live is not None or (request.runs and not request.live):
@@ -182,16 +210,49 @@ def release_booted(live: LiveXen) -> Release:
 def _files(
     request: Request, release: Release | None, report: dict[str, Any], say: _Printer
 ) -> ExitCode:
-    outcome = recorded.verify(list(request.files), release, progress=sys.stderr.isatty())
+    outcome = recorded.verify(request.traces, release, progress=sys.stderr.isatty())
     report["files"] = outcome.as_dict()
     for path, found in outcome.differences:
         say(recorded.difference_line(path, found))
     say(recorded.summary_line(outcome))
     for error in outcome.errors:
-        click.echo(f"paravirt-mm: {recorded.printable(str(error))}", err=True)
+        click.echo(f"paravirt-mm: {printable(str(error))}", err=True)
     if outcome.errors:
         return ExitCode.BAD_INPUT
     return ExitCode.FINDINGS if outcome.differences else ExitCode.OK
+
+
+def _dom0(request: Request, report: dict[str, Any], say: _Printer) -> ExitCode:
+    """Recordings of real kernels as dom0, and fresh ones."""
+    report["dom0"] = []
+    codes = [ExitCode.OK]
+    for recording in _dom0_recordings(request, codes):
+        if request.save is not None and not request.live:
+            recording.save(request.save)
+        found = compare_dom0(recording)
+        report["dom0"].append(found.as_dict())
+        for line in found.lines():
+            say(line)
+        codes.append(ExitCode.OK if found.ok else ExitCode.FINDINGS)
+    return max(codes)
+
+
+def _dom0_recordings(request: Request, codes: list[ExitCode]) -> Iterator[Dom0Recording]:
+    """Those that can be had; the others are told, and cost their exit code."""
+    for path in request.recordings:
+        try:
+            yield Dom0Recording.load(path)
+        except InputError as error:
+            codes.append(ExitCode.BAD_INPUT)
+            click.echo(f"paravirt-mm: {printable(str(error))}", err=True)
+    for image in request.dom0:
+        try:
+            yield record_dom0(image, find_pieces(request.directory))
+        except XenBootError:
+            raise
+        except ParavirtMmError as error:
+            codes.append(ExitCode.BAD_INPUT)
+            click.echo(f"paravirt-mm: {printable(str(error))}", err=True)
 
 
 def _fresh(

@@ -66,6 +66,11 @@ class Kernel:
             symbols=symbols,
         )
 
+    def unpacked(self) -> bytes:
+        """The kernel's whole ELF image, read from its file again; raises KernelImageError."""
+        image = read_vmlinuz(self.vmlinuz)
+        return decompress_payload(image[parse_setup_header(image).payload])
+
     @property
     def has_five_levels(self) -> bool:
         """Whether the kernel was built with CONFIG_X86_5LEVEL."""

@@ -332,8 +332,18 @@ def loaded_kernel(machine: Machine) -> KernelImage:
         return kernel
     move = _PHYSICAL_START - kernel.start
     return KernelImage(
-        kernel.start + move, kernel.end + move, kernel.brk_start + move, kernel.brk_end + move
+        kernel.start + move,
+        kernel.end + move,
+        kernel.brk_start + move,
+        kernel.brk_end + move,
+        None if kernel.linked_end is None else kernel.linked_end + move,
     )
+
+
+def loaded_span(machine: Machine) -> Span:
+    """Return the bytes that the builder loads the kernel to, with what is linked behind brk."""
+    kernel = loaded_kernel(machine)
+    return kernel.start, max(kernel.span[1], kernel.linked_end or 0)
 
 
 def static_tables(mode: PagingMode, kernel: KernelImage, layout: Arrangement) -> Span:

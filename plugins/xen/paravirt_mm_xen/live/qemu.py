@@ -55,7 +55,7 @@ class Boot:
             for path in (self.guest, self.traces)
         )
         return [
-            *_die_with_parent(),
+            *die_with_parent(),
             str(self.qemu.absolute()),
             *("-accel", "tcg", "-cpu", "max,-smap", "-smp", "1"),
             *("-m", str(self.guest_mib + _XEN_MEMORY_MIB)),
@@ -113,7 +113,7 @@ def _running(boot: Boot, output: int) -> Iterator[subprocess.Popen[bytes]]:
         process.wait()
 
 
-def _die_with_parent() -> list[str]:
+def die_with_parent() -> list[str]:
     """A prefix that has the kernel kill QEMU if this process is killed (util-linux)."""
     setpriv = shutil.which("setpriv")
     return [setpriv, "--pdeathsig", "KILL", "--"] if setpriv else []

@@ -4,10 +4,12 @@ Start with `hypercalls.Hypervisor`; then `validation` for what a type is.  ``doc
 tells the whole in prose.
 """
 
-from paravirt_mm_xen.mmu.boot import BootMapping
+from paravirt_mm_xen.mmu.boot import BootMapping, LargeMapping
+from paravirt_mm_xen.mmu.codes import DomainCrashedError
 from paravirt_mm_xen.mmu.entries import MODES, PV32_PAE, PV64, PvMode
 from paravirt_mm_xen.mmu.frames import Counters, Frame
 from paravirt_mm_xen.mmu.hypercalls import (
+    Assist,
     Command,
     Completion,
     Hypervisor,
@@ -23,12 +25,15 @@ __all__ = [
     "PV64",
     "RECORDED",
     "RELEASES",
+    "Assist",
     "BootMapping",
     "Command",
     "Completion",
     "Counters",
+    "DomainCrashedError",
     "Frame",
     "Hypervisor",
+    "LargeMapping",
     "MmuUpdate",
     "MmuextOp",
     "PvMode",

@@ -26,11 +26,18 @@ from paravirt_mm_xen.mmu.entries import (
     PAGE_SHIFT,
     PAGE_SIZE,
     PRESENT,
+    PSE,
     RW,
 )
-from paravirt_mm_xen.mmu.frames import L1, TYPE, VALIDATED, Domain
+from paravirt_mm_xen.mmu.frames import L1, TYPE, VALIDATED, WRITABLE_PAGETABLES, Domain
 from paravirt_mm_xen.mmu.updates import read_entry, write_entry
-from paravirt_mm_xen.mmu.validation import adjust_l1e, get_page_from_l1e, put_page_from_l1e
+from paravirt_mm_xen.mmu.validation import (
+    adjust_l1e,
+    check_absent,
+    get_page_from_l1e,
+    is_large,
+    put_page_from_l1e,
+)
 
 _L2_SHIFT = 21
 _NO_ENTRIES: dict[int, int] = {}
@@ -55,7 +62,7 @@ def l1_table_of(d: Domain, va: int) -> tuple[int, bool] | None:
         entries = contents.get(mfn, _NO_ENTRIES)
         index = va >> shift & 511
         entry = entries.get(index, 0)
-        if not entry & PRESENT:
+        if not entry & PRESENT or (entry & PSE and shift < 39):
             return None
         if not entry & ACCESSED:
             entries[index] = entry | ACCESSED
@@ -77,6 +84,10 @@ def load(d: Domain, va: int) -> tuple[int, int]:
             if not entry & ACCESSED:
                 write_entry(d, table, index, entry | ACCESSED)
             return OK, read_entry(d, entry >> PAGE_SHIFT & MFN_MASK, va % PAGE_SIZE >> 3)
+    else:
+        large = _large_page(d, va)
+        if large is not None:
+            return OK, read_entry(d, large[0], va % PAGE_SIZE >> 3)
     return _fault(d, va, write=False), 0
 
 
@@ -91,7 +102,7 @@ def store(d: Domain, va: int, value: int, size: int = 8) -> int:
         return _store_unaligned(d, va, value, size)
     found = l1_table_of(d, va)
     if found is None:
-        return _fault(d, va, write=True)
+        return _store_large(d, va, value, size)
     table, writable = found
     entry = read_entry(d, table, va >> PAGE_SHIFT & 511)
     if not entry & PRESENT:
@@ -108,12 +119,51 @@ def store(d: Domain, va: int, value: int, size: int = 8) -> int:
         write_entry(d, mfn, index, value)
         d.counters.plain_stores += 1
         return OK
+    if d.privileged and d.is_read_only_device(mfn):
+        d.counters.emulated_stores += 1  # and nothing is stored
+        return OK
     # A frame that merely was an L1 has no references, and counts as an ordinary page.
-    if d.type_info.get(mfn, 0) & (TYPE | VALIDATED) == L1 | VALIDATED:
+    if d.type_info.get(mfn, 0) & (TYPE | VALIDATED) == L1 | VALIDATED and emulates_stores(d):
         upper_half = size == 4 and va & 4 != 0
         if _emulate(d, mfn, index, value, upper_half):
             return OK
     return _fault(d, va, write=True, mapped=True)
+
+
+def _store_large(d: Domain, va: int, value: int, size: int) -> int:
+    """Store where no L1 maps `va`: into a large page of the domain builder's, or not at all."""
+    large = _large_page(d, va)
+    if large is None or not large[1]:
+        return _fault(d, va, write=True, mapped=large is not None)
+    mfn, index = large[0], va % PAGE_SIZE >> 3
+    if size != 8:
+        value = _merge(read_entry(d, mfn, index), value, va, size)
+    write_entry(d, mfn, index, value)
+    d.counters.plain_stores += 1
+    return OK
+
+
+def _large_page(d: Domain, va: int) -> tuple[int, bool] | None:
+    """The frame at `va` in a large page, and whether it may be written; None: there is none."""
+    mfn = d.cr3
+    if mfn is None or va in d.mode.hypervisor_range:
+        return None
+    path = RW
+    for level, shift in zip(range(d.mode.root, 1, -1), d.mode.walk, strict=True):
+        entry = read_entry(d, mfn, va >> shift & 511)
+        if not entry & PRESENT:
+            return None
+        path &= entry
+        mfn = entry >> PAGE_SHIFT & MFN_MASK
+        if is_large(level, entry):
+            return mfn + (va % (1 << shift) >> PAGE_SHIFT), path != 0
+    return None
+
+
+def emulates_stores(d: Domain) -> bool:
+    """Whether Xen looks at a guest's stores to read-only pages at all: at those of dom0 for the
+    sake of read-only devices, at others' where they ask for it (``fixup_page_fault``)."""
+    return d.privileged or WRITABLE_PAGETABLES in d.assists
 
 
 def _load_unaligned(d: Domain, va: int) -> tuple[int, int]:
@@ -174,6 +224,8 @@ def _emulate(d: Domain, table: int, index: int, new: int, upper_half: bool) -> b
             new ^= code
     if new & PRESENT:
         new = adjust_l1e(d, new)
+    else:
+        check_absent(d, L1, new)
     old = read_entry(d, table, index)
     write_entry(d, table, index, new)
     d.counters.emulated_stores += 1

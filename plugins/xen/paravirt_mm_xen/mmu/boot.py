@@ -14,11 +14,13 @@ from paravirt_mm_xen.mmu.entries import (
     PAGE_SHIFT,
     PAGE_SIZE,
     PRESENT,
+    PSE,
     RW,
     USER,
     make_entry,
 )
 from paravirt_mm_xen.mmu.frames import Domain
+from paravirt_mm_xen.mmu.validation import get_large_page
 
 _TABLE = PRESENT | RW | USER | ACCESSED | DIRTY
 _LEAF_RO = PRESENT | USER | ACCESSED | DIRTY
@@ -34,8 +36,29 @@ class BootMapping:
     writable: bool = True
 
 
-def build_tables(d: Domain, mappings: Iterable[BootMapping], table_frames: Iterable[int]) -> int:
-    """Write the tables for `mappings`, without any check; returns the root's frame.
+@frozen
+class LargeMapping:
+    """A large page at the virtual address `va` (bytes): frames from `mfn` on, in one entry of a
+    table of `level` 2 (2 MiB) or 3 (1 GiB)."""
+
+    va: int
+    mfn: int
+    level: int = 2
+
+
+LargeEntry = tuple[int, int, int, int]
+"""Table, index, level and entry of a large page."""
+
+
+def build_tables(
+    d: Domain,
+    mappings: Iterable[BootMapping],
+    table_frames: Iterable[int],
+    large: Iterable[LargeMapping] = (),
+) -> tuple[int, list[LargeEntry]]:
+    """Write the tables for `mappings`, and those above `large`, without any check.
+
+    Returns the root's frame, and the entries for large pages, which `write_large` puts in.
 
     A 32-bit guest gets the L2 that Xen needs in the last slot of its L3, mapped or not.
     """
@@ -78,9 +101,27 @@ def build_tables(d: Domain, mappings: Iterable[BootMapping], table_frames: Itera
                 entries = d.contents[table]
             entries[index] = make_entry(mapping.mfn + page, flags)
             leaves.append((entries, index))
+    large_entries: list[LargeEntry] = []
+    for huge in large:
+        size = ENTRIES ** (huge.level - 1)
+        if huge.level not in (2, 3) or huge.va >> PAGE_SHIFT & size - 1 or huge.mfn % size:
+            raise ValueError(f"no large page of level {huge.level} at {huge.va:#x}")
+        *above, shift = d.mode.walk[: d.mode.root - huge.level + 1]
+        table = root
+        for upper in above:
+            table = child(table, huge.va >> upper & (ENTRIES - 1))
+        entry = make_entry(huge.mfn, _TABLE | PSE)
+        large_entries.append((table, huge.va >> shift & (ENTRIES - 1), huge.level, entry))
     if d.mode.pae_xen_slot is not None:
         child(root, d.mode.pae_xen_slot)
     for entries, index in leaves:
         if entries[index] >> PAGE_SHIFT & MFN_MASK in tables:
             entries[index] &= ~RW
-    return root
+    return root, large_entries
+
+
+def write_large(d: Domain, entries: Iterable[LargeEntry]) -> None:
+    """Put large pages into tables that were validated: the builder does not ask itself."""
+    for table, index, level, entry in entries:
+        get_large_page(d, level, entry)
+        d.contents[table][index] = entry

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import Final
 
+from paravirt_mm import ParavirtMmError
+
 OK: Final = 0
 EPERM: Final = -1
 EACCES: Final = -13
@@ -15,6 +17,11 @@ EBUSY: Final = -16
 EINVAL: Final = -22
 ENOSYS: Final = -38
 EOPNOTSUPP: Final = -95
+
+
+class DomainCrashedError(ParavirtMmError):
+    """The hypervisor ended the guest: what it did has no answer.  The message says why."""
+
 
 _NAMES: Final = {
     OK: "0",

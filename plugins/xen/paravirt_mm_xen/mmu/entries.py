@@ -45,6 +45,9 @@ XEN_FRAME: Final = MFN_MASK - 1
 XEN_ENTRY: Final = PRESENT | RW | ACCESSED | DIRTY
 """Flags of Xen's own entries in a guest's L4: out of reach of the guest, which runs as user."""
 
+RO_M2P: Final = XEN_FRAME << PAGE_SHIFT | NX | PRESENT | USER | ACCESSED
+"""Entry of the machine-to-physical table, which the guest may read."""
+
 SIGNIFICANT: Final = FRAME_BITS | PRESENT | RW | CACHE_BITS
 """A present entry that is replaced by one equal in these bits needs no new check: only USER,
 ACCESSED, DIRTY, GLOBAL, NX or available bits changed."""

@@ -25,7 +25,7 @@ from typing import Final
 
 from attrs import frozen
 
-from paravirt_mm_xen.mmu.entries import CACHE_BITS, MFN_MASK, PV64, XEN_FRAME, PvMode
+from paravirt_mm_xen.mmu.entries import CACHE_BITS, MFN_MASK, NX, PV64, XEN_FRAME, PvMode
 from paravirt_mm_xen.mmu.releases import RECORDED, Release
 
 NONE: Final = 0
@@ -40,6 +40,9 @@ PARTIAL: Final = 1 << 5
 PAE_XEN_L2: Final = 1 << 6
 REFERENCE: Final = 1 << 7
 COUNT_SHIFT: Final = 7
+
+WRITABLE_PAGETABLES, M2P_STRICT = "writable_pagetables", "m2p_strict"
+"""Help that a guest may ask for by ``vm_assist`` and that page tables show."""
 
 _NAMES: Final = {NONE: "none", L1: "L1", L2: "L2", L3: "L3", L4: "L4", WRITABLE: "writable"}
 
@@ -131,21 +134,27 @@ class Domain:
     """
 
     __slots__ = (
+        "assists",
         "contents",
         "counters",
         "cr3",
         "foreign",
+        "l1tf_safe",
         "linear_count",
         "linear_tables",
         "mmio",
         "mode",
+        "nx",
         "pending",
         "pending_parent",
         "privileged",
+        "read_only_mmio",
         "refused",
         "release",
         "resume_at",
         "resume_holds_child",
+        "shadowed",
+        "special",
         "type_info",
         "user_cr3",
         "walks",
@@ -160,7 +169,11 @@ class Domain:
         privileged: bool = True,
         foreign: Container[int] = (),
         mmio: Sequence[range] = (),
+        read_only_mmio: Sequence[range] = (),
+        special: Iterable[int] = (),
         linear_tables: bool = True,
+        nx: bool = True,
+        l1tf_safe: int | None = None,
     ) -> None:
         self.mode = mode
         self.release = release
@@ -169,14 +182,26 @@ class Domain:
         self.mmio = tuple(mmio)
         self.linear_tables = linear_tables
         """Xen's command line option ``pv-linear-pt``."""
+        self.read_only_mmio = tuple(read_only_mmio)
+        self.special = frozenset(special)
+        self.nx = nx
+        self.l1tf_safe = l1tf_safe
+        self.shadowed = False
+        """The guest runs on shadow tables, because it stored an entry that L1TF can use."""
+        self.assists: set[str] = set()
+        """What the guest asked for: `WRITABLE_PAGETABLES`, `M2P_STRICT`."""
         self.refused = list(mode.refused)
         """Bits refused by level: guests with device access may choose memory types."""
         if privileged:
             self.refused[1] &= ~CACHE_BITS
+        if not nx:
+            self.refused[1:] = [bits | NX for bits in self.refused[1:]]
 
         self.type_info: dict[int, int] = dict.fromkeys(frames, NONE)
         if any(not 0 <= mfn <= MFN_MASK for mfn in self.type_info):
             raise ValueError(f"a machine frame number must be in 0..{MFN_MASK:#x}")
+        # Shared by the hypervisor, which keeps a writable reference of its own.
+        self.type_info.update(dict.fromkeys(self.special, REFERENCE | VALIDATED | WRITABLE))
         self.contents: dict[int, dict[int, int]] = {}
 
         # Of half-checked tables (PARTIAL): the slot to go on at, and whether that slot's child was
@@ -217,6 +242,11 @@ class Domain:
         """Whether `mfn` is device memory that the guest has access to."""
         return any(mfn in frames for frames in self.mmio)
 
+    def is_read_only_device(self, mfn: int) -> bool:
+        """Whether `mfn` is device memory that nobody may map writable: interrupt controllers, MSI-X
+        tables (Xen: ``mmio_ro_ranges``)."""
+        return any(mfn in frames for frames in self.read_only_mmio)
+
     def fork(self) -> Domain:
         """An independent copy, counters at 0."""
         twin = copy(self)
@@ -226,5 +256,6 @@ class Domain:
         twin.resume_holds_child = self.resume_holds_child.copy()
         twin.linear_count = self.linear_count.copy()
         twin.walks = {}
+        twin.assists = self.assists.copy()
         twin.counters = Counters()
         return twin

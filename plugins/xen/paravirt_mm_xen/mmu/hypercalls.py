@@ -15,20 +15,26 @@ from typing import Final
 from attrs import frozen
 
 from paravirt_mm_xen.mmu import access
-from paravirt_mm_xen.mmu.boot import BootMapping, build_tables
-from paravirt_mm_xen.mmu.codes import EACCES, EINVAL, ENOSYS, EOPNOTSUPP, OK
-from paravirt_mm_xen.mmu.entries import (
-    ACCESSED,
-    NX,
-    PAGE_SHIFT,
-    PAGE_SIZE,
-    PRESENT,
-    PV64,
-    USER,
-    XEN_FRAME,
-    PvMode,
+from paravirt_mm_xen.mmu.boot import (
+    BootMapping,
+    LargeMapping,
+    build_tables,
+    write_large,
 )
-from paravirt_mm_xen.mmu.frames import L1, L4, PINNED, TYPE, VALIDATED, Counters, Domain, Frame
+from paravirt_mm_xen.mmu.codes import EACCES, EINVAL, ENOSYS, EOPNOTSUPP, OK
+from paravirt_mm_xen.mmu.entries import PAGE_SHIFT, PAGE_SIZE, PV64, RO_M2P, PvMode
+from paravirt_mm_xen.mmu.frames import (
+    L1,
+    L4,
+    M2P_STRICT,
+    PINNED,
+    TYPE,
+    VALIDATED,
+    WRITABLE_PAGETABLES,
+    Counters,
+    Domain,
+    Frame,
+)
 from paravirt_mm_xen.mmu.releases import RECORDED, Release
 from paravirt_mm_xen.mmu.updates import mod_directory_entry, mod_l1_entry, read_entry, write_entry
 from paravirt_mm_xen.mmu.validation import (
@@ -49,7 +55,24 @@ NO_TRANSLATE: Final = 3
 _COMMAND: Final = 7
 _OFFSET: Final = PAGE_SIZE - 1
 _LDT_ENTRIES: Final = 8192
-_RO_M2P: Final = XEN_FRAME << PAGE_SHIFT | NX | PRESENT | USER | ACCESSED
+
+
+class Assist(IntEnum):
+    """What ``vm_assist`` can turn on for a 64-bit guest (public ``xen.h``, ``VMASST_TYPE_*``)."""
+
+    FOUR_GB_SEGMENTS = 0
+    FOUR_GB_SEGMENTS_NOTIFY = 1
+    WRITABLE_PAGETABLES = 2
+    PAE_EXTENDED_CR3 = 3
+    ARCHITECTURAL_IOPL = 4
+    RUNSTATE_UPDATE_FLAG = 5
+    M2P_STRICT = 32
+
+
+_SEEN_ASSISTS: Final = {
+    Assist.WRITABLE_PAGETABLES: WRITABLE_PAGETABLES,
+    Assist.M2P_STRICT: M2P_STRICT,
+}
 
 
 class Command(IntEnum):
@@ -77,6 +100,7 @@ class Command(IntEnum):
     UNMARK_SUPER = 20
 
 
+_ASSISTS: Final = frozenset(map(int, Assist))
 _UNPIN: Final = int(Command.UNPIN_TABLE)
 
 
@@ -127,8 +151,20 @@ class Hypervisor:
     foreign
         Frames that exist and are not this guest's.  Frames in none of `frames`, `foreign` and
         `mmio` do not exist, or may not be mapped by this guest.
+    read_only_mmio
+        Frames of `mmio` that nobody may map writable: Xen takes RW out of such an entry, and drops
+        what dom0 stores there.
+    special
+        Frames of the guest that the hypervisor shares with it (``shared_info``, grant tables): a
+        memory type other than the default is refused.
     linear_tables
         Xen's command line option ``pv-linear-pt``.
+    nx
+        The CPU knows no-execute.  Without it entries with that bit are refused.
+    l1tf_safe
+        Address (bytes) from which on an absent entry cannot name memory that the CPU's L1 cache
+        holds; None: the guest is not checked for that (Xen's option ``pv-l1tf``: dom0 is not,
+        others are on CPUs with L1TF).  A `DomainCrashedError` of any method ends the guest.
 
     Nothing is mapped and no base pointer is set until `boot`, or until the guest's tables were
     built through hypercalls.
@@ -143,7 +179,11 @@ class Hypervisor:
         privileged: bool = True,
         foreign: Container[int] = (),
         mmio: Sequence[range] = (),
+        read_only_mmio: Sequence[range] = (),
+        special: Iterable[int] = (),
         linear_tables: bool = True,
+        nx: bool = True,
+        l1tf_safe: int | None = None,
     ) -> None:
         self._domain = Domain(
             frames,
@@ -152,22 +192,33 @@ class Hypervisor:
             privileged=privileged,
             foreign=foreign,
             mmio=mmio,
+            read_only_mmio=read_only_mmio,
+            special=special,
             linear_tables=linear_tables,
+            nx=nx,
+            l1tf_safe=l1tf_safe,
         )
 
-    def boot(self, mappings: Iterable[BootMapping], table_frames: Iterable[int]) -> int:
+    def boot(
+        self,
+        mappings: Iterable[BootMapping],
+        table_frames: Iterable[int],
+        large: Iterable[LargeMapping] = (),
+    ) -> int:
         """Do what the domain builder does: build tables for `mappings`, pin the root, load it.
 
         Tables are taken from `table_frames` as needed; pages of `mappings` that became tables are
-        mapped read-only.  Returns the frame of the root table.  Counters stay at 0.
+        mapped read-only.  `large` are pages of 2 MiB and 1 GiB, which no guest may map: dom0's p2m
+        list has them.  Returns the frame of the root table.  Counters stay at 0.
 
         Raises ValueError when table frames run out, are not the guest's, or a mapping cannot be
         validated.
         """
-        root = build_tables(self._domain, mappings, table_frames)
+        root, entries = build_tables(self._domain, mappings, table_frames, large)
         for code in (self.pin(self._domain.mode.root, root), self.new_baseptr(root)):
             if code != OK:
                 raise ValueError(f"the boot tables are refused with code {code}")
+        write_large(self._domain, entries)
         self._domain.counters.reset()
         return root
 
@@ -219,7 +270,7 @@ class Hypervisor:
     def page_type(self, mfn: int) -> int:
         """As ``XEN_DOMCTL_getpageframeinfo3``: 0 no table, 1..4 level, + 8 pinned, 15 no frame."""
         info = self._domain.type_info.get(mfn)
-        if info is None:
+        if info is None or mfn in self._domain.special:
             return 15
         level = info & TYPE if info & TYPE <= L4 else 0
         if info & PINNED:
@@ -383,9 +434,9 @@ class Hypervisor:
         code = get_table_type(d, mfn, d.mode.root) if mfn in d.type_info else EINVAL
         if code:
             return code
-        if d.mode.root == L4:
+        if d.mode.root == L4 and M2P_STRICT not in d.assists:
             # Only now: a root for user space does not show the M2P table.
-            d.contents[mfn].setdefault(d.mode.m2p_slot, _RO_M2P)
+            d.contents[mfn].setdefault(d.mode.m2p_slot, RO_M2P)
         d.cr3 = mfn
         d.walks.clear()
         if old is not None:
@@ -401,6 +452,8 @@ class Hypervisor:
             code = get_table_type(d, mfn, L4) if mfn in d.type_info else EINVAL
             if code:
                 return code
+            if M2P_STRICT in d.assists:
+                d.contents[mfn].pop(d.mode.m2p_slot, None)
         d.user_cr3 = mfn or None
         if old is not None:
             put_table_type(d, old)
@@ -439,6 +492,17 @@ class Hypervisor:
 
     def _superpage(self, _: int, __: int) -> int:
         return EOPNOTSUPP
+
+    # --- vm_assist --------------------------------------------------------------------------------
+
+    def vm_assist(self, assist: int, *, enable: bool = True) -> int:
+        """``VMASST_CMD_enable`` or ``_disable`` for a type of `Assist`; EINVAL for another."""
+        if assist not in _ASSISTS:
+            return EINVAL
+        name = _SEEN_ASSISTS.get(Assist(assist))
+        if name is not None:
+            (self._domain.assists.add if enable else self._domain.assists.discard)(name)
+        return OK
 
     # --- multicall --------------------------------------------------------------------------------
 

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from paravirt_mm_xen.mmu.codes import EINVAL, EPERM, OK
 from paravirt_mm_xen.mmu.entries import ACCESSED_DIRTY, PRESENT, SIGNIFICANT
-from paravirt_mm_xen.mmu.frames import L3, L4, PAE_XEN_L2, Domain
+from paravirt_mm_xen.mmu.frames import L1, L3, L4, PAE_XEN_L2, Domain
 from paravirt_mm_xen.mmu.validation import (
     adjust_l1e,
+    check_absent,
     get_page_from_directory_entry,
     get_page_from_l1e,
     put_page_from_directory_entry,
@@ -40,6 +41,8 @@ def mod_l1_entry(d: Domain, table: int, index: int, new: int, preserve_ad: bool)
     """Replace an L1 entry.  Codes as of `get_page_from_l1e`."""
     old = read_entry(d, table, index)
     if new & PRESENT:
+        if new & d.refused[L1]:
+            return EINVAL
         new = adjust_l1e(d, new)
         if not (old ^ new) & SIGNIFICANT:
             write_entry(d, table, index, new | old & ACCESSED_DIRTY if preserve_ad else new)
@@ -49,6 +52,8 @@ def mod_l1_entry(d: Domain, table: int, index: int, new: int, preserve_ad: bool)
             if code < 0:
                 return code
             new ^= code
+    else:
+        check_absent(d, L1, new)
     write_entry(d, table, index, new | old & ACCESSED_DIRTY if preserve_ad else new)
     if old & PRESENT:
         put_page_from_l1e(d, old)
@@ -85,6 +90,8 @@ def mod_directory_entry(
         code = get_page_from_directory_entry(d, level, new, table)
         if code:
             return code
+    else:
+        check_absent(d, level, new)
     write_entry(d, table, index, new | old & ACCESSED_DIRTY if preserve_ad else new)
-    put_page_from_directory_entry(d, old, table)
+    put_page_from_directory_entry(d, level, old, table)
     return OK

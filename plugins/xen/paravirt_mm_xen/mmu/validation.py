@@ -18,10 +18,11 @@ Functions that can refuse return a code of `codes`; the others cannot fail.
 
 from __future__ import annotations
 
-from paravirt_mm_xen.mmu.codes import EBUSY, EINVAL, EPERM, OK
+from paravirt_mm_xen.mmu.codes import EACCES, EBUSY, EINVAL, EPERM, OK, DomainCrashedError
 from paravirt_mm_xen.mmu.entries import (
     CACHE_BITS,
     ENTRIES,
+    FRAME_BITS,
     GLOBAL,
     GUEST_KERNEL,
     MFN_MASK,
@@ -30,7 +31,9 @@ from paravirt_mm_xen.mmu.entries import (
     PAT,
     PCD,
     PRESENT,
+    PSE,
     PWT,
+    RO_M2P,
     RW,
     USER,
     XEN_ENTRY,
@@ -40,6 +43,7 @@ from paravirt_mm_xen.mmu.frames import (
     L2,
     L3,
     L4,
+    M2P_STRICT,
     NONE,
     PAE_XEN_L2,
     PARTIAL,
@@ -159,6 +163,7 @@ def _promote_l1(d: Domain, mfn: int) -> int:
     taken: list[int] = []
     for index, entry in sorted(entries.items()):
         if not entry & PRESENT:
+            check_absent(d, L1, entry)
             continue
         code = get_page_from_l1e(d, entry)
         if code < 0:
@@ -183,7 +188,10 @@ def _promote_directory(
         forced = mode.forced[level]
         for index in sorted(entries):
             entry = entries[index]
-            if index < start or not entry & PRESENT or index in skipped:
+            if index < start or index in skipped:
+                continue
+            if not entry & PRESENT:
+                check_absent(d, level, entry)
                 continue
             code = get_page_from_directory_entry(d, level, entry, mfn)
             if code < 0:
@@ -210,6 +218,8 @@ def _promote_pae_l3(d: Domain, mfn: int, start: int, holds_child: bool) -> int:
             code = _get_pae_xen_l2(d, entry)
         elif entry & PRESENT:
             code = get_page_from_directory_entry(d, L3, entry, mfn)
+        else:
+            check_absent(d, L3, entry)
         if code < 0:
             _stop_at(d, mfn, index, entry, holds_child and index == start)
             for accepted in range(index):
@@ -266,6 +276,12 @@ def _write_xen_slots(d: Domain, mfn: int) -> None:
         entries.pop(slot, None)
     entries[d.mode.self_map_slot] = mfn << PAGE_SHIFT | XEN_ENTRY | NX
     entries.update(d.mode.xen_l4_entries)
+    if M2P_STRICT in d.assists:
+        entries[d.mode.m2p_slot] = RO_M2P
+    if not d.nx:
+        for slot in d.mode.xen_l4_slots:
+            if slot in entries:
+                entries[slot] &= ~NX
 
 
 # --- devalidation ---------------------------------------------------------------------------------
@@ -302,7 +318,9 @@ def _demote_directory(d: Domain, mfn: int, entries: dict[int, int], level: int, 
         child = entry >> PAGE_SHIFT & MFN_MASK
         if child == mfn:
             continue  # a table's entries of itself hold nothing
-        if index < stopped_at:
+        if index < stopped_at and is_large(level, entry):
+            put_large_page(d, level, entry)
+        elif index < stopped_at:
             put_table_type(d, child, mfn)
         elif index == child_slot:
             put_table_type(d, child, mfn, partial_only=True)
@@ -328,7 +346,8 @@ def get_page_from_l1e(d: Domain, entry: int) -> int:
     """Take what a present L1 entry holds.
 
     Returns 0; or the flags (above 0) to flip in the entry before it is written: uncached for device
-    memory; or EINVAL for flags, EBUSY when the frame cannot be mapped so, EPERM for device
+    memory, read-only where nobody may write to it; or EINVAL for flags, EBUSY when the frame cannot
+    be mapped so, EACCES for a memory type on a page that the hypervisor shares, EPERM for device
     memory that is not the guest's.
     """
     if entry & d.refused[L1]:
@@ -338,6 +357,10 @@ def get_page_from_l1e(d: Domain, entry: int) -> int:
         return _get_alien_frame(d, mfn, entry)
     if entry & RW and not get_writable_type(d, mfn):
         return EBUSY
+    if entry & CACHE_BITS and mfn in d.special:
+        if entry & RW:
+            put_writable_type(d, mfn)
+        return EACCES
     return OK
 
 
@@ -347,12 +370,13 @@ def _get_alien_frame(d: Domain, mfn: int, entry: int) -> int:
         return EBUSY
     if not d.may_map_device(mfn):
         return EINVAL if mfn == MFN_MASK else EPERM
+    flip = entry & RW if d.is_read_only_device(mfn) else 0
     memory_type = entry & CACHE_BITS
     if memory_type == 0:
-        return PWT | PCD
+        return flip | PWT | PCD
     if memory_type in (PWT, PAT | PWT):
-        return PCD | memory_type & PAT
-    return OK
+        return flip | PCD | memory_type & PAT
+    return flip
 
 
 def put_page_from_l1e(d: Domain, entry: int) -> None:
@@ -375,12 +399,54 @@ def get_page_from_directory_entry(d: Domain, level: int, entry: int, table: int)
     return code
 
 
-def put_page_from_directory_entry(d: Domain, entry: int, table: int) -> None:
-    """Give back what an entry of `table` (level 2..4) held, when the hypercall ends."""
+def put_page_from_directory_entry(d: Domain, level: int, entry: int, table: int) -> None:
+    """Give back what an entry of a `table` of `level` 2..4 held, when the hypercall ends."""
     if entry & PRESENT:
         child = entry >> PAGE_SHIFT & MFN_MASK
-        if child != table:
+        if child == table:
+            return
+        if is_large(level, entry):
+            put_large_page(d, level, entry)
+        else:
             defer_put(d, child, table)
+
+
+def is_large(level: int, entry: int) -> bool:
+    """Whether a present entry maps a large page: only the domain builder makes such entries."""
+    return entry & PSE != 0 and level in (L2, L3)
+
+
+def get_large_page(d: Domain, level: int, entry: int) -> None:
+    """Take what a large page holds: a writable reference on each of its frames, if it has RW."""
+    if entry & RW:
+        first = entry >> PAGE_SHIFT & MFN_MASK
+        for mfn in range(first, first + ENTRIES ** (level - 1)):
+            get_writable_type(d, mfn)
+
+
+def put_large_page(d: Domain, level: int, entry: int) -> None:
+    """Give it back (Xen: ``put_data_pages``)."""
+    if entry & RW:
+        first = entry >> PAGE_SHIFT & MFN_MASK
+        for mfn in range(first, first + ENTRIES ** (level - 1)):
+            put_writable_type(d, mfn)
+
+
+def check_absent(d: Domain, level: int, entry: int) -> None:
+    """Look at an absent entry that a guest stores, on CPUs with L1TF (``pv_l1tf_check_pte``).
+
+    Such an entry must not name memory that the L1 data cache may hold. The guest goes on under
+    shadow tables, where these are compiled in, and is not asked again; without them it is crashed:
+    raises `DomainCrashedError`.
+    """
+    limit = d.l1tf_safe
+    if limit is None or d.shadowed:
+        return
+    address = entry & FRAME_BITS
+    if (level > L1 and entry & PSE) or 0 < address < limit:
+        if not d.release.shadow_paging:
+            raise DomainCrashedError(f"L1TF-vulnerable L{level}e {entry:016x}")
+        d.shadowed = True
 
 
 def _get_linear(d: Domain, level: int, entry: int, table: int) -> bool:

@@ -10,7 +10,7 @@ from typing import Any
 
 import attrs
 
-from paravirt_mm import InputError
+from paravirt_mm import InputError, printable
 from paravirt_mm_xen.mmu.releases import RECORDED, Release
 from paravirt_mm_xen.traces.files import read_traces
 from paravirt_mm_xen.traces.format import RecordedTrace
@@ -153,8 +153,3 @@ def summary_line(outcome: FilesResult) -> str:
         " in the model,"
         f" {_rate(outcome.operations, outcome.seconds):,} with reading)"
     )
-
-
-def printable(text: str) -> str:
-    """What came from a file cannot move the cursor."""
-    return "".join(char if char.isprintable() else "?" for char in text)

@@ -1,0 +1,369 @@
+"""Booting a real kernel as PV dom0 under real Xen in QEMU, stopped at every hypercall.
+
+The kernel's image is booted as it is (unpacked: older hypervisors do not know newer compressions).
+Breakpoints of QEMU's gdb stub lie on the one function that all PV hypercalls go through
+(``xen_hypercall_pv``, since the hypercall page went in December 2024, XSA-466), or in older kernels
+on the stubs of the hypercall page; and on ``init_mem_mapping`` and where it returns to. What a call
+carries is read from the guest's memory, machine frames are translated by Xen's machine-to-physical
+table. A stop costs 1 to 2 ms, and there are about 4,000.
+"""
+
+from __future__ import annotations
+
+import re
+import socket
+import struct
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+
+import attrs
+
+from paravirt_mm import PAGE_SIZE, GdbClient, GdbError, Kernel, printable
+from paravirt_mm_xen.dom0.recording import COMMANDS, FLUSHES, Dom0Recording, Kind, Request
+from paravirt_mm_xen.live.build import unpack_hypervisor
+from paravirt_mm_xen.live.errors import MissingPieceError, XenBootError
+from paravirt_mm_xen.live.pieces import Pieces
+from paravirt_mm_xen.live.qemu import die_with_parent
+
+HOST_MIB, DOM0_MIB = 1024, 512
+SECONDS = 300.0
+"""Time limit of one recording, and of each answer of QEMU's."""
+
+MAX_STOPS = 500_000
+MAX_REQUESTS = 1024
+"""Requests of one hypercall that are read."""
+
+_MMU_UPDATE, _MULTICALL, _UPDATE_VA_MAPPING, _MMUEXT_OP = 1, 13, 14, 26
+"""Numbers of hypercalls (public ``xen.h``), registers in the order rdi, rsi, rdx."""
+_STUB = 32  # bytes of a stub in the hypercall page
+_MULTICALL_ENTRY = struct.Struct("<QQ6Q")
+_MMU_UPDATE_REQUEST = struct.Struct("<QQ")
+_MMUEXT_REQUEST = struct.Struct("<I4xQQ")
+_M2P = 0xFFFF_8000_0000_0000
+"""Where a 64-bit guest sees the machine-to-physical table (public ``xen-x86_64.h``)."""
+_M2P_CHUNK = 128
+_FRAME = (1 << 52) - 1 >> 12
+_VERSION = re.compile(r"\(XEN\) Xen version (\S+)")
+_ROOT_SLOTS = (*range(256), *range(272, 512))  # of an L4, without Xen's own
+_PSE = 1 << 7
+
+
+def record(
+    image: Path,
+    pieces: Pieces,
+    *,
+    host_mib: int = HOST_MIB,
+    dom0_mib: int = DOM0_MIB,
+    seconds: float = SECONDS,
+) -> Dom0Recording:
+    """Boot ``image`` as dom0 with ``dom0_mib`` MiB, and write down its hypercalls until
+    ``init_mem_mapping`` returns.
+
+    Raises `paravirt_mm.ParavirtMmError` for an image that cannot be read, `MissingPieceError` for
+    a kernel that cannot be a PV dom0, and `XenBootError` for a boot that does not get there.
+    """
+    kernel = Kernel.load(image)
+    entries = _entries(kernel)
+    with ExitStack() as stack:
+        name = stack.enter_context(tempfile.TemporaryDirectory(prefix="paravirt-mm-dom0-"))
+        directory = Path(name)
+        (directory / "vmlinux").write_bytes(kernel.unpacked())
+        xen = unpack_hypervisor(pieces, directory)
+        machine = stack.enter_context(
+            _Machine(pieces.qemu, xen, directory, host_mib, dom0_mib, seconds)
+        )
+        try:
+            recorder = _Recorder(machine.gdb, entries, kernel.symbols)
+            recorder.run()
+        except GdbError as error:
+            raise XenBootError(f"{kernel.release}: {error}", machine.tail()) from None
+        log = machine.console()
+    version = _VERSION.search(log)
+    bss_end = kernel.symbols["__bss_stop"] - _KERNEL_MAP
+    return Dom0Recording(
+        kernel=kernel.version,
+        xen=version[1] if version else "",
+        host_mib=host_mib,
+        dom0_mib=dom0_mib,
+        image=(kernel.physical_range[0], bss_end, *recorder.brk, kernel.physical_range[1]),
+        log=tuple(printable(line) for line in log.splitlines()),
+        calls=tuple(recorder.calls()),
+        begin=recorder.begin,
+    )
+
+
+_KERNEL_MAP = 0xFFFF_FFFF_8000_0000
+_BRK_SYMBOLS = ("pgt_buf_end", "pgt_buf_top")
+"""Page numbers: what is left of brk for the first tables (``early_alloc_pgt_buf``)."""
+_NEEDED = ("init_mem_mapping", "__bss_stop", *_BRK_SYMBOLS)
+
+
+def _entries(kernel: Kernel) -> dict[int, int | None]:
+    """Addresses that hypercalls go through; the number of the hypercall, None: it is in rax."""
+    symbols = kernel.symbols
+    missing = [name for name in _NEEDED if name not in symbols]
+    if "startup_xen" not in symbols:
+        missing.append("startup_xen")
+    if missing:
+        raise MissingPieceError(
+            f"{kernel.release} has no {missing[0]}",
+            "take a kernel with CONFIG_XEN_PV and CONFIG_XEN_DOM0 (Debian: linux-image-amd64)",
+        )
+    if "xen_hypercall_pv" in symbols:
+        return {symbols["xen_hypercall_pv"]: None}
+    page = symbols["hypercall_page"]
+    numbers = (_MMU_UPDATE, _MULTICALL, _UPDATE_VA_MAPPING, _MMUEXT_OP)
+    return {page + _STUB * number: number for number in numbers}
+
+
+class _Machine:
+    """QEMU with Xen and the kernel, stopped before its first instruction."""
+
+    def __init__(
+        self, qemu: Path, xen: Path, directory: Path, host_mib: int, dom0_mib: int, seconds: float
+    ) -> None:
+        self._log = directory / "console.log"
+        ours, theirs = socket.socketpair()
+        self._socket = ours
+        options = (
+            "console=com1 com1=115200,8n1 loglvl=all guest_loglvl=error dom0=pv "
+            f"dom0_mem={dom0_mib}M,max:{dom0_mib}M dom0_max_vcpus=1"
+        )
+        command = [
+            *die_with_parent(),
+            str(qemu.absolute()),
+            *("-S", "-accel", "tcg", "-cpu", "max,-smap", "-smp", "1", "-m", str(host_mib)),
+            *("-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"),
+            *("-kernel", xen.name, "-append", options),
+            *("-initrd", "vmlinux earlyprintk=xen console=hvc0 ignore_loglevel"),
+            *("-chardev", f"socket,id=gdb,fd={theirs.fileno()}", "-gdb", "chardev:gdb"),
+            *("-serial", f"file:{self._log.name}"),
+        ]
+        with theirs:
+            try:
+                self._process = subprocess.Popen(  # noqa: S603 - a list of our own making, no shell
+                    command,
+                    cwd=directory,
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.DEVNULL,
+                    pass_fds=(theirs.fileno(),),
+                )
+            except OSError as error:
+                raise XenBootError(f"{command[0]} cannot be started: {error}") from None
+        try:
+            self.gdb = GdbClient(ours, time.monotonic() + seconds)
+        except GdbError as error:
+            self._end()
+            raise XenBootError(f"QEMU did not start: {error}", self.tail()) from None
+
+    def __enter__(self) -> _Machine:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._end()
+
+    def console(self) -> str:
+        """What Xen and the kernel have printed."""
+        try:
+            return self._log.read_text("ascii", "replace").replace("\r", "")
+        except OSError:
+            return ""
+
+    def tail(self) -> tuple[str, ...]:
+        """The last lines of it."""
+        return tuple(printable(line, 200) for line in self.console().splitlines()[-12:])
+
+    def _end(self) -> None:
+        self._process.kill()
+        self._process.wait()
+        self._socket.close()
+
+
+@attrs.frozen
+class _Seen:
+    """A request as it was made, in machine frames."""
+
+    kind: Kind
+    hypercall: int
+    arguments: tuple[int, ...]
+
+
+class _Recorder:
+    """Runs the machine from hypercall to hypercall."""
+
+    def __init__(
+        self, gdb: GdbClient, entries: Mapping[int, int | None], symbols: Mapping[str, int]
+    ) -> None:
+        self._gdb = gdb
+        self._entries = entries
+        self._start = symbols["init_mem_mapping"]
+        self._brk = [symbols[name] for name in _BRK_SYMBOLS]
+        self._seen: list[_Seen] = []
+        self._levels: dict[int, int] = {}
+        self._pfns: dict[int, int] = {}
+        self.begin = 0
+        self.brk = (0, 0)
+
+    def run(self) -> None:
+        """Up to the end of ``init_mem_mapping``; then look at the tables that stand."""
+        gdb = self._gdb
+        for address in (*self._entries, self._start):
+            gdb.insert_breakpoint(address)
+        end = None
+        last: object = None
+        for number in range(MAX_STOPS):
+            gdb.resume()
+            registers = gdb.registers()
+            rip = registers["rip"]
+            if rip == end:
+                break
+            if rip == self._start:
+                self.begin = len(self._seen)
+                first, top = (int.from_bytes(self._memory(at, 8), "little") for at in self._brk)
+                self.brk = first * PAGE_SIZE, top * PAGE_SIZE
+                end = int.from_bytes(self._memory(registers["rsp"], 8), "little")
+                gdb.remove_breakpoint(rip)
+                gdb.insert_breakpoint(end)
+                continue
+            called = self._entries[rip]
+            if called is None:
+                called = registers["rax"] & 0xFFFF_FFFF
+            arguments = tuple(registers[name] for name in ("rdi", "rsi", "rdx"))
+            seen = list(self._requests(called, number, arguments))
+            # An interrupt may take the processor away from the breakpoint and bring it back there.
+            again = *arguments, registers["rsp"], registers["rcx"], [one.arguments for one in seen]
+            if again != last:
+                self._seen += seen
+            last = again
+            gdb.step()
+        else:
+            raise GdbError(f"init_mem_mapping did not end after {MAX_STOPS} stops")
+        self._look()
+
+    def calls(self) -> Iterator[Request]:
+        """What was asked, in the domain's own frame numbers."""
+        numbers: dict[int, int] = {}
+        for seen in self._seen:
+            hypercall = numbers.setdefault(seen.hypercall, len(numbers))
+            yield self._call(seen, hypercall)
+
+    def _call(self, seen: _Seen, hypercall: int) -> Request:
+        match seen.kind:
+            case Kind.MMU_UPDATE:
+                ptr, value = seen.arguments
+                table = ptr >> 12
+                return Request(
+                    seen.kind,
+                    hypercall,
+                    pfn=self._pfn(table),
+                    index=(ptr & 0xFFF) >> 3,
+                    level=self._levels.get(table, 0),
+                    target=self._target(value),
+                    flags=_flags(value),
+                )
+            case Kind.UPDATE_VA_MAPPING:
+                va, value = seen.arguments
+                return Request(
+                    seen.kind, hypercall, va=va, target=self._target(value), flags=_flags(value)
+                )
+            case Kind.MMUEXT_OP:
+                command, argument = seen.arguments
+                return Request(
+                    seen.kind,
+                    hypercall,
+                    command=COMMANDS.get(command, f"command {command}"),
+                    pfn=-1 if command in FLUSHES else self._pfn(argument),
+                )
+
+    def _requests(self, called: int, hypercall: int, given: tuple[int, ...]) -> Iterator[_Seen]:
+        first, second, _ = given
+        match called:
+            case 1:
+                data = self._array(first, second, _MMU_UPDATE_REQUEST)
+                for request in _MMU_UPDATE_REQUEST.iter_unpack(data):
+                    yield _Seen(Kind.MMU_UPDATE, hypercall, request)
+            case 14:
+                yield _Seen(Kind.UPDATE_VA_MAPPING, hypercall, (first, second))
+            case 26:
+                data = self._array(first, second, _MMUEXT_REQUEST)
+                for command, argument, _ in _MMUEXT_REQUEST.iter_unpack(data):
+                    yield _Seen(Kind.MMUEXT_OP, hypercall, (command, argument))
+            case 13:
+                data = self._array(first, second, _MULTICALL_ENTRY)
+                for inner, _, *arguments in _MULTICALL_ENTRY.iter_unpack(data):
+                    if inner != _MULTICALL:
+                        yield from self._requests(inner, hypercall, tuple(arguments[:3]))
+
+    def _array(self, address: int, count: int, shape: struct.Struct) -> bytes:
+        number = count & 0x7FFF_FFFF  # bit 31 asks for pre-emption
+        if number > MAX_REQUESTS:
+            raise GdbError(f"a hypercall with {number} requests")
+        return self._memory(address, number * shape.size)
+
+    def _memory(self, address: int, size: int) -> bytes:
+        """The guest's memory at a virtual address."""
+        data = bytearray()
+        while len(data) < size:
+            part = min(size - len(data), 0x700)
+            answer = self._gdb.command(f"m{address + len(data):x},{part:x}")
+            try:
+                data += bytes.fromhex(answer)
+            except ValueError:
+                raise GdbError(f"no memory at {address:#x}: {answer[:40]!r}") from None
+        return bytes(data)
+
+    def _target(self, entry: int) -> int:
+        return self._pfn(entry >> 12 & _FRAME & (1 << 40) - 1) if entry else -1
+
+    def _pfn(self, mfn: int) -> int:
+        return self._pfns.get(mfn, -1)
+
+    def _look(self) -> None:
+        """Levels of the tables that stand, and the domain's numbers of all frames named."""
+        root = self._gdb.read_register("cr3") >> 12
+        self._gdb.expect_ok("Qqemu.PhyMemMode:1")
+        tables = {root}
+        self._levels[root] = 4
+        for level in (4, 3, 2):
+            children: set[int] = set()
+            for table in tables:
+                slots = _ROOT_SLOTS if level == 4 else range(512)
+                entries = struct.unpack("<512Q", self._memory(table << 12, 4096))
+                for slot in slots:
+                    if entries[slot] & 1 and not (level < 4 and entries[slot] & _PSE):
+                        children.add(entries[slot] >> 12 & (1 << 40) - 1)
+            self._levels.update((table, level - 1) for table in children)
+            tables = children
+        self._gdb.expect_ok("Qqemu.PhyMemMode:0")
+        for mfn in sorted(set(self._named())):
+            if mfn not in self._pfns:
+                self._translate(mfn // _M2P_CHUNK * _M2P_CHUNK)
+
+    def _named(self) -> Iterator[int]:
+        for seen in self._seen:
+            first, second = seen.arguments
+            if seen.kind is Kind.MMU_UPDATE:
+                yield first >> 12
+            if seen.kind is Kind.MMUEXT_OP:
+                if first not in FLUSHES:
+                    yield second
+            elif second:
+                yield second >> 12 & (1 << 40) - 1
+
+    def _translate(self, first: int) -> None:
+        try:
+            data = self._memory(_M2P + first * 8, _M2P_CHUNK * 8)
+        except GdbError:
+            return  # behind the host's memory, or a device
+        for offset, (pfn,) in enumerate(struct.iter_unpack("<Q", data)):
+            if pfn < 1 << 40:
+                self._pfns[first + offset] = pfn
+
+
+def _flags(entry: int) -> int:
+    return entry & (0xFFF | 0xFFF << 52)

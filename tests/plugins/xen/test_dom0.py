@@ -1,0 +1,203 @@
+"""Real kernels as dom0: recordings, what is refused as one, and the model's calls beside them."""
+
+from __future__ import annotations
+
+import json
+import lzma
+import os
+from pathlib import Path
+from typing import Any
+
+import attrs
+import pytest
+from click.testing import CliRunner
+
+from paravirt_mm import InputError
+from paravirt_mm.cli.main import cli
+from paravirt_mm_xen.dom0.compare import compare_dom0, machine_of
+from paravirt_mm_xen.dom0.recording import Dom0Recording, Kind, Request, count
+from paravirt_mm_xen.live import ENVIRONMENT, MissingPieceError, find_pieces
+
+DATA = Path(__file__).parents[3] / "tests/data/xen"
+RECORDINGS = sorted(DATA.glob("dom0-*.json.xz"))
+FIRST = DATA / "dom0-linux-6.1-xen-4.17.json.xz"
+
+
+@pytest.fixture(scope="module")
+def recording() -> Dom0Recording:
+    return Dom0Recording.load(FIRST)
+
+
+@pytest.mark.parametrize("path", RECORDINGS, ids=lambda path: path.name)
+def test_the_model_makes_the_calls_of_a_real_kernel_one_by_one(path: Path) -> None:
+    found = compare_dom0(Dom0Recording.load(path))
+    assert list(found.lines())[1:] == [
+        *(line for line in found.lines() if line.startswith("  ") and not line.endswith("differs"))
+    ]
+    assert found.difference is None
+    assert found.ok
+    assert found.real["PIN_L1_TABLE"] == found.real["made read-only"] > 200
+    assert found.run.figures["flips"] == found.real["made read-only"]
+
+
+def test_what_was_recorded(recording: Dom0Recording) -> None:
+    """The figures of docs/xen-costs.md, from a boot of their own."""
+    inside, before = recording.counts(inside=True), recording.counts(inside=False)
+    kinds = [kind.value for kind in Kind]
+    assert [inside[kind] for kind in kinds] == [3283, 219, 221]
+    assert [before[kind] for kind in kinds] == [50, 112, 43]
+    assert (inside["hypercalls"], before["hypercalls"]) == (3723, 205)
+    assert (inside["batches"], inside["batched"]) == (0, 0)
+    assert (inside["cleared L3"], inside["cleared L2"], inside["set L2"]) == (2044, 1020, 219)
+    assert (recording.release, recording.xen) == ("6.1.0-50-amd64", "4.17.7")
+    assert machine_of(recording).memory_map.ram_pages().end == 0x20061000
+
+
+def first_pin(recording: Dom0Recording) -> int:
+    inside = recording.calls[recording.begin :]
+    return next(n for n, call in enumerate(inside) if call.command == "PIN_L1_TABLE")
+
+
+def changed(recording: Dom0Recording, number: int, **fields: Any) -> Dom0Recording:
+    calls = list(recording.calls)
+    calls[recording.begin + number] = attrs.evolve(calls[recording.begin + number], **fields)
+    return attrs.evolve(recording, calls=tuple(calls))
+
+
+def test_a_call_that_is_another_is_told(recording: Dom0Recording) -> None:
+    found = compare_dom0(changed(recording, first_pin(recording), pfn=7))
+    assert not found.ok
+    assert found.difference == (1, ("PIN_L1_TABLE", 7), ("PIN_L1_TABLE", 0x4401))
+    assert list(found.lines())[-1] == (
+        "  request 1: kernel PIN_L1_TABLE 0x7, model PIN_L1_TABLE 0x4401"
+    )
+    assert found.real == found.model
+    less = attrs.evolve(recording, calls=recording.calls[:-1])
+    found = compare_dom0(less)
+    assert found.difference is not None
+    assert found.difference[1:] == (None, ("TLB_FLUSH_LOCAL", -1))
+    assert "kernel nothing more" in list(found.lines())[-1]
+
+
+def test_one_cleared_entry_more_is_told(recording: Dom0Recording) -> None:
+    cleared = next(call for call in recording.calls[recording.begin :] if call.clears)
+    found = compare_dom0(attrs.evolve(recording, calls=(*recording.calls, cleared)))
+    assert found.difference is None
+    assert not found.ok
+    name = f"cleared L{cleared.level}"
+    assert found.real[name] == found.model[name] + 1
+    assert [line.split()[1] for line in found.lines() if line.endswith("differs")] == [name[8:]]
+
+
+def test_requests_that_share_a_hypercall_are_batches() -> None:
+    pin = Request(Kind.MMUEXT_OP, 0, command="PIN_L1_TABLE", pfn=5)
+    counts = count([pin, attrs.evolve(pin, pfn=6), attrs.evolve(pin, pfn=7, hypercall=1)])
+    assert counts == {
+        "PIN_L1_TABLE": 3,
+        "batched": 2,
+        "batches": 1,
+        "hypercalls": 2,
+        "mmuext_op": 3,
+    }
+
+
+@pytest.mark.parametrize("name", ["again.json", "again.json.xz"])
+def test_a_file_is_read_as_it_was_written(
+    recording: Dom0Recording, tmp_path: Path, name: str
+) -> None:
+    recording.save(tmp_path / name)
+    assert Dom0Recording.load(tmp_path / name) == recording
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"format": "another"}, "its format is not 'paravirt-mm dom0 1'"),
+        ({"kernel": 6}, "'kernel' must be a str"),
+        ({"begin": True}, "'begin' must be a int"),
+        ({"begin": 5}, "'begin' is no place"),
+        ({"begin": -1}, "'begin' is no place"),
+        ({"image": [1, 2, 3, 4]}, "five numbers"),
+        ({"image": [1, 2, 3, 4, 5.0]}, "five numbers"),
+        ({"log": [1]}, "five numbers, 'log' texts"),
+        ({"calls": [7]}, "a call is a list"),
+        ({"calls": [["fly", 1]]}, "no such call"),
+        ({"calls": [["mmuext_op", 0, "PIN_L1_TABLE"]]}, "no such call"),
+        ({"calls": [["mmuext_op", 0, 5, 7]]}, "command cannot be 5"),
+        ({"calls": [["mmuext_op", 0.0, "PIN_L1_TABLE", 7]]}, r"hypercall cannot be 0\.0"),
+        ({"calls": [["mmuext_op", 0, "PIN_L1_TABLE", -2]]}, "pfn cannot be -2"),
+        ({"calls": [["update_va_mapping", 0, 1 << 64, 1, 1]]}, "va cannot be"),
+    ],
+)
+def test_what_is_no_recording_is_refused(
+    tmp_path: Path, changes: dict[str, Any], complaint: str
+) -> None:
+    good = {"format": "paravirt-mm dom0 1", "kernel": "6.1", "xen": "4.17", "host_mib": 1024}
+    good |= {"dom0_mib": 512, "image": [1, 2, 3, 4, 5], "log": [], "calls": [], "begin": 0}
+    path = tmp_path / "one.json"
+    path.write_text(json.dumps(good))
+    assert Dom0Recording.load(path).calls == ()
+    path.write_text(json.dumps(good | changes))
+    with pytest.raises(InputError, match=complaint) as raised:
+        Dom0Recording.load(path)
+    assert str(raised.value).startswith(str(path))
+
+
+@pytest.mark.parametrize("data", [b"", b"[]", b"\xff", b"[" * 100_000, b'{"format": 1}'])
+def test_files_that_hold_something_else_are_refused(tmp_path: Path, data: bytes) -> None:
+    for name, content in (("one.json", data), ("one.json.xz", lzma.compress(data))):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(InputError):
+            Dom0Recording.load(tmp_path / name)
+    (tmp_path / "bad.json.xz").write_bytes(b"no xz")
+    with pytest.raises(InputError, match="cannot be read"):
+        Dom0Recording.load(tmp_path / "bad.json.xz")
+
+
+def test_the_command_reads_recordings_beside_traces(
+    recording: Dom0Recording, tmp_path: Path
+) -> None:
+    other = tmp_path / "other.json"
+    changed(recording, first_pin(recording), pfn=7).save(other)
+    sample = DATA / "xen-4.14.6.jsonl.xz"
+    result = CliRunner().invoke(
+        cli, ["verify", "xen", str(FIRST), str(sample)], standalone_mode=False
+    )
+    assert result.return_value == 0, result.output
+    assert "every request in init_mem_mapping is the model's" in result.stdout
+    assert "model of Xen 4.14" in result.stdout
+    result = CliRunner().invoke(
+        cli, ["verify", "xen", "--json", str(FIRST), str(other)], standalone_mode=False
+    )
+    assert result.return_value == 1
+    report = json.loads(result.stdout)
+    assert [found["agree"] for found in report["dom0"]] == [True, False]
+    result = CliRunner().invoke(
+        cli, ["verify", "xen", str(tmp_path / "none.json")], standalone_mode=False
+    )
+    assert result.return_value == 3
+    assert "none.json: cannot be read" in result.stderr
+
+
+@pytest.mark.slow
+def test_a_kernel_boots_as_dom0_and_does_what_the_model_says(tmp_path: Path) -> None:
+    where = os.environ.get("PARAVIRT_MM_LINUX")
+    try:
+        find_pieces()
+        found = (
+            sorted(Path(where or "").glob("linux-image-*-amd64/boot/vmlinuz-*")) if where else []
+        )
+        image = next((path for path in found if "cloud" not in path.name), None)
+        if image is None:
+            raise MissingPieceError("no kernel that can be dom0", "run tools/fetch-linux.sh")
+    except MissingPieceError as error:
+        if ENVIRONMENT in os.environ and where:
+            raise
+        pytest.skip(str(error))
+    saved = tmp_path / "saved.json.xz"
+    result = CliRunner().invoke(
+        cli, ["verify", "xen", "--dom0", str(image), "--save", str(saved)], standalone_mode=False
+    )
+    assert result.return_value == 0, result.output
+    assert "every request in init_mem_mapping is the model's" in result.stdout
+    assert compare_dom0(Dom0Recording.load(saved)).ok
