@@ -5,20 +5,25 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Callable, Sequence
+import textwrap
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import click
 
 from paravirt_mm import offers
+from paravirt_mm.cli import screen
 from paravirt_mm.cli.choosing import machines
 from paravirt_mm.cli.output import emit, progress
+from paravirt_mm.cli.screen import color_option, paper
 from paravirt_mm.comparison import Row, compare
 from paravirt_mm.errors import ExitCode, InputError
+from paravirt_mm.machine.model import Machine
 from paravirt_mm.measure.figures import FIGURES
 from paravirt_mm.printable import printable
 from paravirt_mm.registry import Registry, default_registry
 from paravirt_mm.report.markup import no_formula, words
+from paravirt_mm.report.paper import PLAIN, Paper
 from paravirt_mm.report.tables import (
     machine_title,
     summary,
@@ -27,6 +32,12 @@ from paravirt_mm.report.tables import (
 )
 from paravirt_mm.run import Outcome
 from paravirt_mm.sources import bundled_machines
+from paravirt_mm.view.sentences import sentences
+from paravirt_mm.view.strip import ruler, strip, strip_legend
+from paravirt_mm.view.survey import Exhibit, Subject, short, survey, totals
+
+TERMINAL = "simple"
+"""The format of tables that is for terminals, and takes their width and colours."""
 
 
 def _json(rows: Sequence[Row]) -> str:
@@ -75,7 +86,7 @@ def _writer(style: str, registry: Registry) -> Callable[[Sequence[Row]], str] | 
 )  # fmt: skip
 @click.option("-w", "--wide", is_flag=True, help="Show every figure, one table a group.")
 @click.option(
-    "-f", "--format", "style", default="simple", show_default=True, metavar="FORMAT",
+    "-f", "--format", "style", default=TERMINAL, show_default=True, metavar="FORMAT",
     help="Any tabulate format (github, grid, html, latex, rst, tsv ...), json or csv.",
 )  # fmt: skip
 @click.option(
@@ -90,6 +101,8 @@ def _writer(style: str, registry: Registry) -> Callable[[Sequence[Row]], str] | 
     default=("violation", "error"), show_default=True,
     help="Verdicts that make the exit code 1 (4 for error). May be repeated.",
 )  # fmt: skip
+@click.option("--each", is_flag=True, help="Show the table of each of many machines.")
+@color_option
 def command(
     inputs: tuple[str, ...],
     allocators: tuple[str, ...],
@@ -99,6 +112,8 @@ def command(
     output: Path | None,
     boot: int | None,
     fail_on: tuple[str, ...],
+    each: bool,
+    color: str,
 ) -> int:
     """Compare allocators under several platforms on real machines.
 
@@ -110,28 +125,100 @@ def command(
     write = _writer(style, registry)
     problems: list[InputError] = []
     names = inputs or bundled_machines()
-    groups = compare(machines(names, boot, registry, problems), allocators, backends, registry)
-    results = list(progress(groups, "comparing", len(names)))
-    rows = [row for group in results for row in group]
+    found = machines(names, boot, registry, problems)
     if write is not None:
+        groups = compare(found, allocators, backends, registry)
+        rows = [row for group in progress(groups, "comparing", len(names)) for row in group]
         emit(write(rows), output)
-    elif rows:
-        emit(_text(results, style, wide), output)
+        return _exit(rows, problems, fail_on)
+    surveyed = survey(found, allocators, backends, registry)
+    subjects = list(progress(surveyed, "comparing", len(names)))
+    rows = [exhibit.row for subject in subjects for exhibit in subject.exhibits]
+    if rows:
+        on = paper(color, output) if style == TERMINAL else PLAIN
+        screen.write("\n\n\n".join(_text(subjects, style, wide, each, on)), on, output)
     return _exit(rows, problems, fail_on)
 
 
-def _text(results: list[list[Row]], style: str, wide: bool) -> str:
-    parts: list[str] = []
-    for rows in results:
-        machine = rows[0].machine
-        title = words(f"{printable(machine.name)}\n{machine_title(machine)}", style)
-        parts.append(f"{title}\n\n{tables(rows, style, wide)}")
-    everything = [row for rows in results for row in rows]
-    if len(results) > 1:
-        title = words(f"All {len(results)} machines", style)
-        parts.append(f"{title}\n\n{summary(everything, style)}")
-    parts.append(words(verification(everything), style))
-    return "\n\n\n".join(parts)
+MANY = 3
+"""Machines beyond which the table of each is shown only on demand."""
+MAX_ENDS = 20
+"""Verdicts that are told below a summary."""
+
+
+def _text(
+    subjects: Sequence[Subject], style: str, wide: bool, each: bool, on: Paper
+) -> Iterator[str]:
+    """Yield the parts of the text: of several machines the sums first."""
+    everything = [exhibit.row for subject in subjects for exhibit in subject.exhibits]
+    many = len(subjects) > MANY
+    if len(subjects) > 1:
+        title = words(on.strong(f"All {len(subjects)} machines"), style)
+        yield f"{title}\n\n{summary(everything, style, on)}"
+        said = (
+            textwrap.fill(str(one), on.width, subsequent_indent="  ")
+            for one in sentences(totals(subjects))
+        )
+        yield words("\n".join(said), style)
+    if each or not many:
+        yield from (_machine(subject, style, wide, on) for subject in subjects)
+    elif any(row.outcome is not Outcome.OK for row in everything):
+        yield words("\n".join(_ends(subjects, on)), style)
+    yield words(verification(everything), style)
+    if many and not each:
+        yield words(f"{len(subjects)} machines: --each shows the table of each.", style)
+
+
+def _machine(subject: Subject, style: str, wide: bool, on: Paper) -> str:
+    """Return the part about one machine: its title, its table, and where its tables lie."""
+    machine = subject.machine
+    title = "\n".join(
+        textwrap.fill(line, on.width, subsequent_indent="  ")
+        for line in machine_title(machine).split("\n")
+    )
+    rows = [exhibit.row for exhibit in subject.exhibits]
+    parts = [
+        words(f"{on.strong(printable(machine.name))}\n{title}", style),
+        tables(rows, style, wide, on),
+    ]
+    shown = [exhibit for exhibit in subject.exhibits if exhibit.scene.frames]
+    if style == TERMINAL and any(exhibit.ok for exhibit in shown):
+        parts.append("\n".join(_strips(machine, shown, on)))
+    return "\n\n".join(parts)
+
+
+def _strips(machine: Machine, exhibits: Sequence[Exhibit], on: Paper) -> Iterator[str]:
+    """Yield memory in one line a scenario, and what the marks mean. Where there is no room beside
+    them the names stand above.
+    """
+    names = [f"{short(one.row.allocator)}/{short(one.row.backend)}" for one in exhibits]
+    room = max(map(len, names)) + 2
+    above = room > on.width // 3
+    width = on.width - (0 if above else room)
+    title = "memory, logarithmic"
+    yield (
+        f"{title}\n{ruler(machine, width)}" if above else f"{title:<{room}}{ruler(machine, width)}"
+    )
+    for name, one in zip(names, exhibits, strict=True):
+        line = strip(machine, one.scene, width, drawn=on.drawn).rstrip()
+        yield f"{name[: on.width]}\n{line}" if above else f"{name:<{room}}{line}"
+    yield textwrap.fill(strip_legend(drawn=on.drawn), on.width)
+
+
+def _ends(subjects: Sequence[Subject], on: Paper) -> Iterator[str]:
+    """Yield how runs ended that are not ok: a line a machine and end, a limited number of them."""
+    ends: dict[tuple[str, str], list[str]] = {}
+    for subject in subjects:
+        for one in subject.exhibits:
+            if not one.ok:
+                key = printable(subject.machine.name, 60), printable(one.row.verdict, 300)
+                who = f"{short(one.row.allocator)}/{short(one.row.backend)}"
+                ends.setdefault(key, []).append(who)
+    for (name, verdict), who in list(ends.items())[:MAX_ENDS]:
+        text = f"{name}: {verdict} ({', '.join(who)})"
+        yield textwrap.fill(text, on.width, subsequent_indent="  ")
+    if len(ends) > MAX_ENDS:
+        yield f"and {len(ends) - MAX_ENDS} more ends like these"
 
 
 def _exit(rows: list[Row], problems: list[InputError], fail_on: Sequence[str]) -> ExitCode:

@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import json
+import textwrap
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
 
-from paravirt_mm.cli import reading
+from paravirt_mm.cli import reading, screen
 from paravirt_mm.cli.output import emit
+from paravirt_mm.cli.screen import color_option, paper
 from paravirt_mm.errors import ExitCode
-from paravirt_mm.measure.figures import FIGURES, Group
+from paravirt_mm.measure.figures import FIGURES
 from paravirt_mm.offers import default_spec
 from paravirt_mm.printable import printable
+from paravirt_mm.report.markup import tabulated
 from paravirt_mm.report.narrative import narrate
+from paravirt_mm.report.paper import Paper
 from paravirt_mm.report.tables import machine_title
 from paravirt_mm.report.tracefile import trace_lines
 from paravirt_mm.report.values import show, size
 from paravirt_mm.run import Outcome, Run
 from paravirt_mm.scenario import Scenario
+from paravirt_mm.view.story import chapters
 
 
 @click.command()
@@ -47,6 +53,10 @@ from paravirt_mm.scenario import Scenario
 @click.option(
     "--json", "as_json", is_flag=True, help="Print verdict, findings and figures as JSON."
 )
+@click.option(
+    "--explain", is_flag=True, help="Tell the construction as numbered steps in plain English."
+)
+@color_option
 def command(
     machine: str,
     allocator: str | None,
@@ -55,6 +65,8 @@ def command(
     image_path: Path | None,
     boot: int | None,
     as_json: bool,
+    explain: bool,
+    color: str,
 ) -> int:
     """Run one scenario and show it step by step: what is mapped, which pages become tables, what is
     handed over, and all figures.
@@ -74,7 +86,11 @@ def command(
         from paravirt_mm.image.elf import write_core
 
         write_core(run.trace, image_path)
-    click.echo(_as_json(run) if as_json else _as_text(run))
+    if as_json:
+        emit(_as_json(run), None)
+    else:
+        on = paper(color)
+        screen.write("\n".join(_as_text(run, on, explain)), on)
     return {
         Outcome.OK: ExitCode.OK,
         Outcome.PANIC: ExitCode.OK,
@@ -97,23 +113,56 @@ def _as_json(run: Run) -> str:
     )
 
 
-def _as_text(run: Run) -> str:
-    lines = [machine_title(run.machine)]
-    lines.append(f"{run.allocator} under {run.backend}")
-    if run.trace.begun:
-        for name, (low, high) in run.trace.start.boot.places:
-            lines.append(f"  {name + ':':<16}{low:#x}-{high:#x} ({size(high - low)})")
-    lines.append("")
-    lines += narrate(run.trace)
-    lines += ["", f"verdict: {printable(str(run.verdict))}"]
-    lines += [f"  {printable(str(finding))}" for finding in run.findings[:20]]
-    lines += [f"{printable(name)}: {printable(str(value))}" for name, value in run.extra.items()]
-    for group in Group:
-        cells = [
-            f"{name} {show(figure, run.figures[name])}"
-            for name, figure in FIGURES.items()
-            if figure.group is group and run.figures.get(name)
-        ]
-        if cells:
-            lines.append(f"{group + ':':<8}{'; '.join(cells)}")
-    return "\n".join(lines)
+def _as_text(run: Run, on: Paper, explain: bool) -> Iterator[str]:
+    yield from machine_title(run.machine).split("\n")
+    yield printable(f"{run.allocator} under {run.backend}")
+    if explain:
+        yield from _explained(run, on)
+    else:
+        if run.trace.begun:
+            for name, (low, high) in run.trace.start.boot.places:
+                yield f"  {printable(name) + ':':<16}{low:#x}-{high:#x} ({size(high - low)})"
+        yield ""
+        yield from narrate(run.trace)
+    verdict = printable(str(run.verdict))
+    good = run.verdict.outcome is Outcome.OK
+    yield ""
+    yield f"verdict: {on.good(verdict) if good else on.bad(verdict)}"
+    yield from (f"  {printable(str(finding))}" for finding in run.findings[:20])
+    yield from (f"{printable(name)}: {printable(str(value))}" for name, value in run.extra.items())
+    if run.figures:
+        yield ""
+        yield _figures(run, on)
+
+
+def _explained(run: Run, on: Paper) -> Iterator[str]:
+    """Yield the steps in plain English; those of the design of seven steps carry its numbers."""
+    for chapter in chapters(run):
+        number = f"Step {chapter.seed}:" if chapter.seed else f"{chapter.number}."
+        events = f"events {chapter.first}-{chapter.last}"
+        yield ""
+        yield f"{on.strong(f'{number} {chapter.title[:1].upper()}{chapter.title[1:]}')}  [{events}]"
+        for sentence in chapter.sentences:
+            yield textwrap.fill(
+                sentence, on.width, initial_indent="   - ", subsequent_indent="     "
+            )
+
+
+def _figures(run: Run, on: Paper) -> str:
+    """Return the figures that say something as a table, with their meanings."""
+    cells = [
+        (str(figure.group), name, show(figure, run.figures[name]), figure.meaning)
+        for name, figure in FIGURES.items()
+        if run.figures.get(name)
+    ]
+    used = sum(max(len(row[column]) for row in cells) + 2 for column in range(3))
+    room = max(12, on.width - used)
+    rows: list[tuple[str, ...]] = []
+    for group, name, value, meaning in cells:
+        shown = "" if rows and any(row[0] == group for row in rows) else group
+        first, *more = textwrap.wrap(meaning, room)
+        rows += [(shown, name, value, first), *(("", "", "", line) for line in more)]
+    return tabulated(rows, ("", "figure", "value", "what it is"), "simple", _ALIGN)
+
+
+_ALIGN = ("left", "left", "right", "left")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+
+import attrs
 
 from paravirt_mm.comparison import Row
 from paravirt_mm.machine.model import Machine
@@ -13,11 +15,11 @@ from paravirt_mm.measure.lowmem32 import SEED_BRK, brk_reach, lowmem32
 from paravirt_mm.options import PluginSpec
 from paravirt_mm.printable import printable
 from paravirt_mm.report.markup import tabulated, words
+from paravirt_mm.report.merit import Merit, judged
+from paravirt_mm.report.paper import PLAIN, Paper
 from paravirt_mm.report.values import MISSING, headers, show, size
 from paravirt_mm.run import Outcome
 
-WIDTH = 100
-"""Columns of text that a table may take."""
 _GAP = 2
 
 KEY_FIGURES = tuple(name for name, figure in FIGURES.items() if figure.key)
@@ -51,23 +53,42 @@ def machine_title(machine: Machine) -> str:
     return "\n".join(lines)
 
 
-def table(rows: Sequence[Row], figures: Sequence[str], style: str = "simple") -> str:
-    """Return a table of the given figures, one line a scenario; the verdict is always there."""
+def table(
+    rows: Sequence[Row], figures: Sequence[str], style: str = "simple", paper: Paper = PLAIN
+) -> str:
+    """Return a table of the given figures, one line a scenario; the verdict is always there.
+
+    On paper with colours the best figures under a platform are green, the worst are red.
+    """
     titles = [*_FIXED, *headers(list(figures))]
-    cells = [[*_fixed_cells(row), *(_cell(row, name) for name in figures)] for row in rows]
+    columns = [*_fixed_columns(rows, paper), *(_column(rows, name, paper) for name in figures)]
     align = ("left",) * len(_FIXED) + ("right",) * len(figures)
-    return tabulated(cells, titles, style, align)
+    return tabulated(list(zip(*columns, strict=True)), titles, style, align)
 
 
 _FIXED = ("allocator", "backend", "verdict")
+_ROOM = 24
+"""Columns that are kept for figures: on narrow paper the names of allocators are cut for it."""
 
 
-def _fixed_cells(row: Row) -> list[str]:
-    return [
-        label(PluginSpec.parse(row.allocator)),
-        label(PluginSpec.parse(row.backend)),
-        str(row.outcome),
+def _fixed_columns(rows: Sequence[Row], paper: Paper) -> list[list[str]]:
+    names = [label(PluginSpec.parse(row.allocator)) for row in rows]
+    backends = [label(PluginSpec.parse(row.backend)) for row in rows]
+    verdicts = [str(row.outcome) for row in rows]
+    others = sum(max(map(len, (*cells, "verdict"))) + _GAP for cells in (backends, verdicts))
+    room = max(9, paper.width - others - _ROOM)
+    names = [name if len(name) <= room else f"{name[: room - 1]}…" for name in names]
+    coloured = [
+        text if row.outcome is Outcome.OK else paper.bad(text)
+        for text, row in zip(verdicts, rows, strict=True)
     ]
+    return [names, backends, coloured]
+
+
+def _column(rows: Sequence[Row], name: str, paper: Paper) -> list[str]:
+    how: dict[Merit, Callable[[str], str]] = {Merit.MORE: paper.good, Merit.LESS: paper.bad}
+    cells = (_cell(row, name) for row in rows)
+    return [how.get(each, str)(cell) for cell, each in zip(cells, judged(rows, name), strict=True)]
 
 
 def _cell(row: Row, name: str) -> str:
@@ -77,17 +98,18 @@ def _cell(row: Row, name: str) -> str:
     return show(FIGURES[name], value) if name in FIGURES else printable(str(value))
 
 
-def fit(rows: Sequence[Row], figures: Sequence[str]) -> Iterator[list[str]]:
-    """Divide figures among as many tables as it takes to keep each within `WIDTH` columns."""
+def fit(rows: Sequence[Row], figures: Sequence[str], paper: Paper = PLAIN) -> Iterator[list[str]]:
+    """Divide figures among as many tables as it takes to keep each within the paper."""
+    colourless = attrs.evolve(paper, colour=False)
     fixed = sum(
-        max(len(title), *(len(_fixed_cells(row)[column]) for row in rows)) + _GAP
-        for column, title in enumerate(_FIXED)
+        max(len(title), *map(len, cells)) + _GAP
+        for title, cells in zip(_FIXED, _fixed_columns(rows, colourless), strict=True)
     )
     chosen: list[str] = []
     width = fixed
     for name, title in zip(figures, headers(list(figures)), strict=True):
         needed = max(len(title), *(len(_cell(row, name)) for row in rows)) + _GAP
-        if chosen and width + needed > WIDTH + _GAP:
+        if chosen and width + needed > paper.width + _GAP:
             yield chosen
             chosen, width = [], fixed
         chosen.append(name)
@@ -96,24 +118,33 @@ def fit(rows: Sequence[Row], figures: Sequence[str]) -> Iterator[list[str]]:
         yield chosen
 
 
-def tables(rows: Sequence[Row], style: str = "simple", wide: bool = False) -> str:
+def tables(
+    rows: Sequence[Row], style: str = "simple", wide: bool = False, paper: Paper = PLAIN
+) -> str:
     """Return the short table, or with ``wide`` the tables of every group of figures.
 
-    The short table is one table: key figures that do not fit are left to ``wide``.
+    The short table is one table: key figures that do not fit are left out, and named.
     """
     added = dict.fromkeys(name for row in rows for name in row.figures if name not in FIGURES)
     numbers = [name for name in added if not _is_text(rows, name)]
+    left_out: list[str] = []
     if wide:
         groups = [[n for n, f in FIGURES.items() if f.group is group] for group in Group]
         parts = [
-            table(rows, chosen, style)
+            table(rows, chosen, style, paper)
             for names in (*groups, numbers)
-            for chosen in fit(rows, _told(rows, names))
+            for chosen in fit(rows, _told(rows, names), paper)
         ]
     else:
-        parts = [table(rows, next(fit(rows, [*KEY_FIGURES, *numbers]), []), style)]
-    notes = [_note(rows, name) for name in added if name not in numbers]
-    told = [*filter(None, ["\n".join(notes)]), *_footnotes(rows)]
+        wanted = [*KEY_FIGURES, *numbers]
+        chosen = next(fit(rows, wanted, paper), [])
+        left_out = _told(rows, wanted[len(chosen) :])
+        parts = [table(rows, chosen, style, paper)]
+    notes = [_note(rows, name, paper) for name in added if name not in numbers]
+    if left_out:
+        names = ", ".join(headers(left_out))
+        notes.append(_filled(f"left out for want of room: {names} (--wide shows them)", paper))
+    told = [*filter(None, ["\n".join(notes)]), *_footnotes(rows, paper)]
     return "\n\n".join([*parts, *(words(text, style) for text in told)])
 
 
@@ -121,54 +152,72 @@ def _is_text(rows: Sequence[Row], name: str) -> bool:
     return any(isinstance(row.figures.get(name), str) for row in rows)
 
 
-def _note(rows: Sequence[Row], name: str) -> str:
+def _note(rows: Sequence[Row], name: str, paper: Paper) -> str:
     """Return what plugins say in words, each answer with the scenarios that it is about."""
     answers: dict[str, list[str]] = {}
     for row in rows:
         if name in row.figures:
             answers.setdefault(printable(str(row.figures[name])), []).append(_who(row))
     if len(answers) == 1:
-        return _filled(f"{printable(name)}: {next(iter(answers))}")
+        return _filled(f"{printable(name)}: {next(iter(answers))}", paper)
     told = (f"{answer} ({', '.join(who)})" for answer, who in answers.items())
-    return _filled(f"{printable(name)}: {'; '.join(told)}")
+    return _filled(f"{printable(name)}: {'; '.join(told)}", paper)
 
 
 def _who(row: Row) -> str:
     return f"{label(PluginSpec.parse(row.allocator))}/{label(PluginSpec.parse(row.backend))}"
 
 
-def _filled(text: str) -> str:
-    return textwrap.fill(text, WIDTH, subsequent_indent="  ")
+def _filled(text: str, paper: Paper) -> str:
+    return textwrap.fill(text, paper.width, subsequent_indent="  ")
 
 
-def summary(rows: Sequence[Row], style: str = "simple") -> str:
-    """Return a line for each allocator and backend: verdicts, sums over the runs that are ok."""
+def summary(rows: Sequence[Row], style: str = "simple", paper: Paper = PLAIN) -> str:
+    """Return a line for each allocator and backend: verdicts, sums over the runs that are ok.
+
+    On narrow paper the last columns are left out, and named.
+    """
     seen: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
         seen.setdefault((row.allocator, row.backend), []).append(row)
-    outcomes = [outcome for outcome in Outcome if any(row.outcome is outcome for row in rows)]
-    cells = []
-    for (allocator, backend), group in seen.items():
-        good = [row.figures for row in group if row.outcome is Outcome.OK]
-        tables_made = sum(figures["tables"] for figures in good)
-        flips = sum(figures["flips"] for figures in good)
-        cells.append(
-            [
-                label(PluginSpec.parse(allocator)),
-                label(PluginSpec.parse(backend)),
-                *(str(sum(row.outcome is outcome for row in group)) for outcome in outcomes),
-                str(tables_made),
-                str(sum(figures["waste"] for figures in good)),
-                str(flips),
-                f"{flips / tables_made:.2f}" if tables_made else MISSING,
-                str(sum(figures["flips_wasted"] for figures in good)),
-                size(max((figures["tables_below_16m"] for figures in good), default=0)),
-            ]
-        )
-    sums = ("tables", "waste", "flips", "/table", "wasted", "max<16M")
-    titles = ["allocator", "backend", *map(str, outcomes), *sums]
-    align = ("left", "left", *("right",) * (len(outcomes) + len(sums)))
-    return tabulated(cells, titles, style, align)
+    columns: dict[str, list[str]] = {
+        "allocator": [label(PluginSpec.parse(allocator)) for allocator, _ in seen],
+        "backend": [label(PluginSpec.parse(backend)) for _, backend in seen],
+    }
+    for outcome in Outcome:
+        counts = [sum(row.outcome is outcome for row in group) for group in seen.values()]
+        if any(counts):
+            columns[str(outcome)] = [str(count) for count in counts]
+    columns |= _sums([[r for r in group if r.outcome is Outcome.OK] for group in seen.values()])
+    width, fits = -_GAP, 0
+    for title, cells in columns.items():
+        width += max(len(title), *map(len, cells)) + _GAP
+        fits += width <= paper.width
+    shown, left_out = list(columns)[:fits], list(columns)[fits:]
+    align = ("left", "left", *("right",) * (len(shown) - 2))
+    lines = list(zip(*(columns[title] for title in shown), strict=True))
+    text = tabulated(lines, shown, style, align)
+    if left_out:
+        text += "\n\n" + _filled(f"left out for want of room: {', '.join(left_out)}", paper)
+    return text
+
+
+def _sums(groups: Sequence[Sequence[Row]]) -> dict[str, list[str]]:
+    """Return the columns of sums over groups of runs that are ok."""
+    totals: dict[str, list[str]] = {}
+    for group in groups:
+        made, flips = (sum(row.figures[name] for row in group) for name in ("tables", "flips"))
+        sums = {
+            "tables": str(made),
+            "waste": str(sum(row.figures["waste"] for row in group)),
+            "flips": str(flips),
+            "/table": f"{flips / made:.2f}" if made else MISSING,
+            "wasted": str(sum(row.figures["flips_wasted"] for row in group)),
+            "max<16M": size(max((row.figures["tables_below_16m"] for row in group), default=0)),
+        }
+        for title, text in sums.items():
+            totals.setdefault(title, []).append(text)
+    return totals
 
 
 def verification(rows: Sequence[Row]) -> str:
@@ -179,13 +228,13 @@ def verification(rows: Sequence[Row]) -> str:
     return "\n".join(["Checked against real kernels (see `paravirt-mm verify`):", *lines])
 
 
-def _footnotes(rows: Sequence[Row]) -> list[str]:
+def _footnotes(rows: Sequence[Row], paper: Paper) -> list[str]:
     """Verdicts that need more than a word, each once, with the scenarios that ended so."""
     reasons: dict[str, list[str]] = {}
     for row in rows:
         if row.outcome is not Outcome.OK:
             reasons.setdefault(printable(row.verdict), []).append(_who(row))
-    return [_filled(f"{', '.join(who)}: {reason}") for reason, who in reasons.items()]
+    return [_filled(f"{', '.join(who)}: {reason}", paper) for reason, who in reasons.items()]
 
 
 def _told(rows: Sequence[Row], names: Sequence[str]) -> list[str]:

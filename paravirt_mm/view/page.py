@@ -22,6 +22,7 @@ from paravirt_mm.errors import ParavirtMmError
 from paravirt_mm.machine.model import Machine
 from paravirt_mm.measure.figures import FIGURES
 from paravirt_mm.registry import Registry, default_registry
+from paravirt_mm.report.merit import merit
 from paravirt_mm.report.values import size
 from paravirt_mm.view.charts import Drawing, drawings, svg
 from paravirt_mm.view.palette import Theme, properties
@@ -34,18 +35,6 @@ MAX_ENTRIES = 600
 """Entries of a firmware map that are written out; of more, the first ones, and the page says so."""
 MAX_FINDINGS = 40
 MAX_ASSUMED = 40
-
-HIGHER_IS_BETTER = frozenset(
-    name for name in FIGURES if name.startswith(("largest_free_", "crashkernel_"))
-)
-"""Figures of which more is better."""
-NEITHER = frozenset(
-    name
-    for name in FIGURES
-    if name.startswith(("mapped_", "pins_", "validations_", "steps", "brk_"))
-    or name in {"used", "lowest_table", "highest_table", "direct_writes", "hypercall_writes"}
-)
-"""Figures that tell what was done, and are no merit either way. Of all others less is better."""
 
 
 def page(subjects: Sequence[Subject], registry: Registry | None = None) -> str:
@@ -169,7 +158,7 @@ def _data(
                 "unit": str(figure.unit),
                 "group": str(figure.group),
                 "key": figure.key,
-                "better": 0 if name in NEITHER else 1 if name in HIGHER_IS_BETTER else -1,
+                "better": merit(name),
             }
             for name, figure in FIGURES.items()
         ],

@@ -15,6 +15,7 @@ from itertools import pairwise
 import attrs
 
 from paravirt_mm.engine.pages import PageRun
+from paravirt_mm.engine.steps import NewRoot
 from paravirt_mm.engine.tables import Batch
 from paravirt_mm.engine.trace import (
     Event,
@@ -22,6 +23,7 @@ from paravirt_mm.engine.trace import (
     RangeMapped,
     RootActivated,
     RunStarted,
+    StepStarted,
     SurplusReleased,
     TablesAllocated,
     TablesAttached,
@@ -111,7 +113,7 @@ class Scene:
     """A run to look at.
 
     ``placed`` names what lies in memory before the first step, ``premapped`` what of the direct map
-    exists by then.
+    exists by then, in a tree that the run goes on with.
     """
 
     allocator: str
@@ -158,13 +160,14 @@ def scene(run: Run) -> Scene:
     """Return what there is to see of a run; a run that failed at once has no frames."""
     start = next((event for event in run.trace if isinstance(event, RunStarted)), None)
     told = chapters(run)
+    anew = any(isinstance(event.step, NewRoot) for event in run.trace.of(StepStarted))
     events = list(run.trace)
     frames = [_frame(chapter, events[chapter.first : chapter.last + 1], start) for chapter in told]
     return Scene(
         allocator=str(run.allocator),
         backend=str(run.backend),
         placed=_placed_by_platform(start) if start else placed(run.machine),
-        premapped=tuple(merged(start.boot.direct_mapped)) if start else (),
+        premapped=tuple(merged(start.boot.direct_mapped)) if start and not anew else (),
         boot_tables=tuple(merged(start.boot.boot_tables)) if start else (),
         promised=tuple(thinned(start.promised)) if start else (),
         frames=tuple(_bounded_frames(frames)),

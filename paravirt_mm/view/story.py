@@ -267,6 +267,7 @@ class _Teller:
                 self._opening.append(f"Map {span_text(step.start, step.end)}.")
             case NewRoot():
                 self._opening.append("Start a new tree with a root table of its own.")
+                self._mapped_before = 0
             case HandOverTables():
                 self._opening.append("Tell the platform of every table that waits for it.")
             case AttachTables():
