@@ -13,7 +13,7 @@ import click
 
 from paravirt_mm import offers
 from paravirt_mm.cli import screen
-from paravirt_mm.cli.choosing import machines
+from paravirt_mm.cli.choosing import here_option, machines, wanted
 from paravirt_mm.cli.output import emit, progress
 from paravirt_mm.cli.screen import color_option, paper
 from paravirt_mm.comparison import Row, compare
@@ -31,7 +31,6 @@ from paravirt_mm.report.tables import (
     verification,
 )
 from paravirt_mm.run import Outcome
-from paravirt_mm.sources import bundled_machines
 from paravirt_mm.view.sentences import sentences
 from paravirt_mm.view.strip import ruler, strip, strip_legend
 from paravirt_mm.view.survey import Exhibit, Subject, short, survey, totals
@@ -103,6 +102,7 @@ def _writer(style: str, registry: Registry) -> Callable[[Sequence[Row]], str] | 
 )  # fmt: skip
 @click.option("--each", is_flag=True, help="Show the table of each of many machines.")
 @color_option
+@here_option
 def command(
     inputs: tuple[str, ...],
     allocators: tuple[str, ...],
@@ -111,6 +111,7 @@ def command(
     style: str,
     output: Path | None,
     boot: int | None,
+    here: bool,
     fail_on: tuple[str, ...],
     each: bool,
     color: str,
@@ -124,15 +125,15 @@ def command(
     registry = default_registry()
     write = _writer(style, registry)
     problems: list[InputError] = []
-    names = inputs or bundled_machines()
-    found = machines(names, boot, registry, problems)
+    names = wanted(inputs, here)
+    found = machines(names, boot, registry, problems, here=here)
     if write is not None:
         groups = compare(found, allocators, backends, registry)
-        rows = [row for group in progress(groups, "comparing", len(names)) for row in group]
+        rows = [row for group in progress(groups, "comparing", len(names) + here) for row in group]
         emit(write(rows), output)
         return _exit(rows, problems, fail_on)
     surveyed = survey(found, allocators, backends, registry)
-    subjects = list(progress(surveyed, "comparing", len(names)))
+    subjects = list(progress(surveyed, "comparing", len(names) + here))
     rows = [exhibit.row for subject in subjects for exhibit in subject.exhibits]
     if rows:
         on = paper(color, output) if style == TERMINAL else PLAIN
@@ -196,9 +197,8 @@ def _strips(machine: Machine, exhibits: Sequence[Exhibit], on: Paper) -> Iterato
     above = room > on.width // 3
     width = on.width - (0 if above else room)
     title = "memory, logarithmic"
-    yield (
-        f"{title}\n{ruler(machine, width)}" if above else f"{title:<{room}}{ruler(machine, width)}"
-    )
+    scale = ruler(machine, width)
+    yield f"{title}\n{scale}" if above else f"{title:<{room}}{scale}"
     for name, one in zip(names, exhibits, strict=True):
         line = strip(machine, one.scene, width, drawn=on.drawn).rstrip()
         yield f"{name[: on.width]}\n{line}" if above else f"{name:<{room}}{line}"
@@ -214,8 +214,8 @@ def _ends(subjects: Sequence[Subject], on: Paper) -> Iterator[str]:
                 key = printable(subject.machine.name, 60), printable(one.row.verdict, 300)
                 who = f"{short(one.row.allocator)}/{short(one.row.backend)}"
                 ends.setdefault(key, []).append(who)
-    for (name, verdict), who in list(ends.items())[:MAX_ENDS]:
-        text = f"{name}: {verdict} ({', '.join(who)})"
+    for (name, verdict), scenarios in list(ends.items())[:MAX_ENDS]:
+        text = f"{name}: {verdict} ({', '.join(scenarios)})"
         yield textwrap.fill(text, on.width, subsequent_indent="  ")
     if len(ends) > MAX_ENDS:
         yield f"and {len(ends) - MAX_ENDS} more ends like these"

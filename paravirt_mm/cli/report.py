@@ -6,12 +6,11 @@ from pathlib import Path
 
 import click
 
-from paravirt_mm.cli.choosing import machines
+from paravirt_mm.cli.choosing import here_option, machines, wanted
 from paravirt_mm.cli.output import emit, progress
 from paravirt_mm.errors import ExitCode, InputError
 from paravirt_mm.registry import default_registry
 from paravirt_mm.run import Outcome
-from paravirt_mm.sources import bundled_machines
 
 
 @click.command(epilog="Needs the extra: pip install 'paravirt-mm[report]'.")
@@ -31,12 +30,14 @@ from paravirt_mm.sources import bundled_machines
 @click.option(
     "--boot", type=click.IntRange(1), help="Which boot of a log with several. [default: 1]"
 )
+@here_option
 def command(
     inputs: tuple[str, ...],
     output: Path,
     allocators: tuple[str, ...],
     backends: tuple[str, ...],
     boot: int | None,
+    here: bool,
 ) -> int:
     """Write a report to look at: one HTML file that loads nothing and works from a mail
     attachment.
@@ -50,14 +51,14 @@ def command(
 
     registry = default_registry()
     problems: list[InputError] = []
-    names = inputs or tuple(bundled_machines())
+    names = wanted(inputs, here)
     found = survey(
-        machines(names, boot, registry, problems),
+        machines(names, boot, registry, problems, here=here),
         allocators,
         backends,
         registry,
     )
-    subjects = list(progress(found, "running", len(names)))
+    subjects = list(progress(found, "running", len(names) + here))
     if not subjects:
         return ExitCode.BAD_INPUT
     emit(page(subjects, registry), output)

@@ -6,6 +6,7 @@ Folders and tar archives hold many machines, unless they are a copy of /sys/firm
 
 from __future__ import annotations
 
+import difflib
 import os
 import re
 from collections.abc import Iterable, Iterator
@@ -159,8 +160,11 @@ def _outcomes(
 def _named(name: str) -> Machine:
     if name in (names := bundled_machines()):
         return bundled(name)
+    close = difflib.get_close_matches(name[:80], names, 1, cutoff=0.5)
+    hint = f"; did you mean {close[0]!r}?" if close else ""
     raise InputError(
-        f"no such file, and no machine of that name comes with the package ({', '.join(names)})",
+        f"no such file, and no machine of that name comes with the package{hint} "
+        f"({', '.join(names)})",
         printable(name),
     )
 
