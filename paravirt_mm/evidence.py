@@ -52,6 +52,11 @@ def verified(spec: str, registry: Registry | None = None) -> str:
     return ", ".join(parts) or NOT
 
 
+def known_specs() -> list[str]:
+    """Return every spec that there is evidence about."""
+    return sorted({spec for specs in _load(DATA_FILE).values() for spec in specs})
+
+
 def canonical(spec: str, registry: Registry) -> str:
     """Return a spec with its options sorted, defaults and configuration left out, and the release's
     series.

@@ -15,6 +15,9 @@ from paravirt_mm._version import __version__
 from paravirt_mm.cli.output import OutputClosed, complain, streams
 from paravirt_mm.errors import Ended, ExitCode, InputError, ParavirtMmError, PluginError, SpecError
 
+_COMPLETE = "_PARAVIRT_MM_COMPLETE"
+"""Set while a shell asks for completions (`paravirt_mm.cli.completion`)."""
+
 
 class LazyGroup(click.Group):
     """A group whose commands live in modules that are imported when they are used.
@@ -35,7 +38,17 @@ class LazyGroup(click.Group):
         if cmd_name not in self._lazy:
             return super().get_command(ctx, cmd_name)
         command: click.Command = import_module(self._lazy[cmd_name][0]).command
+        if _COMPLETE in os.environ:
+            import_module("paravirt_mm.cli.completion").teach(command)
         return command
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[Any]:
+        """Return what may stand here: names of commands, without importing any, and options."""
+        from click.shell_completion import CompletionItem
+
+        names = (name for name in self.list_commands(ctx) if name.startswith(incomplete))
+        found = [CompletionItem(name, help=self._lazy.get(name, ("", ""))[1]) for name in names]
+        return [*found, *click.Command.shell_complete(self, ctx, incomplete)]
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the list of commands without importing any."""
@@ -62,6 +75,7 @@ COMMANDS = {
     "query": ("paravirt_mm.cli.query", "Ask the result of a sweep: panics, waste, SQL."),
     "hunt": ("paravirt_mm.cli.hunt", "Find the machine that breaks an allocator."),
     "verify": ("paravirt_mm.cli.verify", "Check the models against reality."),
+    "completion": ("paravirt_mm.cli.completion", "Print what makes a shell complete words."),
 }
 
 _EPILOG = """\b
@@ -103,7 +117,8 @@ def _warn(context: click.Context, result: object) -> object:
 
 def main() -> NoReturn:
     """Run the command line; errors are one line on standard error and an exit code."""
-    if "_PARAVIRT_MM_COMPLETE" in os.environ:
+    if _COMPLETE in os.environ:
+        import_module("paravirt_mm.cli.completion").register()
         cli.main(prog_name="paravirt-mm")
     _end_in_order()
     code: int

@@ -1,0 +1,160 @@
+"""What people see on a terminal: sums first, its width, its colours, memory in a line, steps told."""
+
+from __future__ import annotations
+
+import os
+import pty
+import re
+import subprocess
+import sys
+
+import pytest
+
+LAPTOP = "lenovo-x230-8g"
+FEW = ("lenovo-x230-8g", "pae-4g", "qemu-pae-320m", "asus-l8400-256m")
+
+
+def run(*arguments: str, **environment: str) -> str:
+    result = subprocess.run(
+        [sys.executable, "-m", "paravirt_mm", *arguments],
+        capture_output=True, text=True, check=True,
+        env={**os.environ, "COLUMNS": "100", **environment},
+    )  # fmt: skip
+    return result.stdout
+
+
+def on_a_terminal(*arguments: str, **environment: str) -> str:
+    """Return what a command writes to a terminal of its own."""
+    leader, follower = pty.openpty()
+    wanted = {"TERM": "xterm", "COLUMNS": "100", **environment}
+    inherited = {key: value for key, value in os.environ.items() if key != "NO_COLOR"}
+    with subprocess.Popen(
+        [sys.executable, "-m", "paravirt_mm", *arguments],
+        stdout=follower, stderr=subprocess.DEVNULL, env={**inherited, **wanted},
+    ):  # fmt: skip
+        os.close(follower)
+        parts = []
+        while True:
+            try:
+                data = os.read(leader, 65536)
+            except OSError:  # how Linux says that nobody holds the other end any more
+                break
+            if not data:
+                break
+            parts.append(data)
+    os.close(leader)
+    return b"".join(parts).decode()
+
+
+def test_many_machines_begin_with_the_sums() -> None:
+    text = run("compare", *FEW)
+    assert text.startswith("All 4 machines\n")
+    assert "Guessing: " in text
+    assert "--each shows the table of each" in text
+    assert "guess  waste" not in text
+    assert len(text.splitlines()) < 50
+    assert "asus-l8400-256m: rejected: " in text
+
+
+def test_each_shows_every_machine_below_the_sums() -> None:
+    text = run("compare", *FEW, "--each")
+    assert text.startswith("All 4 machines\n")
+    assert [text.count(f"\n{name}\n") for name in FEW] == [1] * 4
+    assert text.count("allocator               backend  verdict") == 4
+
+
+def test_a_few_machines_show_their_tables() -> None:
+    assert run("compare", *FEW[:2]).count("  verdict") == 2
+
+
+@pytest.mark.parametrize("columns", [40, 60, 77, 132])
+def test_it_fits_the_terminal_and_says_what_it_left_out(columns: int) -> None:
+    for arguments in (("compare", LAPTOP), ("compare", *FEW), ("run", "pae-4g", "--explain")):
+        lines = run(*arguments, COLUMNS=str(columns)).splitlines()
+        evidence = next((n for n, line in enumerate(lines) if "Checked against" in line), None)
+        long = [line for line in lines[:evidence] if len(line) > columns]
+        assert not [line for line in long if " " in line.strip()[:columns]] or columns < 60
+    narrow = run("compare", LAPTOP, COLUMNS=str(columns))
+    assert ("left out for want of room: " in narrow) == (columns < 132)
+
+
+def test_colours_only_where_they_are_wanted() -> None:
+    assert "\x1b[32m" in on_a_terminal("compare", LAPTOP)
+    assert "\x1b[" not in on_a_terminal("compare", LAPTOP, NO_COLOR="1")
+    assert "\x1b[" not in on_a_terminal("compare", LAPTOP, TERM="dumb")
+    assert "\x1b[" not in run("compare", LAPTOP)
+    assert "\x1b[31m" in run("compare", LAPTOP, "--color", "always")
+    assert "\x1b[" not in on_a_terminal("compare", LAPTOP, "--color", "never")
+
+
+def test_colours_do_not_move_columns() -> None:
+    plain = run("compare", LAPTOP)
+    coloured = run("compare", LAPTOP, "--color", "always")
+    assert re.sub(r"\x1b\[\d+m", "", coloured) == plain
+
+
+def test_better_is_green_and_worse_is_red() -> None:
+    lines = run("compare", LAPTOP, "--color", "always").splitlines()
+    guess = next(
+        line for line in lines if line.startswith("legacy_linear 2.6.39") and "xen" in line
+    )
+    knows = next(line for line in lines if line.startswith("incremental hpa") and "xen" in line)
+    assert "\x1b[31m6105\x1b[0m" in guess
+    assert "\x1b[32m0\x1b[0m" in knows
+
+
+def test_memory_in_a_line() -> None:
+    lines = run("compare", LAPTOP).splitlines()
+    strips = [line for line in lines if "/xen  " in line or "/native  " in line]
+    assert len(strips) == 8
+    assert all("█" in line for line in strips)
+    assert sum("▒" in line for line in strips) >= 1
+    ruler = next(line for line in lines if line.startswith("memory, logarithmic"))
+    assert all(f" {mark}" in ruler for mark in ("1M", "16M", "896M", "4G"))
+    # Linux 3.6 puts its tables below 16M under Xen, the others do not.
+    low = ruler.index("16M")
+    below = [line.split("/")[0] for line in strips if "/xen" in line and "█" in line[30:low]]
+    assert below == ["legacy_linear 3.6"]
+
+
+def test_memory_in_ascii_where_nothing_else_can_be_written() -> None:
+    text = run("compare", LAPTOP, PYTHONIOENCODING="ascii")
+    assert "# tables, % set aside in vain" in text
+    assert text.isascii()
+
+
+def test_the_seven_steps_are_explained_with_their_numbers() -> None:
+    text = run("run", LAPTOP, "-a", "incremental:variant=hpa", "-b", "xen", "--explain")
+    steps = [int(number) for number in re.findall(r"^Step (\d):", text, re.MULTILINE)]
+    assert steps == sorted(steps)
+    assert {1, 2, 3, 4, 5, 6} <= set(steps)
+    assert re.search(r"\d+ pages from the brk become tables: 0x", text)
+    assert "Nothing is left to do." in text
+    assert "(100 %)" in text
+
+
+def test_figures_of_a_run_are_a_table() -> None:
+    text = run("run", LAPTOP, "-b", "xen")
+    assert re.search(r"^status  flips +\d+  changes of a page", text, re.MULTILINE)
+    assert "; " not in next(line for line in text.splitlines() if "flips_per_table" in line)
+
+
+def test_a_wrong_name_gets_a_suggestion() -> None:
+    result = subprocess.run(
+        [sys.executable, "-m", "paravirt_mm", "compare", "lenovo-x230"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert "did you mean 'lenovo-x230-8g'?" in result.stderr
+
+
+def test_here_says_what_it_read_or_why_it_cannot() -> None:
+    result = subprocess.run(
+        [sys.executable, "-m", "paravirt_mm", "compare", "--here", "-b", "native"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    if result.returncode == 0:
+        assert re.search(r"here: read from the (kernel log|firmware map|resources)", result.stderr)
+        assert "this machine, by its " in result.stdout
+    else:
+        for source in ("dmesg", "/sys/firmware/memmap", "/proc/iomem"):
+            assert source in result.stderr
