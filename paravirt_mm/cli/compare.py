@@ -24,9 +24,9 @@ from paravirt_mm.printable import printable
 from paravirt_mm.registry import Registry, default_registry
 from paravirt_mm.report.markup import no_formula, words
 from paravirt_mm.report.paper import PLAIN, Paper
+from paravirt_mm.report.summary import summary
 from paravirt_mm.report.tables import (
     machine_title,
-    summary,
     tables,
     verification,
 )

@@ -114,8 +114,8 @@ def _as_json(run: Run) -> str:
 
 
 def _as_text(run: Run, on: Paper, explain: bool) -> Iterator[str]:
-    yield from machine_title(run.machine).split("\n")
-    yield printable(f"{run.allocator} under {run.backend}")
+    for line in (*machine_title(run.machine).split("\n"), f"{run.allocator} under {run.backend}"):
+        yield textwrap.fill(printable(line), on.width, subsequent_indent="  ")
     if explain:
         yield from _explained(run, on)
     else:

@@ -172,54 +172,6 @@ def _filled(text: str, paper: Paper) -> str:
     return textwrap.fill(text, paper.width, subsequent_indent="  ")
 
 
-def summary(rows: Sequence[Row], style: str = "simple", paper: Paper = PLAIN) -> str:
-    """Return a line for each allocator and backend: verdicts, sums over the runs that are ok.
-
-    On narrow paper the last columns are left out, and named.
-    """
-    seen: dict[tuple[str, str], list[Row]] = {}
-    for row in rows:
-        seen.setdefault((row.allocator, row.backend), []).append(row)
-    columns: dict[str, list[str]] = {
-        "allocator": [label(PluginSpec.parse(allocator)) for allocator, _ in seen],
-        "backend": [label(PluginSpec.parse(backend)) for _, backend in seen],
-    }
-    for outcome in Outcome:
-        counts = [sum(row.outcome is outcome for row in group) for group in seen.values()]
-        if any(counts):
-            columns[str(outcome)] = [str(count) for count in counts]
-    columns |= _sums([[r for r in group if r.outcome is Outcome.OK] for group in seen.values()])
-    width, fits = -_GAP, 0
-    for title, cells in columns.items():
-        width += max(len(title), *map(len, cells)) + _GAP
-        fits += width <= paper.width
-    shown, left_out = list(columns)[:fits], list(columns)[fits:]
-    align = ("left", "left", *("right",) * (len(shown) - 2))
-    lines = list(zip(*(columns[title] for title in shown), strict=True))
-    text = tabulated(lines, shown, style, align)
-    if left_out:
-        text += "\n\n" + _filled(f"left out for want of room: {', '.join(left_out)}", paper)
-    return text
-
-
-def _sums(groups: Sequence[Sequence[Row]]) -> dict[str, list[str]]:
-    """Return the columns of sums over groups of runs that are ok."""
-    totals: dict[str, list[str]] = {}
-    for group in groups:
-        made, flips = (sum(row.figures[name] for row in group) for name in ("tables", "flips"))
-        sums = {
-            "tables": str(made),
-            "waste": str(sum(row.figures["waste"] for row in group)),
-            "flips": str(flips),
-            "/table": f"{flips / made:.2f}" if made else MISSING,
-            "wasted": str(sum(row.figures["flips_wasted"] for row in group)),
-            "max<16M": size(max((row.figures["tables_below_16m"] for row in group), default=0)),
-        }
-        for title, text in sums.items():
-            totals.setdefault(title, []).append(text)
-    return totals
-
-
 def verification(rows: Sequence[Row]) -> str:
     """Return a line for each allocator: how far its model has been checked against reality."""
     known = {label(PluginSpec.parse(row.allocator)): row.verified for row in rows}

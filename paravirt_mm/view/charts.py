@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from paravirt_mm.errors import ParavirtMmError
+from paravirt_mm.report.summary import Total, comparable
 from paravirt_mm.view.palette import Theme, colour
 from paravirt_mm.view.scene import MAX_NAME
 from paravirt_mm.view.story import bounded
-from paravirt_mm.view.survey import Exhibit, Subject, Total, short, totals
+from paravirt_mm.view.survey import Exhibit, Subject, short, totals
 
 if TYPE_CHECKING:
     import altair as alt
@@ -205,12 +206,9 @@ def _low_memory(subjects: Sequence[Subject]) -> list[Record]:
 
 
 def _hypercalls(subjects: Sequence[Subject]) -> list[Record]:
-    good: list[Exhibit] = []
-    for subject in subjects:
-        for backend in dict.fromkeys(each.row.backend for each in subject.exhibits):
-            group = [each for each in subject.exhibits if each.row.backend == backend]
-            if all(each.ok for each in group):
-                good += [each for each in group if each.row.figures.get("hypercalls")]
+    shared = comparable([each.row for subject in subjects for each in subject.exhibits])
+    kept = {id(row) for row in shared if row.figures.get("hypercalls")}
+    good = [each for subject in subjects for each in subject.exhibits if id(each.row) in kept]
     keys = dict.fromkeys((each.row.allocator, each.row.backend) for each in good)
     found: list[Record] = []
     for key in keys:

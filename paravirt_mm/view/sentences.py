@@ -10,9 +10,9 @@ from collections.abc import Sequence
 
 import attrs
 
+from paravirt_mm.report.summary import Total
 from paravirt_mm.report.values import size
 from paravirt_mm.view.story import count_text
-from paravirt_mm.view.survey import Total
 
 
 @attrs.frozen
@@ -67,8 +67,8 @@ def _about_status(totals: Sequence[Total], knowing: Sequence[str]) -> str:
     changing = [total for total in totals if total.flips]
     if not changing:
         return "no page changes its status under any platform compared here."
-    worst = max(changing, key=_flips_a_table)
-    best = min(changing, key=lambda t: (_flips_a_table(t), t.allocator not in knowing))
+    worst = max(changing, key=lambda total: total.flips_a_table or 0)
+    best = min(changing, key=lambda t: (t.flips_a_table or 0, t.allocator not in knowing))
     told = (
         f"under {worst.backend} {worst.allocator} changed pages {worst.flips:,} times for "
         f"{count_text(worst.tables, 'table')}"
@@ -76,7 +76,7 @@ def _about_status(totals: Sequence[Total], knowing: Sequence[str]) -> str:
     if worst.flips_wasted:
         told += f", {worst.flips_wasted:,} times for nothing"
     if best is not worst:
-        told += f"; {best.allocator} changed {_flips_a_table(best):.2f} a table"
+        told += f"; {best.allocator} changed {best.flips_a_table or 0:.2f} a table"
         told += ", none for nothing" if not best.flips_wasted else ""
     calm = [
         backend
@@ -84,10 +84,6 @@ def _about_status(totals: Sequence[Total], knowing: Sequence[str]) -> str:
         if not any(total.flips for total in totals if total.backend == backend)
     ]
     return f"{told}; under {_names(calm)} none changes." if calm else f"{told}."
-
-
-def _flips_a_table(total: Total) -> float:
-    return total.flips / total.tables if total.tables else 0
 
 
 def _about_low_memory(

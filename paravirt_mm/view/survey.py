@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import attrs
 
@@ -12,6 +12,7 @@ from paravirt_mm.machine.model import Machine
 from paravirt_mm.offers import default_specs
 from paravirt_mm.options import PluginSpec
 from paravirt_mm.registry import Registry, default_registry
+from paravirt_mm.report.summary import Total, totals as sums
 from paravirt_mm.report.tables import label
 from paravirt_mm.run import Outcome
 from paravirt_mm.scenario import Scenario
@@ -69,72 +70,6 @@ def short(spec: str) -> str:
     return bounded(label(PluginSpec.parse(spec)), MAX_NAME)
 
 
-@attrs.frozen
-class Total:
-    """Sums of one allocator under one backend, over the machines on which every allocator comes to
-    a good end under that backend, so that rows can be compared.
-
-    ``below_16m`` is the most that its tables took there on one machine, in bytes; ``failed`` counts
-    the machines on which it did not come to a good end although the platform accepts them.
-    """
-
-    allocator: str
-    backend: str
-    machines: int
-    reserved: int
-    waste: int
-    tables: int
-    flips: int
-    flips_wasted: int
-    hypercalls: int
-    below_16m: int
-    failed: int
-
-
-_NUMBER = Callable[[Exhibit], int]
-
-
 def totals(subjects: Sequence[Subject]) -> list[Total]:
-    """Return the sums, backend by backend, in the order of the scenarios."""
-    exhibits = [each for subject in subjects for each in subject.exhibits]
-    backends = list(dict.fromkeys(each.row.backend for each in exhibits))
-    allocators = list(dict.fromkeys(each.row.allocator for each in exhibits))
-    result = []
-    for backend in backends:
-        here = [
-            [each for each in subject.exhibits if each.row.backend == backend]
-            for subject in subjects
-        ]
-        good = [group for group in here if group and all(each.ok for each in group)]
-        accepted = [
-            group
-            for group in here
-            if any(each.row.outcome is not Outcome.REJECTED for each in group)
-        ]
-        for allocator in allocators:
-            mine = [each for group in good for each in group if each.row.allocator == allocator]
-            all_mine = [
-                each for group in accepted for each in group if each.row.allocator == allocator
-            ]
-
-            def total(name: str, over: list[Exhibit] = mine) -> int:
-                return sum(each.row.figures.get(name) or 0 for each in over)
-
-            result.append(
-                Total(
-                    allocator=short(allocator),
-                    backend=short(backend),
-                    machines=len(mine),
-                    reserved=total("reserved"),
-                    waste=total("waste"),
-                    tables=total("tables"),
-                    flips=total("flips"),
-                    flips_wasted=total("flips_wasted"),
-                    hypercalls=total("hypercalls"),
-                    below_16m=max(
-                        (each.row.figures.get("tables_below_16m") or 0 for each in mine), default=0
-                    ),
-                    failed=sum(not each.ok for each in all_mine),
-                )
-            )
-    return result
+    """Return the sums of all scenarios over the machines that can be compared."""
+    return sums([exhibit.row for subject in subjects for exhibit in subject.exhibits])

@@ -28,7 +28,7 @@ def nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 
 def test_nothing_may_be_read(nothing: Path) -> None:
-    with pytest.raises(InputError, match="dmesg.*no such program.*there is none.*there is none"):
+    with pytest.raises(InputError, match=r"dmesg.*no such program.*there is none.*there is none"):
         here.this_machine()
 
 
