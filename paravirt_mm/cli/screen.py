@@ -30,14 +30,17 @@ def color_option(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def paper(color: str = "auto", output: Path | None = None) -> Paper:
-    """Return what standard output is: a terminal of some width, or a file."""
+    """Return what standard output is: a terminal of some width, or a file or pipe, whose text is
+    the same whatever surrounds it.
+    """
     if output is not None:
         return PLAIN
     stream = terminal()
-    columns = shutil.get_terminal_size((PLAIN.width, 24)).columns
+    shown = stream.isatty()
+    columns = shutil.get_terminal_size((PLAIN.width, 24)).columns if shown else PLAIN.width
     wished = color == "always" or (
         color == "auto"
-        and stream.isatty()
+        and shown
         and not os.environ.get("NO_COLOR")
         and os.environ.get("TERM") != "dumb"
     )

@@ -18,7 +18,7 @@ def run(*arguments: str, **environment: str) -> str:
     result = subprocess.run(
         [sys.executable, "-m", "paravirt_mm", *arguments],
         capture_output=True, text=True, check=True,
-        env={**os.environ, "COLUMNS": "100", **environment},
+        env={**os.environ, **environment},
     )  # fmt: skip
     return result.stdout
 
@@ -70,9 +70,9 @@ def test_a_few_machines_show_their_tables() -> None:
 @pytest.mark.parametrize("columns", [60, 77, 132])
 def test_it_fits_the_terminal_and_says_what_it_left_out(columns: int) -> None:
     for arguments in (("compare", LAPTOP), ("compare", *FEW), ("run", "pae-4g", "--explain")):
-        lines = run(*arguments, COLUMNS=str(columns)).splitlines()
+        lines = on_a_terminal(*arguments, COLUMNS=str(columns), NO_COLOR="1").splitlines()
         assert max(map(len, lines)) <= columns
-    narrow = run("compare", LAPTOP, COLUMNS=str(columns))
+    narrow = on_a_terminal("compare", LAPTOP, COLUMNS=str(columns))
     assert ("left out for want of room: " in narrow) == (columns < 132)
 
 
