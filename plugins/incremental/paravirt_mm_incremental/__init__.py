@@ -7,9 +7,9 @@ release.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from enum import StrEnum
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import attrs
 
@@ -43,6 +43,9 @@ from paravirt_mm_incremental.releases import (
     gives_back_low_memory,
     panics_at_once_without_trampoline,
 )
+
+if TYPE_CHECKING:
+    import click
 
 
 class Variant(StrEnum):
@@ -164,3 +167,10 @@ class Incremental:
         """Return the choice with the tables that the trampoline takes where it makes any."""
         steps = attrs.evolve(self._linux, kaslr=("kaslr", "yes") in choice.options)
         return attrs.evolve(choice, other_tables=steps.trampoline_tables(MODES[mode]))
+
+    @hookimpl
+    def pvmm_verifiers(self) -> Iterable[click.Command]:
+        """Add ``verify bound``."""
+        from paravirt_mm_incremental.command import bound
+
+        return (bound,)

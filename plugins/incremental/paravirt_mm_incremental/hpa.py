@@ -6,9 +6,9 @@ pages are used up. 3. Call the paravirt hook on all tables made so far. 4. Switc
 left or mapped memory for tables runs out. 6. Call the hook for the new tables, then attach them. 7.
 Repeat from 5.
 
-Where it breaks: step 5 lives on free memory that steps 1 and 2 have mapped. With little brk (a tree
-for the kernel and one for the top of memory take seven tables on x86_64), or with something
-reserved at the very top of memory that is larger than what brk can map, there is none.
+Where it breaks: step 5 lives on free memory that steps 1 and 2 have mapped. Where more is taken at
+the very top of memory than the additional brk can map, there is none; `bound` has the exact account
+and docs/bound.md what is proved about it.
 """
 
 from __future__ import annotations

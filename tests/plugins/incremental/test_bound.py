@@ -1,0 +1,226 @@
+"""docs/bound.md: its proofs, and the allocator itself on both sides of every border.
+
+::
+
+    0        kernel, brk                      taken            top
+    ├────────┬─────────┬──────── free ───────┬─────────────────┤
+             └ tables come from here first,   └ 64 pages must reach past this
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import attrs
+import pytest
+from click.testing import CliRunner
+
+from paravirt_mm import (
+    MODES,
+    CpuFeatures,
+    E820Type,
+    ExitCode,
+    Machine,
+    MemoryMap,
+    Outcome,
+    RangeSet,
+    Run,
+    Scenario,
+)
+from paravirt_mm.cli.main import cli
+from paravirt_mm.testing import generate
+from paravirt_mm_incremental.bound import TableSpan, enough, left_of_brk, spans, stuck
+
+proof = pytest.importorskip("paravirt_mm_incremental.proof", reason="z3 is not installed")
+
+PAGE = 4096
+MIB = 1 << 20
+DOCUMENT = Path(__file__).parents[3] / "docs" / "bound.md"
+DEAR = {"contiguous-3-30208-64", "contiguous-3-65536-133"}
+STATEMENTS = {statement.name: statement for statement in proof.statements()}
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow if n in DEAR else ()) for n in STATEMENTS]
+)
+def test_proved(name):
+    assert proof.prove(STATEMENTS[name]).proved
+
+
+def test_the_document_names_what_is_proved():
+    named = set(re.findall(r"`(contiguous-[\d-]+|enough-\d)`", DOCUMENT.read_text("utf-8")))
+    assert named <= set(STATEMENTS)
+    assert {name for name in STATEMENTS if name.startswith("contiguous")} <= named
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        proof.less_is_not_enough(2, 10),
+        proof.less_is_not_enough(3, 10),
+        proof.less_is_not_enough(4, 10),
+        proof.seed_reach(64).__class__("x", "x", proof.seed_reach(64).opposite[:-1]),
+        proof.linux_step(32, 1, 16),
+        proof.linux_step(256, 1, 2),
+        *(proof.contiguous(n, taken + 1, b) for n, taken, b in proof.CONTIGUOUS[2:4]),
+        *(proof.contiguous(n, 0, b - 1) for n, taken, b in proof.CONTIGUOUS if not taken),
+    ],
+    ids=lambda statement: statement.name,
+)
+def test_just_beyond_is_refuted(wrong):
+    """A formula that nothing can refute proves nothing: each has numbers one step further."""
+    found = proof.prove(wrong)
+    assert not found.proved
+    assert found.refutation is not None
+
+
+def reach(levels: int, taken: int, top: int) -> int:
+    """Budget that a top needs, counted table by table."""
+
+    def tables(bottom: int) -> int:
+        return sum(
+            (top - 1) // 512**level - bottom // 512**level + 1 for level in range(1, levels + 1)
+        )
+
+    first_free = top - taken - 1
+    down_to = first_free // 512 * 512
+    return max(tables(down_to), tables(down_to - 512) - (first_free - down_to + 1))
+
+
+@pytest.mark.parametrize(("levels", "taken", "budget"), proof.CONTIGUOUS)
+def test_counting_agrees(levels, taken, budget):
+    """The worst top lies near a border of a table: all of those, counted without z3."""
+    limit = proof.LOWMEM if levels == 1 else 3 * 512**3
+    borders = {
+        border + offset
+        for border in (k * 512**level for level in range(1, 4) for k in (1, 2, 3, 100, 437))
+        for near in (0, taken, taken % 512, -(-taken // 512) * 512)
+        for offset in range(near - 3, near + 4)
+    }
+    tops = [top for top in borders if taken + 1024 < top <= limit]
+    assert tops
+    assert max(reach(levels, taken, top) for top in tops) == budget
+
+
+# -- the allocator on both sides ------------------------------------------------------------------
+
+
+def hpa(machine: Machine, **options: int) -> Run:
+    spec = ",".join(["incremental:variant=hpa", *(f"{k}={v}" for k, v in options.items())])
+    return Scenario.of(machine, spec, "native").run()
+
+
+def with_budget(machine: Machine, budget: int) -> Run:
+    """Run the seven steps with so much brk that ``budget`` pages are left for the top."""
+    run = hpa(machine, brk_pages=budget)
+    assert left_of_brk(run.trace) == budget
+    return run
+
+
+def topped(mode: str, top_pfn: int, taken: int) -> Machine:
+    """RAM in one piece up to ``top_pfn``, whose topmost ``taken`` pages are reserved."""
+    top = top_pfn * PAGE
+    machine = Machine(
+        name="topped",
+        memory_map=MemoryMap.sanitise([(0, top, E820Type.RAM)]),
+        mode=MODES[mode],
+        features=CpuFeatures(pse=False, gbpages=False),
+        reserved=((top - taken * PAGE, top),) if taken else (),
+    )
+    kernel = machine.kernel
+    return attrs.evolve(machine, kernel=attrs.evolve(kernel, start=2 * MIB, end=4 * MIB))
+
+
+def away_from_the_kernel(refuted: proof.Statement, levels: int) -> int:
+    """Return the top (pfn) at which a statement fails, so far up that no table is the kernel's."""
+    span = 512**levels
+    away = 2 if levels == 3 else 100
+    return proof.prove(refuted).refutation["top_pfn"] % span + away * span
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("mode", "row"), [("i386-pae", 2), ("x86_64", 3), ("x86_64-la57", 3)], ids=lambda v: str(v)
+)
+def test_the_border_is_the_allocators(mode, row):
+    """As much taken as is proved to be survived, and one page more, where z3 says it breaks."""
+    levels, taken, budget = proof.CONTIGUOUS[row]
+    top = away_from_the_kernel(proof.contiguous(levels, taken + 1, budget), levels)
+    assert with_budget(topped(mode, top, taken), budget).verdict.outcome is Outcome.OK
+    beyond = with_budget(topped(mode, top, taken + 1), budget)
+    assert beyond.verdict.outcome is Outcome.PANIC
+    assert "no mapped memory" in beyond.verdict.detail
+
+
+@pytest.mark.slow
+def test_the_smallest_budgets_are_the_allocators():
+    """With nothing taken: one page of RAM just behind a 512 GiB border needs five pages."""
+    top = away_from_the_kernel(proof.contiguous(3, 0, 4), 3)
+    machine = topped("x86_64", top, 0)
+    assert with_budget(machine, 5).verdict.outcome is Outcome.OK
+    assert with_budget(machine, 4).verdict.outcome is Outcome.PANIC
+
+
+def account(machine: Machine, run: Run) -> list[TableSpan]:
+    """The spans of a machine, from what the run says of the kernel and nothing else of it."""
+    start = run.trace.start
+    low, high = start.boot.kernel_of(machine).span
+    kernel = (low // PAGE * PAGE, -(-high // PAGE) * PAGE)
+    taken = RangeSet(start.boot.taken(machine))
+    return list(spans(machine, [kernel], taken))
+
+
+@pytest.mark.parametrize(
+    "seed", [pytest.param(1), *(pytest.param(s, marks=pytest.mark.slow) for s in range(2, 6))]
+)
+def test_the_account_decides_as_the_allocator_does(seed):
+    """Stuck or not, for machines of every kind without large pages, with several budgets."""
+    ends = set()
+    for machine in generate(25, seed, ("i386-pae", "x86_64", "x86_64-la57")):
+        small = machine.memory_map.ram_pages().total <= 64 << 30
+        if not small:
+            continue  # as many spans as there are 2 MiB in it
+        machine = attrs.evolve(machine, features=CpuFeatures(pse=False, gbpages=False))
+        for brk_pages in (1, 4, 8, 64):
+            run = hpa(machine, brk_pages=brk_pages)
+            try:
+                budget = left_of_brk(run.trace)
+            except ValueError:
+                continue  # not even the kernel could be mapped
+            expected = stuck(budget, account(machine, run))
+            outcome = Outcome.OK if expected is None else Outcome.PANIC
+            assert run.verdict.outcome is outcome, (machine.name, brk_pages, expected)
+            ends.add(outcome)
+    assert ends == {Outcome.OK, Outcome.PANIC}
+
+
+def test_deficit_and_levels_are_enough():
+    """The bound itself, on real accounts: enough always is, and it is never more than needed by
+    much: the smallest budget that works is at least the deficit less what rich spans gave before.
+    """
+    for machine in generate(20, 7, ("i386-pae", "x86_64")):
+        if machine.memory_map.ram_pages().total > 16 << 30:
+            continue
+        machine = attrs.evolve(machine, features=CpuFeatures(pse=False, gbpages=False))
+        kept = account(machine, hpa(machine))
+        assert stuck(enough(machine.mode, kept), kept) is None
+
+
+def test_tight_on_spans():
+    """One page less than deficit and levels is not enough, for the spans of the refutation."""
+    for levels in (2, 3, 4):
+        deficit = 10
+        number = proof.prove(proof.less_is_not_enough(levels, deficit)).refutation
+        count = number["spans_taken_at_the_top"]
+        block = [TableSpan(0, levels, 0), *(TableSpan(0, 1, 0) for _ in range(count - 1))]
+        row = [*block, TableSpan(0, levels, 512)]
+        assert sum(span.deficit for span in row) == deficit
+        assert stuck(deficit + levels - 1, row) is row[-1]
+        assert stuck(deficit + levels, row) is None
+
+
+def test_command():
+    result = CliRunner().invoke(cli, ["verify", "bound", "rounds", "pae-64"], standalone_mode=False)
+    assert result.return_value == ExitCode.OK
+    assert result.output.split() == ["proved", "rounds", "proved", "pae-64"]
