@@ -150,6 +150,7 @@ from .sources.bootlog.facts import (
     of_kind as of_kind,
 )
 from .sources.bootlog.lines import LineVerdict as LineVerdict, LogLine as LogLine
+from .verify.linux.boots import RecordedBoot as RecordedBoot, recorded_boot as recorded_boot
 from .verify.linux.qemu.errors import GdbError as GdbError
 from .verify.linux.qemu.gdbremote import GdbClient as GdbClient
 from .verify.linux.qemu.locate import Kernel as Kernel

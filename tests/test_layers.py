@@ -29,6 +29,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("comparison",),
     ("report", "verify"),
     ("hunt", "sweep", "view"),
+    ("diff",),
     ("cli",),
     ("__main__",),
     ("",),  # the public names: they come from everywhere
@@ -164,6 +165,10 @@ REAL_THINGS = {
     "paravirt_mm.verify.kernel.record": ("native",),
     "paravirt_mm.verify.log.variants": ("xen-pv-guest",),
     "paravirt_mm.verify.log.words": ("xen: setting RW the range",),
+    # The kernel, not the plugin that boots one.
+    "paravirt_mm.cli.verify": ("linux",),
+    "paravirt_mm.cli.verify_linux": ("linux",),
+    "paravirt_mm.verify.linux.qemu.locate": ("fetch-linux.sh", "linux-image"),
 }
 """Names of things of the world, which some plugin is called after."""
 WORDS_OF_LOGS = "paravirt_mm.sources.bootlog."

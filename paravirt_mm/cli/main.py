@@ -67,6 +67,7 @@ COMMANDS = {
     "run": ("paravirt_mm.cli.run", "Run one scenario and show it step by step."),
     "report": ("paravirt_mm.cli.report", "Write everything as one HTML page to look at."),
     "picture": ("paravirt_mm.cli.picture", "Draw a memory map or a chart as SVG or PNG."),
+    "diff": ("paravirt_mm.cli.diff", "Find where two allocators differ, and the smallest machine."),
     "machines": ("paravirt_mm.cli.machines", "List the machines that ship with the package."),
     "plugins": ("paravirt_mm.cli.plugins", "List plugins, their options and hooks."),
     "figures": ("paravirt_mm.cli.figures", "Explain every column of the comparison."),

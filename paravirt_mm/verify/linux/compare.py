@@ -37,6 +37,7 @@ from paravirt_mm.verify.kernel.compare import (
     first_difference,
 )
 from paravirt_mm.verify.kernel.record import Record, measured
+from paravirt_mm.verify.linux.qemu.record import FORMAT
 from paravirt_mm.verify.log.words import Words
 
 ACPI_COUNTS_SINCE = (6, 11)
@@ -72,6 +73,9 @@ def replay(record: Mapping[str, Any], where: str, registry: Registry | None = No
     Raises InputError for a record that is not of that shape.
     """
     registry = registry or default_registry()
+    known = record.get("format", FORMAT)
+    if known != FORMAT:
+        raise InputError(f"format: {printable(repr(known), 60)} is not {FORMAT!r}", where)
     release = upstream_release(record, where)
     machine = machine_of(record, where)
     spec = spec_of(record, where, registry)

@@ -11,11 +11,11 @@ from importlib import resources
 import attrs
 
 from paravirt_mm.machine.e820 import E820Type, MemoryMap
-from paravirt_mm.machine.model import Machine
+from paravirt_mm.machine.model import CpuFeatures, Machine, Provenance
 from paravirt_mm.machine.paging import GIB, KIB, MIB, PAGE_SIZE, X86_64, X86_64_LA57
 from paravirt_mm.machine.ranges import RangeSet, align_up
 from paravirt_mm.sources.generated import Choices, Seeded, any_map
-from paravirt_mm.verify.linux.qemu import Kernel, MapSpec, MapSpecError
+from paravirt_mm.verify.linux.qemu import Kernel, KernelFacts, MapSpec, MapSpecError
 from paravirt_mm.verify.linux.qemu.spec import PC_RAM_END
 
 _NODE = 16
@@ -51,7 +51,20 @@ def builtin_maps(kernel: Kernel | None = None) -> list[NamedMap]:
     return [named for named in maps if named.spec.levels == 4]
 
 
-def map_of(machine: Machine, kernel: Kernel) -> NamedMap:
+def machine_of_map(named: NamedMap) -> Machine:
+    """Return a machine with the map; its kernel lies where any does that says nothing else."""
+    spec = named.spec
+    return Machine(
+        name=named.name,
+        memory_map=MemoryMap.sanitise((a, b, E820Type(kind)) for a, b, kind in spec.e820),
+        mode=spec.mode,
+        features=CpuFeatures(pse=spec.pse, gbpages=spec.gbpages),
+        reserved=spec.reserved,
+        provenance=Provenance(source="the package", title=" ".join(named.notes)),
+    )
+
+
+def map_of(machine: Machine, kernel: Kernel | KernelFacts) -> NamedMap:
     """Return a machine's map as far as QEMU can have it.
 
     RAM that QEMU cannot address is left out; the kernel lies where it is linked to run, so what the
@@ -60,6 +73,8 @@ def map_of(machine: Machine, kernel: Kernel) -> NamedMap:
     """
     if machine.mode not in (X86_64, X86_64_LA57):
         raise MapSpecError(f"{machine.mode.title}: only 64-bit kernels are booted")
+    if machine.mode is X86_64_LA57 and not kernel.has_five_levels:
+        raise MapSpecError(f"kernel {kernel.release} is built without five levels of paging")
     notes: list[str] = []
     memory = machine.memory_map
     if machine.max_pfn_hint is not None:
@@ -135,7 +150,7 @@ def _shrunk(memory: MemoryMap, total: int) -> MemoryMap:
     return memory
 
 
-def _hosted(taken: RangeSet, memory: MemoryMap, kernel: Kernel) -> RangeSet:
+def _hosted(taken: RangeSet, memory: MemoryMap, kernel: Kernel | KernelFacts) -> RangeSet:
     """Return what of ``taken`` can be handed over: RAM beside the kernel, with room for a header.
 
     The last page of RAM stays free: Linux does not count RAM that holds ``setup_data`` when it

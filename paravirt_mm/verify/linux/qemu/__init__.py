@@ -18,6 +18,7 @@ from paravirt_mm.verify.linux.qemu.locate import (
     KERNEL_VARIABLE,
     QEMU_VARIABLE,
     Kernel,
+    KernelFacts,
     find_kernel,
     find_qemu,
 )
@@ -41,6 +42,7 @@ __all__ = [
     "GdbError",
     "Kernel",
     "KernelBootError",
+    "KernelFacts",
     "KernelImageError",
     "LiveLinuxError",
     "LiveUnavailableError",

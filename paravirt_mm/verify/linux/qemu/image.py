@@ -1,4 +1,4 @@
-"""From a distributor's ``vmlinuz`` to the kernel's ELF image.
+"""From a kernel's file, a distributor's ``vmlinuz`` or a build's ``vmlinux``, to its ELF image.
 
 ``vmlinuz`` is a bzImage: a real-mode setup part, a decompressor, and the compressed ``vmlinux``.
 The setup header says where the payload is (``payload_offset`` and ``payload_length``, boot protocol
@@ -12,12 +12,15 @@ from __future__ import annotations
 
 import bz2
 import lzma
+import mmap
+import re
 import shutil
 import struct
 import subprocess
 import tempfile
 import threading
 import zlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, cast
 
@@ -27,6 +30,8 @@ from paravirt_mm.verify.linux.qemu.errors import KernelImageError
 
 MAX_VMLINUZ = 256 << 20
 """Largest vmlinuz that is read, in bytes. Distribution kernels have 6 to 20 MiB."""
+MAX_DEBUG_VMLINUX = 8 << 30
+"""Largest vmlinux that is mapped, in bytes: debug information takes most of it."""
 MAX_VMLINUX = 512 << 20
 """Largest vmlinux that is unpacked, in bytes. Distribution kernels have 40 to 100 MiB."""
 _DECOMPRESS_TIMEOUT = 60.0
@@ -34,7 +39,27 @@ _DECOMPRESS_TIMEOUT = 60.0
 _PT_LOAD = 1
 _ELF_HEADER = struct.Struct("<16sHHIQQQIHHHHHH")
 _ELF_SEGMENT = struct.Struct("<IIQQQQQQ")
+_ELF_SECTION = struct.Struct("<IIQQQQIIQQ")
+_ELF_SYMBOL = struct.Struct("<IBBHQQ")
+_SHT_SYMTAB = 2
+MAX_SYMTAB = 256 << 20
 _EM_X86_64 = 62
+
+_BANNER = re.compile(rb"Linux version (\d+\.[ -~]{1,400})")
+_PLAIN_HEADER_END = 0x268
+_PLAIN_HEADER = (
+    (0x1FE, "<H", 0xAA55),
+    (0x202, "<4s", b"HdrS"),
+    (0x206, "<H", 0x020F),
+    (0x211, "<B", 1),  # loaded high
+    (0x22C, "<I", 0x7FFF_FFFF),  # where an initrd may end
+    (0x230, "<I", 2 << 20),  # alignment
+    (0x234, "<B", 1),  # relocatable
+    (0x236, "<H", 3),  # 64-bit entry, may lie above 4 GiB
+    (0x238, "<I", 2047),  # length of a command line
+    (0x258, "<Q", 16 << 20),  # preferred address
+)
+"""Fields of the setup header: offset, form, value (boot.rst)."""
 
 _STDLIB_CODECS = {
     b"\x1f\x8b": "gzip",
@@ -73,15 +98,52 @@ class SetupHeader:
     payload: slice
 
 
-def read_vmlinuz(path: Path) -> bytes:
-    """Read a bzImage; raises KernelImageError where the file cannot be one."""
+ElfImage = bytes | mmap.mmap
+"""An ELF file in memory: unpacked, or mapped as it lies on disk."""
+
+ELF_MAGIC = b"\x7fELF"
+
+
+def read_kernel(path: Path) -> tuple[SetupHeader, ElfImage]:
+    """Read a bzImage or vmlinux: its setup header (a vmlinux gets a plain one) and ELF image.
+
+    Raises KernelImageError where the file is neither.
+    """
     try:
-        size = path.stat().st_size
-        if not 0x1000 <= size <= MAX_VMLINUZ:
-            raise KernelImageError(f"{path}: {size} bytes cannot be a vmlinuz")
-        return path.read_bytes()
+        with path.open("rb") as file:
+            size = path.stat().st_size
+            is_elf = file.read(4) == ELF_MAGIC
+            if not 0x1000 <= size <= (MAX_DEBUG_VMLINUX if is_elf else MAX_VMLINUZ):
+                raise KernelImageError(f"{size} bytes cannot be a kernel")
+            if is_elf:
+                image = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+                return _plain_header(image), image
+            file.seek(0)
+            packed = file.read()
     except OSError as error:
-        raise KernelImageError(f"{path}: {error.strerror or error}") from error
+        raise KernelImageError(str(error.strerror or error)) from error
+    header = parse_setup_header(packed)
+    return header, decompress_payload(packed[header.payload])
+
+
+def read_vmlinux(path: Path) -> ElfImage:
+    """Return the ELF image of a bzImage or vmlinux. Raises KernelImageError, with the path."""
+    try:
+        return read_kernel(path)[1]
+    except KernelImageError as error:
+        raise KernelImageError(f"{path}: {error}") from error
+
+
+def _plain_header(image: ElfImage) -> SetupHeader:
+    """Return what a loader of a bare vmlinux would write into ``boot_params``, and its version."""
+    found = _BANNER.search(image)
+    if found is None:
+        raise KernelImageError("an ELF file without the text 'Linux version': not a vmlinux")
+    words = found[1].decode("ascii", "replace")
+    header = bytearray(_PLAIN_HEADER_END - 0x1F1)
+    for offset, form, value in _PLAIN_HEADER:
+        struct.pack_into(form, header, offset - 0x1F1, value)
+    return SetupHeader(bytes(header), 0x020F, words, slice(0, 0))
 
 
 def parse_setup_header(image: bytes) -> SetupHeader:
@@ -179,7 +241,7 @@ def _run_bounded(command: list[str], source: IO[bytes], limit: int) -> bytes:
             process.kill()
 
 
-def load_segments(vmlinux: bytes) -> tuple[int, tuple[Segment, ...]]:
+def load_segments(vmlinux: ElfImage) -> tuple[int, tuple[Segment, ...]]:
     """The ELF's entry point (physical) and its PT_LOAD segments; raises KernelImageError."""
     try:
         header = _ELF_HEADER.unpack_from(vmlinux, 0)
@@ -205,3 +267,34 @@ def load_segments(vmlinux: bytes) -> tuple[int, tuple[Segment, ...]]:
     if not segments:
         raise KernelImageError("the unpacked kernel has no loadable segment")
     return entry, tuple(segments)
+
+
+def read_symtab(vmlinux: ElfImage) -> Mapping[str, int]:
+    """Return addresses by name from the ELF's own symbol table; empty where it was stripped.
+
+    Raises KernelImageError where the table lies outside the file.
+    """
+    header = _ELF_HEADER.unpack_from(vmlinux, 0)
+    table, count = header[6], header[12]
+    try:
+        sections = [
+            _ELF_SECTION.unpack_from(vmlinux, table + number * _ELF_SECTION.size)
+            for number in range(count)
+        ]
+        symtab = next((section for section in sections if section[1] == _SHT_SYMTAB), None)
+        if symtab is None:
+            return {}
+        at, size = symtab[4], symtab[5]
+        names_at, names_size = sections[symtab[6]][4:6]
+    except (struct.error, IndexError) as error:
+        raise KernelImageError("ELF section headers lie outside the file") from error
+    if size > MAX_SYMTAB or max(at + size, names_at + names_size) > len(vmlinux):
+        raise KernelImageError("the ELF symbol table lies outside the file")
+    names = vmlinux[names_at : names_at + names_size]
+    symbols: dict[str, int] = {}
+    entries = memoryview(vmlinux)[at : at + size - size % _ELF_SYMBOL.size]
+    for name, _info, _other, _section, value, _size in _ELF_SYMBOL.iter_unpack(entries):
+        if name and value:
+            end = names.find(b"\0", name)
+            symbols.setdefault(names[name:end].decode("ascii", "replace"), value)
+    return symbols

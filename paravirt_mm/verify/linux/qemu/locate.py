@@ -13,13 +13,7 @@ from pathlib import Path
 import attrs
 
 from paravirt_mm.verify.linux.qemu.errors import KernelImageError, LiveUnavailableError
-from paravirt_mm.verify.linux.qemu.image import (
-    Segment,
-    decompress_payload,
-    load_segments,
-    parse_setup_header,
-    read_vmlinuz,
-)
+from paravirt_mm.verify.linux.qemu.image import Segment, load_segments, read_kernel, read_symtab
 from paravirt_mm.verify.linux.qemu.kallsyms import parse_kallsyms
 
 KERNEL_VARIABLE = "PARAVIRT_MM_LINUX"
@@ -31,10 +25,22 @@ _NUMBER = re.compile(r"\d+")
 
 
 @attrs.frozen
+class KernelFacts:
+    """What decides which machines a kernel can boot on."""
+
+    release: str
+    """``uname -r``, e.g. ``6.1.0-32-amd64``."""
+    physical_range: tuple[int, int]
+    """``[start, end)`` in bytes of physical memory that the image needs, bss and brk too."""
+    has_five_levels: bool
+    """Whether the kernel was built with CONFIG_X86_5LEVEL."""
+
+
+@attrs.frozen
 class Kernel:
     """A kernel ready to be booted: the file, its ELF segments and its symbols."""
 
-    vmlinuz: Path
+    path: Path
     header: bytes = attrs.field(repr=False)
     """The setup header, for ``boot_params``."""
     release: str
@@ -45,25 +51,27 @@ class Kernel:
     """Physical address of the 64-bit entry point."""
     segments: tuple[Segment, ...] = attrs.field(repr=False)
     symbols: Mapping[str, int] = attrs.field(repr=False)
+    is_bzimage: bool = True
+    """A vmlinux has no decompressor, so firmware cannot start it."""
 
     @classmethod
-    def load(cls, vmlinuz: Path) -> Kernel:
-        """Read, unpack and index a vmlinuz (about a second); raises KernelImageError."""
-        image = read_vmlinuz(vmlinuz)
+    def load(cls, path: Path) -> Kernel:
+        """Read, unpack and index a bzImage or vmlinux (1 to 2 s); raises KernelImageError."""
         try:
-            header = parse_setup_header(image)
-            entry, segments = load_segments(decompress_payload(image[header.payload]))
-            symbols = parse_kallsyms(segments[0].data, segments[0].vaddr)
+            header, vmlinux = read_kernel(path)
+            entry, segments = load_segments(vmlinux)
+            symbols = read_symtab(vmlinux) or parse_kallsyms(segments[0].data, segments[0].vaddr)
         except KernelImageError as error:
-            raise KernelImageError(f"{vmlinuz}: {error}") from error
+            raise KernelImageError(f"{path}: {error}") from error
         return cls(
-            vmlinuz=vmlinuz,
+            path=path,
             header=header.raw,
             release=header.release.split(" ", 1)[0],
             version=header.release,
             entry=entry,
             segments=segments,
             symbols=symbols,
+            is_bzimage=header.payload.stop > 0,
         )
 
     def unpacked(self) -> bytes:
@@ -80,6 +88,11 @@ class Kernel:
     def physical_range(self) -> tuple[int, int]:
         """``[start, end)`` in bytes of physical memory that the image needs, bss and brk too."""
         return min(s.paddr for s in self.segments), max(s.end for s in self.segments)
+
+    @property
+    def facts(self) -> KernelFacts:
+        """What decides which machines it can boot on."""
+        return KernelFacts(self.release, self.physical_range, self.has_five_levels)
 
 
 def find_kernel(where: Path | None = None) -> Path:

@@ -43,7 +43,7 @@ def qemu_arguments(spec: MapSpec, kernel: Kernel) -> list[str]:
     machine = f"pc,accel=tcg,max-ram-below-4g={PC_LOW_LIMIT}"
     arguments = ["-machine", machine, "-cpu", processor(spec), "-m", f"{size}M"]
     if spec.entry is Entry.FIRMWARE:
-        arguments += ["-kernel", str(kernel.vmlinuz), "-append", kernel_parameters(spec)]
+        arguments += ["-kernel", str(kernel.path), "-append", kernel_parameters(spec)]
     return arguments
 
 

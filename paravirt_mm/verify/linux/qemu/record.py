@@ -12,6 +12,9 @@ from paravirt_mm.machine.paging import PAGE_SIZE
 from paravirt_mm.verify.linux.qemu.direct_map import TablePage
 from paravirt_mm.verify.linux.qemu.spec import RawEntry
 
+FORMAT = "paravirt-mm-boot-1"
+"""Format of a record, which docs/boot-record.md and its JSON schema describe."""
+
 
 @attrs.frozen
 class MappingStep:
@@ -115,6 +118,7 @@ class BootRecord:
         hooks = [list(hook) for hook in self.hook_order]
         taken = [[a.pfn, "brk" if a.from_brk else "memblock", a.step] for a in self.allocations]
         result: dict[str, Any] = {
+            "format": FORMAT,
             "release": self.release,
             "levels": self.levels,
             "e820": _lists(self.e820),

@@ -79,6 +79,8 @@ def record_boot(
         kernel = Kernel.load(find_kernel(kernel))
     if spec.levels == 5 and not kernel.has_five_levels:
         raise MapSpecError(f"kernel {kernel.release} is built without five levels of paging")
+    if spec.entry is Entry.FIRMWARE and not kernel.is_bzimage:
+        raise MapSpecError("firmware starts a bzImage, not a vmlinux")
     started = time.monotonic()
     with GuestRam(spec.layout) as ram:
         if spec.entry is Entry.DIRECT:

@@ -1,0 +1,172 @@
+"""A real Linux kernel as an allocator: it boots in QEMU on the machine's map, and what it did is
+the run.
+
+Nothing is modelled here. The ranges that init_memory_mapping was called with, their page sizes, and
+every page that became a table are those of the boot; the core draws the same conclusions from them
+as from a model's, checks them with the same rules and counts the same figures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator, Sequence
+from typing import ClassVar
+
+import attrs
+
+from paravirt_mm import (
+    API_VERSION,
+    ISA_END,
+    ActivateRoot,
+    Boot,
+    CpuFeatures,
+    Finding,
+    InputError,
+    KernelImage,
+    KernelPanic,
+    Machine,
+    Map,
+    Promise,
+    RangeSet,
+    RecordedBoot,
+    Run,
+    SpecError,
+    Step,
+    StepResult,
+    TableDemand,
+    TablePages,
+    TablesAllocated,
+    hookimpl,
+    recorded_boot,
+)
+
+RECORDED_TABLES = 9
+"""The rule that a run's tables are those that the kernel made."""
+_NATIVE_ONLY = "a kernel is booted on the plain machine only: choose -b native"
+
+
+@attrs.frozen
+class Linux:
+    """A real Linux kernel, x86_64, booted in QEMU (not modelled).
+
+    image
+        A bzImage (``vmlinuz``) or ``vmlinux``, a distribution's or home-made, or a directory with
+        one. Default: ``$PARAVIRT_MM_LINUX``. The kernel must keep its symbols (CONFIG_KALLSYMS_ALL)
+        unless the vmlinux was not stripped. Where it lies in memory it says itself.
+    movable_node
+        Boot with the parameter of that name: memory is given out and mapped from the bottom.
+    timeout
+        Seconds that one boot may take; a kernel that hangs is ended then. Boots are kept, by image,
+        map and parameters.
+    """
+
+    pvmm_api: ClassVar[int] = API_VERSION
+
+    image: str = ""
+    movable_node: bool = False
+    timeout: float = 120.0
+    _boots: list[RecordedBoot] = attrs.field(init=False, factory=list, repr=False, eq=False)
+
+    def __attrs_post_init__(self) -> None:
+        if not 0 < self.timeout <= 86400:
+            raise SpecError("linux: timeout is a number of seconds, up to a day")
+
+    @property
+    def _boot(self) -> RecordedBoot:
+        """The boot of this run."""
+        return self._boots[-1]
+
+    @hookimpl
+    def pvmm_kernel_image(self, machine: Machine, features: CpuFeatures) -> KernelImage:
+        """Boot the kernel; say where it lies, and how much brk it has set aside for tables."""
+        if features != machine.features:
+            raise InputError(_NATIVE_ONLY)  # before hours go into a boot without large pages
+        parameters = "movable_node" if self.movable_node else ""
+        boot = recorded_boot(self.image, machine, parameters, self.timeout)
+        kernel = boot.machine.kernel
+        behind = kernel.brk_end, kernel.linked_end or kernel.brk_end
+        if any(max(low, behind[0]) < min(high, behind[1]) for low, high in machine.reserved):
+            raise InputError(
+                f"the machine has something at {behind[0]:#x}-{behind[1]:#x}, where the kernel's "
+                "spare brk lies: it cannot be handed over"
+            )
+        self._boots.append(boot)
+        return kernel
+
+    @hookimpl
+    def pvmm_promise(self, boot: Boot) -> Promise:
+        """Promise the first MiB and all RAM, as every Linux since 3.9 does."""
+        if boot.state.typed:
+            raise InputError(_NATIVE_ONLY)
+        promised = RangeSet([(0, ISA_END)])
+        promised.update(boot.memblock.memory(0, boot.machine.map_limit))
+        return Promise(tuple(promised))
+
+    @hookimpl
+    def pvmm_map_steps(self, boot: Boot) -> Generator[Step, StepResult, None]:
+        """Yield the calls of init_memory_mapping as they were."""
+        recorded = self._boot
+        for number, call in enumerate(recorded.steps, 1):
+            yield Map(call.start, call.end, label=f"call {number}", pieces=call.pieces)
+        if recorded.panic is not None:
+            raise KernelPanic(recorded.panic)
+        taken = sum(part.run.count for call in recorded.steps for part in call.pages)
+        if taken != boot.tables_made:
+            raise InputError(
+                f"Linux {recorded.release} took {taken} pages for tables, and its ranges need "
+                f"{boot.tables_made}"
+            )
+        yield ActivateRoot()
+
+    @hookimpl
+    def pvmm_allocate_tables(
+        self, boot: Boot, step: Step, demand: TableDemand
+    ) -> Sequence[TablePages]:
+        """Give the pages that the kernel took."""
+        recorded = self._boot
+        made = boot.tables_made
+        pages = list(_dealt(recorded, made, demand.count))
+        missing = demand.count - sum(part.run.count for part in pages)
+        if not missing:
+            return pages
+        if recorded.panic is None:
+            raise InputError(
+                f"Linux {recorded.release} took {made + demand.count - missing} pages for tables, "
+                f"and its ranges need more"
+            )
+        raise KernelPanic(recorded.panic, missing, pages)
+
+    @hookimpl
+    def pvmm_check(self, run: Run) -> Iterator[Finding]:
+        """Compare the tables of the run with those that the kernel made, one by one."""
+        recorded = self._boot
+        last = len(run.trace.events) - 1
+        for finding in recorded.findings:
+            yield Finding(RECORDED_TABLES, last, 0, f"the kernel's own tables: {finding}")
+        mode = run.machine.mode
+        drawn = {
+            (table.level, table.pfn + n * table.step, table.base + n * mode.table_span(table.level))
+            for event in run.trace.of(TablesAllocated)
+            for table in event.batch.walk_order()
+            for n in range(table.count)
+        }
+        for level, pfn, base in sorted(drawn.symmetric_difference(recorded.tables))[:1]:
+            who = "the run" if (level, pfn, base) in drawn else "the kernel"
+            yield Finding(
+                RECORDED_TABLES, last, base, f"only {who} has this L{level} table: {pfn:#x}"
+            )
+
+
+def _dealt(recorded: RecordedBoot, skip: int, count: int) -> Iterator[TablePages]:
+    """Yield ``count`` of the pages that became tables, without the first ``skip``."""
+    for part in (part for call in recorded.steps for part in call.pages):
+        run = part.run
+        if skip >= run.count:
+            skip -= run.count
+            continue
+        run = run.tail(skip)
+        skip = 0
+        if count <= 0:
+            return
+        taken = run.head(min(count, run.count))
+        count -= taken.count
+        yield TablePages(taken, part.source)

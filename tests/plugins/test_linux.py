@@ -1,0 +1,237 @@
+"""A real kernel as an allocator: what recorded boots become, the cache, and what is refused.
+
+No test here needs QEMU but those that say so: they skip without it or a kernel.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import attrs
+import pytest
+
+import paravirt_mm_linux
+from paravirt_mm import InputError, Outcome, RecordedBoot, Run, Scenario, SpecError
+from paravirt_mm.machine.e820 import E820Type
+from paravirt_mm.machine.model import Machine
+from paravirt_mm.verify.linux import boots
+from paravirt_mm.verify.linux.qemu import KernelFacts, LiveUnavailableError, find_kernel, find_qemu
+from paravirt_mm.verify.linux.qemu.locate import KERNEL_VARIABLE
+
+DATA = Path(__file__).parents[1] / "data" / "linux_live"
+RECORDS = {
+    f"{record['release']}:{record['id']}": record
+    for file in sorted(DATA.glob("linux-*.jsonl"))
+    for record in map(json.loads, file.read_text().splitlines())
+}
+
+
+def run_of(monkeypatch: pytest.MonkeyPatch, record: dict[str, Any]) -> Run:
+    """Run the plugin on the machine of a record, which it takes for the boot."""
+    boot = RecordedBoot.of(record, "a test")
+    monkeypatch.setattr(paravirt_mm_linux, "recorded_boot", lambda *_: boot)
+    return Scenario.of(boot.machine, "linux", "native").run()
+
+
+@pytest.mark.parametrize("name", RECORDS)
+def test_recorded_boot_becomes_a_run(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    record = RECORDS[name]
+    run = run_of(monkeypatch, record)
+    if record["panic"] is not None:
+        assert (run.verdict.outcome, run.verdict.detail) == (Outcome.PANIC, record["panic"])
+        return
+    assert str(run.verdict) == "ok", run.traceback
+    assert run.figures["tables"] == len(record["tables"])
+    for level, count in record["table_count"].items():
+        assert run.figures.get(f"tables_{level.lower()}", 0) == count
+    assert run.figures["brk_used"] == len(record["brk_tables"])
+    assert run.figures["steps"] == len(record["steps"])
+    mapped = sum(end - start for start, end, _ in record["leaf_runs"])
+    assert sum(run.figures[f"mapped_{size}"] for size in ("4k", "large", "huge")) == mapped
+
+
+def damaged(record: dict[str, Any], what: str) -> dict[str, Any]:
+    record = json.loads(json.dumps(record))
+    if what == "a page too many":
+        record["allocations"].append([*record["allocations"][-1][:1], "memblock", 2])
+    elif what == "a page too few":
+        record["allocations"].pop()
+    elif what == "two pages changed places":
+        pages = record["allocations"]
+        pages[0][0], pages[-1][0] = pages[-1][0], pages[0][0]
+    elif what == "a page of the kernel's image":
+        record["allocations"][-1][0] = record["reserved"][-1][0] >> 12
+    else:
+        record["findings"] = ["L2 entry 0x1"]
+    return record
+
+
+@pytest.mark.parametrize(
+    ("what", "outcome", "message"),
+    [
+        ("a page too many", Outcome.ERROR, "took 4 pages for tables, and its ranges need 3"),
+        ("a page too few", Outcome.ERROR, "ranges need more"),
+        ("two pages changed places", Outcome.VIOLATION, "L1 table"),
+        ("a page of the kernel's image", Outcome.VIOLATION, "invariant 1"),
+        ("a finding", Outcome.VIOLATION, "the kernel's own tables: L2 entry 0x1"),
+    ],
+)
+def test_boot_that_breaks_a_rule_is_told(
+    what: str, outcome: Outcome, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = run_of(monkeypatch, damaged(RECORDS["6.1.0-56-amd64:tiny"], what))
+    assert run.verdict.outcome is outcome
+    assert message in run.verdict.detail
+
+
+@pytest.mark.parametrize("key", ["allocations", "steps", "tables", "release", "memory", "reserved"])
+def test_record_must_have_its_form(key: str) -> None:
+    record = dict(RECORDS["6.1.0-56-amd64:tiny"])
+    del record[key]
+    with pytest.raises(InputError, match=key):
+        RecordedBoot.of(record, "there")
+    with pytest.raises(InputError, match="there"):
+        RecordedBoot.of({**record, key: [["?"]]}, "there")
+
+
+# -- boots that are made once -------------------------------------------------------------------
+
+
+class _Live:
+    """Stands for a boot record."""
+
+    tables = ()
+
+    def __init__(self, record: dict[str, Any]) -> None:
+        self.record = record
+
+    def to_json(self, tables_up_to: int) -> dict[str, Any]:
+        assert tables_up_to == 0
+        return self.record
+
+
+@pytest.fixture
+def booted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """A kernel's file and a cache of its own; what was booted."""
+    record = RECORDS["7.3-amd64:tiny"]
+    done: list[Any] = []
+
+    class _Kernel:
+        release = "7.3-amd64"
+        facts = KernelFacts("7.3-amd64", (16 << 20, 70 << 20), has_five_levels=False)
+
+        @classmethod
+        def load(cls, _path: Path) -> _Kernel:
+            return cls()
+
+    def record_boot(spec: Any, _kernel: Any, *, timeout: float) -> _Live:
+        assert timeout == 5
+        done.append(spec)
+        return _Live(record)
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(boots, "Kernel", _Kernel)
+    monkeypatch.setattr(boots, "record_boot", record_boot)
+    (tmp_path / "vmlinuz").write_bytes(b"a kernel")
+    forget()
+    return done
+
+
+def forget() -> None:
+    """As in a new process."""
+    for cached in (boots._boot, boots._kernel, boots._digest):
+        cached.cache_clear()
+
+
+def machine_with(**changes: Any) -> Machine:
+    return attrs.evolve(RecordedBoot.of(RECORDS["7.3-amd64:tiny"], "there").machine, **changes)
+
+
+def test_boot_is_made_once(booted: list[Any], tmp_path: Path) -> None:
+    image = str(tmp_path / "vmlinuz")
+    machine = machine_with()
+    for _ in range(3):
+        forget()
+        assert boots.recorded_boot(image, machine, timeout=5).release == "7.3-amd64"
+    assert len(booted) == 1
+    boots.recorded_boot(image, machine, "movable_node", timeout=5)
+    assert [spec.command_line for spec in booted] == ["", "movable_node"]
+    less = machine.memory_map.with_range(79 << 20, 80 << 20, E820Type.RAM, None)
+    boots.recorded_boot(image, attrs.evolve(machine, memory_map=less), timeout=5)
+    assert len(booted) == 3
+    (tmp_path / "vmlinuz").write_bytes(b"another kernel")
+    boots.recorded_boot(image, machine, timeout=5)
+    assert len(booted) == 4
+    assert not list(tmp_path.glob("cache/**/tmp*"))
+
+
+def test_damaged_record_is_booted_again(booted: list[Any], tmp_path: Path) -> None:
+    image, machine = str(tmp_path / "vmlinuz"), machine_with()
+    boots.recorded_boot(image, machine, timeout=5)
+    (kept,) = tmp_path.glob("cache/**/*.json")
+    for damage in ("", "{", "[]", "{}", kept.read_text()[:-40]):
+        kept.write_text(damage)
+        forget()
+        boots.recorded_boot(image, machine, timeout=5)
+    assert len(booted) == 6
+
+
+def test_old_records_go(booted: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(boots, "MAX_KEPT", 4)
+    image, machine = str(tmp_path / "vmlinuz"), machine_with()
+    for pages in range(12):
+        end = (80 << 20) - 4096 * pages
+        less = machine.memory_map.with_range(end, 80 << 20, E820Type.RAM, None)
+        changed = attrs.evolve(machine, memory_map=less, max_pfn_hint=None)
+        boots.recorded_boot(image, changed, timeout=5)
+    assert len(booted) == 12
+    assert len(list(tmp_path.glob("cache/**/*.json"))) <= 5
+
+
+# -- what is refused ----------------------------------------------------------------------------
+
+
+def test_what_is_missing_is_said_in_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(KERNEL_VARIABLE, raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    (tmp_path / "vmlinuz").write_bytes(b"?" * 5000)
+    machine = machine_with()
+    for image, message in (
+        ("", "fetch-linux"),
+        (str(tmp_path / "nothing"), "no vmlinuz"),
+        (str(tmp_path / "vmlinuz"), "not a Linux x86 bzImage"),
+    ):
+        with pytest.raises(InputError, match=message) as error:
+            boots.recorded_boot(image, machine)
+        assert "\n" not in str(error.value)
+
+
+def test_other_backends_are_refused_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    boot = RecordedBoot.of(RECORDS["6.1.0-56-amd64:tiny"], "there")
+    monkeypatch.setattr(paravirt_mm_linux, "recorded_boot", lambda *_: boot)
+    run = Scenario.of(boot.machine, "linux", "xen").run()
+    assert run.verdict.outcome is Outcome.ERROR
+    assert "choose -b native" in run.verdict.detail
+
+
+def test_timeout_is_a_number_of_seconds() -> None:
+    with pytest.raises(SpecError, match="timeout"):
+        paravirt_mm_linux.Linux(timeout=0)
+
+
+# -- a real boot --------------------------------------------------------------------------------
+
+
+def test_real_kernel_beside_its_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    try:
+        find_qemu()
+        image = find_kernel()
+    except LiveUnavailableError as error:
+        pytest.skip(str(error))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    machine = machine_with(reserved=())
+    run = Scenario.of(machine, f"linux:image={image}", "native").run(thorough=True)
+    assert str(run.verdict) == "ok"
+    assert run.figures["tables"] == 3
