@@ -13,7 +13,14 @@ from pathlib import Path
 import attrs
 
 from paravirt_mm.verify.linux.qemu.errors import KernelImageError, LiveUnavailableError
-from paravirt_mm.verify.linux.qemu.image import Segment, load_segments, read_kernel, read_symtab
+from paravirt_mm.verify.linux.qemu.image import (
+    ElfImage,
+    Segment,
+    load_segments,
+    read_kernel,
+    read_symtab,
+    read_vmlinux,
+)
 from paravirt_mm.verify.linux.qemu.kallsyms import parse_kallsyms
 
 KERNEL_VARIABLE = "PARAVIRT_MM_LINUX"
@@ -74,10 +81,9 @@ class Kernel:
             is_bzimage=header.payload.stop > 0,
         )
 
-    def unpacked(self) -> bytes:
+    def unpacked(self) -> ElfImage:
         """The kernel's whole ELF image, read from its file again; raises KernelImageError."""
-        image = read_vmlinuz(self.vmlinuz)
-        return decompress_payload(image[parse_setup_header(image).payload])
+        return read_vmlinux(self.path)
 
     @property
     def has_five_levels(self) -> bool:
