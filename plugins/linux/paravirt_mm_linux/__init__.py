@@ -83,11 +83,13 @@ class Linux:
         parameters = "movable_node" if self.movable_node else ""
         boot = recorded_boot(self.image, machine, parameters, self.timeout)
         kernel = boot.machine.kernel
-        behind = kernel.brk_end, kernel.linked_end or kernel.brk_end
-        if any(max(low, behind[0]) < min(high, behind[1]) for low, high in machine.reserved):
+        dropped = RangeSet(machine.reserved)
+        for low, high in boot.machine.reserved:
+            dropped.discard(low, high)
+        for low, high in dropped.within(kernel.brk_end, kernel.linked_end or kernel.brk_end):
             raise InputError(
-                f"the machine has something at {behind[0]:#x}-{behind[1]:#x}, where the kernel's "
-                "spare brk lies: it cannot be handed over"
+                f"the machine has something at {low:#x}-{high:#x}, where the kernel's spare brk "
+                "lies: it cannot be handed over"
             )
         self._boots.append(boot)
         return kernel
