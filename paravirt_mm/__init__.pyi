@@ -154,3 +154,12 @@ from .verify.linux.boots import RecordedBoot as RecordedBoot, recorded_boot as r
 from .verify.linux.qemu.errors import GdbError as GdbError
 from .verify.linux.qemu.gdbremote import GdbClient as GdbClient
 from .verify.linux.qemu.locate import Kernel as Kernel
+from .view.charts import Drawing as Drawing, drawings as drawings, png as png, svg as svg
+from .view.memory_map import memory_map as memory_map
+from .view.notebook import Comparison as Comparison, frame as frame
+from .view.page import page as page
+from .view.palette import Theme as Theme
+from .view.scene import Scene as Scene, scene as scene
+from .view.sentences import Sentence as Sentence, sentences as sentences
+from .view.story import Chapter as Chapter, chapters as chapters
+from .view.survey import Exhibit as Exhibit, Subject as Subject, survey as survey, totals as totals

@@ -15,6 +15,7 @@ from paravirt_mm.invariants.rules import Finding
 from paravirt_mm.machine.model import Machine
 from paravirt_mm.measure.figures import measure
 from paravirt_mm.options import PluginSpec
+from paravirt_mm.shown import Shown
 
 
 class Outcome(StrEnum):
@@ -39,7 +40,7 @@ class Verdict:
 
 
 @attrs.frozen(slots=False)
-class Run:
+class Run(Shown):
     """A finished run: its trace, the findings of the invariants, and its verdict.
 
     ``extra`` holds the figures that plugins added through ``pvmm_figures``, ``left_out`` what

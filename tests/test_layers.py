@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("_version", "errors", "printable"),
+    ("_version", "errors", "printable", "shown"),
     ("guard", "options", "machine"),
     ("about", "engine", "sources"),
     ("image", "measure"),

@@ -13,6 +13,7 @@ from paravirt_mm.errors import InputError
 from paravirt_mm.machine.e820 import MemoryMap
 from paravirt_mm.machine.paging import GIB, MIB, PAGE_SHIFT, PAGE_SIZE, X86_64, PagingMode
 from paravirt_mm.machine.ranges import RangeSet, align_up
+from paravirt_mm.shown import Shown
 
 
 def sealed(mapping: Mapping[Any, Any]) -> Mapping[Any, Any]:
@@ -99,7 +100,7 @@ LOW_RESERVED: Span = (0, 64 << 10)
 
 
 @attrs.frozen
-class Machine:
+class Machine(Shown):
     """A machine: its memory, its CPU, and what is already taken when the direct map is built.
 
     ``reserved`` holds what memblock knows as taken (kernel image and brk included). ``boot_mapped``
