@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from itertools import islice
+from typing import Any, TypeVar
 
 import attrs
 
@@ -13,6 +15,11 @@ from paravirt_mm.offers import default_specs
 from paravirt_mm.registry import Registry, default_registry
 from paravirt_mm.run import Outcome, Run
 from paravirt_mm.scenario import Scenario
+
+T = TypeVar("T")
+
+Each = Callable[[Sequence[tuple[Machine, str, str]], Callable[[Run], Any]], Iterator[Any]]
+"""What runs scenarios (machine, allocator, backend) and yields what is made of each run."""
 
 
 @attrs.frozen
@@ -26,6 +33,7 @@ class Row:
     outcome: Outcome
     verified: str
     figures: dict[str, Any]
+    traceback: str = ""
 
     @classmethod
     def of(cls, run: Run, registry: Registry | None = None) -> Row:
@@ -38,6 +46,7 @@ class Row:
             outcome=run.verdict.outcome,
             verified=verified(str(run.allocator), registry),
             figures=dict(run.figures),
+            traceback=run.traceback,
         )
 
     def as_record(self) -> dict[str, Any]:
@@ -50,7 +59,15 @@ class Row:
             "verdict": self.verdict,
             "verified": self.verified,
             **self.figures,
+            **({"traceback": self.traceback} if self.traceback else {}),
         }
+
+
+def run_here(
+    registry: Registry, todo: Sequence[tuple[Machine, str, str]], make: Callable[[Run], T]
+) -> Iterator[T]:
+    """Yield what ``make`` makes of the runs of scenarios, run in this process."""
+    return (make(Scenario.of(*asked).run(registry)) for asked in todo)
 
 
 def compare(
@@ -58,18 +75,23 @@ def compare(
     allocators: Sequence[str] | None = None,
     backends: Sequence[str] | None = None,
     registry: Registry | None = None,
+    each: Each | None = None,
 ) -> Iterator[list[Row]]:
     """Run every allocator under every backend; yield the rows of one machine after the other.
 
-    None: what the installed plugins offer for that (`paravirt_mm.default_specs`). Raises
-    `SpecError` for a wrong spec; a plugin that fails gives rows with the verdict ``error``.
+    None: what the installed plugins offer for that (`paravirt_mm.default_specs`). ``each`` runs the
+    scenarios elsewhere. Raises `SpecError` for a wrong spec; a plugin that fails gives rows with
+    the verdict ``error``.
     """
     registry = registry or default_registry()
     allocators = allocators or default_specs("allocator", registry)
     backends = backends or default_specs("backend", registry)
-    for machine in machines:
-        yield [
-            Row.of(Scenario.of(machine, allocator, backend).run(registry), registry)
-            for allocator in allocators
-            for backend in backends
-        ]
+    pairs = [(allocator, backend) for allocator in allocators for backend in backends]
+    make = partial(Row.of, registry=registry)
+    if each is None:
+        for machine in machines:
+            yield list(run_here(registry, [(machine, *pair) for pair in pairs], make))
+        return
+    made = iter(each([(machine, *pair) for machine in machines for pair in pairs], make))
+    while group := list(islice(made, len(pairs))):
+        yield group

@@ -57,6 +57,16 @@ def known_specs() -> list[str]:
     return sorted({spec for specs in _load(DATA_FILE).values() for spec in specs})
 
 
+def recorded(plugin: str) -> dict[str, str]:
+    """Return what there is for a plugin: canonical specs, and how far each is verified."""
+    found: dict[str, list[str]] = {}
+    for kind, specs in _load(DATA_FILE).items():
+        for spec, (agree, compared) in specs.items():
+            if spec.partition(":")[0] == plugin:
+                found.setdefault(spec, []).append(f"{kind} {agree}/{compared}")
+    return {spec: ", ".join(parts) for spec, parts in found.items()}
+
+
 def canonical(spec: str, registry: Registry) -> str:
     """Return a spec with its options sorted, defaults and configuration left out, and the release's
     series.

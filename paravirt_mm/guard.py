@@ -289,6 +289,10 @@ def limit_memory(extra: int) -> None:
     """Allow ``extra`` bytes of address space beyond what this process uses now."""
     pages = int(Path("/proc/self/statm").read_text("ascii").split()[0])
     limit = pages * os.sysconf("SC_PAGE_SIZE") + extra
+    # Inside another guard's child no more can be had than that one allows.
+    _, allowed = resource.getrlimit(resource.RLIMIT_AS)
+    if allowed != resource.RLIM_INFINITY:
+        limit = min(limit, allowed)
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 
 

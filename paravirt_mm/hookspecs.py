@@ -241,6 +241,19 @@ def pvmm_activate_cr3(boot: Boot, root: Batch | None) -> Cost | Refusal | None:
 
 
 @_observer
+def pvmm_begin() -> None:
+    """Observer: a command begins, and its scenarios follow. The place to open a file.
+
+    Called once a process; a command that had to stop a scenario goes on in a new one.
+    """
+
+
+@_observer
+def pvmm_end() -> None:
+    """Observer: no scenario follows. The place to flush and close."""
+
+
+@_observer
 def pvmm_observe(event: Event) -> None:
     """Observer: an event has just been added to the trace. Called for every event, in order."""
 

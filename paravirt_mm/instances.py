@@ -156,6 +156,11 @@ class Instances:
             if found is not None:
                 yield one.plugin, found
 
+    def tell(self, hook: str) -> None:
+        """Tell everyone of something that has no answer."""
+        for _ in self.each(hook, lambda answer: answer):
+            pass
+
     def observe(self, event: Any) -> None:
         """Tell the observers of an event; one that fails is left out from then on."""
         for one in list(self._observers):

@@ -7,6 +7,7 @@ left out and named in `Registry.broken`; the others go on.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -19,6 +20,7 @@ from paravirt_mm.instances import HookFailed, Instances
 from paravirt_mm.machine.model import Machine
 from paravirt_mm.options import PluginSpec
 from paravirt_mm.registry import Registry, default_registry
+from paravirt_mm.sources import bundled_machines
 from paravirt_mm.sources.bootlog.facts import Fact
 from paravirt_mm.sources.bootlog.lines import LogLine
 
@@ -167,11 +169,18 @@ def machines(registry: Registry) -> dict[str, Machine]:
     asked = _asked(registry, "pvmm_machines", lambda answer: _some(answer, Machine))
     for plugin, brought in asked:
         for machine in brought:
-            if machine.name in found:
+            if machine.name in found or machine.name in bundled_machines():
                 registry.leave_out(plugin, f"pvmm_machines: {machine.name!r:.80} is taken")
             else:
                 found[machine.name] = machine
     return found
+
+
+def brought_machine(name: str, registry: Registry | None = None) -> Machine | None:
+    """Return the machine of a plugin that has this name; files and bundled machines come first."""
+    if name == "-" or os.path.lexists(name) or name in bundled_machines():
+        return None
+    return machines(registry or default_registry()).get(name)
 
 
 def formats(registry: Registry) -> dict[str, Format]:

@@ -16,7 +16,7 @@ import re
 import sys
 import zlib
 from collections.abc import Iterable, Iterator
-from contextlib import redirect_stdout
+from contextlib import contextmanager, redirect_stdout
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
@@ -34,8 +34,10 @@ OWN_DISTRIBUTION = "paravirt-mm"
 """Its plugins keep their names, whoever else claims them."""
 CHOICE_VARIABLE = "PARAVIRT_MM_PLUGINS"
 """Environment variable: names of the plugins to look for, with commas between; with a minus before
-each, of those to leave out.
+each, of those to leave out ("-all": none is found).
 """
+NONE = "-all"
+"""What `CHOICE_VARIABLE` says for no plugins at all."""
 LOCAL = "no distribution"
 """What is said instead of one, of a class that a spec names by its file or module."""
 IMPORTING = guard.Limits(cpu=20.0, wall=30.0)
@@ -61,6 +63,11 @@ class Plugin:
     def role(self) -> Role:
         """What it is in a scenario."""
         return role_of(self.hooks)
+
+    @property
+    def api(self) -> str:
+        """Version of the contract that it was written for."""
+        return str(self.factory.pvmm_api)
 
     @property
     def origin(self) -> str:
@@ -411,7 +418,9 @@ class _Choice:
         )
 
     def __contains__(self, name: str) -> bool:
-        return name not in self.without and (not self.only or name in self.only)
+        if name in self.without or NONE[1:] in self.without:
+            return False
+        return not self.only or name in self.only
 
 
 def _dist(point: EntryPoint) -> tuple[str, str]:
@@ -426,6 +435,23 @@ def _precedence(point: EntryPoint) -> tuple[str, bool, str]:
 
 
 _DEFAULT: list[Registry] = []
+
+
+@contextmanager
+def chosen(choice: str) -> Iterator[None]:
+    """Let this process, and those that it starts, find only some plugins (`CHOICE_VARIABLE`)."""
+    before = os.environ.get(CHOICE_VARIABLE)
+    os.environ[CHOICE_VARIABLE] = choice
+    known = _DEFAULT[:]
+    _DEFAULT.clear()
+    try:
+        yield
+    finally:
+        _DEFAULT[:] = known
+        if before is None:
+            del os.environ[CHOICE_VARIABLE]
+        else:
+            os.environ[CHOICE_VARIABLE] = before
 
 
 def default_registry() -> Registry:

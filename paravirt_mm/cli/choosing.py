@@ -1,28 +1,18 @@
-"""What subcommands share about names on the command line: machines that plugins bring."""
+"""What subcommands share about machines that are named on the command line."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import click
 
-from paravirt_mm import offers
 from paravirt_mm.cli import reading
 from paravirt_mm.cli.here import this_machine
 from paravirt_mm.cli.output import complain
 from paravirt_mm.errors import InputError
 from paravirt_mm.machine.model import Machine
-from paravirt_mm.registry import Registry
 from paravirt_mm.sources import bundled_machines
-
-
-def brought_machine(name: str, registry: Registry) -> Machine | None:
-    """Return the machine of a plugin that has this name; files and bundled machines come first."""
-    if name == "-" or os.path.lexists(name) or name in bundled_machines():
-        return None
-    return offers.machines(registry).get(name)
 
 
 def here_option(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -44,7 +34,6 @@ def wanted(inputs: Sequence[str], here: bool) -> tuple[str, ...]:
 def machines(
     inputs: Sequence[str],
     boot: int | None,
-    registry: Registry,
     problems: list[InputError],
     *,
     here: bool = False,
@@ -61,14 +50,9 @@ def machines(
         else:
             click.echo(f"{machine.name}: read from the {source}", err=True)
             yield machine
-    for name in inputs:
-        brought = brought_machine(name, registry)
-        if brought is not None:
-            yield brought
-            continue
-        for _, outcome in reading.machines([name], boot):
-            if isinstance(outcome, InputError):
-                problems.append(outcome)
-                complain(outcome)
-            else:
-                yield outcome
+    for _, outcome in reading.machines(inputs, boot):
+        if isinstance(outcome, InputError):
+            problems.append(outcome)
+            complain(outcome)
+        else:
+            yield outcome

@@ -12,7 +12,7 @@ from pathlib import Path
 import click
 
 from paravirt_mm import offers
-from paravirt_mm.cli import screen
+from paravirt_mm.cli import scenarios, screen
 from paravirt_mm.cli.choosing import here_option, machines, wanted
 from paravirt_mm.cli.output import emit, progress
 from paravirt_mm.cli.screen import color_option, paper
@@ -103,6 +103,7 @@ def _writer(style: str, registry: Registry) -> Callable[[Sequence[Row]], str] | 
 @click.option("--each", is_flag=True, help="Show the table of each of many machines.")
 @color_option
 @here_option
+@scenarios.options
 def command(
     inputs: tuple[str, ...],
     allocators: tuple[str, ...],
@@ -115,6 +116,10 @@ def command(
     fail_on: tuple[str, ...],
     each: bool,
     color: str,
+    observers: tuple[str, ...],
+    seconds: float,
+    memory: int,
+    traceback: bool,
 ) -> int:
     """Compare allocators under several platforms on real machines.
 
@@ -126,15 +131,18 @@ def command(
     write = _writer(style, registry)
     problems: list[InputError] = []
     names = wanted(inputs, here)
-    found = machines(names, boot, registry, problems, here=here)
+    running = scenarios.Running.of(registry, observers, seconds, memory, traceback)
+    found = machines(names, boot, problems, here=here)
     if write is not None:
-        groups = compare(found, allocators, backends, registry)
+        groups = compare(found, allocators, backends, registry, running.each)
         rows = [row for group in progress(groups, "comparing", len(names) + here) for row in group]
+        running.show_tracebacks(rows)
         emit(write(rows), output)
         return _exit(rows, problems, fail_on)
-    surveyed = survey(found, allocators, backends, registry)
+    surveyed = survey(found, allocators, backends, registry, running.each)
     subjects = list(progress(surveyed, "comparing", len(names) + here))
     rows = [exhibit.row for subject in subjects for exhibit in subject.exhibits]
+    running.show_tracebacks(rows)
     if rows:
         on = paper(color, output) if style == TERMINAL else PLAIN
         screen.write("\n\n\n".join(_text(subjects, style, wide, each, on)), on, output)
@@ -214,8 +222,8 @@ def _ends(subjects: Sequence[Subject], on: Paper) -> Iterator[str]:
                 key = printable(subject.machine.name, 60), printable(one.row.verdict, 300)
                 who = f"{short(one.row.allocator)}/{short(one.row.backend)}"
                 ends.setdefault(key, []).append(who)
-    for (name, verdict), scenarios in list(ends.items())[:MAX_ENDS]:
-        text = f"{name}: {verdict} ({', '.join(scenarios)})"
+    for (name, verdict), pairs in list(ends.items())[:MAX_ENDS]:
+        text = f"{name}: {verdict} ({', '.join(pairs)})"
         yield textwrap.fill(text, on.width, subsequent_indent="  ")
     if len(ends) > MAX_ENDS:
         yield f"and {len(ends) - MAX_ENDS} more ends like these"

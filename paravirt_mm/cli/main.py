@@ -96,18 +96,30 @@ plugin, 70 a bug of paravirt-mm; 130 interrupted, 129 and 143 ended by SIGHUP an
     epilog=_EPILOG,
 )
 @click.version_option(__version__, prog_name="paravirt-mm")
-def cli() -> None:
+@click.option(
+    "--disable", multiple=True, metavar="NAME", help="Leave a plugin out. May be repeated."
+)
+@click.option(
+    "--only", metavar="NAMES", help="Use these plugins alone, with commas between their names."
+)
+@click.pass_context
+def cli(context: click.Context, disable: tuple[str, ...], only: str | None) -> None:
     """A laboratory for the code that builds an x86 kernel's first page tables.
 
     It takes a real machine (a boot log, a firmware memory map), runs any allocator of table pages
     under any platform, and compares what that costs: page-status flips, wrong guesses, precious low
     memory.
     """
+    if disable or only:
+        from paravirt_mm.registry import chosen
+
+        without = [f"-{name}" for name in disable]
+        context.with_resource(chosen(",".join([*(only or "").split(","), *without])))
 
 
 @cli.result_callback()
 @click.pass_context
-def _warn(context: click.Context, result: object) -> object:
+def _warn(context: click.Context, /, result: object, **_: object) -> object:
     """Name the plugins that were left out, on standard error, whatever the command did."""
     registry = sys.modules.get("paravirt_mm.registry")
     if registry is not None and context.invoked_subcommand != "plugins":

@@ -67,7 +67,7 @@ def command(
     problems: list[InputError] = []
     names = inputs or tuple(bundled_machines())
     found = survey(
-        machines(names, boot, registry, problems),
+        machines(names, boot, problems),
         allocators,
         backends,
         registry,

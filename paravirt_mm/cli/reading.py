@@ -15,6 +15,7 @@ import attrs
 from paravirt_mm.errors import InputError
 from paravirt_mm.guard import READING, Limits, Stopped, guarded
 from paravirt_mm.machine.model import Machine
+from paravirt_mm.offers import brought_machine
 from paravirt_mm.printable import printable
 from paravirt_mm.sources import bundled_machines
 from paravirt_mm.sources.inputs import CarriedPart, Part, divide
@@ -49,7 +50,10 @@ def machines(
     """Yield ``(source, machine or error)`` of every input, like `paravirt_mm.sources.load_each`."""
     shipped = frozenset(bundled_machines())
     for spec in inputs:
-        if spec in shipped and not Path(spec).exists():
+        brought = brought_machine(spec)
+        if brought is not None:
+            yield spec, brought
+        elif spec in shipped and not Path(spec).exists():
             yield spec, load(spec)
         else:
             yield from _guarded_machines(spec, boot)
@@ -96,7 +100,7 @@ def parts(inputs: Iterable[str]) -> Iterator[Part]:
 
 def machine(spec: str, boot: int | None = None) -> Machine:
     """Return the one machine of an input. Raises `InputError`."""
-    return reading(load, spec, boot)
+    return brought_machine(spec) or reading(load, spec, boot)
 
 
 def reading(function: Callable[..., T], spec: str | Path, *args: Any) -> T:

@@ -53,7 +53,7 @@ def command(
     problems: list[InputError] = []
     names = wanted(inputs, here)
     found = survey(
-        machines(names, boot, registry, problems, here=here),
+        machines(names, boot, problems, here=here),
         allocators,
         backends,
         registry,

@@ -9,13 +9,14 @@ from pathlib import Path
 
 import click
 
-from paravirt_mm.cli import reading, screen
+from paravirt_mm.cli import reading, scenarios, screen
 from paravirt_mm.cli.output import emit
 from paravirt_mm.cli.screen import color_option, paper
 from paravirt_mm.errors import ExitCode
 from paravirt_mm.measure.figures import FIGURES
 from paravirt_mm.offers import default_spec
 from paravirt_mm.printable import printable
+from paravirt_mm.registry import default_registry
 from paravirt_mm.report.markup import tabulated
 from paravirt_mm.report.narrative import narrate
 from paravirt_mm.report.paper import Paper
@@ -23,7 +24,6 @@ from paravirt_mm.report.tables import machine_title
 from paravirt_mm.report.tracefile import trace_lines
 from paravirt_mm.report.values import show, size
 from paravirt_mm.run import Outcome, Run
-from paravirt_mm.scenario import Scenario
 from paravirt_mm.view.story import chapters
 
 
@@ -57,6 +57,7 @@ from paravirt_mm.view.story import chapters
     "--explain", is_flag=True, help="Tell the construction as numbered steps in plain English."
 )
 @color_option
+@scenarios.options
 def command(
     machine: str,
     allocator: str | None,
@@ -67,6 +68,10 @@ def command(
     as_json: bool,
     explain: bool,
     color: str,
+    observers: tuple[str, ...],
+    seconds: float,
+    memory: int,
+    traceback: bool,
 ) -> int:
     """Run one scenario and show it step by step: what is mapped, which pages become tables, what is
     handed over, and all figures.
@@ -74,23 +79,41 @@ def command(
     Numbers in brackets are events of the trace. The tables of a machine that is not too large are
     also made byte for byte, walked, and compared with the trace.
     """
-    scenario = Scenario.of(
-        reading.machine(machine, boot),
-        allocator or default_spec("allocator"),
-        backend or default_spec("backend"),
+    registry = default_registry()
+    running = scenarios.Running.of(registry, observers, seconds, memory, traceback)
+    subject = reading.machine(machine, boot)
+    specs = (
+        allocator or default_spec("allocator", registry),
+        backend or default_spec("backend", registry),
     )
-    run = scenario.run(thorough=True)
+    on = paper(color)
+
+    def shown(run: Run) -> tuple[str, str, ExitCode]:
+        _write(run, trace_path, image_path)
+        text = _as_json(run) if as_json else "\n".join(_as_text(run, on, explain))
+        return text, run.traceback, _exit(run)
+
+    ((text, where, code),) = running.each([(subject, *specs)], shown, thorough=True)
+    if as_json:
+        emit(text, None)
+    else:
+        screen.write(text, on)
+    if traceback and where and not as_json:
+        click.echo(where, err=True)
+    return code
+
+
+def _write(run: Run, trace_path: Path | None, image_path: Path | None) -> None:
+    """Write trace and image to files, if wanted."""
     if trace_path is not None:
         emit("\n".join(trace_lines(run.trace)), trace_path)
     if image_path is not None and run.trace.events:
         from paravirt_mm.image.elf import write_core
 
         write_core(run.trace, image_path)
-    if as_json:
-        emit(_as_json(run), None)
-    else:
-        on = paper(color)
-        screen.write("\n".join(_as_text(run, on, explain)), on)
+
+
+def _exit(run: Run) -> ExitCode:
     return {
         Outcome.OK: ExitCode.OK,
         Outcome.PANIC: ExitCode.OK,
@@ -108,6 +131,7 @@ def _as_json(run: Run) -> str:
             "verdict": str(run.verdict),
             "findings": [str(finding) for finding in run.findings],
             "figures": dict(run.figures),
+            **({"traceback": run.traceback} if run.traceback else {}),
         },
         indent=1,
     )

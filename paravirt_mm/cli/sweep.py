@@ -32,7 +32,8 @@ AHEAD = 2
 _SIZE = re.compile(r"(\d{1,9})([KMGT]?)", re.IGNORECASE)
 
 
-def _bytes(_context: click.Context, _option: click.Parameter, text: str) -> int:
+def size_in_bytes(_context: click.Context, _option: click.Parameter, text: str) -> int:
+    """Return a size of the command line in bytes."""
     match = _SIZE.fullmatch(text)
     if match is None or not int(match[1]):
         raise click.BadParameter(f"{text!r}; the form is 2G, 512M or a number of bytes")
@@ -72,7 +73,7 @@ def _bytes(_context: click.Context, _option: click.Parameter, text: str) -> int:
     metavar="SECONDS", help="A scenario that takes longer is stopped and marked.",
 )  # fmt: skip
 @click.option(
-    "--memory-limit", callback=_bytes, default="2G", show_default=True, metavar="SIZE",
+    "--memory-limit", callback=size_in_bytes, default="2G", show_default=True, metavar="SIZE",
     help="A scenario that needs more is stopped and marked.",
 )  # fmt: skip
 @click.option(

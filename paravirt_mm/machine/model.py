@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copyreg
 from collections.abc import Mapping
 from enum import StrEnum
 from types import MappingProxyType
@@ -19,6 +20,13 @@ from paravirt_mm.shown import Shown
 def sealed(mapping: Mapping[Any, Any]) -> Mapping[Any, Any]:
     """Return a copy of a mapping that nobody can change."""
     return MappingProxyType(dict(mapping))
+
+
+def _opened(mapping: MappingProxyType[Any, Any]) -> tuple[Any, tuple[Any]]:
+    return sealed, (dict(mapping),)
+
+
+copyreg.pickle(MappingProxyType, _opened)  # runs travel between processes
 
 
 Span = tuple[int, int]

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 
 import attrs
 
-from paravirt_mm.comparison import Row
+from paravirt_mm.comparison import Each, Row, run_here
 from paravirt_mm.invariants.rules import Finding
 from paravirt_mm.machine.model import Machine
 from paravirt_mm.offers import default_specs
@@ -14,8 +15,7 @@ from paravirt_mm.options import PluginSpec
 from paravirt_mm.registry import Registry, default_registry
 from paravirt_mm.report.summary import Total, totals as sums
 from paravirt_mm.report.tables import label
-from paravirt_mm.run import Outcome
-from paravirt_mm.scenario import Scenario
+from paravirt_mm.run import Outcome, Run
 from paravirt_mm.view.scene import MAX_NAME, Scene, scene
 from paravirt_mm.view.story import bounded
 
@@ -47,22 +47,30 @@ def survey(
     allocators: Sequence[str] | None = None,
     backends: Sequence[str] | None = None,
     registry: Registry | None = None,
+    each: Each | None = None,
 ) -> Iterator[Subject]:
     """Run every allocator under every backend on each machine; yield one machine after the other.
 
-    None: what the installed plugins offer for that. Traces are let go of as soon as they have been
-    looked at. Raises `SpecError` for a wrong spec.
+    None: what the installed plugins offer for that. ``each`` runs the scenarios elsewhere. Traces
+    are let go of as soon as they have been looked at. Raises `SpecError` for a wrong spec.
     """
     registry = registry or default_registry()
     allocators = allocators or default_specs("allocator", registry)
     backends = backends or default_specs("backend", registry)
-    for machine in machines:
-        exhibits = []
-        for backend in backends:
-            for allocator in allocators:
-                run = Scenario.of(machine, allocator, backend).run(registry)
-                exhibits.append(Exhibit(Row.of(run, registry), scene(run), run.findings))
-        yield Subject(machine, tuple(exhibits))
+    pairs = [(allocator, backend) for backend in backends for allocator in allocators]
+
+    def exhibit(run: Run) -> Exhibit:
+        return Exhibit(Row.of(run, registry), scene(run), run.findings)
+
+    if each is None:
+        for machine in machines:
+            found = run_here(registry, [(machine, *pair) for pair in pairs], exhibit)
+            yield Subject(machine, tuple(found))
+        return
+    all_of_them = list(machines)
+    made = iter(each([(machine, *pair) for machine in all_of_them for pair in pairs], exhibit))
+    for machine in all_of_them:
+        yield Subject(machine, tuple(islice(made, len(pairs))))
 
 
 def short(spec: str) -> str:

@@ -1,0 +1,140 @@
+"""What the commands share that run scenarios: limits, observers, and rows for runs that had to be
+stopped.
+
+A plugin may hang, eat memory or end its process. So scenarios run in a child; where one has to be
+stopped its row says so, and the others go on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import attrs
+import click
+
+from paravirt_mm.cli.output import complain
+from paravirt_mm.cli.sweep import size_in_bytes
+from paravirt_mm.comparison import Row
+from paravirt_mm.engine.trace import Trace
+from paravirt_mm.guard import RUNNING, Limits, Stopped, guarded
+from paravirt_mm.instances import Instances
+from paravirt_mm.machine.model import Machine
+from paravirt_mm.options import PluginSpec
+from paravirt_mm.registry import Registry
+from paravirt_mm.run import Outcome, Run, Verdict
+from paravirt_mm.scenario import Scenario
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+T = TypeVar("T")
+
+Asked = tuple[Machine, str, str]
+"""A machine, and the specs of allocator and backend."""
+
+OPTIONS = (
+    click.option(
+        "--observer", "observers", multiple=True, metavar="SPEC",
+        help="Observer, with options: jsonl:path=out.jsonl. May be repeated.",
+    ),
+    click.option(
+        "--time-limit", "seconds", type=click.FloatRange(0.01, 86400), default=RUNNING.cpu,
+        show_default=True, metavar="SECONDS", help="A scenario that takes longer is stopped.",
+    ),
+    click.option(
+        "--memory-limit", "memory", callback=size_in_bytes, default=f"{RUNNING.memory >> 30}G",
+        show_default=True, metavar="SIZE", help="A scenario that needs more is stopped.",
+    ),
+    click.option(
+        "--traceback", is_flag=True, help="Show where in its code a plugin failed."
+    ),
+)  # fmt: skip
+
+
+def options(command: Command) -> Command:
+    """Give a command the options of `Running`."""
+    for option in reversed(OPTIONS):
+        command = option(command)
+    return command
+
+
+@attrs.frozen
+class Running:
+    """How a command wants its scenarios to run."""
+
+    registry: Registry
+    observers: tuple[str, ...]
+    limits: Limits
+    traceback: bool
+
+    @classmethod
+    def of(
+        cls,
+        registry: Registry,
+        observers: Sequence[str],
+        seconds: float,
+        memory: int,
+        traceback: bool,
+    ) -> Running:
+        """Make it of what the command line says. Raises `SpecError` for a wrong observer."""
+        for text in observers:
+            registry.make(PluginSpec.parse(text), "observer")
+        limits = Limits(cpu=seconds, wall=2.5 * seconds, memory=memory)
+        return cls(registry, tuple(observers), limits, traceback)
+
+    @contextmanager
+    def watching(self) -> Iterator[Callable[..., Run]]:
+        """Let the observers begin and, in the end, end; give what runs a scenario under them."""
+        made = [self.registry.make(PluginSpec.parse(text), "observer") for text in self.observers]
+        instances = Instances([], made)
+        instances.tell("pvmm_begin")
+        told: set[str] = set()
+
+        def run(machine: Machine, allocator: str, backend: str, *, thorough: bool = False) -> Run:
+            watched = (instance for _, instance in made)
+            scenario = Scenario.of(machine, allocator, backend, *watched)
+            run = scenario.run(self.registry, thorough=thorough)
+            for message in run.left_out:
+                if message not in told:
+                    told.add(message)
+                    complain(message)
+            return run
+
+        try:
+            yield run
+        finally:
+            instances.tell("pvmm_end")
+            for message in instances.left_out:
+                complain(message)
+
+    def each(
+        self, todo: Sequence[Asked], make: Callable[[Run], T], *, thorough: bool = False
+    ) -> Iterator[T]:
+        """Yield what ``make`` makes of the runs of scenarios, which happen in a child.
+
+        A scenario that had to be stopped gives an empty run with the verdict ``error``. Raises
+        `SpecError` for a wrong spec.
+        """
+        for _, *specs in todo:
+            for role, text in zip(("allocator", "backend"), specs, strict=True):
+                self.registry.make(PluginSpec.parse(text), role)
+
+        def work(skip: int) -> Iterator[T]:
+            with self.watching() as run:
+                for asked in todo[skip:]:
+                    yield make(run(*asked, thorough=thorough))
+
+        for asked, found in zip(todo, guarded(work, self.limits), strict=False):
+            yield make(_stopped(*asked, found)) if isinstance(found, Stopped) else found
+
+    def show_tracebacks(self, rows: Iterable[Row]) -> None:
+        """Show where plugins failed, if that is wanted."""
+        for row in rows:
+            if self.traceback and row.traceback:
+                click.echo(row.traceback, err=True)
+
+
+def _stopped(machine: Machine, allocator: str, backend: str, found: Stopped) -> Run:
+    verdict = Verdict(Outcome.ERROR, f"{allocator} under {backend} was stopped: {found}")
+    pair = PluginSpec.parse(allocator), PluginSpec.parse(backend)
+    return Run(machine, *pair, Trace(), verdict)

@@ -1,0 +1,223 @@
+"""Plugins that misbehave as processes do: they cost their own rows, and nothing else."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+CODE = '''
+import os, sys
+from typing import ClassVar
+import attrs
+from paravirt_mm import API_VERSION, GIB, Machine, E820Type, MemoryMap, hookimpl
+from paravirt_mm.testing import AscendingAllocator
+
+
+@attrs.frozen
+class Exits(AscendingAllocator):
+    @hookimpl
+    def pvmm_allocate_tables(self):
+        sys.exit(0)
+
+
+@attrs.frozen
+class Dies(AscendingAllocator):
+    @hookimpl
+    def pvmm_allocate_tables(self):
+        os._exit(0)
+
+
+@attrs.frozen
+class Spins(AscendingAllocator):
+    @hookimpl
+    def pvmm_allocate_tables(self):
+        print("noise")
+        while True:
+            pass
+
+
+@attrs.frozen
+class Eats(AscendingAllocator):
+    @hookimpl
+    def pvmm_allocate_tables(self):
+        kept = []
+        while True:
+            kept.append(bytearray(1 << 24))
+
+
+@attrs.frozen
+class Good(AscendingAllocator):
+    """Good."""
+
+
+@attrs.frozen
+class Watch:
+    pvmm_api: ClassVar[int] = API_VERSION
+    path: str = "watched.txt"
+
+    def _say(self, text):
+        with open(self.path, "a") as out:
+            out.write(text + "\\\\n")
+
+    @hookimpl
+    def pvmm_begin(self):
+        self._say("begin")
+
+    @hookimpl
+    def pvmm_observe(self, event):
+        self._say(type(event).__name__)
+
+    @hookimpl
+    def pvmm_end(self):
+        self._say("end")
+'''.replace("\\\\n", "\\n")
+LIMITS = ("--time-limit", "1", "--memory-limit", "512M")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    where = tmp_path_factory.mktemp("culprits")
+    (where / "mine.py").write_text(CODE)
+    return where
+
+
+def paravirt_mm(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "paravirt_mm", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder)
+
+
+def test_each_costs_its_own_row(folder: Path) -> None:
+    names = ("Exits", "Dies", "Spins", "Eats", "Good")
+    specs = [word for name in names for word in ("-a", f"./mine.py:{name}")]
+    done = paravirt_mm(
+        folder, "compare", "qemu-512m", *specs, "-b", "native", *LIMITS, "-f", "json"
+    )
+    assert done.returncode == 4, done.stderr
+    rows = json.loads(done.stdout)
+    verdicts = dict(zip(names, (row["verdict"] for row in rows), strict=True))
+    assert verdicts.pop("Good") == "ok"
+    for name, words in {
+        "Exits": "pvmm_allocate_tables raised SystemExit: 0",
+        "Dies": "was stopped: its process ended with exit code 0",
+        "Spins": "was stopped: longer than",
+        "Eats": "MemoryError",
+    }.items():
+        assert verdicts[name].startswith("error: ")
+        assert words in verdicts[name]
+        assert f"./mine.py:{name}" in verdicts[name]
+    assert 'File "' in rows[0]["traceback"]
+    assert "noise" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("Exits", "SystemExit: 0"), ("Dies", "exit code 0"), ("Spins", "longer than")],
+)
+def test_run_names_it_too(folder: Path, name: str, words: str) -> None:
+    done = paravirt_mm(
+        folder, "run", "qemu-512m", "-a", f"./mine.py:{name}", *LIMITS, "--traceback"
+    )
+    assert done.returncode == 4
+    assert words in done.stdout + done.stderr
+    assert f"./mine.py:{name}" in done.stdout + done.stderr
+    if name == "Exits":
+        assert "sys.exit(0)" in done.stderr
+        assert "event" in done.stdout or "[" in done.stdout  # the trace up to there
+
+
+def test_observers_are_chosen_and_hear_of_everything(folder: Path) -> None:
+    assert not (folder / "watched.txt").exists()
+    done = paravirt_mm(
+        folder, "compare", "qemu-512m", "-a", "./mine.py:Good", "-b", "native",
+        "--observer", "./mine.py:Watch:path=w.txt",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    heard = (folder / "w.txt").read_text().split()
+    assert (heard[0], heard[1], heard[-2], heard[-1]) == (
+        "begin",
+        "RunStarted",
+        "RunFinished",
+        "end",
+    )
+
+
+def test_observer_that_is_none(folder: Path) -> None:
+    done = paravirt_mm(folder, "compare", "qemu-512m", "--observer", "./mine.py:Good")
+    assert done.returncode == 2
+    assert "no observer" in done.stderr
+
+
+@pytest.fixture
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder on the path, with a broken distribution, and one that brings machines."""
+    for name, code in {
+        "pvmm-broken": "raise OSError('no such library')",
+        "pvmm-lab": (
+            "from typing import ClassVar\nimport attrs\n"
+            "from paravirt_mm import *\nfrom paravirt_mm import API_VERSION, hookimpl\n"
+            "@attrs.frozen\nclass X:\n    pvmm_api: ClassVar[int] = API_VERSION\n    @hookimpl\n"
+            "    def pvmm_machines(self):\n"
+            "        ram = MemoryMap.sanitise([(0, 1 << 30, E820Type.RAM)])\n"
+            "        yield Machine('lab-1g', ram)\n"
+        ),
+    }.items():
+        module = name.replace("-", "_")
+        (tmp_path / f"{module}.py").write_text(code)
+        info = tmp_path / f"{module}-1.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1\n")
+        (info / "entry_points.txt").write_text(f"[paravirt_mm]\n{module} = {module}:X\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    return tmp_path
+
+
+def test_a_broken_package_that_nobody_asked_for_is_a_warning(site: Path) -> None:
+    done = paravirt_mm(site, "compare", "qemu-512m")
+    assert done.returncode == 0, done.stderr
+    assert "plugin pvmm_broken (pvmm-broken 1) is left out: cannot be loaded" in done.stderr
+    assert "no such library" in done.stderr
+    unasked = paravirt_mm(site, "compare", "qemu-512m", "-a", "incremental", "-b", "native")
+    assert (unasked.returncode, unasked.stderr) == (0, "")  # it was not even imported
+    asked = paravirt_mm(site, "compare", "qemu-512m", "-a", "pvmm_broken")
+    assert asked.returncode == 4
+    assert "no such library" in asked.stderr
+    assert paravirt_mm(site, "plugins").returncode == 4
+    left = paravirt_mm(site, "--disable", "pvmm_broken", "plugins")
+    assert left.returncode == 0
+    assert "pvmm_lab" in left.stdout
+
+
+def test_machines_of_plugins_are_known_by_name(site: Path) -> None:
+    for arguments in (("run", "lab-1g"), ("compare", "lab-1g"), ("machines", "lab-1g")):
+        done = paravirt_mm(site, *arguments)
+        assert done.returncode == 0, done.stderr
+        assert "1G" in done.stdout or "0x40000000" in done.stdout
+
+
+def test_one_plugin_is_shown(site: Path) -> None:
+    done = paravirt_mm(site, "plugins", "legacy_linear")
+    for words in (
+        "legacy_linear: allocator of paravirt-mm",
+        "good_end=release   one of release, mapped, end",
+        "Where the search for the block may end",
+        "hooks: pvmm_allocate_tables,",
+        "oracle 400/400",
+    ):
+        assert words in done.stdout
+    record = json.loads(paravirt_mm(site, "plugins", "incremental", "--json").stdout)
+    assert record["options"][0] == {
+        "name": "variant",
+        "accepts": "one of hpa, linux",
+        "default": "linux",
+        "help": "``linux``: as merged in Linux; ``hpa``: the seven steps of the proposal.",
+    }
+
+
+def test_only(site: Path) -> None:
+    done = paravirt_mm(site, "--only", "native,incremental", "plugins", "--json")
+    names = {plugin["name"] for plugin in json.loads(done.stdout)["plugins"]}
+    assert names == {"native", "incremental"}
