@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, Any
 
@@ -22,6 +24,7 @@ from paravirt_mm.verify.linux.compare import replay, replay_file
 from paravirt_mm.verify.linux.maps import NamedMap, builtin_maps, map_of, random_maps
 from paravirt_mm.verify.linux.qemu import (
     DEFAULT_TIMEOUT,
+    BootRecord,
     Kernel,
     KernelBootError,
     KernelImageError,
@@ -75,6 +78,9 @@ class Result:
     metavar="SECONDS", help="How long one boot may take.",
 )  # fmt: skip
 @click.option(
+    "-j", "--jobs", type=click.IntRange(1, 256), help="Boots at a time. [default: all cores]"
+)
+@click.option(
     "--replay", "files", multiple=True, metavar="FILE",
     help="Compare boots recorded in FILE (JSON, one a line) instead of booting. May be repeated.",
 )  # fmt: skip
@@ -97,6 +103,7 @@ def command(
     count: int | None,
     seed: int,
     timeout: float,
+    jobs: int | None,
     files: tuple[str, ...],
     save: IO[str] | None,
     as_json: bool,
@@ -129,10 +136,12 @@ def command(
                 for kernel in loaded
                 for named in _maps(machines, kernel, count, seed)
             ]
-            results = [
-                _booted(kernel, named, program, timeout, save)
-                for kernel, named in progress(todo, "booting", len(todo))
-            ]
+            results = []
+            booted = _boots(todo, program, timeout, jobs or os.cpu_count() or 1)
+            for result, live in progress(booted, "booting", len(todo)):
+                results.append(result)
+                if live is not None and save is not None:
+                    save.write(json.dumps({"id": result.name, **live.to_json()}) + "\n")
     except (LiveUnavailableError, KernelImageError) as error:
         click.echo(f"paravirt-mm: {error}", err=True)
         return ExitCode.BAD_INPUT
@@ -172,19 +181,28 @@ def _maps(
             yield Result(machine.name, kernel.release, reason=str(error))
 
 
+def _boots(
+    todo: Sequence[tuple[Kernel, NamedMap | Result]], qemu: str, timeout: float, jobs: int
+) -> Iterator[tuple[Result, BootRecord | None]]:
+    """Boot ``jobs`` at a time; yield results in order."""
+    with ThreadPoolExecutor(max_workers=jobs) as pool:
+        try:
+            yield from pool.map(lambda item: _booted(item[0], item[1], qemu, timeout), todo)
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
 def _booted(
-    kernel: Kernel, todo: NamedMap | Result, qemu: str, timeout: float, save: IO[str] | None
-) -> Result:
+    kernel: Kernel, todo: NamedMap | Result, qemu: str, timeout: float
+) -> tuple[Result, BootRecord | None]:
     if isinstance(todo, Result):
-        return todo
+        return todo, None
     try:
         live = record_boot(todo.spec, kernel, qemu=qemu, timeout=timeout)
     except (MapSpecError, KernelBootError) as error:
-        return Result(todo.name, kernel.release, reason=str(error), notes=todo.notes)
-    if save is not None:
-        save.write(json.dumps({"id": todo.name, **live.to_json()}) + "\n")
+        return Result(todo.name, kernel.release, reason=str(error), notes=todo.notes), None
     everything = live.to_json(tables_up_to=len(live.tables))
-    return Result(
+    result = Result(
         todo.name,
         kernel.release,
         replay({"id": todo.name, **everything}, todo.name, default_registry()),
@@ -192,6 +210,7 @@ def _booted(
         seconds=live.provenance.seconds,
         tables=len(live.tables),
     )
+    return result, live
 
 
 def _json(results: Sequence[Result]) -> str:

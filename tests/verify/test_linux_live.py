@@ -38,6 +38,7 @@ from paravirt_mm.verify.linux.qemu import (
     MapSpec,
     MapSpecError,
     find_kernel,
+    find_kernels,
     find_qemu,
     read_direct_map,
     record_boot,
@@ -745,11 +746,19 @@ def test_records_cover_what_they_should() -> None:
 # ---------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="session")
-def kernel() -> Kernel:
+def images() -> list[Path | None]:
+    """Every kernel that is there; None: none, so the tests skip and say why."""
+    try:
+        return [*find_kernels()]
+    except LiveUnavailableError:
+        return [None]
+
+
+@pytest.fixture(scope="session", params=images(), ids=lambda path: path.name if path else "none")
+def kernel(request: pytest.FixtureRequest) -> Kernel:
     try:
         find_qemu()
-        return Kernel.load(find_kernel())
+        return Kernel.load(request.param or find_kernel())
     except LiveUnavailableError as error:
         pytest.skip(str(error))
 

@@ -20,6 +20,7 @@ from paravirt_mm.verify.linux.qemu.locate import (
     Kernel,
     KernelFacts,
     find_kernel,
+    find_kernels,
     find_qemu,
 )
 from paravirt_mm.verify.linux.qemu.record import (
@@ -52,6 +53,7 @@ __all__ = [
     "TableAllocation",
     "TablePage",
     "find_kernel",
+    "find_kernels",
     "find_qemu",
     "read_direct_map",
     "record_boot",

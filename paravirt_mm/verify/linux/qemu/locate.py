@@ -101,11 +101,11 @@ class Kernel:
         return KernelFacts(self.release, self.physical_range, self.has_five_levels)
 
 
-def find_kernel(where: Path | None = None) -> Path:
-    """The vmlinuz to boot: ``where``, else $PARAVIRT_MM_LINUX, a file or a directory.
+def find_kernels(where: Path | None = None) -> list[Path]:
+    """The kernels at ``where``, else at $PARAVIRT_MM_LINUX, a file or a directory; oldest first.
 
-    In a directory the newest ``vmlinuz-*`` in it, in its ``boot/`` or in a package unpacked one
-    level below is taken. Raises LiveUnavailableError with what to do.
+    In a directory these are the ``vmlinuz-*`` in it, in its ``boot/`` or in packages unpacked one
+    level below. Raises LiveUnavailableError with what to do.
     """
     text = str(where) if where is not None else os.environ.get(KERNEL_VARIABLE, "")
     if not text:
@@ -115,7 +115,7 @@ def find_kernel(where: Path | None = None) -> Path:
         )
     path = Path(text)
     if path.is_file():
-        return path
+        return [path]
     patterns = ("vmlinuz-*", "boot/vmlinuz-*", "*/boot/vmlinuz-*")
     found = [file for pattern in patterns for file in path.glob(pattern) if file.is_file()]
     if not found:
@@ -123,7 +123,12 @@ def find_kernel(where: Path | None = None) -> Path:
             f"{path}: no vmlinuz-* there, in boot/ or in */boot/; unpack a kernel package into it "
             "(Debian: linux-image-amd64), or let tools/fetch-linux.sh do it"
         )
-    return max(found, key=lambda file: [int(n) for n in _NUMBER.findall(file.name)])
+    return sorted(found, key=lambda file: [int(n) for n in _NUMBER.findall(file.name)])
+
+
+def find_kernel(where: Path | None = None) -> Path:
+    """The newest of `find_kernels`."""
+    return find_kernels(where)[-1]
 
 
 def find_qemu(program: str | None = None) -> str:
