@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Any
 
@@ -30,6 +30,7 @@ from paravirt_mm.engine.trace import (
     RunFinished,
     TablesAllocated,
     TablesReserved,
+    Trace,
 )
 from paravirt_mm.errors import InputError, SpecError
 from paravirt_mm.machine.model import Machine, Span
@@ -161,53 +162,26 @@ class _Watch:
 
 
 def _record(run: Run, boot: Boot, stopped: _Stopped | None) -> Record:
-    mode = boot.mode
-    events = run.trace.events
-    steps: list[Call] = []
-    guesses: list[Guess] = []
-    brk: list[Span] = []
-    batches: list[Batch] = []
-    panic = None
-    complete = False
-    reserved = RangeSet()
-    for event in events:
-        if isinstance(event, RangeSplit):
-            pieces = tuple((p.start, p.end, mode.page_name(p.level)) for p in event.pieces)
-            steps.append(Call(event.start, event.end, pieces))
-        elif isinstance(event, TablesReserved):
-            block = event.pages[0].span
-            guesses.append(Guess(*block, None))
-        elif isinstance(event, TablesAllocated):
-            batches.append(event.batch)
-            for part in event.batch.pages:
-                if part.source is Source.BRK:
-                    brk += _pages(part.run)
-                elif part.source is Source.RESERVATION:
-                    guesses[-1] = attrs.evolve(guesses[-1], used_end=part.run.span[1])
-        elif isinstance(event, RootActivated):
-            complete = True
-        elif isinstance(event, Panicked) and not complete:
-            panic = event.reason
-        elif isinstance(event, RunFinished):
-            reserved.update(event.reserved)
+    mode, trace = boot.mode, run.trace
+    batches = [event.batch for event in trace.of(TablesAllocated)]
     tables = [table for batch in batches for table in _tables(batch.walk_order(), mode)]
     hooks = [table for batch in batches for table in _tables(batch.completion_order(), mode)]
+    brk = list(_brk_pages(part for batch in batches for part in batch.pages))
+    reserved = RangeSet(span for end in trace.of(RunFinished) for span in end.reserved)
     leaves = {level: RangeSet(boot.tree.leaves(level)) for level in boot.tree.leaf_levels}
     if stopped is not None:
         more, handed_over = _interrupted(stopped, boot, leaves)
         tables += more
         hooks += handed_over
-        for part in stopped.pages:
-            if part.source is Source.BRK:
-                brk += _pages(part.run)
-            reserved.add(*part.run.span)
+        brk += _brk_pages(stopped.pages)
+        reserved.update(part.run.span for part in stopped.pages)
     tables.sort()
     counts = Counter(level for level, _, _ in tables)
     order = [(level, pfn) for level, pfn, _ in hooks]
     return Record(
-        panic=panic,
-        steps=tuple(steps),
-        guess=tuple(guesses),
+        panic=_panic(trace),
+        steps=tuple(_calls(trace, mode)),
+        guess=tuple(_guesses(trace)),
         brk_tables=tuple(brk),
         table_count={f"L{level}": counts[level] for level in range(1, mode.root_level)},
         tables=tuple(tables),
@@ -217,6 +191,42 @@ def _record(run: Run, boot: Boot, stopped: _Stopped | None) -> Record:
         leaf_runs=tuple(sorted((*span, level) for level, runs in leaves.items() for span in runs)),
         reserved_after=tuple(reserved),
     )
+
+
+def _panic(trace: Trace) -> str | None:
+    """Return the last words of a kernel that panics before its direct map is complete."""
+    for event in trace:
+        if isinstance(event, RootActivated):
+            return None
+        if isinstance(event, Panicked):
+            return event.reason
+    return None
+
+
+def _calls(trace: Trace, mode: PagingMode) -> Iterator[Call]:
+    for event in trace.of(RangeSplit):
+        pieces = tuple((p.start, p.end, mode.page_name(p.level)) for p in event.pieces)
+        yield Call(event.start, event.end, pieces)
+
+
+def _guesses(trace: Trace) -> list[Guess]:
+    """Return the blocks that were set aside, and how far tables came to fill them."""
+    guesses: list[Guess] = []
+    for event in trace:
+        if isinstance(event, TablesReserved):
+            guesses.append(Guess(*event.pages[0].span, None))
+        elif isinstance(event, TablesAllocated):
+            for part in event.batch.pages:
+                if part.source is Source.RESERVATION:
+                    guesses[-1] = attrs.evolve(guesses[-1], used_end=part.run.span[1])
+    return guesses
+
+
+def _brk_pages(parts: Iterable[TablePages]) -> Iterator[Span]:
+    """Yield the pages of brk, one by one."""
+    for part in parts:
+        if part.source is Source.BRK:
+            yield from _pages(part.run)
 
 
 def _interrupted(
