@@ -72,18 +72,26 @@ class KernelImage:
         return self.start, max(self.end, self.brk_end)
 
     @property
+    def loaded(self) -> Span:
+        """What the image takes where it is loaded, from text to the linker's ``_end``."""
+        return self.start, max(self.span[1], self.linked_end or 0)
+
+    @property
     def brk_pages(self) -> int:
         """Pages of brk that early page tables may come from."""
         return max(0, self.brk_end - self.brk_start) >> PAGE_SHIFT
 
     def with_brk(self, pages: int) -> KernelImage:
-        """Return the same kernel linked with ``pages`` pages of brk for tables: it ends with them,
-        and so does whatever follows it.
+        """Return the same kernel linked with ``pages`` pages of brk for tables.
+
+        It ends with them, or where it has ended anyway: brk has other users, too.
         """
         start = align_up(self.brk_start, PAGE_SIZE)
         end = start + pages * PAGE_SIZE
-        linked = None if self.linked_end is None else self.linked_end + end - self.brk_end
-        return KernelImage(self.start, min(self.end, start), start, end, linked)
+        linked = self.loaded[1] + max(0, end - max(self.brk_end, start))
+        return KernelImage(
+            self.start, min(self.end, start), start, end, linked if linked > end else None
+        )
 
 
 @attrs.frozen

@@ -77,6 +77,8 @@ class KernelHints:
         The first page of brk that became a page table.
     image
         The reserved region that holds the image, brk included where the kernel has extended it.
+    linked
+        From text to the linker's ``_end``, all of brk included.
     ceiling
         Where the kernel must end at the latest: the end of what the startup code has mapped.
     """
@@ -84,6 +86,7 @@ class KernelHints:
     size: int | None = None
     brk_start: int | None = None
     image: Span | None = None
+    linked: Span | None = None
     ceiling: int | None = None
 
 
@@ -105,6 +108,11 @@ def place_kernel(
             start = max(align_down(hints.brk_start - size, 2 * MIB), 0)
         image = KernelImage(start, hints.brk_start, hints.brk_start, hints.brk_start + ASSUMED_BRK)
         return image, (f"kernel starts at {start:#x}", f"{ASSUMED_BRK >> 10} KiB of brk for tables")
+    if hints.linked is not None:
+        start, end = hints.linked
+        brk = max(align_down(end, PAGE_SIZE) - ASSUMED_BRK, align_up(start, PAGE_SIZE))
+        image = KernelImage(start, brk, brk, align_up(end, PAGE_SIZE))
+        return image, (f"the kernel's last {ASSUMED_BRK >> 10} KiB are brk for tables",)
     if hints.image is not None:
         start, end = hints.image
         brk = align_up(end, PAGE_SIZE)
@@ -143,15 +151,21 @@ def _default_place(
 
 
 def machine_from_map(
-    name: str, source: str, title: str, firmware: MemoryMap, image: Span | None = None
+    name: str,
+    source: str,
+    title: str,
+    firmware: MemoryMap,
+    image: Span | None = None,
+    linked: Span | None = None,
 ) -> Machine:
     """Return a 64-bit machine of which little more than the firmware's map is known.
 
-    ``image`` is where its kernel lies. Raises InputError where the map has no RAM.
+    ``image`` is where its kernel lies, ``linked`` the same with its brk. Raises InputError where
+    the map has no RAM.
     """
     memory, trimming = standard_trimming(firmware)
     check_ram(memory, source)
-    kernel, assumed = place_kernel(memory, X86_64, None, KernelHints(image=image))
+    kernel, assumed = place_kernel(memory, X86_64, None, KernelHints(image=image, linked=linked))
     sentences = ["x86_64, no 1 GiB pages", trimming, *assumed, "no initrd"]
     reserved: tuple[Span, ...] = ()
     if low := low_reservation(None):

@@ -353,7 +353,7 @@ def go(machine: Machine, allocator: str, backend: str = "native") -> Run:
 def test_movable_node_maps_upward_from_the_kernels_end() -> None:
     machine = a_machine(features=CpuFeatures(pse=False))
     run = go(machine, "incremental:kernel=4.19,movable_node=yes")
-    end = machine.kernel.with_brk(12).span[1]
+    end = machine.kernel.with_brk(12).loaded[1]
     assert mapped(run)[0] == (0, MIB)
     above = [span for span in mapped(run) if span[0] >= end]
     below = [span for span in mapped(run)[1:] if span[0] < end]

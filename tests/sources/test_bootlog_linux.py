@@ -164,7 +164,7 @@ def test_hypervisor_and_dom0_in_one_log(logs):
     assert log.platform == "xen-pv"
     assert log.of_kind(DomainKernel)[0].bits == 64
     assert log.machine.kernel.start == 0x1000000
-    assert log.machine.kernel.end == 0x2E2C000
+    assert log.machine.kernel.loaded[1] == 0x2E2C000  # with its brk
     places = {(fact.section, fact.name): fact for fact in log.of_kind(Place)}
     assert places["physical", "Dom0 alloc."].pages == 1014568
     assert places["virtual", "Page tables"].start == 0xFFFFFFFF82E2D000

@@ -244,10 +244,11 @@ def _kernel_hints(printed: Printed, taken: RangeSet) -> assume.KernelHints:
     brk = min((table.start for table in of_kind(printed.facts, BrkTable)), default=None)
     image = printed.kernel_image
     if kernels := of_kind(printed.xen.facts, DomainKernel):
-        image = (kernels[-1].start, kernels[-1].end)
+        linked = (kernels[-1].start, kernels[-1].end)
+        return assume.KernelHints(printed.kernel_bytes, brk, linked, linked, printed.boot_mapped)
     if image is None and brk is not None:
         image = next(((start, end) for start, end in taken if start <= brk < end), None)
-    return assume.KernelHints(printed.kernel_bytes, brk, image, printed.boot_mapped)
+    return assume.KernelHints(printed.kernel_bytes, brk, image, None, printed.boot_mapped)
 
 
 def _boot_mapped(printed: Printed, mode: PagingMode, kernel_end: int, assumed: list[str]) -> int:

@@ -134,7 +134,7 @@ def host_machine(name: str, source: str, scan: HypervisorScan) -> Machine:
         sentences.append(f"RAM: the lowest {pages} pages of the host's, as many as dom0 has")
     if image is not None:
         check_kernel(image, host_map, source)
-    machine = machine_from_map(name, source, title, memory, image)
+    machine = machine_from_map(name, source, title, memory, linked=image)
     provenance = attrs.evolve(machine.provenance, assumed=(*sentences, *machine.provenance.assumed))
     return attrs.evolve(machine, provenance=provenance, host_map=host_map)
 

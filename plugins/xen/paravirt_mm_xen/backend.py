@@ -46,10 +46,12 @@ from paravirt_mm import (
     align_up,
     dotted,
     hookimpl,
+    leading_version,
     parse_release,
 )
 from paravirt_mm_xen.domain.builders import NEWEST, RELEASES as BUILDERS, Builders, builders_of
 from paravirt_mm_xen.domain.collisions import (
+    HANDLINGS,
     NO_RELEASE,
     Collision,
     Fate,
@@ -70,12 +72,13 @@ from paravirt_mm_xen.domain.layout import (
     arrange,
     first_allocation,
     loaded_kernel,
-    loaded_span,
     static_tables,
     table_pages,
 )
 from paravirt_mm_xen.linux import (
     HIGH_P2M_SINCE,
+    IDENTITY_64BIT,
+    IDENTITY_TABLES,
     MULTICALL_ENTRIES,
     UNMAPPED_INITRD_SINCE,
     WRITES_BACK_SINCE,
@@ -159,7 +162,7 @@ class Xen:
         initrd = machine.initrd
         return Given(
             mode=machine.mode,
-            kernel=loaded_span(machine),
+            kernel=loaded_kernel(machine).loaded,
             pages=(machine.memory_map.ram_pages().total - self._slack) // PAGE_SIZE,
             initrd_bytes=initrd[1] - initrd[0] if initrd else 0,
             initrd_mapped=not unmapped or (release or ()) < UNMAPPED_INITRD_SINCE,
@@ -200,21 +203,24 @@ class Xen:
                 raise KernelPanic(f"memory conflicts with E820 map: {', '.join(map(str, fatal))}")
         elif found:
             told = self._releases_that_boot(machine)
-            if told == NO_RELEASE:
-                return Refusal(f"domain builder: {found[0]}: {told}", EINVAL)
+            if told == NO_RELEASE or not any(boots(found, one.since) for one in HANDLINGS):
+                worst = max(found, key=lambda one: one.outcome(HANDLINGS[-1].since))
+                return Refusal(f"domain builder: {worst}: {told}", EINVAL)
         return self._boot_state(machine, layout)
 
     def _boot_state(self, machine: Machine, layout: Arrangement) -> BootState:
         mode = machine.mode
-        end = layout.end
+        identity = self._identity_tables(machine, layout.end)
+        end = layout.end + identity * mode.table_span(1)
         kernel = loaded_kernel(machine)
-        static = static_tables(mode, kernel, layout)
+        static = static_tables(mode, kernel, layout, identity)
         mapped = RangeSet([(0, end)])
         mapped.discard(*layout.page_tables)
         mapped.discard(*static)
-        # The kernel's own limit for early allocations is where the p2m list begins: what follows
-        # belongs to the domain builder.
-        limit = layout.p2m[0] if layout.p2m else end
+        # A 64-bit kernel's own limit for early allocations is where the p2m list begins: what
+        # follows belongs to the domain builder. A 32-bit one counts what it has mapped itself.
+        limit = layout.p2m[0] if layout.p2m else layout.end
+        limit = end if mode.is_32bit else limit
         tables: dict[int, tuple[Span, ...]] = {
             level: ((0, align_up(end, mode.table_span(level))),)
             for level in range(1, mode.root_level)
@@ -236,11 +242,19 @@ class Xen:
             # The builder's, and the kernel's own into which they are grafted.
             boot_tables=(layout.page_tables, static),
             tables=MappingProxyType(tables),
-            table_pages=MappingProxyType(table_pages(mode, layout, static, self.domain)),
+            table_pages=MappingProxyType(table_pages(mode, layout, static, self.domain, identity)),
             direct_mapped=((0, end),),
             typed=True,
             places=layout.places,
         )
+
+    def _identity_tables(self, machine: Machine, end: int) -> int:
+        """Return how many L1 tables the kernel itself adds behind the initial mapping."""
+        first, after = IDENTITY_64BIT
+        if not machine.mode.is_32bit and not first <= (self._release or ()) < after:
+            return 0
+        left = -(-max(0, (machine.max_pfn << PAGE_SHIFT) - end) // machine.mode.table_span(1))
+        return min(IDENTITY_TABLES, left)
 
     @hookimpl
     def pvmm_map_readonly(self, boot: Boot, start: int, end: int) -> Iterable[Span]:
@@ -426,9 +440,16 @@ class Xen:
         return (DefaultSpec("xen", 20),)
 
     @hookimpl
-    def pvmm_models_platform(self, platform: str) -> str | None:
+    def pvmm_models_platform(self, platform: str, release: str | None) -> str | None:
         """Model what a PV kernel finds, dom0 as a rule."""
-        return {"xen-pv": "xen", "xen-pv-guest": "xen:domain=domU"}.get(platform)
+        version = leading_version(release)[:3]
+        kernel = f"kernel={dotted(version)}" if len(version) > 1 else ""
+        if platform == "xen-pv-guest":
+            return ",".join(filter(None, ["xen:domain=domU", kernel]))
+        if platform != "xen-pv":
+            return None
+        is_dom0 = kernel and version >= HANDLINGS[0].since
+        return f"xen:{kernel}" if is_dom0 else "xen"
 
     @hookimpl
     def pvmm_verifiers(self) -> Iterable[click.Command]:

@@ -11,6 +11,13 @@ UNMAPPED_INITRD_SINCE = (3, 18)
 HIGH_P2M_SINCE = (4, 3)
 """First release that has the p2m list mapped at an address of its own (ELF note INIT_P2M)."""
 
+IDENTITY_TABLES = 4
+"""L1 tables of its own with which the kernel goes on behind what the domain builder has mapped
+(xen_map_identity_early: level1_ident_pgt, in the image or its brk).
+"""
+IDENTITY_64BIT = (2, 6, 26), (3, 7)
+"""First 64-bit release that does so, and first that does not; 32-bit kernels always do."""
+
 WRITES_BACK_SINCE = (2, 6, 39)
 """First release that maps all of the linear allocator's block read-only, and makes what is left of
 it writable (mask_rw_pte, xen_mapping_pagetable_reserve). The last is 3.8: from 3.9 on there is no

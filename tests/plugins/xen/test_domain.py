@@ -15,12 +15,16 @@ from paravirt_mm import (
     BootState,
     E820Type,
     KernelImage,
+    Machine,
     MemoryMap,
+    Outcome,
     Refusal,
+    Scenario,
     Span,
     SpecError,
     bundled,
 )
+from paravirt_mm.engine.trace import TablesAllocated, TablesReserved
 from paravirt_mm_xen.backend import Xen
 from paravirt_mm_xen.domain.builders import builders_of, start_info_sizes
 from paravirt_mm_xen.domain.layout import (
@@ -272,6 +276,85 @@ def test_kernel_and_builder_must_both_know_the_notes(
     end = state.direct_mapped[0][1]
     assert (places[Part.INITRD][0] < end) == initrd_mapped
     assert (places[Part.P2M][0] >= end) == p2m_high
+
+
+def _guest(mode: str, kernel: Span, pages: int, initrd: Span | None = None) -> Machine:
+    """A guest whose kernel has no brk, with the hole that Linux makes below 1 MiB."""
+    entries = [
+        (0, 640 << 10, E820Type.RAM),
+        (640 << 10, 1 << 20, E820Type.RESERVED),
+        (1 << 20, pages << 12, E820Type.RAM),
+    ]
+    image = KernelImage(*kernel, kernel[1], kernel[1])
+    return Machine(
+        name="guest",
+        memory_map=MemoryMap.sanitise(entries),
+        mode=MODES[mode],
+        kernel=image,
+        initrd=initrd,
+    )
+
+
+def test_a_64_bit_kernel_of_2_6_27_goes_on_behind_the_builders_mapping() -> None:
+    """Its log: PGTABLE [0002c3c000 - 0003423000], 2,023 tables from the boot stack's page on."""
+    machine = _guest("x86_64", (0x200000, 0x8B7000), 0x100000, (0x8B7000, 0x241E000))
+    run = Scenario.of(machine, "legacy_linear:kernel=2.6.27", "xen:domain=domU,kernel=2.6.27").run()
+    assert str(run.verdict) == "ok"
+    assert run.figures["tables"] == 2023
+    runs = [part.run for event in run.trace.of(TablesAllocated) for part in event.batch.pages]
+    assert (runs[0].span[0], runs[-1].span[1]) == (0x2C3C000, 0x3423000)
+
+
+def test_a_32_bit_kernel_of_2_6_29_does_so_and_counts_it() -> None:
+    """Its log: tables up to 16800000 @ 878000-930000, of which it needed two for the fixmap."""
+    machine = _guest("i386-pae", (0x100000, 0x813000), 0x16800)
+    run = Scenario.of(machine, "legacy_linear:kernel=2.6.29", "xen:domain=domU,kernel=2.6.29").run()
+    assert str(run.verdict) == "ok"
+    (reserved,) = run.trace.of(TablesReserved)
+    assert reserved.pages[0].span == (0x878000, 0x930000)
+    assert run.figures["tables"] == (0x924000 - 0x878000) // 4096 - 2
+
+
+@pytest.mark.parametrize(
+    ("mode", "kernel", "tables"),
+    [
+        ("x86_64", "2.6.25", 0),
+        ("x86_64", "2.6.26", 4),
+        ("x86_64", "3.6", 4),
+        ("x86_64", "3.7", 0),
+        ("i386-pae", "4.9", 4),
+    ],
+)
+def test_tables_of_the_kernels_own(mode: str, kernel: str, tables: int) -> None:
+    """Behind an initial mapping of 4 MiB, up to the end of the guest's memory."""
+    for mib, most in ((256, 4), (12, 4), (8, 2), (5, 1)):
+        machine = _guest(mode, (1 << 20, 2 << 20), mib << 8)
+        state = Xen(domain=DomainKind.DOMU, kernel=kernel).pvmm_boot_state(machine)
+        assert isinstance(state, BootState)
+        own = min(tables, most)
+        assert state.direct_mapped == ((0, (4 << 20) + (own << 21)),)
+        assert len(set(state.table_pages[1])) == len(state.table_pages[1]) == 2 + own
+
+
+def test_a_domain_in_a_hole_is_refused() -> None:
+    """Kernel and initrd reach over the end of low RAM; a kernel of 4.3 would lie elsewhere."""
+    entries = [
+        (0, 655360, E820Type.RAM),
+        (1048576, 25432064, E820Type.RAM),
+        (92540928, 293867520, E820Type.RAM),
+    ]
+    machine = Machine(
+        name="drawn",
+        memory_map=MemoryMap.sanitise(entries),
+        kernel=KernelImage(16777216, 16777217, 16781312, 17043456),
+        initrd=(251924480, 293867520),
+    )
+    for allocator in ("incremental:variant=hpa", "legacy_linear:kernel=3.6"):
+        run = Scenario.of(machine, allocator, "xen").run(thorough=True)
+        assert run.verdict.outcome is Outcome.REJECTED
+        assert "Start info on hole at" in run.verdict.detail
+    run = Scenario.of(machine, "incremental:variant=linux", "xen:kernel=6.1").run(thorough=True)
+    assert str(run.verdict) == "ok"
 
 
 def test_the_boot_stack_is_free() -> None:

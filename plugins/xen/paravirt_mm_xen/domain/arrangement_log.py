@@ -134,7 +134,8 @@ def read_told(facts: Iterable[Fact]) -> Told | None:
         pages=0,
         initrd_bytes=_bytes(initrd),
         initrd_mapped=is_mapped,
-        p2m=P2mPlace.HIGH if p2m and p2m.start < total.start else P2mPlace.INLINE,
+        # Without its line the list is not in the mapping, as far as the log shows.
+        p2m=P2mPlace.INLINE if p2m and p2m.start >= total.start else P2mPlace.HIGH,
         kind=DomainKind.SHIM if ring and ring.start else DomainKind.DOM0,
         builders=builders,
         base=total.start,

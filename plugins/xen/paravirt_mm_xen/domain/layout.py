@@ -331,29 +331,29 @@ def loaded_kernel(machine: Machine) -> KernelImage:
     if kernel.start < _HIGHEST_LINK_ADDRESS:
         return kernel
     move = _PHYSICAL_START - kernel.start
+    linked = None if kernel.linked_end is None else kernel.linked_end + move
     return KernelImage(
         kernel.start + move,
         kernel.end + move,
         kernel.brk_start + move,
         kernel.brk_end + move,
-        None if kernel.linked_end is None else kernel.linked_end + move,
+        linked,
     )
 
 
-def loaded_span(machine: Machine) -> Span:
-    """Return the bytes that the builder loads the kernel to, with what is linked behind brk."""
-    kernel = loaded_kernel(machine)
-    return kernel.start, max(kernel.span[1], kernel.linked_end or 0)
-
-
-def static_tables(mode: PagingMode, kernel: KernelImage, layout: Arrangement) -> Span:
-    """Return the pages of the kernel's own static tables, the root and those above L1.
+def static_tables(
+    mode: PagingMode, kernel: KernelImage, layout: Arrangement, identity: int = 0
+) -> Span:
+    """Return the pages of the kernel's own static tables: the root, those above L1, and
+    ``identity`` L1 tables that map what follows the initial mapping.
 
     Linux has them in its image (init_top_pgt, level3_ident_pgt, level2_ident_pgt; i386:
     swapper_pg_dir and initial L2 tables). A memory map does not tell where; here they are the last
     pages of the image, or follow the boot stack where an image is too small to be one.
     """
-    count = 1 + sum(-(-layout.end // mode.table_span(level)) for level in range(2, mode.root_level))
+    end = layout.end + identity * mode.table_span(1)
+    above = (-(-end // mode.table_span(level)) for level in range(2, mode.root_level))
+    count = 1 + sum(above) + identity
     size = count * PAGE_SIZE
     top = align_down(min(kernel.end, kernel.brk_start), PAGE_SIZE)
     if top - size < align_up(kernel.start, PAGE_SIZE):
@@ -362,14 +362,16 @@ def static_tables(mode: PagingMode, kernel: KernelImage, layout: Arrangement) ->
 
 
 def table_pages(
-    mode: PagingMode, layout: Arrangement, static: Span, kind: DomainKind
+    mode: PagingMode, layout: Arrangement, static: Span, kind: DomainKind, identity: int = 0
 ) -> dict[int, tuple[int, ...]]:
     """Return the pfns of the tables that begin the direct map, by level and ascending address: the
-    builder's L1s, and above them the kernel's static ones, downward from the root.
+    builder's L1s, and the kernel's static ones, downward from the root.
     """
+    end = layout.end + identity * mode.table_span(1)
     downward = iter(range(static[1] // PAGE_SIZE - 1, static[0] // PAGE_SIZE - 1, -1))
     pages: dict[int, tuple[int, ...]] = {mode.root_level: (next(downward),)}
     for level in range(mode.root_level - 1, 1, -1):
-        pages[level] = tuple(islice(downward, -(-layout.end // mode.table_span(level))))
-    pages[1] = tuple(boot_l1_pages(mode, layout.page_tables, layout.end, kind))
+        pages[level] = tuple(islice(downward, -(-end // mode.table_span(level))))
+    builders = boot_l1_pages(mode, layout.page_tables, layout.end, kind)
+    pages[1] = (*builders, *islice(downward, identity))
     return pages
