@@ -28,6 +28,8 @@ VALID = [
     ["tlb_flush", "all"],
     ["clear_page", 1],
     ["copy_page", 1, 2],
+    ["mmu_update_device", 1, 2, "io_apic", 0x67],
+    ["assist", "m2p_strict", True],
     ["mmu_update_batch", [[1, 2, 3, 0x65, False], [1, 3, 0, 0, True]]],
     ["mmuext_batch", [["pin", 4, 1], ["new_baseptr", 1]]],
     ["multicall", [["update_va_mapping", 1, 1, 0x65], ["pin", 1, 1]]],

@@ -111,7 +111,7 @@ def test_names_from_files_cannot_move_the_cursor(tmp_path: Path) -> None:
     path = write(tmp_path, 1, 1, 1, 1, name="\x1b[2J\x07")
     _, result = verify(path)
     assert "\x1b" not in result.stdout
-    assert "?[2J?" in result.stdout
+    assert "\\x1b[2J\\x07" in result.stdout
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ static const uint64_t *phys_to_machine;
 static uint64_t first_pfn; /* of the arena */
 static uint64_t arena_pages;
 static const uint64_t *l4;
+static uint64_t shared_frame;
 
 /* A page of address space for frames that are mapped nowhere else. */
 static uint64_t window[ENTRIES] __attribute__((aligned(PAGE_SIZE)));
@@ -62,6 +63,7 @@ uint64_t arena_init(const start_info_t *start)
 
 	phys_to_machine = (const uint64_t *)start->mfn_list;
 	l4 = (const uint64_t *)start->pt_base;
+	shared_frame = start->shared_info >> PAGE_SHIFT;
 	if (free_pages < l1_tables + l2_tables)
 		guest_stop("arena: too little memory, pages free", free_pages);
 	first_pfn = l2_pfn + l2_tables;
@@ -129,6 +131,11 @@ const uint64_t *boot_l4(void)
 uint64_t boot_l4_frame(void)
 {
 	return phys_to_machine[pfn_of((uint64_t)l4)];
+}
+
+uint64_t shared_info_frame(void)
+{
+	return shared_frame;
 }
 
 uint64_t peek_entry(uint64_t frame, unsigned int index)

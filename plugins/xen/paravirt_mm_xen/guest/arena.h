@@ -32,6 +32,9 @@ int64_t arena_page(uint64_t frame);
 const uint64_t *boot_l4(void);
 uint64_t boot_l4_frame(void);
 
+/* The frame of the page that Xen shares with the domain. */
+uint64_t shared_info_frame(void);
+
 /* Reads one entry of any of the domain's frames, through a short-lived
  * read-only mapping. Returns 0 where the frame cannot be mapped. */
 uint64_t peek_entry(uint64_t frame, unsigned int index);

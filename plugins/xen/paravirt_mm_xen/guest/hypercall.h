@@ -45,6 +45,11 @@ static inline int64_t hypercall_update_va_mapping(uint64_t va, uint64_t entry)
 	return hypercall(__HYPERVISOR_update_va_mapping, va, entry, UVMF_INVLPG, 0);
 }
 
+static inline int64_t hypercall_vm_assist(unsigned int command, unsigned int type)
+{
+	return hypercall(__HYPERVISOR_vm_assist, command, type, 0, 0);
+}
+
 static inline int64_t hypercall_multicall(struct multicall_entry *calls, unsigned int count)
 {
 	return hypercall(__HYPERVISOR_multicall, (uint64_t)calls, count, 0, 0);

@@ -9,6 +9,7 @@
 static uint64_t first_page, pages;
 static uint64_t base_frame; /* the loaded kernel L4 */
 static int user_base_set;
+static uint64_t assists; /* bit n: VMASST_TYPE n is on */
 
 static uint64_t frame_of(uint32_t page)
 {
@@ -38,6 +39,7 @@ static int cuts_off_the_guest(const struct wire_record *op)
 {
 	switch (op->code) {
 	case WIRE_MMU_UPDATE:
+	case WIRE_MMU_UPDATE_DEVICE:
 		return op->index == KERNEL_SLOT && frame_of(op->page) == base_frame;
 	case WIRE_UPDATE_VA:
 	case WIRE_PROBE_READ:
@@ -205,6 +207,30 @@ static int64_t multicall(const struct wire_record *members, unsigned int count)
 
 /* ---- operations on their own ---- */
 
+static int64_t device_update(const struct wire_record *op)
+{
+	uint64_t frame = op->va == WIRE_SHARED_INFO ? shared_info_frame() : op->va;
+	struct mmu_update update = {
+		.ptr = (frame_of(op->page) << PAGE_SHIFT) + op->index * sizeof(uint64_t) +
+		       MMU_NORMAL_PT_UPDATE,
+		.val = op->value ? frame << PAGE_SHIFT | op->value : 0,
+	};
+	unsigned int done;
+
+	return hypercall_mmu_update(&update, 1, &done);
+}
+
+static int64_t set_assist(unsigned int type, int on)
+{
+	int64_t error = hypercall_vm_assist(on ? VMASST_CMD_enable : VMASST_CMD_disable, type);
+
+	if (!error && on)
+		assists |= 1ul << type;
+	else if (!error)
+		assists &= ~(1ul << type);
+	return error;
+}
+
 static int64_t new_user_base(uint64_t frame)
 {
 	struct mmuext_op ext = { .cmd = MMUEXT_NEW_USER_BASEPTR, .arg1.mfn = frame };
@@ -350,6 +376,10 @@ static int64_t perform(const struct wire_record *op)
 	case WIRE_PROBE_WRITE:
 		forget_translations();
 		return store_back((uint64_t *)op->va);
+	case WIRE_MMU_UPDATE_DEVICE:
+		return device_update(op);
+	case WIRE_ASSIST:
+		return set_assist(op->index, op->detail);
 	case WIRE_MMU_UPDATE_BATCH:
 		return mmu_updates(op + 1, op->count);
 	case WIRE_MMUEXT_BATCH:
@@ -379,4 +409,8 @@ void replay_trace(const struct wire_trace *trace, const struct wire_record *reco
 		guest_stop("replay: the boot-time L4 was refused", boot_l4_frame());
 	if (user_base_set)
 		new_user_base(0);
+	for (unsigned int type = 0; assists; type++) {
+		if (assists >> type & 1)
+			set_assist(type, 0);
+	}
 }

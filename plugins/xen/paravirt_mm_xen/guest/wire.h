@@ -36,6 +36,7 @@ struct wire_record {
 };
 
 #define WIRE_NO_PAGE 0xffffffffu
+#define WIRE_SHARED_INFO (~0ul) /* as a frame: the page that Xen shares with the guest */
 
 enum wire_code {
 	WIRE_PIN = 1,
@@ -61,6 +62,8 @@ enum wire_code {
 	WIRE_MMU_UPDATE_BATCH = 20,
 	WIRE_MMUEXT_BATCH = 21,
 	WIRE_MULTICALL = 22,
+	WIRE_MMU_UPDATE_DEVICE = 23, /* va: the frame, or WIRE_SHARED_INFO */
+	WIRE_ASSIST = 24,	     /* index: VMASST_TYPE, detail: on or off */
 };
 
 /* Answers that are not Xen's. */

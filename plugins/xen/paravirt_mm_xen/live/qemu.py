@@ -15,6 +15,7 @@ import attrs
 
 from paravirt_mm_xen.live.errors import XenBootError
 
+CPU = "max,-smap"  # QEMU 7.2 mishandles SMAP on the way back to a PV guest
 _XEN_MEMORY_MIB = 192  # for Xen itself, besides the domain's
 _MAX_CONSOLE = 512 << 20
 _TAIL_LINES = 15
@@ -28,7 +29,8 @@ _TROUBLE = (
 
 @attrs.frozen
 class Boot:
-    """What to boot: files, the domain's memory, and a time limit."""
+    """What to boot: files, the domain's memory, a time limit; QEMU's processor, and options for
+    Xen besides those that it always gets."""
 
     qemu: Path
     hypervisor: Path
@@ -36,6 +38,8 @@ class Boot:
     traces: Path
     guest_mib: int
     seconds: float
+    cpu: str = CPU
+    options: str = ""
 
     @property
     def directory(self) -> Path:
@@ -46,7 +50,7 @@ class Boot:
         """QEMU's command line. Software CPU; no network, no screen, console on standard output."""
         xen = (
             "console=com1 com1=115200,8n1 loglvl=error guest_loglvl=error"
-            f" dom0=pv dom0_mem={self.guest_mib}M dom0_max_vcpus=1"
+            f" dom0=pv dom0_mem={self.guest_mib}M dom0_max_vcpus=1 {self.options}"
         )
         # QEMU separates modules with commas (a doubled one is literal) and ends names at blanks:
         # relative names keep the directory's own name out of it.
@@ -57,7 +61,7 @@ class Boot:
         return [
             *die_with_parent(),
             str(self.qemu.absolute()),
-            *("-accel", "tcg", "-cpu", "max,-smap", "-smp", "1"),
+            *("-accel", "tcg", "-cpu", self.cpu, "-smp", "1"),
             *("-m", str(self.guest_mib + _XEN_MEMORY_MIB)),
             *("-nodefaults", "-no-user-config", "-display", "none", "-vga", "none"),
             *("-serial", "stdio", "-monitor", "none", "-no-reboot"),

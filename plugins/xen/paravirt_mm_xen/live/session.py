@@ -39,6 +39,8 @@ class LiveXen:
     directory: Path
     hypervisor: Path
     guest: Path
+    cpu: str = qemu.CPU  #: QEMU's processor
+    options: str = ""  #: for Xen's command line
     seconds: float | None = None  #: time limit of one boot; by default from its size
     boots: int = 0
     version: str | None = None  #: of Xen, as it told the guest; known after the first boot
@@ -83,6 +85,8 @@ class LiveXen:
             guest=self.guest,
             traces=file,
             guest_mib=_guest_mib(pages, len(packed)),
+            cpu=self.cpu,
+            options=self.options,
             seconds=self.seconds or 60 + pages / 5_000 + operations / 2_000,
         )
         try:

@@ -12,7 +12,10 @@ from typing import Any
 
 from paravirt_mm_xen.live.errors import XenBootError
 from paravirt_mm_xen.traces.format import (
+    ASSISTS,
+    DEVICES,
     FLUSHES,
+    MAX_ENTRY_BITS,
     REFUSED_BY_GUEST,
     SHAPES,
     Field,
@@ -49,6 +52,8 @@ CODES = {
     "mmu_update_batch": 20,
     "mmuext_batch": 21,
     "multicall": 22,
+    "mmu_update_device": 23,
+    "assist": 24,
 }
 
 _DETAIL, _INDEX, _PAGE, _TARGET, _COUNT, _VALUE, _VA = range(1, 8)
@@ -65,6 +70,8 @@ _SLOTS = {
     Field.FLAGS: _VALUE,
     Field.VALUE: _VALUE,
     Field.ADDRESS: _VA,
+    Field.DEVICE: _VA,
+    Field.ASSIST: _INDEX,
 }
 
 _LETTERS = {".": 0, "p": -1, "b": -16, "i": -22, "n": -38, "w": -114003, "r": REFUSED_BY_GUEST}
@@ -98,6 +105,10 @@ def _records(operation: Operation) -> Iterator[list[int]]:
             members, value = value, len(value)
         elif field is Field.FLUSH:
             value = FLUSHES[value]
+        elif field is Field.ASSIST:
+            value = ASSISTS[value]
+        elif field is Field.DEVICE:
+            value = DEVICES[value] & MAX_ENTRY_BITS
         elif value is None:
             value = NO_PAGE
         record[_SLOTS[field]] = value

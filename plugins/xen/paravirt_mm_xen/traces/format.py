@@ -51,6 +51,8 @@ class Field(Enum):
     PRESERVE = auto()  #: boolean
     ACCESS = auto()  #: "read" or "write"
     FLUSH = auto()  #: a key of `FLUSHES`
+    DEVICE = auto()  #: a key of `DEVICES`
+    ASSIST = auto()  #: a key of `ASSISTS`
     UPDATES = auto()  #: list of [table, index, target, flags, preserve_ad]
     MEMBERS = auto()  #: list of operations that the shape allows as members
 
@@ -65,6 +67,20 @@ class Shape:
 
 FLUSHES = {"local": 6, "local_page": 7, "all": 10, "all_page": 11}
 """Kinds of ``tlb_flush``, as numbers of ``MMUEXT_*`` commands (public header ``xen.h``)."""
+
+DEVICES = {
+    "vga": 0xB8,
+    "io_apic": 0xFEC00,
+    "local_apic": 0xFEE00,
+    "invalid": (1 << 40) - 1,
+    "shared_info": -1,
+}
+"""Frames that are no memory of the guest's alone, by name: device memory that dom0 may map, that it
+may map read-only, and may not; a frame that cannot be; and the page that Xen shares with the guest,
+which lies elsewhere on every host. The numbers are those of every PC."""
+
+ASSISTS = {"writable_pagetables": 2, "m2p_strict": 32}
+"""What a guest may ask for, as numbers of ``VMASST_TYPE_*`` (public header ``xen.h``)."""
 
 _ENTRY = (Field.PAGE, Field.INDEX, Field.TARGET, Field.FLAGS)
 
@@ -89,6 +105,8 @@ SHAPES: dict[str, Shape] = {
     "tlb_flush": Shape((Field.FLUSH,)),
     "clear_page": Shape((Field.PAGE,)),
     "copy_page": Shape((Field.PAGE, Field.TARGET)),
+    "mmu_update_device": Shape((Field.PAGE, Field.INDEX, Field.DEVICE, Field.FLAGS)),
+    "assist": Shape((Field.ASSIST, Field.PRESERVE)),
     "mmu_update_batch": Shape((Field.UPDATES,)),
     "mmuext_batch": Shape(
         (Field.MEMBERS,), frozenset({"pin", "unpin", "new_baseptr", "tlb_flush"})
@@ -100,6 +118,8 @@ SHAPES: dict[str, Shape] = {
 }
 
 PAGE_FIELDS = frozenset({Field.PAGE, Field.PAGE_OR_NULL, Field.TARGET})
+
+_NAMES = {Field.FLUSH: FLUSHES, Field.DEVICE: DEVICES, Field.ASSIST: ASSISTS}
 
 _NUMBER_LIMITS = {
     Field.INDEX: (0, 511),
@@ -203,9 +223,9 @@ def _field_problem(field: Field, value: Any, pages: int, shape: Shape) -> str:
         return "" if isinstance(value, bool) else f"{value!r} is not true or false"
     if field is Field.ACCESS:
         return "" if value in ("read", "write") else f"{value!r} is not 'read' or 'write'"
-    if field is Field.FLUSH:
-        known = isinstance(value, str) and value in FLUSHES
-        return "" if known else f"{value!r} is not one of {', '.join(FLUSHES)}"
+    if field in _NAMES:
+        known = isinstance(value, str) and value in _NAMES[field]
+        return "" if known else f"{value!r} is not one of {', '.join(_NAMES[field])}"
     if field in (Field.UPDATES, Field.MEMBERS):
         return _members_problem(field, value, pages, shape)
     if field is Field.PAGE_OR_NULL and value is None:

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 import attrs
 
 from paravirt_mm import SpecError
-from paravirt_mm_xen.traces.format import FLUSHES, Operation, OperationTrace
+from paravirt_mm_xen.traces.format import ASSISTS, DEVICES, FLUSHES, Operation, OperationTrace
 
 READ_ONLY = 0x65  #: present, user, accessed, dirty
 WRITABLE = 0x67
@@ -38,6 +38,8 @@ _ENTRY_FLAGS = {
 }
 _NOT_PRESENT = 0x66  # Xen does not look at the rest of such an entry
 _INDEXES = {0: 30, 1: 24, 2: 8, 3: 8, 7: 6, 300: 8, 510: 3, 511: 6, 255: 2, 272: 3}
+_DEVICE_FLAGS = {WRITABLE: 6, READ_ONLY: 4, 0x77: 2, 0x7F: 2, 0x6F: 2, 0xE7: 2, 0xEF: 2, 0x75: 1}
+_DEVICE_INDEXES = (2, 3, 7)  # none that an address to probe goes through: devices answer anything
 _XEN_SLOTS = (256, 257, 258, 261, 271)  # of an L4
 _MAPPING_FLAGS = {READ_ONLY: 60, WRITABLE: 36, 0: 1}
 
@@ -62,6 +64,8 @@ _EXTENSIONS = {
     "tlb_flush": 1,
     "clear_page": 3,
     "copy_page": 3,
+    "mmu_update_device": 5,
+    "assist": 1,
     "mmu_update_batch": 8,
     "mmuext_batch": 6,
     "multicall": 6,
@@ -154,6 +158,12 @@ class Draw:
                 return (name, None if self.chance(0.3) else self.page())
             case "tlb_flush":
                 return (name, self.source.choice(tuple(FLUSHES)))
+            case "mmu_update_device":
+                index = self.source.choice(_DEVICE_INDEXES)
+                device = self.source.choice(tuple(DEVICES))
+                return (name, self.page(), index, device, self.weighted(_DEVICE_FLAGS))
+            case "assist":
+                return (name, self.source.choice(tuple(ASSISTS)), self.chance(0.7))
             case "copy_page":
                 return (name, self.page(), self.page())
             case "mmu_update_batch":

@@ -35,6 +35,8 @@ from paravirt_mm_xen.mmu.hypercalls import (
 )
 from paravirt_mm_xen.mmu.releases import RECORDED, Release, release_of
 from paravirt_mm_xen.traces.format import (
+    ASSISTS,
+    DEVICES,
     FLUSHES,
     REFUSED_BY_GUEST,
     SHAPES,
@@ -70,6 +72,9 @@ _KERNEL_SLOT_VA: Final = 0xFFFF_FF80_0000_0000
 _BASE_VA: Final = 0xFFFF_FFC0_0000_0000
 _TABLES_MFN: Final = 0x1000
 _FIRST_MFN: Final = 0x10_0000
+_SHARED_INFO: Final = 0xF00
+_MMIO: Final = (range(0xA0, 0x100), range(0xFEC00, 0xFEC01))
+_READ_ONLY_MMIO: Final = _MMIO[1:]
 _OUTSIDE: Final = 0xFFF
 """Stands for a frame that is not one of the trace's pages."""
 _NOT_COMPARED: Final = ACCESSED_DIRTY | GLOBAL
@@ -91,7 +96,13 @@ def _boot(runs: Sequence[range], release: Release) -> Hypervisor:
     l1 = sum((run[-1] // ENTRIES) - (run[0] // ENTRIES) + 1 for run in runs)
     tables = range(_TABLES_MFN, _TABLES_MFN + 8 + l1)
     frames = (range(_FIRST_MFN + run[0], _FIRST_MFN + run[-1] + 1) for run in runs)
-    hypervisor = Hypervisor([*tables, *chain.from_iterable(frames)], release=release)
+    hypervisor = Hypervisor(
+        [*tables, *chain.from_iterable(frames)],
+        release=release,
+        mmio=_MMIO,
+        read_only_mmio=_READ_ONLY_MMIO,
+        special=[_SHARED_INFO],
+    )
     mappings = [
         BootMapping(_BASE_VA + (run[0] << PAGE_SHIFT), _FIRST_MFN + run[0], len(run))
         for run in runs
@@ -237,6 +248,18 @@ class TraceGuest:
         """``MMUEXT_COPY_PAGE``."""
         return self.hypervisor.mmuext_op(Command.COPY_PAGE, _FIRST_MFN + page, _FIRST_MFN + source)
 
+    def mmu_update_device(self, page: int, index: int, device: str, flags: int) -> int:
+        """Write an entry for a frame of `DEVICES`."""
+        if self._is_own_slot(page, index):
+            return REFUSED_BY_GUEST
+        frame = _SHARED_INFO if device == "shared_info" else DEVICES[device]
+        entry = frame << PAGE_SHIFT | flags if flags else 0
+        return self.hypervisor.mmu_update((_FIRST_MFN + page << PAGE_SHIFT) + (index << 3), entry)
+
+    def assist(self, name: str, on: bool) -> int:
+        """``vm_assist`` for a name of `ASSISTS`."""
+        return self.hypervisor.vm_assist(ASSISTS[name], enable=on)
+
     def mmu_update_batch(self, updates: Sequence[tuple[int, int, int, int, bool]]) -> int:
         """Several entries in one ``mmu_update``."""
         if any(self._is_own_slot(page, index) for page, index, *_ in updates):
@@ -281,6 +304,11 @@ class TraceGuest:
         """Whether the guest would take its own code away."""
         return index == _KERNEL_SLOT and _FIRST_MFN + page == self._root
 
+    def _sees_m2p(self) -> bool:
+        """Whether the guest can translate frames: the loaded root shows it Xen's table."""
+        root = self.hypervisor.baseptr or 0
+        return self.hypervisor.entry(root, self.hypervisor.mode.m2p_slot) != 0
+
     def _load_entry(self, va: int) -> int:
         """Load an entry; its frame as a page number.  What is not present is a signed number."""
         code, entry = self.hypervisor.load(va)
@@ -289,7 +317,7 @@ class TraceGuest:
         if not entry & PRESENT:
             return entry if entry < 1 << 63 else entry - (1 << 64)
         target = (entry >> PAGE_SHIFT & MFN_MASK) - _FIRST_MFN
-        if not 0 <= target < self._pages:
+        if not 0 <= target < self._pages or not self._sees_m2p():
             target = _OUTSIDE
         return target << PAGE_SHIFT | entry & 0xFFF
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 from typing import Any
 
 from paravirt_mm_xen.traces.format import (
+    ASSISTS,
+    DEVICES,
     FLUSHES,
     MAX_BATCH,
     MAX_ENTRY_BITS,
@@ -34,6 +36,8 @@ _FIELDS: dict[Field, dict[str, Any]] = {
     Field.PRESERVE: {"type": "boolean"},
     Field.ACCESS: {"enum": ["read", "write"]},
     Field.FLUSH: {"enum": list(FLUSHES)},
+    Field.DEVICE: {"enum": list(DEVICES)},
+    Field.ASSIST: {"enum": list(ASSISTS)},
 }
 
 

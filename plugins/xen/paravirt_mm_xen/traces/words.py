@@ -24,6 +24,8 @@ _WORDS: Final = {
     "read": "load from page {0} entry {1}",
     "clear_page": "MMUEXT_CLEAR_PAGE page {0}",
     "copy_page": "MMUEXT_COPY_PAGE page {0} from page {1}",
+    "mmu_update_device": "mmu_update page {0} entry {1} := {2} flags {3:#x}",
+    "assist": "vm_assist {0} {1}",
     "update_va": "update_va_mapping address {0:#x} := page {1} flags {2:#x}",
     "probe": "{1} at address {0:#x}",
 }
