@@ -132,7 +132,7 @@ from .options import (
 )
 from .printable import printable as printable
 from .registry import Registry as Registry, default_registry as default_registry
-from .report.summary import summary as summary
+from .report.summary import Total as Total, summary as summary
 from .report.tables import machine_title as machine_title, tables as tables
 from .run import Outcome as Outcome, Run as Run, Verdict as Verdict
 from .scenario import Scenario as Scenario

@@ -205,7 +205,7 @@ def _strips(machine: Machine, exhibits: Sequence[Exhibit], on: Paper) -> Iterato
     above = room > on.width // 3
     width = on.width - (0 if above else room)
     title = "memory, logarithmic"
-    scale = ruler(machine, width)
+    scale = ruler(machine, width).rstrip()
     yield f"{title}\n{scale}" if above else f"{title:<{room}}{scale}"
     for name, one in zip(names, exhibits, strict=True):
         line = strip(machine, one.scene, width, drawn=on.drawn).rstrip()
