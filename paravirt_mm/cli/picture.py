@@ -9,7 +9,9 @@ import click
 
 from paravirt_mm.cli.choosing import machines
 from paravirt_mm.cli.output import emit, progress
+from paravirt_mm.cli.scenarios import Running
 from paravirt_mm.errors import ExitCode, InputError
+from paravirt_mm.guard import RUNNING
 from paravirt_mm.registry import default_registry
 from paravirt_mm.sources import bundled_machines
 from paravirt_mm.view.palette import Theme
@@ -66,11 +68,13 @@ def command(
     registry = default_registry()
     problems: list[InputError] = []
     names = inputs or tuple(bundled_machines())
+    running = Running(registry, (), RUNNING, traceback=False)
     found = survey(
         machines(names, boot, problems),
         allocators,
         backends,
         registry,
+        running.each,
     )
     subjects = list(progress(found, "running", len(names)))
     if not subjects:

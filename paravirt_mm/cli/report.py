@@ -8,7 +8,9 @@ import click
 
 from paravirt_mm.cli.choosing import here_option, machines, wanted
 from paravirt_mm.cli.output import emit, progress
+from paravirt_mm.cli.scenarios import Running
 from paravirt_mm.errors import ExitCode, InputError
+from paravirt_mm.guard import RUNNING
 from paravirt_mm.registry import default_registry
 from paravirt_mm.run import Outcome
 
@@ -52,11 +54,13 @@ def command(
     registry = default_registry()
     problems: list[InputError] = []
     names = wanted(inputs, here)
+    running = Running(registry, (), RUNNING, traceback=False)
     found = survey(
         machines(names, boot, problems, here=here),
         allocators,
         backends,
         registry,
+        running.each,
     )
     subjects = list(progress(found, "running", len(names) + here))
     if not subjects:

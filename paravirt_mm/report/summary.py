@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 import attrs
 
 from paravirt_mm.comparison import Row
+from paravirt_mm.machine.model import Machine
 from paravirt_mm.options import PluginSpec
 from paravirt_mm.report.markup import tabulated, words
 from paravirt_mm.report.paper import PLAIN, Paper
@@ -59,14 +60,14 @@ def comparable(rows: Sequence[Row]) -> list[Row]:
     Where there is no such machine, each platform has its own: those on which every row under it
     ended well.
     """
-    by_machine: dict[int, list[Row]] = {}
+    by_machine: dict[Machine, list[Row]] = {}
     for row in rows:
-        by_machine.setdefault(id(row.machine), []).append(row)
+        by_machine.setdefault(row.machine, []).append(row)
     good = [group for group in by_machine.values() if _ended_well(group)]
     if not good:
-        parts: dict[tuple[int, str], list[Row]] = {}
+        parts: dict[tuple[Machine, str], list[Row]] = {}
         for row in rows:
-            parts.setdefault((id(row.machine), row.backend), []).append(row)
+            parts.setdefault((row.machine, row.backend), []).append(row)
         good = [group for group in parts.values() if _ended_well(group)]
     return [row for group in good for row in group]
 
@@ -155,7 +156,7 @@ def _sum(line: Total, number: int) -> str:
 
 def summed_over(rows: Sequence[Row], lines: Sequence[Total]) -> str:
     """Return which machines the sums are over, in words."""
-    every = len({id(row.machine) for row in rows})
+    every = len({row.machine for row in rows})
     counts = {line.backend: line.machines for line in lines}
     if len(set(counts.values())) == 1:
         count = next(iter(counts.values()))
