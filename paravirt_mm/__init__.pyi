@@ -57,6 +57,7 @@ from .engine.trace import (
     Event as Event,
     MadeReadonly as MadeReadonly,
     MadeWritable as MadeWritable,
+    MemoryTaken as MemoryTaken,
     OperationRejected as OperationRejected,
     PagesTaken as PagesTaken,
     Panicked as Panicked,

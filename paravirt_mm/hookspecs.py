@@ -19,6 +19,7 @@ How a run goes
     ``pvmm_features`` → ``pvmm_kernel_image`` → ``pvmm_boot_state`` → ``pvmm_promise`` → then for
     each step that ``pvmm_map_steps`` yields:
 
+    - (``pvmm_memory_taken``) before each of them
     - `Map`: split by page size → (``pvmm_reserve_tables``) → for each piece
       ``pvmm_allocate_tables``, ``pvmm_write_entries``, ``pvmm_map_readonly`` → hand over
       (``pvmm_make_readonly``, ``pvmm_pin_tables``) and attach (``pvmm_write_entries``), at once or
@@ -153,6 +154,15 @@ def pvmm_map_steps(boot: Boot) -> Generator[Step, StepResult, None]:  # type: ig
 
     Each ``yield`` gives back the step's `StepResult`, and ``boot`` shows the progress made, so the
     next step can depend on both. Raise `KernelPanic` where the modelled kernel would give up.
+    """
+
+
+@_backend
+def pvmm_memory_taken(boot: Boot, step: Step) -> Iterable[tuple[int, int]] | None:
+    """Backend: say what memory (bytes, ascending, disjoint) the platform takes away before a step.
+
+    Called before every step. What is taken is not free any more; that a page table, or a page that
+    is set aside for one, lies in it breaks rule 1. None or nothing: memory stays as it is.
     """
 
 

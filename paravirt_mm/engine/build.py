@@ -35,6 +35,7 @@ from paravirt_mm.engine.trace import (
     Event,
     MadeReadonly,
     MadeWritable,
+    MemoryTaken,
     OperationRejected,
     PagesTaken,
     Panicked,
@@ -167,6 +168,7 @@ class _Run:
             idle = 0
             for number in range(1, MAX_STEPS + 1):
                 action = self._actions[type(contract.step(self.mode, step))]
+                self._memory_taken(step)
                 self._emit(StepStarted(number, step))
                 before = len(self.events)
                 step = steps.send(action(step))
@@ -178,6 +180,14 @@ class _Run:
         except StopIteration:
             return
         raise contract.ContractBroken("pvmm_map_steps", f"did not end within {MAX_STEPS} steps")
+
+    def _memory_taken(self, step: Step) -> None:
+        answer = self.hooks.call("pvmm_memory_taken", boot=self.boot, step=step)
+        spans = contract.taken(answer, self.machine)
+        if spans:
+            for span in spans:
+                self.now.memblock.reserve(*span)
+            self._emit(MemoryTaken(spans))
 
     def _emit(self, event: Event) -> None:
         self.events.append(event)

@@ -307,6 +307,13 @@ def readonly(answer: Any, start: int, end: int) -> tuple[Span, ...]:
     return given
 
 
+def taken(answer: Any, machine: Machine) -> tuple[Span, ...]:
+    """Check the answer of ``pvmm_memory_taken``: ascending whole pages."""
+    if answer is None:
+        return ()
+    return Answer("pvmm_memory_taken").spans(answer, "a range", limit_of(machine.mode))
+
+
 # -- what backends answer --------------------------------------------------------------------------
 
 

@@ -55,6 +55,13 @@ class TablesReserved:
 
 
 @attrs.frozen
+class MemoryTaken:
+    """The platform took memory away (bytes), between two steps."""
+
+    spans: tuple[tuple[int, int], ...]
+
+
+@attrs.frozen
 class PagesTaken:
     """Pages were taken for tables of a piece before one was missing: a panic follows."""
 
@@ -174,6 +181,7 @@ Event = (
     | RangeSplit
     | TablesReserved
     | PagesTaken
+    | MemoryTaken
     | TablesAllocated
     | EntriesWritten
     | RangeMapped

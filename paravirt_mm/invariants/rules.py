@@ -29,6 +29,7 @@ from paravirt_mm.engine.trace import (
     EntriesWritten,
     MadeReadonly,
     MadeWritable,
+    MemoryTaken,
     RangeMapped,
     RootActivated,
     RunFinished,
@@ -82,6 +83,7 @@ class _Checker:
         self._kernel = kernel.span
         self._brk = RangeSet([(kernel.brk_start, kernel.brk_end)])
         self._held = RangeSet()
+        self._gone = RangeSet()
         self._tables = RangeSet(start.boot.boot_tables)
         self._reachable = RangeSet(start.boot.mapped)
         self._mapped = RangeSet(start.boot.direct_mapped)
@@ -101,6 +103,7 @@ class _Checker:
             TablesReserved: self._on_reserved,
             TablesAllocated: self._on_allocated,
             EntriesWritten: self._on_written,
+            MemoryTaken: self._on_memory_taken,
             RangeMapped: self._on_mapped,
             MadeReadonly: self._on_readonly,
             MadeWritable: self._on_writable,
@@ -154,6 +157,9 @@ class _Checker:
                     self._held.discard(low, high)
                 else:
                     yield from self._must_be_free(number, low, high)
+            for gone, _ in self._gone.within(low, high):
+                yield Finding(1, number, gone, "a table page was taken away by the platform")
+                break
             # The linear allocator writes through fixmap slots, so a page of its block need not be
             # mapped, but only a page that the allocator holds for tables.
             if part.source is not Source.RESERVATION:
@@ -163,6 +169,14 @@ class _Checker:
             self._tables.add(low, high)
             if part.source is not Source.BRK:
                 self._taken.add(low, high)
+
+    def _on_memory_taken(self, number: int, event: MemoryTaken) -> Iterator[Finding]:
+        for low, high in event.spans:
+            for lost, _ in self._tables.within(low, high):
+                yield Finding(1, number, lost, "the platform takes a page table away")
+                break
+            self._gone.add(low, high)
+            self._taken.add(low, high)
 
     def _on_mapped(self, number: int, event: RangeMapped) -> Iterator[Finding]:
         leaves = event.leaves
