@@ -11,7 +11,9 @@ from __future__ import annotations
 import codecs
 import importlib
 import io
+import struct
 import sys
+import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -79,8 +81,8 @@ def reading(source: str) -> Iterator[None]:
         reason = getattr(error, "strerror", None) or str(error)
         raise InputError(f"cannot be read: {printable(reason, 200)}", source) from None
     except Exception as error:
-        # lzma, zipfile and zstd are imported only where a file needs them: by name.
-        if type(error).__name__ in ("LZMAError", "BadZipFile", "ZstdError"):
+        # lzma and zstd are imported only where a file needs them: by name.
+        if type(error).__name__ in ("LZMAError", "ZstdError"):
             raise InputError(f"cannot be read: {printable(str(error), 200)}", source) from None
         raise
 
@@ -248,24 +250,41 @@ def _unpacker(head: bytes, packed: io.RawIOBase, source: str) -> Any:
         limits = {zstd.DecompressionParameter.window_log_max: 27}
         return _Stream(packed, lambda: zstd.ZstdDecompressor(options=limits))
     if head.startswith(b"PK\x03\x04"):
-        return _zipped(io.BufferedReader(packed, _BLOCK), source)
+        return _Zipped(cast("BinaryIO", io.BufferedReader(packed, _BLOCK)), source)
     return None
 
 
-def _zipped(stream: BinaryIO, source: str) -> BinaryIO:
-    """Return the one file of a zip archive, opened."""
-    import zipfile
+class _Zipped:
+    """The one file of a zip archive."""
 
-    whole = stream.read(MAX_ZIP_BYTES + 1)
-    if len(whole) > MAX_ZIP_BYTES:
-        raise InputError(f"a zip archive of more than {MAX_ZIP_BYTES >> 20} MiB; unpack it", source)
-    archive = zipfile.ZipFile(io.BytesIO(whole))
-    files = [info for info in archive.infolist() if not info.is_dir()]
-    if len(files) != 1:
-        raise InputError(
-            f"a zip archive of {len(files)} files; unpack it and name the files", source
-        )
-    try:
-        return cast("BinaryIO", archive.open(files[0]))
-    except (NotImplementedError, RuntimeError) as error:  # encrypted, or packed in a rare way
-        raise InputError(f"cannot be read: {printable(str(error), 200)}", source) from None
+    def __init__(self, stream: BinaryIO, source: str) -> None:
+        whole = stream.read(MAX_ZIP_BYTES + 1)
+        if len(whole) > MAX_ZIP_BYTES:
+            limit = MAX_ZIP_BYTES >> 20
+            raise InputError(f"a zip archive of more than {limit} MiB; unpack it", source)
+        self._source = source
+        with self._reading():
+            archive = zipfile.ZipFile(io.BytesIO(whole))
+            files = [info for info in archive.infolist() if not info.is_dir()]
+        if len(files) != 1:
+            raise InputError(
+                f"a zip archive of {len(files)} files; unpack it and name the files", source
+            )
+        with self._reading():
+            self._file = archive.open(files[0])
+
+    def read(self, size: int) -> bytes:
+        """Return up to ``size`` bytes; none only at the end."""
+        with self._reading():
+            return self._file.read(size)
+
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        """Turn what the module raises into InputError: where an archive is damaged, encrypted or
+        packed in a rare way, that is nearly anything.
+        """
+        try:
+            yield
+        except (zipfile.BadZipFile, RuntimeError, ValueError, LookupError, struct.error) as error:
+            reason = printable(str(error), 200)
+            raise InputError(f"a zip archive that cannot be read: {reason}", self._source) from None

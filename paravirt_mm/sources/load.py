@@ -194,6 +194,8 @@ def _of_archive(
                 inner = content_of(member.stream, where)
                 yield from machines_in(inner, where, Path(member.name).name, boot)
         except InputError as error:
+            if error.where == source:
+                raise  # it is the archive that cannot be read
             yield where, error
     if values:
         yield source, values.machine(name)

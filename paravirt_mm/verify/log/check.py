@@ -8,7 +8,7 @@ was.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 
 import attrs
 
@@ -25,6 +25,9 @@ from paravirt_mm.verify.log.variants import candidates, releases_that_print_like
 
 MAX_WORK = 1 << 17
 """Limit on candidates tried, times map entries or lines."""
+MAX_OPEN_RELEASES = 6
+MAX_TRIALS = 64
+"""In so many releases is what they leave open tried, and in so many ways, all together."""
 
 
 def check_log(
@@ -63,7 +66,7 @@ def _check_kernel(log: BootLog, kernel: str | None, registry: Registry) -> LogRe
     numbers = dotted(leading_version(kernel or log.release)[:3])
     named = bool(numbers)
     releases = [numbers] if kernel else releases_that_print_like(numbers, facts, machine.mode)
-    best = _best_trials(log, machine, facts, releases, registry, stop=named)
+    best = _best_trials(log, machine, facts, releases, registry)
     if not best:
         if kernel:
             raise SpecError(f"no allocator models Linux {kernel} on {machine.mode.name}")
@@ -101,39 +104,39 @@ def _best_trials(
     log: BootLog,
     machine: Machine,
     facts: Sequence[Fact],
-    releases: Iterable[str],
+    releases: Sequence[str],
     registry: Registry,
-    *,
-    stop: bool,
 ) -> list[Trial]:
-    """Return the best trial of each release; ``stop``: no more once one is perfect.
+    """Return the best trial of each release.
 
-    All releases together may cost no more than `MAX_WORK`; a release whose choices are more unusual
-    than those under which another one agrees is not asked further.
+    The usual form of every release comes first; then, in the releases that fit best, what they
+    leave open. Nothing is tried beyond what is as unusual as a choice that agrees, and all together
+    may cost no more than `MAX_WORK`.
     """
-    best: list[Trial] = []
-    limit = 1 << 10
+    waiting = [
+        [Trial(log, facts, machine, candidate, registry) for candidate in found]
+        for release in releases
+        if (found := candidates(release, machine, log.platform, registry))
+    ]
     tries = max(1, MAX_WORK // max(len(machine.memory_map), len(facts), 1))
-    for release in releases:
-        trials: list[Trial] = []
-        for trial in _trials(log, machine, facts, release, registry):
-            if trial.candidate.unusual > limit or not tries:
+    best: list[Trial] = []
+    for trials in waiting[:tries]:
+        trials[0].run()
+        best.append(trials[0])
+    order = sorted(range(len(best)), key=lambda index: best[index].rank, reverse=True)
+    tries = min(tries - len(best), MAX_TRIALS)
+    limit = min((trial.candidate.unusual for trial in best if _is_enough(trial)), default=1 << 10)
+    for index in order[:MAX_OPEN_RELEASES]:
+        for trial in waiting[index][1:]:
+            if _is_enough(best[index]) or trial.candidate.unusual > limit or tries <= 0:
                 break
             tries -= 1
             trial.run()
-            trials.append(trial)
-            if trial.perfect or not trial.checks_mapping:
+            best[index] = max(best[index], trial, key=lambda trial: trial.rank)
+            if _is_enough(trial):
                 limit = min(limit, trial.candidate.unusual)
-                break
-        if trials:
-            best.append(max(trials, key=lambda trial: trial.rank))
-            if stop and best[-1].perfect:
-                break
     return best
 
 
-def _trials(
-    log: BootLog, machine: Machine, facts: Sequence[Fact], release: str, registry: Registry
-) -> Iterator[Trial]:
-    for candidate in candidates(release, machine, log.platform, registry):
-        yield Trial(log, facts, machine, candidate, registry)
+def _is_enough(trial: Trial) -> bool:
+    return trial.perfect or not trial.checks_mapping

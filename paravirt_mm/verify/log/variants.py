@@ -5,7 +5,7 @@ The allocator that models a release says what it leaves open, and with which cho
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
 
 import attrs
@@ -112,24 +112,28 @@ def _questions_of_guests(machine: Machine, platform: str) -> list[tuple[Choice, 
 def releases_that_print_like(named: str, facts: Sequence[Fact], mode: PagingMode) -> list[str]:
     """Return the releases to try: the one named, or all that print in this form.
 
-    Kernels between two releases (-rc, -tip) may print like the next: then that is tried too.
+    Kernels between two releases (-rc, -tip) may print like the next: then that is tried too. Where
+    no release prints all of it, those that print most of it are tried.
     """
-    if named and _prints_like(named, facts, mode):
+    first: dict[type[Fact], Fact] = {}
+    for fact in facts:
+        first.setdefault(type(fact), fact)
+    if named and _unlike(named, first, mode) == 0:
         return [named]
-    alike = [series for series in all_series() if _prints_like(series, facts, mode)]
+    unlike = {series: _unlike(series, first, mode) for series in all_series()}
+    least = min(unlike.values())
     if not named:
-        return alike or list(all_series())
+        return [series for series, count in unlike.items() if count == least]
+    alike = [series for series, count in unlike.items() if count == 0]
     later = [series for series in alike if leading_version(series) > leading_version(named)]
     return [named, *later[:1]]
 
 
-def _prints_like(release: str, facts: Sequence[Fact], mode: PagingMode) -> bool:
+def _unlike(release: str, first: Mapping[type[Fact], Fact], mode: PagingMode) -> int:
+    """Return how many kinds of lines a release does not print, or not in this form."""
     words = Words(leading_version(release), mode.is_32bit)
-    first: dict[type, Fact] = {}
-    for fact in facts:
-        first.setdefault(type(fact), fact)
-    return all(
-        words.shows(kind) and _render(fact, words) in (None, fact.text.strip())
+    return sum(
+        not words.shows(kind) or _render(fact, words) not in (None, fact.text.strip())
         for kind, fact in first.items()
     )
 
