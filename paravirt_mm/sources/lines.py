@@ -11,7 +11,7 @@ import html
 import json
 import quopri
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import BinaryIO
 
 from paravirt_mm.errors import InputError
@@ -76,12 +76,12 @@ def strip_prefixes(line: str) -> str:
 
 
 def bounded_lines(
-    content: Content, source: str, wanted: re.Pattern[str] | None = None
+    content: Content, source: str, wanted: Sequence[str] = ()
 ) -> Iterator[tuple[int, str]]:
     """Yield ``(number, line)`` from 1, without line ends and terminal control sequences.
 
-    With ``wanted``, only lines that match, and the line after each, are yielded. Bytes that are not
-    UTF-8 become U+FFFD. Raises InputError past `MAX_LOG_BYTES` and `MAX_LINES`.
+    With ``wanted``, only lines that hold one of these words, and the line after each, are yielded.
+    Bytes that are not UTF-8 become U+FFFD. Raises InputError past `MAX_LOG_BYTES` and `MAX_LINES`.
     """
     if is_journal(content.head):
         yield from _journal(content.stream, source)
@@ -89,17 +89,17 @@ def bounded_lines(
     if _QUOTED_PRINTABLE.search(content.head):
         yield from _mail(content.stream, source)
         return
-    pattern = re.compile(wanted.pattern.encode(), wanted.flags & ~re.UNICODE) if wanted else None
+    words = [word.encode() for word in wanted] or [b""]
     returns = len(_LONE_RETURN.findall(content.head)) > content.head.count(b"\n")
     number = 0
-    follows = pattern is None
+    follows = False
     for block in _blocks(content.stream, source, returns):
-        if not follows and pattern is not None and not pattern.search(block):
+        if not follows and not any(word in block for word in words):
             number += block.count(b"\n")
         else:
             for raw in block.split(b"\n")[:-1]:
                 number += 1
-                found = pattern is None or pattern.search(raw) is not None
+                found = any(word in raw for word in words)
                 if found or follows:
                     yield number, _plain(raw[:MAX_LINE_BYTES].decode("utf-8", "replace"))
                 follows = found

@@ -45,10 +45,10 @@ def test_a_map_of_100_000_entries(tmp_path):
         "e820: remove [mem 0x000a0000-0x000fffff] usable\n"
     )
     path.write_text("".join(entries) + trimming)
-    started = time.perf_counter()
+    started = time.process_time()
     # The first entry loses its first page to another type; two pieces of RAM lie in 640K-1M.
     assert outcome(path) == "99999 entries"
-    assert time.perf_counter() - started < 10
+    assert time.process_time() - started < 10
 
 
 @pytest.mark.slow
@@ -143,9 +143,9 @@ def test_damaged_archives(tmp_path, head, size):
 def test_nonsense(tmp_path, content):
     path = tmp_path / "nonsense"
     path.write_bytes(content)
-    started = time.perf_counter()
+    started = time.process_time()
     outcome(path)
-    assert time.perf_counter() - started < 3
+    assert time.process_time() - started < 3
 
 
 def test_random_bytes(tmp_path):

@@ -56,12 +56,15 @@ FIRST_READ = (2, 6)
 _HEX = r"(?:0x)?([0-9a-fA-F]{1,16})"
 _LONG = r"([0-9a-fA-F]{16})"
 _MEM = r"\[mem 0x([0-9a-fA-F]{1,16})-0x([0-9a-fA-F]{1,16})\]"
-INTERESTING = re.compile(
-    r"e820|BIOS-|\[mem|PGTABLE|Linux version|ommand line:|last_pfn|MEM available|low ram:"
-    r"|page (?:4k|2M|4M|1G)|direct mapping|init_memory_mapping|RAMDISK|trampoline|memblock_"
-    r"|reserved\[|==> \[|memory mapped|NX \(|Memory: |MP-table|\(XEN\)|modified: |user: |Xen[: ]"
-    r"|paravirtualized kernel|setting RW|Hypervisor detected|not marked as E820|unprivileged domain"
-)
+INTERESTING = (
+    "e820", "BIOS-", "[mem", "PGTABLE", "Linux version", "ommand line:", "last_pfn",
+    "MEM available", "low ram:", "page 4k", "page 2M", "page 4M", "page 1G", "direct mapping",
+    "init_memory_mapping", "RAMDISK", "trampoline", "memblock_", "reserved[", "==> [", "==&gt; [",
+    "memory mapped", "NX (", "Memory: ", "MP-table", "(XEN)", "modified: ", "user: ", "Xen: ",
+    "Xen version", "paravirtualized kernel", "setting RW", "Hypervisor detected", "not marked as",
+    "unprivileged domain",
+)  # fmt: skip
+"""A line without any of these words tells nothing about memory."""
 _FIRMWARE = ("BIOS-e820", "BIOS-e801", "BIOS-88", "Xen")
 _LABEL = r"(?P<label>BIOS-e820|BIOS-e801|BIOS-88|Xen|user|modified):"
 MAP_ENTRY = re.compile(rf"{_LABEL} (?:{_MEM}|{_LONG} - {_LONG}) ?(?P<type>.*)$")
@@ -399,7 +402,7 @@ class Boot(Printed):
         """Tell whether ``message`` is the beginning of another boot."""
         if message.startswith(XEN_MARK):
             return "Xen version " in message and bool(self.maps or self.xen.facts)
-        if _LINUX.search(message):
+        if "Linux version" in message and _LINUX.search(message):
             return self.release is not None or bool(self.maps)
         if not self.progressed or not self.maps:
             return False

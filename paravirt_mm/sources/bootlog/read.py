@@ -39,6 +39,7 @@ _TYPE_OPEN = re.compile(r"==>\s*\(?$")
 _BROKEN_ENTRY = re.compile(
     r"(?:BIOS-e820|BIOS-e801|BIOS-88|Xen|user|modified):\s*(?:\[mem\b|\d|[0-9a-f]{8})"
 )
+_REST = re.compile(r"0x|-0x|\[mem")
 _CUT_ENTRY = re.compile(rf"{_BROKEN_ENTRY.pattern}[^]]*[0-9a-fx-]$")
 
 _GUEST_ENTRIES = 6
@@ -142,7 +143,7 @@ def _messages(content: Content, source: str) -> Iterator[tuple[int, str]]:
     """Yield ``(number, message)`` of the lines that matter, wrapped ones joined."""
     pending: tuple[int, str] | None = None
     for number, line in bounded_lines(content, source, INTERESTING):
-        interesting = INTERESTING.search(line) is not None
+        interesting = any(word in line for word in INTERESTING)
         if pending is None and not interesting:
             continue
         message = _message(line)
@@ -155,7 +156,9 @@ def _messages(content: Content, source: str) -> Iterator[tuple[int, str]]:
             yield from _given_up(first, start, source)
             if not interesting:
                 continue
-        if _is_open(message):
+        if _is_entry(message):
+            yield number, message
+        elif _is_open(message):
             pending = number, message
         else:
             _check(message, number, source)
@@ -172,15 +175,19 @@ def _message(line: str) -> str:
     return " ".join(strip_prefixes(line.lstrip()).split())
 
 
+def _is_entry(message: str) -> bool:
+    """Tell whether a line is an entry of a memory map, complete and of a known type."""
+    entry = MAP_ENTRY.search(message)
+    return entry is not None and log_type(entry["type"]) is not None
+
+
 def _is_open(message: str) -> bool:
     """Tell whether the rest of a line may stand on the next one."""
     if message.startswith(XEN_MARK):
         return False
-    entry = MAP_ENTRY.search(message)
-    if entry is not None:
-        return not entry["type"]
     return (
-        _ADDRESS_OPEN.search(message) is not None
+        MAP_ENTRY.search(message) is not None
+        or _ADDRESS_OPEN.search(message) is not None
         or _TYPE_OPEN.search(message) is not None
         or _CUT_ENTRY.search(message) is not None
     )
@@ -190,12 +197,14 @@ def _join(start: str, rest: str) -> str | None:
     """Put a wrapped line together again; None where ``rest`` is no continuation of ``start``."""
     if _TYPE_OPEN.search(start):
         return f"{start} {rest}" if log_type(rest.rstrip(")")) is not None else None
-    if MAP_ENTRY.search(start):
-        return f"{start} {rest}" if log_type(rest) is not None else None
     for joined in (start + rest, f"{start} {rest}"):
         if (entry := MAP_ENTRY.search(joined)) is not None and log_type(entry["type"]) is not None:
             return joined
-    if _BROKEN_ENTRY.search(start) or not re.match(r"0x|-0x|\[mem", rest):
+    if (
+        MAP_ENTRY.search(start)
+        or _BROKEN_ENTRY.search(start)
+        or not re.match(r"0x|-0x|\[mem", rest)
+    ):
         return None
     return start + ("" if start.endswith("-") or rest.startswith("-") else " ") + rest
 
