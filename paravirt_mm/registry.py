@@ -347,6 +347,17 @@ class Registry:
         else:
             self._plugins[name] = Plugin(name, factory, distribution, version)
 
+    def replace(self, plugin: Plugin) -> None:
+        """Take a plugin whatever there is of its name, unchecked: a test wants it."""
+        self._points.pop(plugin.name, None)
+        self._plugins[plugin.name] = plugin
+
+    @property
+    def found(self) -> dict[str, str]:
+        """Names of all plugins with distribution and version, without importing any."""
+        there = {name: f"{p.distribution} {p.version}".strip() for name, p in self._points.items()}
+        return there | {name: plugin.origin for name, plugin in self._plugins.items()}
+
     def ask(self, hook: str, **arguments: Any) -> Iterator[tuple[str, Any]]:
         """Yield what default instances of all plugins answer to a hook, with their names.
 

@@ -7,8 +7,9 @@ releases of the API.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
+from itertools import zip_longest
 from typing import Any, ClassVar
 
 import pytest
@@ -33,7 +34,6 @@ from paravirt_mm.testing.reference import (
     PlainPlatform,
     TypingPlatform,
 )
-from paravirt_mm.testing.registries import registry_with
 from paravirt_mm.testing.strategies import machines
 
 MACHINES: dict[str, Callable[[], Machine]] = {
@@ -42,6 +42,11 @@ MACHINES: dict[str, Callable[[], Machine]] = {
 }
 """The machines that each suite runs on, by name: those that ship with the package, and twelve
 generated ones.
+"""
+
+DECLINABLE = frozenset({"work_is_done_in_runs", "any_machine"})
+"""Requirements that a plugin may decline: a slow one the terabyte machine, one for machines of one
+kind all the others.
 """
 
 # A suite's tests are inherited: each subclass runs them, and that is what hypothesis warns of.
@@ -62,13 +67,20 @@ class _Conformance:
     options: ClassVar[tuple[str, ...]] = ("",)
     """Options to test it with, as on the command line: ``("variant=hpa", "variant=linux")``."""
     partners: ClassVar[tuple[str, ...] | None] = None
-    """Specs of the plugins of the other role to combine it with; default: all that are installed,
-    and the reference ones.
+    """Specs of the plugins of the other role to combine it with; default: the kit's own, so that no
+    other installed plugin can fail yours.
     """
     expected: ClassVar[tuple[Expected, ...]] = ()
-    """Verdicts other than ``ok`` that are right, with reasons."""
+    """Verdicts other than ``ok`` that are right, with reasons. One that is never met is stale, and
+    fails.
+    """
+    declines: ClassVar[Mapping[str, str]] = {}
+    """What the plugin says that it cannot do, with reasons: names of `DECLINABLE` requirements.
+    Their tests are skipped, and counted as that.
+    """
 
     _role: ClassVar[str]
+    _registry: ClassVar[Registry]
     _references: ClassVar[dict[str, type[Any]]]
 
     @classmethod
@@ -78,13 +90,16 @@ class _Conformance:
 
     @classmethod
     def registry(cls) -> Registry:
-        """Return what is installed, the reference plugins, and the plugin under test in place of
-        any of its name.
+        """Return the reference plugins, the plugin under test in place of any of its name, and what
+        is installed, which is imported only if ``partners`` names it.
         """
-        registry = registry_with(installed=True, **cls._references)
-        name = cls.plugin_name()
-        registry.plugins[name] = Plugin(name, cls.plugin)
-        return registry
+        known: Registry | None = cls.__dict__.get("_registry")
+        if known is None:
+            known = Registry.discover()
+            for name, factory in {**cls._references, cls.plugin_name(): cls.plugin}.items():
+                known.replace(Plugin(name, factory))
+            cls._registry = known
+        return known
 
     @classmethod
     def specs(cls) -> list[str]:
@@ -96,8 +111,7 @@ class _Conformance:
         """Return the specs of the partners."""
         if cls.partners is not None:
             return list(cls.partners)
-        other = "backend" if cls._role == "allocator" else "allocator"
-        return [plugin.name for plugin in cls.registry().of_role(other)]
+        return list(cls._references)
 
     @classmethod
     def run(cls, machine: Machine, spec: str, partner: str) -> Run:
@@ -114,6 +128,36 @@ class _Conformance:
         ):
             if parameter in metafunc.fixturenames:
                 metafunc.parametrize(parameter, values())
+
+    @pytest.fixture(autouse=True)
+    def _declined(self, request: pytest.FixtureRequest) -> None:
+        requirement = request.function.__name__.removeprefix("test_")
+        if requirement in self.declines:
+            pytest.skip(f"declined: {self.declines[requirement]}")
+
+    def test_declines_what_may_be_declined(self) -> None:
+        """Most requirements are what makes a plugin right; only some may be declined."""
+        for requirement in self.declines:
+            allowed = ", ".join(sorted(DECLINABLE))
+            assert requirement in DECLINABLE, f"{requirement!r} cannot be declined, but {allowed}"
+
+    def test_expectations_speak_of_something(self) -> None:
+        """Every expectation matches a scenario of this suite; others are stale.
+
+        ::
+
+            expected = Expected("panic", machine="qemu-128m", ...)
+            machines   qemu-512m  lenovo-x230-8g  generated-1-0 ...   <- nothing matches
+        """
+        pairs = [
+            (spec, partner) if self._role == "allocator" else (partner, spec)
+            for spec in self.specs()
+            for partner in self.partner_specs()
+        ]
+        for item in self.expected:
+            assert any(item.matches(*pair, machine) for pair in pairs for machine in MACHINES), (
+                f"stale, no scenario matches: {item}"
+            )
 
     def test_plugin_is_usable(self) -> None:
         """The registry takes it, in the right role, and every option has a default."""
@@ -153,10 +197,23 @@ class _Conformance:
         raise NotImplementedError
 
     def test_run_is_repeatable(self, spec: str, partner: str) -> None:
-        """The same scenario gives the same figures twice: nothing is kept between runs."""
-        machine = next(generate(1, seed=2))
-        first, second = self.run(machine, spec, partner), self.run(machine, spec, partner)
+        """The same scenario gives the same events, whatever ran before: nothing is kept, nothing is
+        drawn at random.
+
+        ::
+
+            machine A    run 1  ── a b c d
+            machine B    run 2  ── ...
+            machine A    run 3  ── a b x d      <- differs
+        """
+        machine, other = generate(2, seed=2)
+        first = self.run(machine, spec, partner)
+        self.run(other, spec, partner)
+        second = self.run(machine, spec, partner)
         assert first.verdict == second.verdict
+        events = (map(repr, first.trace), map(repr, second.trace))
+        for number, (before, after) in enumerate(zip_longest(*events, fillvalue="no more")):
+            assert before == after, f"event {number} differs:\n{before:.300}\n{after:.300}"
         assert first.figures == second.figures
 
     @_drawn
@@ -186,7 +243,13 @@ class AllocatorConformance(_Conformance):
         return run.verdict.outcome is Outcome.REJECTED and not _started(run)
 
     def test_work_is_done_in_runs(self, spec: str, partner: str) -> None:
-        """A 4 TiB machine takes thousands of events at the most, not one a page or table."""
+        """A 4 TiB machine takes thousands of events at the most, not one a page or table.
+
+        ::
+
+            [0 ............................. 4T)     one step, some pieces
+            [0 4K) [4K 8K) [8K 12K) ...              <- a billion steps
+        """
         machine = _large_machine()
         run = self.run(machine, spec, partner)
         assert run.verdict.outcome is not Outcome.ERROR
@@ -195,6 +258,11 @@ class AllocatorConformance(_Conformance):
     def test_same_memory_on_every_platform(self, spec: str) -> None:
         """What is promised to be mapped depends on the machine only, not on what a platform asks of
         tables.
+
+        ::
+
+            plain     [RAM      ][RAM  ]
+            typing    [RAM      ]             <- RAM that only one of the two kernels has
         """
         machine = next(generate(1, seed=3, modes=("x86_64",)))
         promised = set()
@@ -233,6 +301,12 @@ class BackendConformance(_Conformance):
     def test_boot_state_is_sound(self, spec: str, machine_name: str) -> None:
         """Boot tables are taken, whole pages; the running kernel can be written, but for its
         tables.
+
+        ::
+
+            mapped       [..........................)
+            kernel           [text  data  brk]
+            boot tables                       [TT]     reserved, no longer writable
         """
         machine = MACHINES[machine_name]()
         state = self.boot_state(spec, machine)

@@ -11,7 +11,8 @@ from collections.abc import Callable
 
 import pytest
 
-from paravirt_mm import __version__
+from paravirt_mm import API_VERSION, __version__
+from paravirt_mm.errors import ParavirtMmError
 from paravirt_mm.machine.model import Machine
 from paravirt_mm.registry import Registry, default_registry
 from paravirt_mm.run import Run
@@ -21,15 +22,34 @@ from paravirt_mm.sources import bundled
 RunScenario = Callable[..., Run]
 
 
-def pytest_report_header() -> list[str]:
-    """Name core and plugins with their versions."""
-    registry = default_registry()
-    plugins = [f"{plugin.name} ({plugin.origin})" for plugin in registry.plugins.values()]
-    broken = [f"{item.name} ({item.distribution}): {item.problem}" for item in registry.broken]
-    return [
-        f"paravirt-mm {__version__}, plugins: {', '.join(plugins) or 'none'}",
-        *(f"paravirt-mm: broken plugin {text}" for text in broken),
-    ]
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add ``--pvmm-plugin``."""
+    parser.addoption(
+        "--pvmm-plugin",
+        metavar="SPEC",
+        help="plugin for `pytest --pyargs paravirt_mm.testing.check`: a name, ./file.py:Class, "
+        "or either with options",
+    )
+
+
+def pytest_report_header(config: pytest.Config) -> list[str]:
+    """Name core and plugins with their versions, without importing any."""
+    plugins = ", ".join(f"{name} ({origin})" for name, origin in default_registry().found.items())
+    head = f"paravirt-mm {__version__}, API {API_VERSION}, plugins: {plugins or 'none'}"
+    spec = config.getoption("--pvmm-plugin", None)
+    return [head, f"paravirt-mm: checks {spec}"] if spec else [head]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Make the suite of ``--pvmm-plugin``, and give it to `paravirt_mm.testing.check`."""
+    spec = config.getoption("--pvmm-plugin")
+    if spec:
+        from paravirt_mm.testing import check
+
+        try:
+            check.TestPlugin = check.suite_for(spec)  # type: ignore[attr-defined]
+        except ParavirtMmError as error:
+            raise pytest.UsageError(str(error)) from error
 
 
 @pytest.fixture(scope="session")

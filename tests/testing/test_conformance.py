@@ -258,3 +258,64 @@ def test_suite_needs_three_lines(pytester: pytest.Pytester) -> None:
     result.assert_outcomes(passed=len(_allocator_suite(AscendingAllocator).partner_specs()) + 1)
     result = pytester.runpytest("--collect-only", "-p", "no:cacheprovider")
     result.stdout.fnmatch_lines(["paravirt-mm *, plugins: *native (paravirt-mm *"])
+
+
+def test_a_requirement_may_be_declined_with_a_reason(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(
+        """
+        from paravirt_mm.testing import AllocatorConformance, AscendingAllocator
+        class TestMine(AllocatorConformance):
+            plugin = AscendingAllocator
+            declines = {"work_is_done_in_runs": "too slow", "any_machine": "one machine only"}
+        class TestProud(AllocatorConformance):
+            plugin = AscendingAllocator
+            declines = {"run_is_right": "no"}
+        """
+    )
+    names = "declines or work_is or any_machine"
+    done = pytester.runpytest_subprocess("-q", "-rs", "-k", names, "-p", "no:cacheprovider")
+    done.stdout.fnmatch_lines_random(
+        [
+            "*declined: too slow*",
+            "*declined: one machine only*",
+            "*'run_is_right' cannot be declined, but any_machine, work_is_*",
+        ]
+    )
+    done.assert_outcomes(failed=1, passed=4, skipped=3)
+
+
+def test_expectation_that_nothing_meets_is_stale() -> None:
+    suite = _allocator_suite(AscendingAllocator)
+    for stale in ({"machine": "no-such-machine"}, {"backend": "xen"}):
+        type(suite).expected = (Expected("panic", "once", **stale),)
+        _fails(suite.test_expectations_speak_of_something)
+    type(suite).expected = (Expected("panic", "now", machine="qemu-512m"),)
+    suite.test_expectations_speak_of_something()
+
+
+def test_partners_are_the_kits_own() -> None:
+    assert _allocator_suite(AscendingAllocator).partner_specs() == [
+        "plain_platform",
+        "typing_platform",
+    ]
+    assert _backend_suite(PlainPlatform).partner_specs() == ["ascending", "block"]
+
+
+def test_any_plugin_can_be_checked_without_code(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(
+        mine="""
+        import attrs
+        from paravirt_mm.testing import AscendingAllocator
+        @attrs.frozen
+        class Mine(AscendingAllocator):
+            "Mine."
+        """
+    )
+    arguments = ["-p", "paravirt_mm.testing.fixtures", "--pyargs", "paravirt_mm.testing.check"]
+    wanted = ("-q", "-k", "usable or options or repeatable", "-p", "no:cacheprovider")
+    spec = ("--pvmm-plugin", "./mine.py:Mine:first_step=32M")
+    done = pytester.runpytest_subprocess(*arguments, *wanted, *spec)
+    done.assert_outcomes(passed=4)
+    assert done.ret == 0
+    refused = pytester.runpytest_subprocess(*arguments, *wanted, "--pvmm-plugin", "no_such")
+    refused.stderr.fnmatch_lines(["*no plugin 'no_such'*"])
