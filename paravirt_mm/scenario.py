@@ -13,7 +13,7 @@ from paravirt_mm import contract
 from paravirt_mm.engine.build import Hooks, build
 from paravirt_mm.engine.contract import ContractBroken
 from paravirt_mm.engine.trace import Event, OperationRejected, Panicked, Trace
-from paravirt_mm.errors import PluginError, SpecError
+from paravirt_mm.errors import InputError, PluginError, SpecError
 from paravirt_mm.hookspecs import Role
 from paravirt_mm.instances import HookFailed, Instances, implemented
 from paravirt_mm.invariants.rules import Finding, check
@@ -69,7 +69,8 @@ class Scenario:
             culprit = instances.implementer(broken.hook)
             return self._error(registry, events, culprit, f"{broken.hook}: {broken}", broken)
         except HookFailed as failed:
-            return self._error(registry, events, failed.plugin, str(failed), failed.error)
+            told = failed.error if isinstance(failed.error, InputError) else failed
+            return self._error(registry, events, failed.plugin, str(told), failed.error)
         except Exception as error:  # no plugin was being asked
             message = f"{type(error).__name__}: {error}"
             return self._error(registry, events, "core", message, error)

@@ -25,5 +25,9 @@ class GdbError(LiveLinuxError):
     """QEMU's gdb stub answered nonsense, with an error, or not at all."""
 
 
+class GdbTimeout(GdbError):
+    """QEMU did not answer in time: the machine runs on and on."""
+
+
 class KernelBootError(LiveLinuxError):
     """The machine did not do what was expected of it: no start, no end, or a strange stop."""

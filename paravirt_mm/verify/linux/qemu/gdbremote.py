@@ -19,7 +19,7 @@ from functools import cached_property
 
 import attrs
 
-from paravirt_mm.verify.linux.qemu.errors import GdbError
+from paravirt_mm.verify.linux.qemu.errors import GdbError, GdbTimeout
 
 REQUIRED_REGISTERS = (
     *("rax", "rcx", "rdx", "rsi", "rdi", "rsp", "rip", "eflags"),
@@ -180,7 +180,7 @@ class GdbClient:
         poll.register(self._socket, event)
         left = self._deadline - time.monotonic()
         if left <= 0 or not poll.poll(left * 1000):
-            raise GdbError("no answer from QEMU's gdb stub within the time allowed")
+            raise GdbTimeout("no answer from QEMU's gdb stub within the time allowed")
 
     def _next_byte(self) -> int:
         if not self._buffer:

@@ -60,7 +60,8 @@ def put_kernel(ram: GuestRam, kernel: Kernel, spec: MapSpec, command_line: str) 
             f"has a hole or other memory at {covered:#x}"
         )
     for segment in kernel.segments:
-        ram.write(segment.paddr, segment.data)
+        for address, data in segment.pieces:
+            ram.write(address, data)
     ram.write(_GDT, struct.pack("<4Q", 0, 0, _CODE_DESCRIPTOR, _DATA_DESCRIPTOR))
     ram.write(_COMMAND_LINE, command_line.encode("ascii") + b"\0")
     tables = identity_tables(spec.levels, [start for start, _ in spec.reserved])

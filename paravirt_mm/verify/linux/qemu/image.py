@@ -21,10 +21,12 @@ import tempfile
 import threading
 import zlib
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import IO, cast
 
 import attrs
+import numpy as np
 
 from paravirt_mm.verify.linux.qemu.errors import KernelImageError
 
@@ -35,6 +37,7 @@ MAX_DEBUG_VMLINUX = 8 << 30
 MAX_VMLINUX = 512 << 20
 """Largest vmlinux that is unpacked, in bytes. Distribution kernels have 40 to 100 MiB."""
 _DECOMPRESS_TIMEOUT = 60.0
+_BLOCK = 1 << 16
 
 _PT_LOAD = 1
 _ELF_HEADER = struct.Struct("<16sHHIQQQIHHHHHH")
@@ -70,7 +73,7 @@ _STDLIB_CODECS = {
 _TOOL_CODECS = {b"\x28\xb5\x2f\xfd": "zstd", b"\x02\x21\x4c\x18": "lz4"}
 
 
-@attrs.frozen
+@attrs.frozen(slots=False)
 class Segment:
     """A loadable piece of the kernel: ``data`` goes to physical address ``paddr``."""
 
@@ -84,6 +87,18 @@ class Segment:
     def end(self) -> int:
         """Physical end, exclusive."""
         return self.paddr + self.size
+
+    @cached_property
+    def pieces(self) -> tuple[tuple[int, bytes], ...]:
+        """Physical addresses and bytes of what is not zero, in blocks: bss is often in the file."""
+        blocks = len(self.data) // _BLOCK
+        array = np.frombuffer(self.data, np.uint8, blocks * _BLOCK).reshape(blocks, _BLOCK)
+        filled = np.flatnonzero(array.any(axis=1))
+        breaks = np.flatnonzero(np.diff(filled) != 1) + 1
+        runs = [(int(run[0]), int(run[-1]) + 1) for run in np.split(filled, breaks) if len(run)]
+        edges = [(first * _BLOCK, last * _BLOCK) for first, last in runs]
+        edges.append((blocks * _BLOCK, len(self.data)))
+        return tuple((self.paddr + low, self.data[low:high]) for low, high in edges if low < high)
 
 
 @attrs.frozen

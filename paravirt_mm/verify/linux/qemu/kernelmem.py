@@ -10,6 +10,7 @@ Source of facts: Linux ``include/linux/memblock.h`` (struct memblock, unchanged 
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Mapping
 
@@ -28,6 +29,9 @@ _KERNEL_MAP = X86_64.kernel_base
 _KERNEL_MAP_SIZE = 1 << 30
 _MAX_REGIONS = 1 << 16
 _MAX_TEXT = 512
+_LOG_SIZE = 1 << 15
+"""Bytes of the log that are looked at: early boot has less."""
+_LOG_TEXT = re.compile(rb"[ -~]{10,200}")
 _MEMBLOCK = struct.Struct("<B7xQ")  # bottom_up, current_limit
 _MEMBLOCK_TYPE = struct.Struct("<QQQQQ")  # cnt, max, total_size, regions, name
 _REGION = struct.Struct("<QQQ")  # base, size, flags and node
@@ -112,6 +116,16 @@ class KernelMemory:
     def code(self, virtual: int, size: int) -> bytes:
         """Bytes of the kernel's image."""
         return self.ram.read(self.physical(virtual), size)
+
+    def last_lines(self, count: int) -> list[str]:
+        """The end of what the kernel has noted for printing, or nothing where that is not found."""
+        try:
+            at = self.physical(self.address_of("__log_buf"))
+            data = self.ram.read(at, _LOG_SIZE)
+        except KernelBootError:
+            return []
+        found = _LOG_TEXT.findall(data.rstrip(b"\0"))
+        return [text.decode("ascii") for text in found[-count:]]
 
     def text_at(self, virtual: int) -> str:
         """A NUL-terminated string, cut after 512 bytes."""

@@ -28,9 +28,9 @@ def processor(spec: MapSpec) -> str:
 
 def kernel_parameters(spec: MapSpec) -> str:
     """The kernel's command line."""
-    words = ["nokaslr", "earlyprintk=serial,ttyS0,115200"]
+    words = ["nokaslr"]
     if spec.entry is Entry.FIRMWARE:
-        words.append("memmap=exactmap")
+        words += ["earlyprintk=serial,ttyS0,115200", "memmap=exactmap"]
         separator = {1: "@", 2: "$", 3: "#"}
         for start, end, kind in spec.e820:
             words.append(f"memmap={end - start:#x}{separator.get(kind, '$')}{start:#x}")

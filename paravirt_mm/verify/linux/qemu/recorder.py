@@ -27,7 +27,12 @@ from paravirt_mm.image.elf import CR4_LA57
 from paravirt_mm.image.walker import Cpu
 from paravirt_mm.machine.paging import MIB, PAGE_SIZE, X86_64, X86_64_LA57
 from paravirt_mm.verify.linux.qemu.direct_map import DirectMap, read_direct_map
-from paravirt_mm.verify.linux.qemu.errors import GdbError, KernelBootError, MapSpecError
+from paravirt_mm.verify.linux.qemu.errors import (
+    GdbError,
+    GdbTimeout,
+    KernelBootError,
+    MapSpecError,
+)
 from paravirt_mm.verify.linux.qemu.gdbremote import GdbClient
 from paravirt_mm.verify.linux.qemu.handover import put_kernel, set_registers
 from paravirt_mm.verify.linux.qemu.kernelmem import KernelMemory
@@ -47,6 +52,7 @@ DEFAULT_TIMEOUT = 120.0
 BRK_IS_CLOSED = "extend_brk: brk is closed (kernel BUG)"
 """Verdict, where a panic's text stands, for a kernel that dies of a BUG in extend_brk."""
 _MAX_STOPS = 2_000_000
+_LAST_LINES = 12
 _PG_LEVEL_2M, _PG_LEVEL_1G = 2, 3
 _NOP_HOOKS = ("_paravirt_nop", "paravirt_nop", "nop_func")
 _REP_STOSB = b"\xf3\xaa"
@@ -102,10 +108,22 @@ def record_boot(
                     seconds=round(time.monotonic() - started, 3),
                 )
                 return recorder.record(spec, kernel, provenance)
+            except GdbTimeout as error:
+                problem = (
+                    f"the kernel did not come to the end of its direct map within the time "
+                    f"allowed, {timeout:g} s: it hangs, or needs more time"
+                )
+                raise _failed(kernel, problem, machine, ram) from error
             except (GdbError, KernelBootError) as error:
-                console = machine.console().strip().splitlines()[-12:]
-                tail = "\n  ".join(["the kernel's last lines:", *console]) if console else ""
-                raise KernelBootError(f"{kernel.release}: {error}\n{tail}".rstrip()) from error
+                raise _failed(kernel, str(error), machine, ram) from error
+
+
+def _failed(kernel: Kernel, problem: str, machine: Qemu, ram: GuestRam) -> KernelBootError:
+    """Return the error with the kernel's last lines, from the console or from its own log."""
+    lines = machine.console().strip().splitlines()[-_LAST_LINES:]
+    lines = lines or KernelMemory(ram, kernel.symbols).last_lines(_LAST_LINES)
+    tail = "\n  ".join(["the kernel's last lines:", *lines]) if lines else ""
+    return KernelBootError(f"{kernel.release}: {problem}\n{tail}".rstrip())
 
 
 def _public(arguments: list[str]) -> list[str]:
