@@ -14,6 +14,7 @@ from paravirt_mm.sources import load, read_boot_log
 from paravirt_mm.sources.bootlog.facts import (
     BrkTable,
     DomainKernel,
+    Hypervisor,
     LastPfn,
     MappedRange,
     PageRange,
@@ -449,3 +450,37 @@ def test_a_map_that_begins_above_1_mib_has_lost_its_head(tmp_path, start, low):
     machine = load(boot(tmp_path, f"BIOS-e820: [mem 0x{start:016x}-0x000000001fffffff] usable"))
     assert list(machine.memory_map.ram()) == [(0x1000, 0x9F000), (low, 0x20000000)]
     assert any("head is missing" in text for text in machine.provenance.assumed) == (start != low)
+
+
+def test_a_hypervisors_log_tells_kernel_initrd_and_pages_of_dom0(tmp_path: Path) -> None:
+    """The kernel with its brk where Xen loaded it, over whatever is there; the host's own map."""
+    path = boot(
+        tmp_path,
+        "(XEN) Xen version 4.17.0",
+        "(XEN) EFI RAM map:",
+        "(XEN)  [0000000000000000, 000000000009ffff] (usable)",
+        "(XEN)  [0000000000100000, 0000000003ffffff] (usable)",
+        "(XEN)  [0000000004000000, 0000000004009fff] (ACPI NVS)",
+        "(XEN)  [000000000400a000, 000000009fffffff] (usable)",
+        "(XEN)  [0000000100000000, 000000044fffffff] (usable)",
+        "(XEN)  Dom0 kernel: 64-bit, PAE, lsb, paddr 0x1000000 -> 0x4000000",
+        "(XEN) PHYSICAL MEMORY ARRANGEMENT:",
+        "(XEN)  Dom0 alloc.:   0000000440000000->0000000448000000 (98304 pages to be allocated)",
+        "(XEN)  Init. ramdisk: 000000044e000000->000000044f123456",
+        "(XEN) VIRTUAL MEMORY ARRANGEMENT:",
+        "(XEN)  Loaded kernel: ffffffff81000000->ffffffff84000000",
+        "(XEN)  TOTAL:         ffffffff80000000->ffffffff84400000",
+    )
+    machine = load(path)
+    assert machine.kernel.loaded == (0x1000000, 0x4000000)
+    assert machine.kernel.brk_end == 0x4000000
+    assert machine.initrd is not None
+    assert machine.initrd[1] - machine.initrd[0] == 0x1123456
+    assert machine.host_map is not None
+    assert machine.host_map.ram_pages().end == 0x450000000
+    pages = 0x8000 + 98304 + 0x1124
+    # Linux takes the first page and what lies below 1 MiB out of the map.
+    assert machine.memory_map.ram_pages().total <= pages << 12
+    assert machine.memory_map.ram_pages().total >= (pages - 1) << 12
+    hypervisor = read_boot_log(path).of_kind(Hypervisor)
+    assert [fact.version for fact in hypervisor] == ["4.17.0"]

@@ -14,7 +14,7 @@ import attrs
 
 from paravirt_mm.errors import InputError
 from paravirt_mm.machine.e820 import E820Type, MemoryMap
-from paravirt_mm.machine.model import Machine
+from paravirt_mm.machine.model import Machine, Span
 from paravirt_mm.machine.paging import PAGE_SHIFT, PAGE_SIZE
 from paravirt_mm.machine.ranges import align_up
 from paravirt_mm.printable import printable
@@ -135,8 +135,24 @@ def host_machine(name: str, source: str, scan: HypervisorScan) -> Machine:
     if image is not None:
         check_kernel(image, host_map, source)
     machine = machine_from_map(name, source, title, memory, linked=image)
-    provenance = attrs.evolve(machine.provenance, assumed=(*sentences, *machine.provenance.assumed))
-    return attrs.evolve(machine, provenance=provenance, host_map=host_map)
+    assumed = [*sentences, *machine.provenance.assumed]
+    initrd = _initrd(scan.facts, memory)
+    if initrd is not None:
+        assumed.remove("no initrd")
+        assumed.append("initrd at the end of RAM (the log tells its size)")
+    provenance = attrs.evolve(machine.provenance, assumed=tuple(assumed))
+    return attrs.evolve(machine, provenance=provenance, host_map=host_map, initrd=initrd)
+
+
+def _initrd(facts: list[Fact], memory: MemoryMap) -> Span | None:
+    """Return a place for an initrd of the size that the log tells; None where it tells none."""
+    named = (f for f in facts if isinstance(f, Place) and f.name.startswith("Init"))
+    size = max((place.end - place.start for place in named), default=0)
+    pages = align_up(size, PAGE_SIZE)
+    for low, high in reversed(list(memory.ram_pages())):
+        if 0 < pages <= high - low:
+            return high - pages, high - pages + size
+    return None
 
 
 def _pages_of_dom0(facts: list[Fact]) -> int:
