@@ -84,7 +84,8 @@ class _Stream:
             self.write(line)
 
     def flush(self) -> None:
-        self._do(lambda stream: stream.flush())
+        if self._stream is not None:
+            self._do(lambda stream: stream.flush())
 
     @property
     def encoding(self) -> str:
