@@ -7,7 +7,7 @@ RESULT ?= build/bench.json
 BASE ?= benchmarks/base.json
 
 .DEFAULT_GOAL := compare
-.PHONY: help compare test quick lint report bench bench-compare fuzz clean
+.PHONY: help compare test quick lint report bench bench-compare fuzz docs clean
 
 help: ## what make can do
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -43,6 +43,9 @@ bench-compare: ## is RESULT better or worse than BASE?
 
 fuzz: $(VENV)/.installed ## damage inputs for SECONDS=60 and throw them at everything that reads
 	$(BIN)/python tests/fuzz/fuzz.py --seconds $(or $(SECONDS),60)
+
+docs: $(VENV)/.installed ## the documentation site, into build/docs
+	$(BIN)/sphinx-build -q -W --keep-going -b html docs build/docs
 
 clean: ## remove .venv and everything built
 	rm -rf $(VENV) build dist

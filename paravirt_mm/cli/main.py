@@ -75,6 +75,7 @@ COMMANDS = {
     "sweep": ("paravirt_mm.cli.sweep", "Run very many machines, here or on a cluster."),
     "query": ("paravirt_mm.cli.query", "Ask the result of a sweep: panics, waste, SQL."),
     "hunt": ("paravirt_mm.cli.hunt", "Find the machine that breaks an allocator."),
+    "new-plugin": ("paravirt_mm.cli.new_plugin", "Write a project for a plugin of yours."),
     "verify": ("paravirt_mm.cli.verify", "Check the models against reality."),
     "completion": ("paravirt_mm.cli.completion", "Print what makes a shell complete words."),
 }
