@@ -68,7 +68,9 @@ def _console(block: Block) -> Iterator[Command]:
         while words:
             end = words.index("&&") if "&&" in words else len(words)
             last = end == len(words)
-            yield Command(tuple(words[:end]), tuple(output) if last else (), number)
+            # Where the output goes is the shell's affair.
+            own = next((n for n, word in enumerate(words[:end]) if word in (">", ">>", "|")), end)
+            yield Command(tuple(words[:own]), tuple(output) if last else (), number)
             words = words[end + 1 :]
 
 
