@@ -31,7 +31,6 @@ PLACE_COLOURS = {
     "brk": "brk",
     "initrd": "initrd",
     "Init. ramdisk": "initrd",
-    "Page tables": "level2",
 }
 
 
@@ -178,14 +177,17 @@ def memory_map(
 def _places(
     machine: Machine, scenes: Sequence[Scene]
 ) -> Iterator[tuple[str, tuple[tuple[str, Span], ...]]]:
-    """Yield what lies in memory at the start: once a backend, where backends differ."""
-    by_backend = {each.backend: each.placed for each in scenes if each.frames}
-    if len(set(by_backend.values())) < 2:
-        parts = next(iter(by_backend.values()), None) or placed(machine)
-        yield "Before the first step", parts
-        return
+    """Yield what lies in memory at the start, a backend after the other. Allocators under one
+    backend differ in their brk at most: all of it is shown.
+    """
+    by_backend: dict[str, dict[tuple[str, Span], None]] = {}
+    for each in scenes:
+        if each.frames:
+            by_backend.setdefault(each.backend, {}).update(dict.fromkeys(each.placed))
+    if not by_backend:
+        yield "Before the first step", placed(machine)
     for backend, parts in by_backend.items():
-        yield f"Before the first step, {label(PluginSpec.parse(backend))}", parts
+        yield f"Before the first step, {label(PluginSpec.parse(backend))}", tuple(parts)
 
 
 def _hatching(root: ElementTree.Element, theme: Theme) -> None:

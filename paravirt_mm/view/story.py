@@ -31,6 +31,7 @@ from paravirt_mm.engine.trace import (
     MadeReadonly,
     MadeWritable,
     OperationRejected,
+    PagesTaken,
     Panicked,
     RangeMapped,
     RootActivated,
@@ -158,6 +159,7 @@ class _Teller:
     def __init__(self) -> None:
         self._mapped_before = 0
         self._promised = 0
+        self._gave_up = False
         self._seen: set[int] = set()
         self.begin()
 
@@ -230,7 +232,7 @@ class _Teller:
         if self._mapped_spans and self._promised:
             share = 100 * self._mapped_before / self._promised
             yield f"So far {size(self._mapped_before)} of the direct map exist ({share:.0f} %)."
-        if self._done:
+        if self._done and not self._gave_up:
             yield "Nothing is left to do."
 
     @singledispatchmethod
@@ -290,6 +292,13 @@ class _Teller:
         self._tables.update(event.batch.by_level)
 
     @tell.register
+    def _(self, event: PagesTaken) -> None:
+        pages = page_count(part.run for part in event.pages)
+        self._closing.append(
+            f"{count_text(pages, 'page was', 'pages were')} taken before one lacked."
+        )
+
+    @tell.register
     def _(self, event: EntriesWritten) -> None:
         self._calls.update(event.cost.hypercalls)
         if event.cost.way is Way.EMULATED:
@@ -343,12 +352,14 @@ class _Teller:
 
     @tell.register
     def _(self, event: Panicked) -> None:
+        self._gave_up = True
         missing = event.missing_tables
         lack = f"; {count_text(missing, 'table')} would have been missing" if missing else ""
         self._closing.append(f"The kernel gives up: {bounded(event.reason)}{lack}.")
 
     @tell.register
     def _(self, event: OperationRejected) -> None:
+        self._gave_up = True
         self._closing.append(f"The platform refuses: {bounded(event.operation)}, {event.code}.")
 
     @tell.register

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from paravirt_mm import Run
+from paravirt_mm import Run, Scenario, bundled
 from paravirt_mm.view.story import MAX_TEXT, bounded, chapters
 from paravirt_mm.view.survey import Subject
 
@@ -60,3 +60,11 @@ def test_bounded_texts_are_printable_and_short(hostile_subjects: list[Subject]) 
                     assert len(text) < 40 * MAX_TEXT
     assert bounded("a\u202eb").isprintable()
     assert len(bounded("x" * 10_000, 80)) == 80
+
+
+def test_a_run_that_gives_up_says_so_last() -> None:
+    machine = bundled("sun-x4600m2-256g")
+    run = Scenario.of(machine, "legacy_linear:kernel=3.6", "xen").run()
+    told = chapters(run)[-1].sentences
+    assert told[-1] == "The kernel gives up: Cannot find space for the kernel page tables."
+    assert "Nothing is left to do." not in told

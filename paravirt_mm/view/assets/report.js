@@ -7,7 +7,7 @@
   const STATUS = ["built", "read-only", "pinned", "validated", "in the tree"];
   const E820 = {"usable": "ram", "reserved": "firmware", "ACPI data": "acpi", "ACPI NVS": "acpi"};
   const PLACED = {"kernel": "kernel", "Loaded kernel": "kernel", "brk": "brk", "initrd": "initrd",
-                  "Init. ramdisk": "initrd", "Page tables": "level2"};
+                  "Init. ramdisk": "initrd"};
 
   // -- words ------------------------------------------------------------------------------------
   // Texts from elsewhere only ever become text nodes or attribute values: never markup.
@@ -125,6 +125,25 @@
       : place * end));
   }
 
+  // What lies where before the first step. Allocators differ in their brk: what not all of them
+  // have is told with their names.
+  function placedUnder(scenarios) {
+    const items = new Map();
+    const add = (each, low, high, item) => {
+      const key = `${item.text}/${low}/${high}`;
+      if (!items.has(key)) items.set(key, {low, high, ...item, who: []});
+      items.get(key).who.push(each.allocator);
+    };
+    for (const each of scenarios) {
+      for (const [name, low, high] of each.placed) {
+        add(each, low, high, {colour: PLACED[name] || "placed", text: name, top: name === "brk" ? 5 : 0});
+      }
+      for (const [low, high] of each.boot) add(each, low, high, {colour: "placed", text: "boot page tables", top: 8});
+    }
+    return [...items.values()].map((item) =>
+      ({...item, text: item.who.length < scenarios.length ? `${item.text} (${item.who.join(", ")})` : item.text}));
+  }
+
   function lanes() {
     const here = machine();
     const found = [{
@@ -133,19 +152,9 @@
       items: here.e820.map(([low, high, type]) =>
         ({low, high, colour: E820[type] || "other", text: `firmware: ${type}`})),
     }];
-    const placed = new Map();
-    for (const each of here.scenarios) {
-      if (each.steps.length) placed.set(JSON.stringify(each.placed), [each.backend, each.placed, each.boot]);
-    }
-    for (const [backend, parts, boot] of placed.values()) {
-      found.push({
-        title: placed.size > 1 ? `Before the first step, ${backend}` : "Before the first step",
-        note: "", tall: 15,
-        items: [
-          ...parts.map(([name, low, high]) => ({low, high, colour: PLACED[name] || "placed", text: name})),
-          ...boot.map(([low, high]) => ({low, high, colour: "level2", text: "boot page tables", top: 8})),
-        ],
-      });
+    for (const backend of new Set(here.scenarios.map((each) => each.backend))) {
+      const items = placedUnder(here.scenarios.filter((each) => each.backend === backend && each.steps.length));
+      if (items.length) found.push({title: `Before the first step, ${backend}`, note: "", tall: 15, items});
     }
     here.scenarios.forEach((each, number) => {
       const current = number === view.scenario;
@@ -232,7 +241,8 @@
     draw(pattern, "rect", {width: 2, height: 5, fill: "var(--idle)"});
     for (const tick of ticks()) {
       if (tick.strong) draw(picture, "line", {x1: tick.x, x2: tick.x, y1: 22, y2: height, class: "limit"});
-      draw(picture, "text", {x: Math.min(Math.max(tick.x, 18), wide - 22), y: 16, "text-anchor": "middle",
+      const side = tick.x < 40 ? "start" : tick.x > wide - 44 ? "end" : "middle";
+      draw(picture, "text", {x: tick.x, y: 16, "text-anchor": side,
                              class: tick.strong ? "chosen" : "faint"}, tick.words);
     }
     let y = TOP;
@@ -282,7 +292,7 @@
 
   function legend() {
     const names = new Map([["ram", "RAM"], ["firmware", "reserved by firmware"], ["acpi", "ACPI"], ["other", "other firmware types, mapped since boot"],
-                           ["kernel", "kernel"], ["brk", "brk"], ["initrd", "initrd"], ["placed", "placed by the domain builder"],
+                           ["kernel", "kernel"], ["brk", "brk"], ["initrd", "initrd"], ["placed", "placed by the domain builder, boot page tables"],
                            ["mapped", "mapped"], ["hatched", "set aside for tables, not used"]]);
     for (let n = 1; n < 6; n++) names.set("level" + n, `L${n} tables`);
     names.set("level0", "tables of several levels");
