@@ -11,7 +11,8 @@ from click.testing import CliRunner
 
 from paravirt_mm import Scenario, SpecError, bundled, load
 from paravirt_mm.cli.diff import command
-from paravirt_mm.diff import ASPECTS, Pair, compared, differences, kinds, pairs, random_machines
+from paravirt_mm.diff import Pair, compared, kinds, pairs, random_machines
+from paravirt_mm.differences import ASPECTS, differences
 from paravirt_mm.machine.model import Machine
 from paravirt_mm.verify.linux.maps import builtin_maps, machine_of_map
 

@@ -28,6 +28,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("evidence",),
     ("comparison",),
     ("report", "verify"),
+    ("differences",),
     ("hunt", "sweep", "view"),
     ("diff",),
     ("cli",),

@@ -15,7 +15,8 @@ import click
 
 from paravirt_mm.cli import reading
 from paravirt_mm.cli.output import complain, emit, progress, show_status
-from paravirt_mm.diff import ASPECTS, Compared, Kind, kinds, pairs, random_machines, survey
+from paravirt_mm.diff import Compared, Kind, kinds, pairs, random_machines, survey
+from paravirt_mm.differences import ASPECTS
 from paravirt_mm.errors import ExitCode, InputError
 from paravirt_mm.machine.model import Machine
 from paravirt_mm.offers import default_spec

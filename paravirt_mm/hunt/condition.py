@@ -13,8 +13,8 @@ Grammar (``NAME`` is a figure; see ``paravirt-mm figures``)::
 
 A number may end in K, M, G or T (binary) and may be hexadecimal. ``other.`` stands for the second
 allocator's run. An outcome (``ok``, ``panic``, ``rejected``, ``violation``, ``error``) with a text
-in quotes also asks that the verdict contains it. ``differs``: the two runs do not end alike with
-the same figures.
+in quotes also asks that the verdict contains it. ``differs``: the two runs differ in their end, in
+what they map, in where a table lies, or in a figure (`paravirt_mm.differences`).
 
 What has no value (a figure that does not exist for a run, a division by zero) makes a condition
 neither true nor false, and only what is true is found. `Condition.distance` says how far a run is
@@ -31,6 +31,7 @@ from typing import Protocol
 
 import attrs
 
+from paravirt_mm.differences import differences
 from paravirt_mm.errors import SpecError
 from paravirt_mm.machine.model import Machine
 from paravirt_mm.measure.figures import FIGURES
@@ -137,8 +138,7 @@ class _Differs:
     def value(self, sight: Sight) -> Number | None:
         if sight.other is None:
             return None
-        ends = [run.verdict.outcome for run in (sight.run, sight.other)]
-        return int(ends[0] is not ends[1] or dict(sight.run.figures) != dict(sight.other.figures))
+        return int(next(differences(sight.run, sight.other), None) is not None)
 
     def distance(self, sight: Sight, wanted: bool) -> float:
         return _flat(self.value(sight), wanted)

@@ -1,0 +1,178 @@
+"""Two runs on one machine: in what they differ.
+
+What is compared of two runs, in the order in which one thing leads to the next:
+
+========== ===================================================================================
+end        verdict and reason
+brk        pages of brk set aside for tables
+steps      ranges in the order in which they were mapped
+sizes      the pieces by page size of each range
+tables     how many tables of each level
+sources    how many of them were taken from brk, where as much of it is set aside
+places     the page of every table that memblock gave, in order, as far as both have one
+figures    every figure of the core
+========== ===================================================================================
+
+Two builds of a kernel differ in size, and with it in where their brk and their end lie. So two
+addresses are the same if they are equal, or as far behind the two kernels; and figures, most of
+which depend on that, are compared only where both kernels lie in the same place. Where steps differ
+already, nothing is said of what follows from them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import zip_longest
+from typing import Any
+
+import attrs
+
+from paravirt_mm.engine.pages import Source, TablePages
+from paravirt_mm.engine.trace import RangeSplit, RunStarted, TablesAllocated
+from paravirt_mm.machine.paging import PAGE_SHIFT, PAGE_SIZE
+from paravirt_mm.machine.ranges import align_up
+from paravirt_mm.run import Run
+
+ASPECTS = ("end", "brk", "steps", "sizes", "tables", "sources", "places", "figures")
+"""What can differ; the first that does explains those behind it."""
+MAX_PLACES = 1 << 20
+"""Table pages of a run that are compared one by one."""
+
+
+@attrs.frozen
+class Difference:
+    """What two runs differ in, as both have it."""
+
+    aspect: str
+    a: str
+    b: str
+
+
+def differences(first: Run, second: Run) -> Iterator[Difference]:
+    """Yield what two runs on one machine differ in, in the order of `ASPECTS`."""
+    ends = [str(run.verdict) for run in (first, second)]
+    if ends[0] != ends[1]:
+        yield Difference("end", *ends)
+    if not (first.trace.begun and second.trace.begun):
+        return
+    brk = [run.figures["brk_size"] for run in (first, second)]
+    if brk[0] != brk[1]:
+        yield Difference("brk", *(f"{pages} pages" for pages in brk))
+    a, b = _Done(first), _Done(second)
+    for aspect, mine, others in (("steps", a.steps, b.steps), ("sizes", a.sizes, b.sizes)):
+        difference = _first_difference(aspect, mine, others)
+        if difference is not None:
+            yield difference
+            return
+    if a.tables != b.tables:
+        yield Difference("tables", *(_counts(done.tables) for done in (a, b)))
+        return
+    if brk[0] == brk[1] and a.from_brk != b.from_brk:
+        yield Difference("sources", *(f"{done.from_brk} tables from brk" for done in (a, b)))
+    both = min(len(a.places), len(b.places))
+    difference = _first_difference("places", a.places[:both], b.places[:both])
+    if difference is not None:
+        yield difference
+    if a.kernel == b.kernel:
+        yield from _figure_differences(first.figures, second.figures)
+
+
+@attrs.frozen
+class _At:
+    """An address, and where that is seen from the kernel: how far behind its end or its brk.
+
+    Step ends are rounded, so what counts for them is the first large page behind the kernel; the
+    end itself is 0.
+    """
+
+    address: int
+    behind: int
+
+    def same(self, other: _At) -> bool:
+        return self.address == other.address or 0 <= self.behind == other.behind
+
+    def __str__(self) -> str:
+        return "the kernel's end" if self.behind == 0 else f"{self.address:#x}"
+
+
+@attrs.frozen
+class _Item:
+    """Something that happened, with its addresses."""
+
+    at: tuple[_At, ...]
+    words: str = ""
+
+    def same(self, other: _Item) -> bool:
+        return self.words == other.words and all(
+            mine.same(theirs) for mine, theirs in zip(self.at, other.at, strict=True)
+        )
+
+    def __str__(self) -> str:
+        return " to ".join(str(at) for at in self.at) + self.words
+
+
+class _Done:
+    """What a run did."""
+
+    def __init__(self, run: Run) -> None:
+        begun = next(run.trace.of(RunStarted))
+        self.kernel = begun.boot.kernel_of(begun.machine)
+        self._large = begun.machine.mode.entry_span(2)
+        end = self.kernel.linked_end or self.kernel.span[1]
+        self._end = align_up(end, PAGE_SIZE)
+        self.steps: list[_Item] = []
+        self.sizes: list[_Item] = []
+        self.tables: dict[int, int] = {}
+        self.from_brk = 0
+        self.places: list[_Item] = []
+        for event in run.trace.of(RangeSplit):
+            self.steps.append(self._range(event.start, event.end))
+            self.sizes += [
+                self._range(piece.start, piece.end, f" with pages of level {piece.level}")
+                for piece in event.pieces
+            ]
+        for table in run.trace.of(TablesAllocated):
+            for level, count in table.batch.by_level.items():
+                self.tables[level] = self.tables.get(level, 0) + count
+            for part in table.batch.pages:
+                self._take(part)
+
+    def _range(self, start: int, end: int, words: str = "") -> _Item:
+        return _Item((self._edge(start), self._edge(end)), words)
+
+    def _edge(self, address: int) -> _At:
+        if address == self._end:
+            return _At(address, 0)
+        rounded = align_up(self._end, self._large)
+        return _At(address, address - rounded + 1 if address >= rounded else -1)
+
+    def _take(self, part: TablePages) -> None:
+        pages = part.run
+        if part.source is Source.BRK:
+            self.from_brk += pages.count
+        elif len(self.places) + pages.count <= MAX_PLACES:
+            for number in range(pages.count):
+                address = (pages.start + number * pages.step) << PAGE_SHIFT
+                behind = address - self.kernel.brk_end
+                self.places.append(_Item((_At(address, behind + 1 if behind >= 0 else -1),)))
+
+
+def _first_difference(aspect: str, a: Sequence[_Item], b: Sequence[_Item]) -> Difference | None:
+    for number, (first, second) in enumerate(zip_longest(a, b), 1):
+        if first is None or second is None or not first.same(second):
+            told = (f"{number}: {item or 'nothing'}" for item in (first, second))
+            return Difference(aspect, *told)
+    return None
+
+
+def _counts(tables: Mapping[int, int]) -> str:
+    return ", ".join(f"{count} L{level}" for level, count in sorted(tables.items())) or "none"
+
+
+def _figure_differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> Iterator[Difference]:
+    """What a plugin adds is its own, and says nothing of the other."""
+    names = [name for name in a if name in b and "." not in name and a[name] != b[name]]
+    if names:
+        yield Difference(
+            "figures", *(", ".join(f"{name} {run[name]}" for name in names) for run in (a, b))
+        )

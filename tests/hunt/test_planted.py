@@ -1,0 +1,164 @@
+"""Faults planted in copies of the built-in allocators: the hunt finds a machine for each.
+
+A copy is a file of its own, named on the command line as anybody's would be. The original is the
+second allocator; `differs`, `panic and other.ok` or `violation` is all that the hunt is told.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import attrs
+import pytest
+
+from paravirt_mm.hunt.found import Found
+from paravirt_mm.hunt.search import Quarry, hunt
+
+SECONDS = 60.0
+
+COPY = """
+import attrs
+from paravirt_mm import *
+from paravirt_mm import KernelPanic, Map, hookimpl
+from paravirt_mm_{plugin} import *
+from paravirt_mm_{plugin} import {original}
+
+
+@attrs.frozen
+class Copy({original}):
+{body}
+"""
+
+
+@attrs.frozen
+class Planted:
+    """A fault: the plugin, its class, the method that overrides, what to look for."""
+
+    name: str
+    plugin: str
+    original: str
+    body: str
+    condition: str
+    options: str
+    backend: str = "native"
+
+
+FAULTS = (
+    Planted(
+        "a step too far: it maps the RAM of a hole as well",
+        "incremental",
+        "Incremental",
+        """
+    @hookimpl
+    def pvmm_map_steps(self, boot):
+        result = None
+        steps = super().pvmm_map_steps(boot)
+        while True:
+            try:
+                step = steps.send(result)
+            except StopIteration:
+                return
+            if isinstance(step, Map) and step.start > 1 << 32:
+                step = attrs.evolve(step, start=step.start - step.start % (1 << 30))
+            result = yield step
+""",
+        "violation",
+        "kernel=4.19",
+    ),
+    Planted(
+        "the last page of an odd piece is forgotten",
+        "incremental",
+        "Incremental",
+        """
+    @hookimpl
+    def pvmm_map_steps(self, boot):
+        result = None
+        steps = super().pvmm_map_steps(boot)
+        while True:
+            try:
+                step = steps.send(result)
+            except StopIteration:
+                return
+            if isinstance(step, Map) and step.end % (1 << 21):
+                step = attrs.evolve(step, end=step.end - 4096)
+            result = yield step
+""",
+        "violation",
+        "kernel=4.19",
+    ),
+    Planted(
+        "a lost reservation: tables may lie in an initrd",
+        "legacy_linear",
+        "LegacyLinear",
+        """
+    @hookimpl
+    def pvmm_reserve_tables(self, boot, step, pieces):
+        runs = super().pvmm_reserve_tables(boot, step, pieces)
+        initrd = boot.machine.initrd
+        if initrd is None:
+            return runs
+        first = runs[0]
+        return [attrs.evolve(first, start=initrd[0] // 4096), *runs[1:]]
+""",
+        "violation",
+        "kernel=3.6",
+    ),
+    Planted(
+        "the surplus is kept",
+        "legacy_linear",
+        "LegacyLinear",
+        """
+    @hookimpl
+    def pvmm_release_tables(self, surplus):
+        released = list(super().pvmm_release_tables(surplus))
+        return [run for run in released if run.count < 512]
+""",
+        "violation or differs",
+        "kernel=3.6",
+    ),
+    Planted(
+        "tables from the bottom of what is mapped",
+        "incremental",
+        "Incremental",
+        """
+    @hookimpl
+    def pvmm_allocate_tables(self, boot, step, demand):
+        given = super().pvmm_allocate_tables(boot, step, demand)
+        return list(reversed(given))
+""",
+        "differs or violation",
+        "variant=hpa",
+    ),
+    Planted(
+        "one page of brk less than is needed",
+        "incremental",
+        "Incremental",
+        """
+    @hookimpl
+    def pvmm_kernel_image(self, machine, features):
+        image = super().pvmm_kernel_image(machine, features)
+        return image.with_brk(max(1, image.brk_pages - 62))
+""",
+        "panic and other.ok",
+        "variant=hpa",
+    ),
+)
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
+def test_found_within_a_minute(fault: Planted, tmp_path: Path) -> None:
+    path = tmp_path / "copy_of_it.py"
+    path.write_text(
+        COPY.format(plugin=fault.plugin, original=fault.original, body=fault.body), encoding="utf-8"
+    )
+    quarry = Quarry(
+        f"{path}:Copy:{fault.options}",
+        fault.backend,
+        fault.condition,
+        other=f"{fault.plugin}:{fault.options}",
+    )
+    result = hunt(quarry, seconds=SECONDS)
+    assert result.machine is not None, f"not found in {result.tries} tries"
+    found = Found.of(quarry, result)
+    assert str(found.run.verdict.outcome) != "error", found.run.verdict
+    assert len(found.machine.memory_map) <= 4
