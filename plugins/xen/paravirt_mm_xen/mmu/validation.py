@@ -222,8 +222,6 @@ def _promote_pae_l3(d: Domain, mfn: int, start: int, holds_child: bool) -> int:
             check_absent(d, L3, entry)
         if code < 0:
             _stop_at(d, mfn, index, entry, holds_child and index == start)
-            for accepted in range(index):
-                _withdraw(d, L3, entries, accepted)
             return code
         if entry & PRESENT:
             entries[index] = entry | forced
