@@ -145,7 +145,7 @@ def fill(hypervisor: Hypervisor, *entries: tuple[int, int, int]) -> None:
 
 @pytest.mark.parametrize("slot", [1, 2])
 def test_a_pae_root_that_is_refused_late_loses_what_xen_added(slot: int) -> None:
-    """At once, whether or not the half-checked table is cleaned up: its entries say PRESENT only."""
+    """Its entries say PRESENT only, as before."""
     hypervisor = pae()
     fill(
         hypervisor,
