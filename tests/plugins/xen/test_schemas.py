@@ -1,4 +1,4 @@
-"""The schemas in docs/schema say what the readers accept: traces, and recordings of a dom0."""
+"""The schemas in docs say what the readers accept: traces, and recordings of a dom0."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from paravirt_mm_xen.traces.files import TraceReader, read_traces
 from paravirt_mm_xen.traces.schema import schema
 
 ROOT = Path(__file__).parents[3]
-SCHEMAS = ROOT / "docs/schema"
+SCHEMAS = ROOT / "docs"
 DATA = ROOT / "tests/data/xen"
 
 

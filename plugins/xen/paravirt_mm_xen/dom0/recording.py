@@ -1,6 +1,6 @@
 """What a real dom0 asked of a real hypervisor, as data: calls, the counts of them, the file.
 
-A file is one JSON object; ``docs/schema/xen-dom0.schema.json`` describes it. Machine frames are
+A file is one JSON object; ``docs/xen-dom0.schema.json`` describes it. Machine frames are
 told as the domain's own page frame numbers (pfn), which every boot on the same machine shares;
 a frame that is not the domain's is -1.
 """

@@ -1,6 +1,6 @@
 """The JSON schema of a line of a trace file, made from the shapes of operations.
 
-``docs/schema/xen-trace.schema.json`` is what `schema` returns; a test compares.
+``docs/xen-trace.schema.json`` is what `schema` returns; a test compares.
 """
 
 from __future__ import annotations
