@@ -47,6 +47,7 @@ class Boot:
     __slots__ = (
         "_fillable",
         "_reachable",
+        "_splits",
         "_standing",
         "_table_pages",
         "_waiting",
@@ -67,6 +68,7 @@ class Boot:
     _reachable: Ranges
     _table_pages: Ranges
     _fillable: dict[int, Ranges]
+    _splits: dict[tuple[int, int, Promote], tuple[Piece, ...]]
 
     def __init__(
         self, machine: Machine, state: BootState, progress: Progress | None = None
@@ -83,6 +85,7 @@ class Boot:
             "_reachable": now.reachable.view(),
             "_table_pages": now.tables.view(),
             "_fillable": {},
+            "_splits": {},
         }.items():
             object.__setattr__(self, name, value)
 
@@ -167,6 +170,13 @@ class Boot:
         """Return the pieces, by page size, in which the range of ``step`` will be mapped."""
         if step.pieces:
             return list(step.pieces)
+        # Neither RAM nor the CPU changes in the course of a run.
+        key = step.start, step.end, step.promote
+        if key not in self._splits:
+            self._splits[key] = tuple(self._split(step))
+        return list(self._splits[key])
+
+    def _split(self, step: Map) -> list[Piece]:
         pieces = split_by_alignment(self.mode, step.start, step.end, self.largest_level)
         if step.promote is Promote.BEFORE_MERGE:
             pieces = self._promote(pieces)
@@ -198,8 +208,8 @@ class Boot:
         only = self.fillable(step)
         spans: dict[int, RangeSet] = {}
         for piece in self.split(step):
-            plan = self.tree.plan(piece.start, piece.end, piece.level, only)
-            for level, new in plan.spans.items():
+            missing = self.tree.missing(piece.start, piece.end, piece.level, only)
+            for level, new in missing.items():
                 spans.setdefault(level, RangeSet()).update(new)
         return sum(new.total // self.mode.table_span(level) for level, new in spans.items())
 

@@ -338,11 +338,12 @@ def cost(
         return refusal(told, answer)
     if not isinstance(answer, Cost):
         told.refuse("the answer is not a Cost, a Refusal or None", answer)
-    for name, count in told.of(answer.hypercalls, Mapping, "Cost.hypercalls").items():  # type: ignore[type-abstract]
+    # A Cost holds mappings whatever it is made of.
+    for name, count in answer.hypercalls.items():
         told.of(name, str, "a kind in Cost.hypercalls")
         told.number(count, f"Cost.hypercalls[{name!r}]")
     told.number(answer.batches, "Cost.batches")
-    for level, count in told.of(answer.pinned, Mapping, "Cost.pinned").items():  # type: ignore[type-abstract]
+    for level, count in answer.pinned.items():
         told.number(level, "a level of Cost.pinned", 1, mode.root_level)
         most = MAX_COUNT if pinnable is None else pinnable.get(level, 0)
         told.number(count, f"Cost.pinned[{level}]", 0, most)

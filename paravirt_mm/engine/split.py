@@ -90,7 +90,7 @@ def promote_to_large(
                 continue
             if memblock.is_memory(start, end):
                 level = candidate
-        promoted.append(attrs.evolve(piece, level=level))
+        promoted.append(piece if level == piece.level else Piece(piece.start, piece.end, level))
     return promoted
 
 
@@ -99,7 +99,7 @@ def merge_equal(pieces: list[Piece]) -> list[Piece]:
     merged: list[Piece] = []
     for piece in pieces:
         if merged and merged[-1].end == piece.start and merged[-1].level == piece.level:
-            merged[-1] = attrs.evolve(merged[-1], end=piece.end)
+            merged[-1] = Piece(merged[-1].start, piece.end, piece.level)
         else:
             merged.append(piece)
     return merged

@@ -8,7 +8,7 @@ address, pfn) of single tables on demand.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -264,6 +264,21 @@ class TreeView:
     def is_mapped(self, start: int, end: int) -> bool:
         """Tell whether all of ``[start, end)`` is mapped."""
         return self.mapped().covers(start, end)
+
+    def missing(
+        self, start: int, end: int, level: int, only: tuple[int, Ranges] | None = None
+    ) -> Mapping[int, Iterable[Span]]:
+        """Return, by level, for which spans `plan` would find no table."""
+        large = (lv for lv in self._leaves if lv > 1)
+        if only is not None or any(self._leaves[lv].overlaps(start, end) for lv in large):
+            return self.plan(start, end, level, only).spans
+        # Where no large page lies, a table is there or it is not.
+        missing: dict[int, Iterable[Span]] = {}
+        for table_level in range(level, self.mode.root_level):
+            span = self.mode.table_span(table_level)
+            around = align_down(start, span), align_up(end, span)
+            missing[table_level] = self._tables[table_level].gaps(*around)
+        return missing
 
     def plan(
         self, start: int, end: int, level: int, only: tuple[int, Ranges] | None = None

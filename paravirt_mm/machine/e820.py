@@ -9,13 +9,14 @@ from __future__ import annotations
 import enum
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator
+from functools import cached_property
 from itertools import pairwise
 from operator import attrgetter
 
 import attrs
 
 from paravirt_mm.machine.paging import PAGE_SHIFT, PAGE_SIZE
-from paravirt_mm.machine.ranges import RangeSet, align_down, align_up
+from paravirt_mm.machine.ranges import Ranges, RangeSet, align_down, align_up
 
 
 class E820Type(enum.IntEnum):
@@ -109,7 +110,7 @@ def _merge(pieces: Iterable[tuple[int, int, int]]) -> Iterator[tuple[int, int, i
         yield start, end, kind
 
 
-@attrs.frozen
+@attrs.frozen(slots=False)
 class MemoryMap:
     """A sanitised memory map: sorted, disjoint entries; what no entry covers is a hole.
 
@@ -162,15 +163,24 @@ class MemoryMap:
         """Return the RAM, in bytes, edges as the firmware gave them."""
         return RangeSet((e.start, e.end) for e in self.entries if e.type is E820Type.RAM)
 
-    def ram_pages(self) -> RangeSet:
+    def ram_pages(self) -> Ranges:
         """Return the RAM in bytes with partial pages thrown away (memblock_trim_memory)."""
-        return RangeSet(
+        return self._ram_pages
+
+    @cached_property
+    def _ram_pages(self) -> Ranges:
+        pages = (
             (align_up(start, PAGE_SIZE), align_down(end, PAGE_SIZE)) for start, end in self.ram()
         )
+        return RangeSet(pages).view()
 
-    def known(self) -> RangeSet:
+    def known(self) -> Ranges:
         """Return everything that has an entry of any type, in bytes."""
-        return RangeSet((entry.start, entry.end) for entry in self.entries)
+        return self._known
+
+    @cached_property
+    def _known(self) -> Ranges:
+        return RangeSet((entry.start, entry.end) for entry in self.entries).view()
 
     def end_pfn(self, limit: int | None = None) -> int:
         """Return the pfn after the last whole page of RAM below ``limit`` bytes (0: no RAM)."""

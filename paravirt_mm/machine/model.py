@@ -5,6 +5,7 @@ from __future__ import annotations
 import copyreg
 from collections.abc import Mapping
 from enum import StrEnum
+from functools import cached_property
 from types import MappingProxyType
 from typing import Any
 
@@ -19,7 +20,10 @@ from paravirt_mm.shown import Shown
 
 def sealed(mapping: Mapping[Any, Any]) -> Mapping[Any, Any]:
     """Return a copy of a mapping that nobody can change."""
-    return MappingProxyType(dict(mapping))
+    return MappingProxyType(dict(mapping)) if mapping else _EMPTY
+
+
+_EMPTY: Mapping[Any, Any] = MappingProxyType({})
 
 
 def _opened(mapping: MappingProxyType[Any, Any]) -> tuple[Any, tuple[Any]]:
@@ -115,7 +119,7 @@ LOW_RESERVED: Span = (0, 64 << 10)
 """What CONFIG_X86_RESERVE_LOW keeps from everyone by default."""
 
 
-@attrs.frozen
+@attrs.frozen(slots=False)
 class Machine(Shown):
     """A machine: its memory, its CPU, and what is already taken when the direct map is built.
 
@@ -143,14 +147,14 @@ class Machine(Shown):
         if not self.memory_map.ram_pages():
             raise InputError(f"machine {self.name!r} has no whole page of RAM in its memory map")
 
-    @property
+    @cached_property
     def max_pfn(self) -> int:
         """One past the highest RAM pfn that the mode can address."""
         if self.max_pfn_hint is not None:
             return self.max_pfn_hint
         return self.memory_map.end_pfn(1 << self.mode.physical_bits)
 
-    @property
+    @cached_property
     def max_low_pfn(self) -> int:
         """End of RAM below 4 GiB (64-bit) or of lowmem (32-bit), as a pfn."""
         if self.max_low_pfn_hint is not None:
@@ -161,7 +165,7 @@ class Machine(Shown):
             return self.memory_map.end_pfn(4 * GIB)
         return self.max_pfn
 
-    @property
+    @cached_property
     def map_limit(self) -> int:
         """Where the direct map must end, in bytes."""
         pfn = self.max_low_pfn if self.mode.lowmem_limit is not None else self.max_pfn

@@ -150,10 +150,19 @@ class RangeSet(Ranges):
     __slots__ = ()
 
     def __init__(self, ranges: Iterable[tuple[int, int]] = ()) -> None:
-        self._starts: list[int] = []
-        self._ends: list[int] = []
+        starts: list[int] = []
+        ends: list[int] = []
+        self._starts, self._ends = starts, ends
+        last = None
         for start, end in ranges:
-            self.add(start, end)
+            # Most come in order.
+            if start < end and (last is None or start > last):
+                starts.append(start)
+                ends.append(end)
+                last = end
+            else:
+                self.add(start, end)
+                last = ends[-1] if ends else None
 
     def view(self) -> Ranges:
         """Return the same set, as it stands at any time, without the means to change it."""
@@ -239,6 +248,16 @@ class ValuedRanges(Generic[V]):
                 min(self._ends[index], end),
                 self._values[index],
             )
+
+    def gaps(self, start: int, end: int) -> Iterator[tuple[int, int]]:
+        """Yield, ascending, the parts of ``[start, end)`` that have no value."""
+        position = start
+        for low, high, _ in self.within(start, end):
+            if position < low:
+                yield position, low
+            position = high
+        if position < end:
+            yield position, end
 
     def segments(self, start: int, end: int) -> Iterator[tuple[int, int, V | None]]:
         """Yield ``(start, end, value)`` for all of ``[start, end)``; None: nothing is known."""

@@ -29,7 +29,7 @@ from paravirt_mm.engine.trace import (
     Trace,
 )
 from paravirt_mm.machine.paging import PAGE_SHIFT
-from paravirt_mm.machine.ranges import RangeSet
+from paravirt_mm.machine.ranges import Ranges, RangeSet
 
 
 class Books:
@@ -138,11 +138,13 @@ class Books:
         self.contiguous_pages = max(self.contiguous_pages, *(run.count for run in runs), 0)
 
     def _pinned(self, cost: Cost) -> None:
-        self.pins.update(cost.pinned)
+        if cost.pinned:
+            self.pins.update(cost.pinned)
         self._spend(cost)
 
     def _spend(self, cost: Cost) -> None:
-        self.hypercalls.update(cost.hypercalls)
+        if cost.hypercalls:
+            self.hypercalls.update(cost.hypercalls)
         self.batches += cost.batches
         self.tlb_flushes += cost.flushes
 
@@ -163,12 +165,14 @@ class Books:
         """Reserved pages that became tables."""
         return self.by_source[Source.RESERVATION]
 
-    def unused(self) -> RangeSet:
+    @cached_property
+    def unused(self) -> Ranges:
         """Pfns that were set aside for tables and did not become any."""
         held = RangeSet((run.low, run.high) for run in self.reserved_runs)
         return held.difference(self.from_reservation)
 
-    def free(self) -> RangeSet:
+    @cached_property
+    def free(self) -> Ranges:
         """Bytes of RAM that are free when the run ends."""
         return self.machine.memory_map.ram_pages().difference(self.reserved_after)
 

@@ -16,7 +16,7 @@ from paravirt_mm.engine.answers import Way
 from paravirt_mm.engine.pages import Source
 from paravirt_mm.engine.trace import Trace
 from paravirt_mm.machine.paging import GIB, MIB, PAGE_SHIFT, PAGE_SIZE
-from paravirt_mm.machine.ranges import RangeSet, align_up
+from paravirt_mm.machine.ranges import Ranges, align_up
 from paravirt_mm.measure.books import Books
 
 Value = int | float | str | bool | None
@@ -61,7 +61,7 @@ class Figure:
 Limit = Callable[[Books], int | None]
 
 
-def _below(pages: RangeSet, limit: int | None) -> int | None:
+def _below(pages: Ranges, limit: int | None) -> int | None:
     """Bytes of pages (pfns) below ``limit`` bytes."""
     if limit is None:
         return None
@@ -73,11 +73,11 @@ def _tables_below(limit: Limit, books: Books) -> int | None:
 
 
 def _unused_below(limit: Limit, books: Books) -> int | None:
-    return _below(books.unused(), limit(books))
+    return _below(books.unused, limit(books))
 
 
 def _largest_free(limit: int, books: Books) -> int:
-    return max((high - low for low, high in books.free().within(0, limit)), default=0)
+    return max((high - low for low, high in books.free.within(0, limit)), default=0)
 
 
 CRASHKERNEL_ALIGNMENT = 16 * MIB
@@ -86,7 +86,7 @@ CRASHKERNEL_ALIGNMENT = 16 * MIB
 def _crashkernel_fits(size: int, limit: int, books: Books) -> bool:
     return any(
         align_up(low, CRASHKERNEL_ALIGNMENT) + size <= high
-        for low, high in books.free().within(0, limit)
+        for low, high in books.free.within(0, limit)
     )
 
 

@@ -108,7 +108,7 @@ def test_better_is_green_and_worse_is_red() -> None:
 def test_memory_in_a_line() -> None:
     lines = run("compare", LAPTOP).splitlines()
     strips = [line for line in lines if "/xen  " in line or "/native  " in line]
-    assert len(strips) == 8
+    assert len(strips) == 10
     assert all("█" in line for line in strips)
     assert sum("▒" in line for line in strips) >= 1
     ruler = next(line for line in lines if line.startswith("memory, logarithmic"))

@@ -43,6 +43,7 @@ REFUSED: dict[str, Attempt] = {
     "a note of its own": lambda boot: setattr(boot, "seen", 1),
     "an entry of the map": lambda boot: setattr(boot.machine.memory_map.entries[0], "end", 0),
     "another map": lambda boot: setattr(boot.machine, "memory_map", None),
+    "RAM of the map itself": lambda boot: boot.machine.memory_map.ram_pages().discard(0, 1 << 32),
     "more entries": lambda boot: boot.machine.memory_map.entries.append(1),
     "tables of the platform": lambda boot: boot.state.tables.update({1: ((0, 1 << 40),)}),
     "the ranges behind memblock": lambda boot: boot.memblock._reserved.add(0, 1 << 32),
@@ -56,7 +57,9 @@ REFUSED: dict[str, Attempt] = {
     "tables of a plan": lambda boot: boot.tree.plan(0, 4096, 1).spans.clear(),
 }
 HARMLESS: dict[str, Attempt] = {
-    "RAM of the map": lambda boot: boot.machine.memory_map.ram_pages().copy().discard(0, 1 << 32),
+    "RAM of the map": lambda boot: RangeSet(boot.machine.memory_map.ram_pages()).discard(
+        0, 1 << 32
+    ),
     "what is mapped": lambda boot: boot.tree.mapped().add(0, 1 << 40),
     "pieces": lambda boot: boot.split(Map(0, 1 << 22)).clear(),
     "reservation": lambda boot: [*boot.reservation, 1],

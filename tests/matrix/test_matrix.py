@@ -20,6 +20,7 @@ ALLOCATORS = (
     ),
     "legacy_linear:kernel=3.6,good_end=end",
     "incremental:variant=hpa",
+    "chunk_end",
     *(f"incremental:variant=linux,kernel={kernel}" for kernel in ("3.9", "4.4", "4.19", "6.1")),
 )
 BACKENDS = ("native", "xen")

@@ -121,8 +121,15 @@ class SevenSteps:
         # Invariant: [high - good units] fits, one bad unit more does not.
         top = align_up(high, unit)
         good, bad = 0, (top - align_down(low, unit)) // unit
+        probes: list[int] = []
+        if boot.largest_level == 1:
+            # Each unit takes a table, and tables above it: the answer is near the pages at hand.
+            pages = page_count(_free_pages(boot, bad))
+            probes = [pages + 1, pages - pages // boot.mode.entries(2) - boot.mode.root_level]
         while bad - good > 1:
-            middle = (good + bad) // 2
+            middle = probes.pop() if probes else (good + bad) // 2
+            if not good < middle < bad:
+                continue
             if fits(top - middle * unit):
                 good = middle
             else:

@@ -17,6 +17,7 @@ from paravirt_mm import (
     HandOver,
     Map,
     PagingMode,
+    Ranges,
     RangeSet,
     StepStarted,
     Trace as RunTrace,
@@ -48,7 +49,7 @@ def cleared_entries(trace: RunTrace) -> Mapping[int, int]:
     return cleared
 
 
-def _in_entries(ram: RangeSet, entry: int) -> RangeSet:
+def _in_entries(ram: Ranges, entry: int) -> RangeSet:
     return RangeSet((align_down(low, entry), align_up(high, entry)) for low, high in ram)
 
 

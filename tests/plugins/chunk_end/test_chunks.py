@@ -1,0 +1,146 @@
+"""Konrad Wilk's sketch, page by page, against a loop that knows nothing but its rule::
+
+start    2M       4M       6M
+|TTT-----|-------T|-------T|---    without large pages: each T maps the chunk behind it
+"""
+
+from __future__ import annotations
+
+import attrs
+import pytest
+
+from paravirt_mm import (
+    MODES,
+    CpuFeatures,
+    E820Type,
+    KernelImage,
+    Machine,
+    MemoryMap,
+    Outcome,
+    RangeMapped,
+    Run,
+    Scenario,
+    SpecError,
+    TablesAllocated,
+    bundled,
+    default_specs,
+)
+from paravirt_mm.testing import AllocatorConformance, generate
+from paravirt_mm_chunk_end import ChunkEnd
+
+MIB, GIB, PAGE = 1 << 20, 1 << 30, 4096
+
+
+class TestChunkEnd(AllocatorConformance):
+    pytestmark = pytest.mark.slow
+    plugin = ChunkEnd
+    partners = ("native", "xen:replay_limit=0", "plain_platform", "typing_platform")
+
+
+def machine(*ram: tuple[int, int], **changes: object) -> Machine:
+    memory = MemoryMap.sanitise((low, high, E820Type.RAM) for low, high in ram)
+    kernel = KernelImage(4 * MIB, 5 * MIB, 5 * MIB, 5 * MIB)
+    plain = Machine("chunks", memory, features=CpuFeatures(pse=False), kernel=kernel)
+    return attrs.evolve(plain, **changes)
+
+
+def pages(run: Run) -> list[int]:
+    """Table pages in the order in which they were taken."""
+    return [
+        part.run.start + n * part.run.step
+        for event in run.trace.of(TablesAllocated)
+        for part in event.batch.pages
+        for n in range(part.run.count)
+    ]
+
+
+def naive(subject: Machine) -> list[int]:
+    """Page by page: a table for each 2 MiB, an L2 each GiB, an L3, from the highest free page
+    below the chunk; at first the lowest free ones. (No large pages, four levels.)
+    """
+    free = {
+        pfn for low, high in subject.memory_map.ram_pages() for pfn in range(low >> 12, high >> 12)
+    }
+    taken = {pfn for low, high in subject.reserved for pfn in range(low >> 12, high >> 12)}
+    taken |= set(range(subject.kernel.start >> 12, subject.kernel.end >> 12)) | {0}
+    free -= taken
+    tables: set[tuple[int, int]] = set()
+    found: list[int] = []
+    end = 0
+    for low, high in subject.memory_map.ram_pages():
+        while low < high:
+            for level, shift in ((3, 39), (2, 30), (1, 21)):
+                if (level, low >> shift) not in tables:
+                    tables.add((level, low >> shift))
+                    page = max(p for p in free if p < end >> 12) if end else min(free)
+                    free.discard(page)
+                    found.append(page)
+            low = end = min(high, (low >> 21) + 1 << 21)
+    return found
+
+
+@pytest.mark.parametrize(
+    "ram",
+    [
+        [(0x1000, 64 * MIB)],
+        [(0x1000, 0x9F000), (MIB, 37 * MIB + 5 * PAGE)],
+        # A chunk whose end is the kernel's, a hole, and a second GiB: an L2 more.
+        [(MIB, 6 * MIB), (9 * MIB, 20 * MIB), (GIB - 4 * MIB, GIB + 6 * MIB)],
+    ],
+)
+def test_every_table_lies_where_the_rule_says(ram: list[tuple[int, int]]) -> None:
+    subject = machine(*ram, reserved=((0, 64 << 10), (10 * MIB, 13 * MIB)))
+    run = Scenario.of(subject, "chunk_end", "native").run()
+    assert run.verdict.outcome is Outcome.OK
+    assert pages(run) == naive(subject)
+
+
+def test_large_pages_need_a_table_a_gibibyte() -> None:
+    """And 1 GiB pages are not used: a chunk is smaller."""
+    features = CpuFeatures(pse=True, gbpages=True)
+    subject = machine((0x1000, 8 * GIB), features=features)
+    run = Scenario.of(subject, "chunk_end", "native").run()
+    assert run.figures["tables_l1"] == 1  # the first chunk begins behind page 0
+    assert run.figures["tables_l2"] == 8
+    assert {event.leaves.level for event in run.trace.of(RangeMapped)} == {1, 2}
+    # The L2 of the next GiB: the last page of the one before.
+    assert pages(run)[3:] == [(gib << 18) - 1 for gib in range(1, 8)]
+
+
+def test_nothing_is_guessed_and_no_flip_is_wasted() -> None:
+    run = Scenario.of(bundled("qemu-512m"), "chunk_end", "xen").run()
+    assert run.verdict.outcome is Outcome.OK
+    assert run.figures["flips_per_table"] == 1.0
+    assert run.figures["flips_wasted"] == run.figures["reserved"] == run.figures["brk_size"] == 0
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_every_mode(mode: str) -> None:
+    for subject in generate(12, modes=(mode,)):
+        run = Scenario.of(subject, "chunk_end", "native").run()
+        assert run.verdict.outcome is Outcome.OK, (subject.name, run.verdict)
+
+
+def test_larger_chunks_hold_their_tables_together() -> None:
+    run = Scenario.of(machine((MIB, 96 * MIB)), "chunk_end:chunk_mib=16", "native").run()
+    assert run.verdict.outcome is Outcome.OK
+    # Chunk 16..32M: eight tables at the end of the first.
+    assert pages(run)[-40:][:8] == sorted(pages(run)[-40:][:8], reverse=True)
+    assert (16 << 8) - 1 in pages(run)
+
+
+def test_it_panics_where_nothing_is_free() -> None:
+    subject = machine((MIB, 64 * MIB), reserved=((0, 64 * MIB),))
+    run = Scenario.of(subject, "chunk_end", "native").run()
+    assert str(run.verdict) == "panic: no mapped memory is left for page tables"
+    assert run.figures["overrun"] > 0
+
+
+@pytest.mark.parametrize("size", ["0", "3", "2048", "-2"])
+def test_chunks_are_powers_of_two(size: str) -> None:
+    with pytest.raises(SpecError, match="chunk_mib"):
+        Scenario.of(machine((MIB, 64 * MIB)), f"chunk_end:chunk_mib={size}", "native").run()
+
+
+def test_its_row_stands_in_every_comparison() -> None:
+    assert "chunk_end" in default_specs("allocator")
