@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
+from typing import ClassVar
 
 import attrs
 import pytest
@@ -24,6 +25,7 @@ from paravirt_mm import (
     Promise,
     Scenario,
     Source,
+    Span,
     Step,
     StepResult,
     TableDemand,
@@ -37,7 +39,9 @@ SEEN: dict[str, bool] = {}
 
 MACHINE = Machine(
     name="two gigabytes",
-    memory_map=MemoryMap.sanitise([(0x1000, 2 * GIB, E820Type.RAM)]),
+    memory_map=MemoryMap.sanitise(
+        (low, high, E820Type.RAM) for low, high in [(16 * MIB, 20 * MIB), (GIB, GIB + 6 * MIB)]
+    ),
     features=CpuFeatures(pse=True, gbpages=False),
     kernel=KernelImage(16 * MIB, 18 * MIB, 18 * MIB, 18 * MIB + 64 * PAGE),
 )
@@ -101,13 +105,13 @@ class Impatient(Watching):
 
     @hookimpl
     def pvmm_map_steps(self, boot: Boot) -> Generator[Step, StepResult, None]:
-        SEEN["before CR3"] = boot.is_reachable(1800 * MIB, 1801 * MIB)
+        SEEN["before CR3"] = boot.is_reachable(GIB + MIB, GIB + 2 * MIB)
         yield NewRoot()
         yield Map(16 * MIB, 20 * MIB, hand_over=HandOver.LATER)
         yield HandOverTables()
         yield AttachTables()
         yield ActivateRoot()
-        SEEN["after CR3"] = boot.is_reachable(1800 * MIB, 1801 * MIB)
+        SEEN["after CR3"] = boot.is_reachable(GIB + MIB, GIB + 2 * MIB)
         yield Map(GIB, GIB + 6 * MIB)
 
 
@@ -124,10 +128,16 @@ def test_new_tree_forgets_what_the_boot_tables_mapped() -> None:
 class UsesLivePages(Watching):
     """Takes a table from a 1G page that lies in an attached table, while other tables wait."""
 
+    spans: ClassVar[tuple[Span, ...]] = (
+        (16 * MIB, 20 * MIB),
+        (4 * GIB, 4 * GIB + 2 * MIB),
+        (5 * GIB, 6 * GIB),
+        (7 * GIB, 7 * GIB + 2 * MIB),
+    )
+
     @hookimpl
     def pvmm_promise(self, boot: Boot) -> Promise:
-        spans = ((16 * MIB, 20 * MIB), (4 * GIB, 4 * GIB + 2 * MIB), (5 * GIB, 6 * GIB))
-        return Promise((*spans, (7 * GIB, 7 * GIB + 2 * MIB)), brk_pages=64)
+        return Promise(self.spans, brk_pages=64)
 
     @hookimpl
     def pvmm_allocate_tables(
@@ -157,7 +167,7 @@ def test_entry_of_a_live_table_counts_at_once() -> None:
     SEEN.clear()
     machine = attrs.evolve(
         MACHINE,
-        memory_map=MemoryMap.sanitise([(0x1000, 8 * GIB, E820Type.RAM)]),
+        memory_map=MemoryMap.sanitise((*span, E820Type.RAM) for span in UsesLivePages.spans),
         features=CpuFeatures(pse=True, gbpages=True),
     )
     registry = registry_with(installed=False, watching=UsesLivePages, backend=PlainPlatform)
