@@ -19,16 +19,6 @@ class TestIncremental(AllocatorConformance):
     expected = (
         *(
             Expected(
-                "panic: no mapped memory is left for page tables",
-                "12 pages of brk map 12 MiB from the top, and all of it is taken",
-                allocator="*variant=hpa",
-                backend=backend,
-                machine="generated-1-6",
-            )
-            for backend in ("xen*", "typing_platform")
-        ),
-        *(
-            Expected(
                 "panic: alloc_low_page: ran out of memory",
                 "3.9 set 5 pages of brk aside; a fifth level needs more, and came with 4.14",
                 allocator="*kernel=3.9",
