@@ -30,7 +30,7 @@ MAX_DOTS = 64
 """A line of TOML with more dots is refused: reading deep dotted keys takes quadratic time."""
 
 _KEYS = frozenset(
-    {"format", "name", "mode", "memory", "boot_mapped", "initrd", "reserved"}
+    {"format", "name", "mode", "memory", "host_memory", "boot_mapped", "initrd", "reserved"}
     | {"max_pfn", "max_low_pfn", "features", "kernel", "provenance"}
 )
 _FEATURES = frozenset({"pse", "gbpages", "nx"})
@@ -85,6 +85,9 @@ def _machine(document: Any, source: str) -> Machine:
     optional: dict[str, Any] = {}
     if "boot_mapped" in table:
         optional["boot_mapped"] = check.address(table["boot_mapped"], "boot_mapped")
+    if "host_memory" in table:
+        entries = check.array(table["host_memory"], "host_memory")
+        optional["host_map"] = _memory(check, entries, "host_memory")
     machine = Machine(
         name=_name(check, table),
         memory_map=memory,
@@ -126,10 +129,10 @@ def _pfn(check: Checker, table: Mapping[str, Any], key: str) -> int | None:
     return check.integer(table[key], key, 1, 1 << 52) if key in table else None
 
 
-def _memory(check: Checker, items: list[Any]) -> MemoryMap:
+def _memory(check: Checker, items: list[Any], name: str = "memory") -> MemoryMap:
     entries = []
     for index, item in enumerate(items):
-        key = f"memory[{index}]"
+        key = f"{name}[{index}]"
         parts = check.array(item, key, length=3)
         start, end = check.span(parts[:2], key)
         words = check.text(parts[2], f"{key}[2]")
@@ -211,6 +214,8 @@ def _tables(machine: Machine) -> dict[str, Any]:
         document["max_low_pfn"] = machine.max_low_pfn_hint
     document["reserved"] = [list(span) for span in machine.reserved]
     document["memory"] = [[e.start, e.end, e.type.label] for e in machine.memory_map]
+    if machine.host_map is not None:
+        document["host_memory"] = [[e.start, e.end, e.type.label] for e in machine.host_map]
     document["features"] = {
         "pse": machine.features.pse,
         "gbpages": machine.features.gbpages,

@@ -76,7 +76,7 @@ def machine(record: Mapping[str, Any], where: str) -> Machine:
         provenance=Provenance(where),
         max_pfn_hint=check.integer(check.need(record, "max_pfn"), "max_pfn", 1, 1 << 52),
         max_low_pfn_hint=check.integer(
-            check.need(record, "max_low_pfn"), "max_low_pfn", 0, 1 << 52
+            check.need(record, "max_low_pfn"), "max_low_pfn", 1, 1 << 52
         ),
     )
     return checked(made, where)

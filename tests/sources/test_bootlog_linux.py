@@ -484,3 +484,77 @@ def test_a_hypervisors_log_tells_kernel_initrd_and_pages_of_dom0(tmp_path: Path)
     assert machine.memory_map.ram_pages().total >= (pages - 1) << 12
     hypervisor = read_boot_log(path).of_kind(Hypervisor)
     assert [fact.version for fact in hypervisor] == ["4.17.0"]
+
+
+# -- what each line means --------------------------------------------------------------------------
+
+
+def test_a_trampoline_takes_whole_pages(tmp_path):
+    trampoline = "Base memory trampoline at [ffff880000096000] 96000 size 24001"
+    machine = load(boot(tmp_path, *FIRMWARE, trampoline))
+    taken = RangeSet(machine.reserved)
+    assert list(taken.within(0x90000, 0xA0000)) == [(0x96000, 0x9C000), (0x9F000, 0xA0000)]
+
+
+def test_a_last_pfn_after_mapping_does_not_move_changes_before_the_map_was_copied(tmp_path):
+    machine = load(
+        boot(
+            tmp_path,
+            *FIRMWARE,
+            "e820: last_pfn = 0x20000 max_arch_pfn = 0x400000000",
+            "e820: update [mem 0x10000000-0x1000ffff] usable ==> reserved",
+            "init_memory_mapping: [mem 0x00000000-0x000fffff]",
+            "e820: last_pfn = 0x20000 max_arch_pfn = 0x400000000",
+        )
+    )
+    assert machine.memory_map.ram().covers(0x10000000, 0x10010000)
+    assert RangeSet(machine.reserved).covers(0x10000000, 0x10010000)
+
+
+@pytest.mark.parametrize(
+    ("owner", "counts"),
+    [
+        ("PGTABLE", False),
+        ("NODE_DATA", False),
+        ("MEMNODEMAP", False),
+        ("BOOTMAP", False),
+        ("NEW RAMDISK", False),
+        ("MEMMAP", False),
+        ("USEMAP", False),
+        ("CRASH KERNEL", False),
+        ("SMP config", True),
+        ("ACPI WAKEUP", True),
+    ],
+)
+def test_early_reservations_that_later_code_has_made_do_not_count(tmp_path, owner, counts):
+    line = f"  #5 [0010000000 - 0010001000]   {owner} ==> [0010000000 - 0010001000]"
+    machine = load(boot(tmp_path, *FIRMWARE, line))
+    assert RangeSet(machine.reserved).overlaps(0x10000000, 0x10001000) is counts
+
+
+def test_the_first_initrd_that_is_one_counts(tmp_path):
+    lines = [f"RAMDISK: [mem {low:#x}-{high:#x}]" for low, high in (
+        (0x10000000, 0xFFFFFFF), (0x11000000, 0x11FFFFFF), (0x12000000, 0x12FFFFFF)
+    )]  # fmt: skip
+    assert load(boot(tmp_path, *FIRMWARE, *lines)).initrd == (0x11000000, 0x12000000)
+
+
+@pytest.mark.parametrize(
+    ("line", "nx"),
+    [
+        ("NX (Execute Disable) protection: active", True),
+        ("NX (Execute Disable) protection: disabled", False),
+        ("NX (Execute Disable) protection: approximated by x86 segment limits", False),
+        ("", True),
+    ],
+)
+def test_no_execute_is_what_the_kernel_says(tmp_path, line, nx):
+    assert load(boot(tmp_path, *FIRMWARE, line)).features.nx is nx
+
+
+def test_each_kind_of_map_replaces_the_one_before(tmp_path):
+    entry = "{}: [mem 0x0000000000100000-{:#018x}] usable".format
+    lines = [entry("user", 0x17FFFFFF), entry("modified", 0x16FFFFFF), entry("user", 0x15FFFFFF)]
+    for count, end in enumerate((0x20000000, 0x18000000, 0x17000000, 0x16000000)):
+        machine = load(boot(tmp_path, *FIRMWARE, *lines[:count]))
+        assert machine.memory_map.ram().end == end

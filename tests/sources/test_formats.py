@@ -15,7 +15,7 @@ import attrs
 import pytest
 
 from paravirt_mm.errors import InputError
-from paravirt_mm.machine.e820 import E820Entry, E820Type
+from paravirt_mm.machine.e820 import E820Entry, E820Type, MemoryMap
 from paravirt_mm.machine.model import Machine
 from paravirt_mm.sources import bundled, bundled_machines, load, load_all, load_each
 from paravirt_mm.sources.machine_file import write_json, write_toml
@@ -347,3 +347,42 @@ def test_an_archive_of_logs(tmp_path, logs):
 def test_names_are_harmless(tmp_path, logs, name, expected):
     path = written(tmp_path, name, (logs / "3.2-i386-pae.txt").read_bytes())
     assert load(path).name == expected
+
+
+def test_a_machine_file_keeps_the_hosts_map(tmp_path):
+    machine = bundled("qemu-512m")
+    host = MemoryMap.sanitise([(0, 1 << 33, E820Type.RAM), (1 << 33, 1 << 34, E820Type.NVS)])
+    machine = attrs.evolve(machine, host_map=host)
+    for name, write in (("m.toml", write_toml), ("m.json", write_json)):
+        path = tmp_path / name
+        path.write_text(write(machine))
+        assert load(path) == machine
+    path.write_text(write_json(machine).replace('"ACPI NVS"', '"nothing"'))
+    with pytest.raises(InputError, match=r"host_memory\[1\]\[2\]: 'nothing' is none of usable"):
+        load(path)
+
+
+@pytest.mark.parametrize(("entries", "fits"), [(1, True), (2, True), (3, False)])
+def test_a_memmap_folder_has_so_many_entries_at_the_most(tmp_path, monkeypatch, entries, fits):
+    monkeypatch.setattr("paravirt_mm.sources.firmware_map.MAX_ENTRIES", 2)
+    for number in range(entries):
+        folder = tmp_path / "memmap" / str(number)
+        folder.mkdir(parents=True)
+        (folder / "start").write_text(f"{(number + 1) << 28:#x}\n")
+        (folder / "end").write_text(f"{((number + 2) << 28) - 1:#x}\n")
+        (folder / "type").write_text("System RAM\n")
+    if fits:
+        assert load(tmp_path / "memmap").memory_map.ram().total == entries << 28
+    else:
+        with pytest.raises(InputError, match="more than 2 entries"):
+            load(tmp_path / "memmap")
+
+
+def test_empty_spans_are_none(tmp_path):
+    text = write_toml(attrs.evolve(bundled("qemu-512m"), reserved=((0, 0), (0x1000, 0x1000))))
+    path = tmp_path / "m.toml"
+    path.write_text(text)
+    assert load(path).reserved == ((0, 0), (0x1000, 0x1000))
+    path.write_text(text.replace("[0x1000, 0x1000]", "[0x1001, 0x1000]"))
+    with pytest.raises(InputError, match="ends at 0x1000, before its start 0x1001"):
+        load(path)
