@@ -70,11 +70,11 @@ def test_expectations_are_used() -> None:
 
 
 def test_matrix_names_every_installed_plugin(registry: Registry) -> None:
-    """A new built-in plugin is in the matrix; but for real kernels, which are no models."""
+    """A new built-in plugin is in the matrix; but for real kernels, and what fails at will."""
     assert {name.partition(":")[0] for name in ALLOCATORS} | {"linux"} == {
         plugin.name for plugin in registry.of_role("allocator")
     }
-    assert set(BACKENDS) == {plugin.name for plugin in registry.of_role("backend")}
+    assert set(BACKENDS) | {"faulty"} == {plugin.name for plugin in registry.of_role("backend")}
 
 
 def test_machines_are_of_different_kinds() -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import attrs
 import pytest
 
+import paravirt_mm
 import paravirt_mm_linux
 from paravirt_mm import InputError, Outcome, RecordedBoot, Run, Scenario, SpecError
 from paravirt_mm.machine.e820 import E820Type
@@ -31,7 +32,7 @@ RECORDS = {
 def run_of(monkeypatch: pytest.MonkeyPatch, record: dict[str, Any]) -> Run:
     """Run the plugin on the machine of a record, which it takes for the boot."""
     boot = RecordedBoot.of(record, "a test")
-    monkeypatch.setattr(paravirt_mm_linux, "recorded_boot", lambda *_: boot)
+    monkeypatch.setattr(paravirt_mm, "recorded_boot", lambda *_: boot)
     return Scenario.of(boot.machine, "linux", "native").run()
 
 
@@ -210,7 +211,7 @@ def test_what_is_missing_is_said_in_a_line(tmp_path: Path, monkeypatch: pytest.M
 
 def test_other_backends_are_refused_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
     boot = RecordedBoot.of(RECORDS["6.1.0-56-amd64:tiny"], "there")
-    monkeypatch.setattr(paravirt_mm_linux, "recorded_boot", lambda *_: boot)
+    monkeypatch.setattr(paravirt_mm, "recorded_boot", lambda *_: boot)
     run = Scenario.of(boot.machine, "linux", "xen").run()
     assert run.verdict.outcome is Outcome.ERROR
     assert "choose -b native" in run.verdict.detail

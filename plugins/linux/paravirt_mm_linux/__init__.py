@@ -9,10 +9,11 @@ as from a model's, checks them with the same rules and counts the same figures.
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Sequence
-from typing import ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import attrs
 
+import paravirt_mm
 from paravirt_mm import (
     API_VERSION,
     ISA_END,
@@ -27,7 +28,6 @@ from paravirt_mm import (
     Map,
     Promise,
     RangeSet,
-    RecordedBoot,
     Run,
     SpecError,
     Step,
@@ -36,8 +36,10 @@ from paravirt_mm import (
     TablePages,
     TablesAllocated,
     hookimpl,
-    recorded_boot,
 )
+
+if TYPE_CHECKING:  # what boots kernels is loaded when one boots
+    from paravirt_mm import RecordedBoot
 
 RECORDED_TABLES = 9
 """The rule that a run's tables are those that the kernel made."""
@@ -64,7 +66,7 @@ class Linux:
     image: str = ""
     movable_node: bool = False
     timeout: float = 120.0
-    _boots: list[RecordedBoot] = attrs.field(init=False, factory=list, repr=False, eq=False)
+    _boots: list[Any] = attrs.field(init=False, factory=list, repr=False, eq=False)
 
     def __attrs_post_init__(self) -> None:
         if not 0 < self.timeout <= 86400:
@@ -73,7 +75,8 @@ class Linux:
     @property
     def _boot(self) -> RecordedBoot:
         """The boot of this run."""
-        return self._boots[-1]
+        boot: RecordedBoot = self._boots[-1]
+        return boot
 
     @hookimpl
     def pvmm_kernel_image(self, machine: Machine, features: CpuFeatures) -> KernelImage:
@@ -81,7 +84,7 @@ class Linux:
         if features != machine.features:
             raise InputError(_NATIVE_ONLY)  # before hours go into a boot without large pages
         parameters = "movable_node" if self.movable_node else ""
-        boot = recorded_boot(self.image, machine, parameters, self.timeout)
+        boot = paravirt_mm.recorded_boot(self.image, machine, parameters, self.timeout)
         kernel = boot.machine.kernel
         dropped = RangeSet(machine.reserved)
         for low, high in boot.machine.reserved:
