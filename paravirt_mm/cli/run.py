@@ -12,7 +12,12 @@ import click
 from paravirt_mm.cli import reading, scenarios, screen
 from paravirt_mm.cli.output import emit
 from paravirt_mm.cli.screen import color_option, paper
+from paravirt_mm.cli.types import Address
 from paravirt_mm.errors import ExitCode
+from paravirt_mm.machine.model import Machine
+from paravirt_mm.machine.paging import MIB
+from paravirt_mm.measure import crashkernel
+from paravirt_mm.measure.books import Books
 from paravirt_mm.measure.figures import FIGURES
 from paravirt_mm.offers import default_spec
 from paravirt_mm.printable import printable
@@ -51,6 +56,10 @@ from paravirt_mm.view.story import chapters
     "--boot", type=click.IntRange(1), help="Which boot of a log with several. [default: 1]"
 )
 @click.option(
+    "--kernel-at", metavar="ADDRESS|all", type=Address("all"),
+    help="Load the kernel there (16M, 0x19000000), or wherever KASLR may, and say what changes.",
+)  # fmt: skip
+@click.option(
     "--json", "as_json", is_flag=True, help="Print verdict, findings and figures as JSON."
 )
 @click.option(
@@ -65,6 +74,7 @@ def command(
     trace_path: Path | None,
     image_path: Path | None,
     boot: int | None,
+    kernel_at: int | str | None,
     as_json: bool,
     explain: bool,
     color: str,
@@ -87,6 +97,11 @@ def command(
         backend or default_spec("backend", registry),
     )
     on = paper(color)
+    if kernel_at == "all":
+        emit("\n".join(_wherever(subject, specs, running)), None)
+        return ExitCode.OK
+    if isinstance(kernel_at, int):
+        subject = subject.with_kernel_at(kernel_at)
 
     def shown(run: Run) -> tuple[str, str, ExitCode]:
         _write(run, trace_path, image_path)
@@ -157,6 +172,58 @@ def _as_text(run: Run, on: Paper, explain: bool) -> Iterator[str]:
     if run.figures:
         yield ""
         yield _figures(run, on)
+        yield ""
+        yield from _crashkernels(run)
+
+
+def _crashkernels(run: Run) -> Iterator[str]:
+    """Yield for which sizes and places a crash kernel fits when the run has ended."""
+    free = Books(run.trace).free
+    for name, limit in crashkernel.LIMITS:
+        most = _mib(crashkernel.largest(free, limit))
+        yield f"crashkernel=N fits below {name.upper()} up to {most}"
+        for wanted in crashkernel.SIZES:
+            spans = [
+                _mib(first) if first == last else f"{_mib(first)}..{_mib(last)}"
+                for first, last in crashkernel.places(free, wanted * MIB, limit)
+            ]
+            yield f"  crashkernel={wanted}M@Y: {', '.join(spans) or 'nowhere'}"
+
+
+def _mib(value: int) -> str:
+    return f"{value // MIB}M"
+
+
+def _wherever(
+    subject: Machine, specs: tuple[str, str], running: scenarios.Running
+) -> Iterator[str]:
+    """Yield what the place of the kernel changes, one line a stretch of places that are alike."""
+    machines = list(subject.kernel_places())
+    count = f"{len(machines)} places for the kernel"
+    yield f"{printable(subject.name)}: {count}, {printable(' under '.join(specs))}"
+    alike: list[tuple[int, int, str]] = []
+    todo = [(machine, *specs) for machine in machines]
+    for machine, answer in zip(machines, running.each(todo, _in_short), strict=True):
+        start = machine.kernel.start
+        if alike and alike[-1][2] == answer:
+            alike[-1] = alike[-1][0], start, answer
+        else:
+            alike.append((start, start, answer))
+    for first, last, answer in alike:
+        yield f"{_mib(first):>8}..{_mib(last):<8} {answer}"
+
+
+def _in_short(run: Run) -> str:
+    """Return how a run ended, and which crash kernels fit then."""
+    told = [printable(str(run.verdict))]
+    for name, _ in crashkernel.LIMITS:
+        fits = [
+            f"{wanted}M"
+            for wanted in crashkernel.SIZES
+            if run.figures.get(f"crashkernel_{wanted}m_below_{name}")
+        ]
+        told.append(f"crashkernel below {name.upper()}: {', '.join(fits) or 'none'}")
+    return "; ".join(told)
 
 
 def _explained(run: Run, on: Paper) -> Iterator[str]:

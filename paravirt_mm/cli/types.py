@@ -21,3 +21,29 @@ class Seconds(click.FloatRange):
         if math.isnan(number):
             self.fail(f"{value!r} is no time in seconds", param, ctx)
         return number
+
+
+class Address(click.ParamType[int | str]):
+    """An address or a size in bytes: 400M, 0x19000000; or one of some words."""
+
+    name = "address"
+
+    def __init__(self, *words: str) -> None:
+        self.words = words
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> int | str:
+        """Return the number, or the word."""
+        if isinstance(value, int) or value in self.words:
+            word_or_number: int | str = value
+            return word_or_number
+        text = str(value)
+        unit = {"K": 10, "M": 20, "G": 30, "T": 40}.get(text[-1:].upper(), 0)
+        try:
+            number = int(text[:-1] if unit else text, 0) << unit
+        except ValueError:
+            number = -1
+        if not 0 <= number < 1 << 52:
+            self.fail(f"{text[:40]!r} is no address (400M, 0x19000000)", param, ctx)
+        return number

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copyreg
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from enum import StrEnum
 from functools import cached_property
 from types import MappingProxyType
@@ -80,6 +80,14 @@ class KernelImage:
         """What the image takes where it is loaded, from text to the linker's ``_end``."""
         return self.start, max(self.span[1], self.linked_end or 0)
 
+    def at(self, start: int) -> KernelImage:
+        """Return the same image, loaded so that it begins at ``start``."""
+        move = start - self.start
+        linked = None if self.linked_end is None else self.linked_end + move
+        return KernelImage(
+            start, self.end + move, self.brk_start + move, self.brk_end + move, linked
+        )
+
     @property
     def brk_pages(self) -> int:
         """Pages of brk that early page tables may come from."""
@@ -146,6 +154,37 @@ class Machine(Shown):
     def __attrs_post_init__(self) -> None:
         if not self.memory_map.ram_pages():
             raise InputError(f"machine {self.name!r} has no whole page of RAM in its memory map")
+
+    def with_kernel_at(self, start: int) -> Machine:
+        """Return the machine with its kernel loaded at ``start``, and nothing left where it was.
+
+        Raises InputError where it would not lie in RAM that nothing else has taken.
+        """
+        kernel = self.kernel.at(start)
+        reserved = RangeSet(self.reserved)
+        reserved.discard(*self.kernel.span)
+        taken = reserved.copy()
+        if self.initrd is not None:
+            taken.add(*self.initrd)
+        low, high = kernel.span
+        if not self.memory_map.ram_pages().covers(low, high):
+            raise InputError(f"a kernel at {low:#x}-{high:#x} does not lie in RAM", self.name)
+        if taken.overlaps(low, high):
+            raise InputError(f"a kernel at {low:#x}-{high:#x} lies on what is taken", self.name)
+        return attrs.evolve(self, kernel=kernel, reserved=tuple(reserved))
+
+    def kernel_places(self, most: int = 512) -> Iterator[Machine]:
+        """Yield the machine with its kernel wherever KASLR may put it: at each multiple of 2 MiB
+        (CONFIG_PHYSICAL_ALIGN) from 16 MiB on where it fits; evenly spread if there are over
+        ``most``.
+        """
+        step = 2 * MIB
+        count = max(0, self.map_limit - 16 * MIB) // step
+        for number in range(0, count, -(-count // most) or 1):
+            try:
+                yield self.with_kernel_at(16 * MIB + number * step)
+            except InputError:
+                continue
 
     @cached_property
     def max_pfn(self) -> int:

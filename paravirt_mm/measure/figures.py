@@ -16,7 +16,8 @@ from paravirt_mm.engine.answers import Way
 from paravirt_mm.engine.pages import Source
 from paravirt_mm.engine.trace import Trace
 from paravirt_mm.machine.paging import GIB, MIB, PAGE_SHIFT, PAGE_SIZE
-from paravirt_mm.machine.ranges import Ranges, align_up
+from paravirt_mm.machine.ranges import Ranges
+from paravirt_mm.measure import crashkernel
 from paravirt_mm.measure.books import Books
 
 Value = int | float | str | bool | None
@@ -80,14 +81,12 @@ def _largest_free(limit: int, books: Books) -> int:
     return max((high - low for low, high in books.free.within(0, limit)), default=0)
 
 
-CRASHKERNEL_ALIGNMENT = 16 * MIB
-
-
 def _crashkernel_fits(size: int, limit: int, books: Books) -> bool:
-    return any(
-        align_up(low, CRASHKERNEL_ALIGNMENT) + size <= high
-        for low, high in books.free.within(0, limit)
-    )
+    return any(crashkernel.places(books.free, size, limit))
+
+
+def _crashkernel_largest(limit: int, books: Books) -> int:
+    return crashkernel.largest(books.free, limit)
 
 
 def _pins(level: int, books: Books) -> int:
@@ -130,8 +129,6 @@ _LIMITS: tuple[tuple[str, str, Limit], ...] = (
     ("lowmem", "the end of 32-bit lowmem", lambda b: b.mode.lowmem_limit),
     ("4g", "4 GiB", lambda _: 4 * GIB),
 )
-_CRASH_SIZES = (128, 256, 512)
-_CRASH_LIMITS = (("896m", 896 * MIB), ("4g", 4 * GIB))
 
 
 def _guess() -> Iterator[Figure]:
@@ -282,7 +279,7 @@ def _lowmem() -> Iterator[Figure]:
             f"pages below {words} that were set aside for tables and did not become any",
             partial(_unused_below, limit),
         )
-    for name, top in _CRASH_LIMITS:
+    for name, top in crashkernel.LIMITS:
         yield Figure(
             f"largest_free_below_{name}",
             group,
@@ -291,8 +288,17 @@ def _lowmem() -> Iterator[Figure]:
             f"largest free block of RAM below {name.upper()} when the run ends",
             partial(_largest_free, top),
         )
-    for name, top in _CRASH_LIMITS:
-        for size in _CRASH_SIZES:
+    for name, top in crashkernel.LIMITS:
+        yield Figure(
+            f"crashkernel_largest_below_{name}",
+            group,
+            Unit.BYTES,
+            f"ck<{name.upper()}",
+            f"largest crash kernel, 16 MiB aligned, that still fits below {name.upper()}",
+            partial(_crashkernel_largest, top),
+        )
+    for name, top in crashkernel.LIMITS:
+        for size in crashkernel.SIZES:
             yield Figure(
                 f"crashkernel_{size}m_below_{name}",
                 group,

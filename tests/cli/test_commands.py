@@ -276,3 +276,14 @@ def test_control_characters_of_a_log_are_never_shown(tmp_path: Path, paravirt_mm
     log.write_text("Linux version 3.6\x1b]0;owned\x07\n", encoding="utf-8")
     result = paravirt_mm("compare", str(log))
     assert "\x1b" not in result.stdout + result.stderr
+
+
+def test_where_the_kernel_may_lie(paravirt_mm):
+    one = paravirt_mm("run", LAPTOP, "--kernel-at", "400M", "--json")
+    assert one.returncode == ExitCode.OK
+    everywhere = paravirt_mm("run", LAPTOP, "--kernel-at", "all").stdout
+    assert "places for the kernel" in everywhere
+    assert "crashkernel below 896M: 128M, 256M" in everywhere
+    assert paravirt_mm("run", LAPTOP, "--kernel-at", "63G").returncode == ExitCode.BAD_INPUT
+    assert paravirt_mm("run", LAPTOP, "--kernel-at", "here").returncode == ExitCode.USAGE
+    assert "crashkernel=128M@Y: " in paravirt_mm("run", LAPTOP).stdout

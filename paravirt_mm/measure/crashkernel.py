@@ -1,0 +1,37 @@
+"""Where a crash kernel fits when a run has ended: ``crashkernel=N`` and ``crashkernel=N@Y``.
+
+Linux reserves it once the direct map stands (reserve_crashkernel in arch/x86/kernel/setup.c), at a
+multiple of 16 MiB, below 896 MiB in old releases and below 4 GiB where nothing else is said.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from paravirt_mm.machine.model import Span
+from paravirt_mm.machine.paging import GIB, MIB
+from paravirt_mm.machine.ranges import Ranges, align_down, align_up
+
+ALIGNMENT = 16 * MIB
+SIZES = (128, 256, 512)
+"""The sizes that are asked about, in MiB."""
+LIMITS = (("896m", 896 * MIB), ("4g", 4 * GIB))
+"""Where it must end, by name."""
+
+
+def places(free: Ranges, size: int, limit: int) -> Iterator[Span]:
+    """Yield first and last Y, multiples of 16 MiB, at which ``size`` bytes are free below ``limit``
+    (bytes): every ``crashkernel=size@Y`` that works.
+    """
+    for low, high in free.within(0, limit):
+        first, last = align_up(low, ALIGNMENT), align_down(high - size, ALIGNMENT)
+        if first <= last:
+            yield first, last
+
+
+def largest(free: Ranges, limit: int) -> int:
+    """Return the largest N in bytes, a whole MiB, for which ``crashkernel=N`` fits below
+    ``limit``; 0: none does.
+    """
+    rooms = (high - align_up(low, ALIGNMENT) for low, high in free.within(0, limit))
+    return align_down(max((room for room in rooms if room > 0), default=0), MIB)
