@@ -63,7 +63,16 @@ PROJECT = "paravirt_mm"
 
 API_VERSION = 1
 """Raised when a hook changes in a way that breaks plugins. A plugin states the version it was
-written for in ``pvmm_api``.
+written for in ``pvmm_api``: this number, or with the minor one as text ("1.1") if it needs hooks or
+parameters that came with that.
+"""
+
+API_MINOR = 1
+"""Raised when hooks or parameters are added. What was written for a lower one goes on working."""
+
+DEPRECATED: dict[str, str] = {}
+"""Hooks, and parameters as ``hook.parameter``, that go away with the next version: what to do
+instead. Whoever has one is warned, by name, when the plugin is loaded.
 """
 
 PREFIX = "pvmm_"

@@ -14,6 +14,7 @@ import inspect
 import os
 import re
 import sys
+import warnings
 import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, redirect_stdout
@@ -26,7 +27,7 @@ import attrs
 
 from paravirt_mm import guard, hookspecs
 from paravirt_mm.errors import PluginError, SpecError
-from paravirt_mm.hookspecs import API_VERSION, HOOKS, PREFIX, PROJECT, Role
+from paravirt_mm.hookspecs import API_MINOR, API_VERSION, HOOKS, PREFIX, PROJECT, Role
 from paravirt_mm.instances import HookFailed, Instances, implemented
 from paravirt_mm.options import PluginSpec, create
 
@@ -42,6 +43,7 @@ LOCAL = "no distribution"
 """What is said instead of one, of a class that a spec names by its file or module."""
 IMPORTING = guard.Limits(cpu=20.0, wall=30.0)
 """What importing one plugin may cost."""
+_API = re.compile(r"(\d{1,4})(?:\.(\d{1,4}))?\Z")
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,63}\Z")
 
 
@@ -126,18 +128,45 @@ def class_problems(factory: object) -> list[str]:
     """Return everything that is wrong with a plugin class, whatever its name."""
     if not isinstance(factory, type) or not attrs.has(factory):
         return ["its entry point must name a class made with attrs.define or attrs.frozen"]
-    version = getattr(factory, "pvmm_api", None)
-    if version is None:
-        return [f"it must say which API it was written for: pvmm_api = {API_VERSION}"]
-    if version != API_VERSION:
-        older = isinstance(version, int) and version < API_VERSION
-        change = "update the plugin" if older else "update paravirt-mm"
-        return [f"it was written for API {version!r}, this is API {API_VERSION}: {change}"]
+    wrong = _api_problem(getattr(factory, "pvmm_api", None))
+    if wrong:
+        return [wrong]
     found = list(_hook_problems(factory))
     if not found and not implemented(factory):
         found.append("it implements no hook")
     found += _role_problems(implemented(factory))
     return found or list(_option_problems(factory))
+
+
+def _api_problem(stated: object) -> str | None:
+    """Return why a plugin's version of the API will not do; None: it will."""
+    if stated is None:
+        return f"it must say which API it was written for: pvmm_api = {API_VERSION}"
+    match = _API.match(str(stated)) if isinstance(stated, int | str) else None
+    if match is None or isinstance(stated, bool):
+        return f"it was written for API {stated!r}, which is none: pvmm_api = {API_VERSION}"
+    version, minor = int(match[1]), int(match[2] or 0)
+    here = f"this is API {API_VERSION}.{API_MINOR}"
+    if version < API_VERSION:
+        return f"it was written for API {stated}, {here}: update the plugin"
+    if (version, minor) > (API_VERSION, API_MINOR):
+        return f"it was written for API {stated}, {here}: update paravirt-mm"
+    return None
+
+
+class PluginDeprecationWarning(DeprecationWarning):
+    """A plugin uses something that goes away with the next version of the API."""
+
+
+def _warn_of_deprecated(plugin: Plugin) -> None:
+    """Warn whoever wrote a plugin, by its name, of what it uses and should not any more."""
+    for hook, parameters in implemented(plugin.factory).items():
+        for what in (hook, *(f"{hook}.{parameter}" for parameter in parameters)):
+            if what in hookspecs.DEPRECATED:
+                words = f"plugin {plugin.name} ({plugin.origin}) uses {what}, which goes away"
+                warnings.warn(
+                    f"{words}: {hookspecs.DEPRECATED[what]}", PluginDeprecationWarning, stacklevel=3
+                )
 
 
 def _hook_problems(factory: type[Any]) -> Iterator[str]:
@@ -346,6 +375,7 @@ class Registry:
             self.broken.append(BrokenPlugin(name, distribution, version, "; ".join(found)))
         else:
             self._plugins[name] = Plugin(name, factory, distribution, version)
+            _warn_of_deprecated(self._plugins[name])
 
     def replace(self, plugin: Plugin) -> None:
         """Take a plugin whatever there is of its name, unchecked: a test wants it."""

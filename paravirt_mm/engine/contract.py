@@ -240,9 +240,11 @@ def step(mode: PagingMode, answer: Any) -> Step:
         return answer  # type: ignore[no-any-return]  # one of the labelled steps
     told.span((answer.start, answer.end), "Map(start, end)", limit_of(mode))
     told.of(answer.label, str, "Map.label")
-    low, high = answer.tables_from if isinstance(answer.tables_from, tuple) else (None, None)
-    told.number(low, "Map.tables_from[0]")
-    told.number(high, "Map.tables_from[1]")
+    window = told.items(answer.tables_from, "Map.tables_from")
+    if len(window) != 2:
+        told.refuse("Map.tables_from must be a pair (low, high) of bytes", answer.tables_from)
+    for place, address in enumerate(window):
+        told.number(address, f"Map.tables_from[{place}]")
     for name in ("use_brk", "reserve"):
         told.of(getattr(answer, name), bool, f"Map.{name}")
     told.of(answer.promote, Promote, "Map.promote")

@@ -7,8 +7,18 @@ from typing import Any, ClassVar
 import attrs
 import pytest
 
-from paravirt_mm import API_VERSION, Boot, Machine, PluginError, Promise, SpecError, hookimpl
-from paravirt_mm.registry import Registry, problems
+from paravirt_mm import (
+    API_VERSION,
+    Boot,
+    Machine,
+    PluginError,
+    Promise,
+    SpecError,
+    hookimpl,
+    hookspecs,
+)
+from paravirt_mm.hookspecs import API_MINOR
+from paravirt_mm.registry import PluginDeprecationWarning, Registry, problems
 from paravirt_mm.testing import AscendingAllocator, PlainPlatform, registry_with
 
 
@@ -72,6 +82,11 @@ class Older(NoVersion):
 @attrs.frozen
 class Newer(NoVersion):
     pvmm_api: ClassVar[int] = API_VERSION + 1
+
+
+@attrs.frozen
+class NewerMinor(NoVersion):
+    pvmm_api: ClassVar[str] = f"{API_VERSION}.99"
 
 
 @attrs.frozen
@@ -167,7 +182,8 @@ REFUSED: dict[str, tuple[Any, list[str]]] = {
     "required option": (Requires, ["every option needs a default value", "size"]),
     "unknown type": (Unknown, ["types of its options", "NoSuchType"]),
     "cannot be made": (Refuses, ["cannot be made with default options: SystemExit"]),
-    "API of a strange type": (NotANumber, ["API 'one'"]),
+    "API of a strange type": (NotANumber, ["API 'one'", "which is none"]),
+    "newer minor": (NewerMinor, [f"API {API_VERSION}.99", "update paravirt-mm"]),
 }
 
 
@@ -266,3 +282,19 @@ def test_registry_with_refuses_what_is_wrong() -> None:
         registry_with(mine=Misspelt)
     with pytest.raises(PluginError, match="taken"):
         registry_with(native=PlainPlatform)
+
+
+@pytest.mark.parametrize("stated", [1, "1", "1.0", f"1.{API_MINOR}"])
+def test_versions_that_will_do(stated: object) -> None:
+    factory = attrs.frozen(type("Stated", (AscendingAllocator,), {"pvmm_api": stated}))
+    assert problems("mine", factory) == []
+
+
+def test_deprecations_warn_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(hookspecs.DEPRECATED, "pvmm_allocate_tables.step", "the demand says it")
+    with pytest.warns(PluginDeprecationWarning) as warned:
+        registry_with(installed=False, mine=AscendingAllocator)
+    assert str(warned[0].message) == (
+        "plugin mine (unregistered) uses pvmm_allocate_tables.step, which goes away:"
+        " the demand says it"
+    )
