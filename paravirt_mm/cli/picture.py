@@ -65,6 +65,10 @@ def command(
         raise click.BadParameter("auto is for maps as SVG", param_hint="--theme")
     if what == MAP and len(inputs) != 1:
         raise click.BadParameter("a map is of one machine", param_hint="LOG|MACHINE")
+    if what != MAP or suffix == ".png":
+        from paravirt_mm.view.charts import require_extra
+
+        require_extra()
     registry = default_registry()
     problems: list[InputError] = []
     names = inputs or tuple(bundled_machines())

@@ -48,9 +48,11 @@ def command(
     a baseline, charts, verdicts, and where each machine comes from. Without LOG or MACHINE it is
     about the machines of the package.
     """
+    from paravirt_mm.view.charts import require_extra
     from paravirt_mm.view.page import page
     from paravirt_mm.view.survey import survey
 
+    require_extra()
     registry = default_registry()
     problems: list[InputError] = []
     names = wanted(inputs, here)

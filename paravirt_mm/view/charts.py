@@ -126,6 +126,14 @@ def png(picture: str, scale: float = 2) -> bytes:
     return data
 
 
+def require_extra() -> None:
+    """Make sure, before long work begins, that charts and the report can be made. Raises
+    `ParavirtMmError` where the extra is not installed.
+    """
+    for name in ("altair", "vl_convert", "jinja2"):
+        _library(name)
+
+
 def _library(name: str) -> Any:
     from importlib import import_module
 
@@ -133,7 +141,7 @@ def _library(name: str) -> Any:
         return import_module(name)
     except ImportError as error:
         raise ParavirtMmError(
-            "charts and PNG need Altair and vl-convert: pip install 'paravirt-mm[report]'"
+            f"charts, PNG and the report need {name}: pip install 'paravirt-mm[report]'"
         ) from error
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -60,3 +61,13 @@ def test_a_map_and_a_chart_as_png(tmp_path: Path) -> None:
 def test_wrong_usage_is_told(arguments: tuple[str, ...]) -> None:
     result = run("picture", *arguments)
     assert getattr(result.exception, "exit_code", None) == 2
+
+
+@pytest.mark.parametrize("arguments", [("report", "-o"), ("picture", "qemu-pae-320m", "-o")])
+def test_without_the_extra_it_says_what_to_install(
+    arguments: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "vl_convert", None)
+    result = run(*arguments, tmp_path / "out.png")
+    assert "pip install 'paravirt-mm[report]'" in str(result.exception)
+    assert not list(tmp_path.iterdir())

@@ -168,12 +168,19 @@ def test_exact_addresses_by_keyboard(opened: Opened, subjects: list[Subject]) ->
     assert page.locator(".ring").count() == 1
 
 
+def in_sight(opened: Opened) -> dict[str, float]:
+    """Scroll the map to the top of the window, and return where it is."""
+    opened.page.evaluate("document.getElementById('canvas').scrollIntoView({behavior: 'instant'})")
+    box: dict[str, float] = opened.page.locator("#canvas svg").bounding_box()
+    return box
+
+
 def test_exact_addresses_by_mouse(opened: Opened, subjects: list[Subject]) -> None:
     page = opened.page
     page.select_option("#machine", label="lenovo-x230-8g")
     subject = next(each for each in subjects if each.machine.name == "lenovo-x230-8g")
     ram = max(subject.machine.memory_map.ram_pages(), key=lambda span: span[1])
-    box = page.locator("#canvas svg").bounding_box()
+    box = in_sight(opened)
     page.mouse.move(box["x"] + box["width"] - 20, box["y"] + 48)
     assert f"{ram[0]:#x}–{ram[1]:#x}" in opened.text("#detail")
 
@@ -196,7 +203,7 @@ def test_zoom_by_buttons_keys_and_dragging(opened: Opened) -> None:
         page.keyboard.press("+")
     near = axis(opened)
     assert near != whole
-    box = page.locator("#canvas svg").bounding_box()
+    box = in_sight(opened)
     x, y = box["x"] + box["width"] / 2, box["y"] + 100
     page.mouse.move(x, y)
     page.mouse.down()
