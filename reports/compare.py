@@ -181,7 +181,8 @@ def _who(subjects: Sequence[Subject]) -> Iterator[str]:
     yield "The allocators:"
     yield ""
     for spec in dict.fromkeys(each.row.allocator for each in subjects[0].exhibits):
-        about = ABOUT.get(spec) or ABOUT.get(spec.partition(":")[0], "see `paravirt-mm plugins`")
+        known = (text for name, text in ABOUT.items() if name in spec)
+        about = next(known, "see `paravirt-mm plugins`")
         yield f"- `{spec}`: {about}."
 
 

@@ -44,6 +44,13 @@ def _names(names: Sequence[str]) -> str:
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
+def _kind(names: Sequence[str], *, knows: bool) -> str:
+    """Return allocators by name, or, where they are many, by what they have in common."""
+    if len(names) < 3:
+        return _names(names)
+    return f"the {len(names)} that {'do not guess' if knows else 'guess'}"
+
+
 def _worst_guess(totals: Sequence[Total]) -> Total:
     return max(totals, key=lambda t: (t.waste / t.reserved if t.reserved else 0, t.waste))
 
@@ -59,7 +66,7 @@ def _about_the_guess(totals: Sequence[Total], knowing: Sequence[str]) -> str:
             )
     if not parts:
         return "no allocator set pages aside before it needed them."
-    end = f"; {_names(knowing)} set none aside" if knowing else ""
+    end = f"; {_kind(knowing, knows=True)} set none aside" if knowing else ""
     return f"{', '.join(parts)}{end}."
 
 
@@ -98,7 +105,8 @@ def _about_low_memory(
         others = knowing if most.allocator in guessing else guessing
         rest = [t.below_16m for t in totals if t.allocator in others and t.backend == most.backend]
         if rest:
-            told += f", {_names(others)} {f'up to {size(max(rest))}' if max(rest) else 'nothing'}"
+            who = _kind(others, knows=others is knowing)
+            told += f" ({who}: {f'up to {size(max(rest))}' if max(rest) else 'none'})"
     else:
         told = "no allocator put a table below 16M"
     failed = [
