@@ -134,6 +134,7 @@ def references(hypervisor: Hypervisor, frames: list[int]) -> Counter[int]:
     for mfn in frames:
         frame = hypervisor.frame(mfn)
         held[mfn] += frame.pinned
+        held[mfn] += hypervisor.page_type(mfn) == 15  # shared: the hypervisor holds one itself
         if not frame.validated or frame.type == "writable":
             continue
         level = int(frame.type[1])
