@@ -7,7 +7,7 @@ RESULT ?= build/bench.json
 BASE ?= benchmarks/base.json
 
 .DEFAULT_GOAL := compare
-.PHONY: help compare test quick lint report bench bench-compare fuzz docs clean
+.PHONY: help compare test quick lint report bench bench-compare fuzz mutants docs clean
 
 help: ## what make can do
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -43,6 +43,9 @@ bench-compare: ## is RESULT better or worse than BASE?
 
 fuzz: $(VENV)/.installed ## damage inputs for SECONDS=60 and throw them at everything that reads
 	$(BIN)/python tests/fuzz/fuzz.py --seconds $(or $(SECONDS),60)
+
+mutants: $(VENV)/.installed ## change PATHS here and there: which changes does no test of TESTS notice?
+	$(BIN)/python tools/mutate.py $(PATHS) --tests $(TESTS) --count $(or $(COUNT),20)
 
 docs: $(VENV)/.installed ## the documentation site, into build/docs
 	$(BIN)/sphinx-build -q -W --keep-going -b html docs build/docs

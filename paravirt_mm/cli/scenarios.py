@@ -16,6 +16,7 @@ import click
 
 from paravirt_mm.cli.output import complain
 from paravirt_mm.cli.sweep import size_in_bytes
+from paravirt_mm.cli.types import Seconds
 from paravirt_mm.comparison import Row
 from paravirt_mm.engine.trace import Trace
 from paravirt_mm.guard import RUNNING, Limits, Stopped, guarded
@@ -38,7 +39,7 @@ OPTIONS = (
         help="Observer, with options: jsonl:path=out.jsonl. May be repeated.",
     ),
     click.option(
-        "--time-limit", "seconds", type=click.FloatRange(0.01, 86400), default=RUNNING.cpu,
+        "--time-limit", "seconds", type=Seconds(0.01, 86400), default=RUNNING.cpu,
         show_default=True, metavar="SECONDS", help="A scenario that takes longer is stopped.",
     ),
     click.option(

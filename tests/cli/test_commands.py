@@ -186,6 +186,7 @@ def test_a_log_on_standard_input(tmp_path, paravirt_mm):
         (["compare", LAPTOP, "-b", "incremental"], ExitCode.USAGE, "there are: native, xen"),
         (["compare", LAPTOP, "-f", "nonsense"], ExitCode.USAGE, "there are: json, csv"),
         (["run", LAPTOP, "-a", "native"], ExitCode.USAGE, "no allocator 'native'"),
+        (["compare", LAPTOP, "--time-limit", "nan"], ExitCode.USAGE, "no time in seconds"),
         (["nonsense"], ExitCode.USAGE, "No such command"),
     ],
 )
