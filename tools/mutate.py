@@ -223,7 +223,7 @@ def main() -> int:
         begin = time.monotonic()
         untouched = Mutant(files[0].resolve(), 0, "", "", files[0].read_text(encoding="utf-8"))
         if dies(untouched, tree, tests, 1e6):
-            print("the tests fail without any change")
+            print("the tests fail without any change: run them first")
             return 2
         limit = 10 * (time.monotonic() - begin) + 10
         lived = tried = 0
