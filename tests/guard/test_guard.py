@@ -255,3 +255,9 @@ def test_what_was_printed_before_is_printed_once(capfd: pytest.CaptureFixture[st
 def test_limits_are_numbers(seconds: float) -> None:
     with pytest.raises(ValueError, match="seconds"):
         Limits(cpu=seconds)
+
+
+def test_a_reader_stays_where_it_may_read_a_terminal() -> None:
+    """In a process group of its own it would be stopped for reading; what runs plugins is in one."""
+    assert call(os.getpgrp, limits=Limits()) == os.getpgrp()
+    assert call(os.getpgrp, limits=Limits(wall=60)) != os.getpgrp()
