@@ -258,6 +258,6 @@ def test_limits_are_numbers(seconds: float) -> None:
 
 
 def test_a_reader_stays_where_it_may_read_a_terminal() -> None:
-    """In a process group of its own it would be stopped for reading; what runs plugins is in one."""
+    """In a group of its own it would be stopped for reading; what runs plugins is in one."""
     assert call(os.getpgrp, limits=Limits()) == os.getpgrp()
     assert call(os.getpgrp, limits=Limits(wall=60)) != os.getpgrp()
