@@ -28,13 +28,19 @@ from paravirt_mm import (
 from paravirt_mm.testing import registry_with
 from paravirt_mm.view.survey import Subject, survey
 
+ALLOCATORS = (
+    "legacy_linear:kernel=2.6.39",
+    "legacy_linear:kernel=3.6",
+    "incremental:variant=linux,kernel=4.19",
+    "incremental:variant=hpa",
+)
 MACHINES = ("asus-l8400-256m", "lenovo-x230-8g", "pae-4g", "sun-x4600m2-256g")
 
 
 @pytest.fixture(scope="session")
 def subjects() -> list[Subject]:
     """Four machines: one that Xen refuses, one on which a kernel panics."""
-    return list(survey(bundled(name) for name in MACHINES))
+    return list(survey((bundled(name) for name in MACHINES), ALLOCATORS))
 
 
 @pytest.fixture(scope="session")
