@@ -183,7 +183,11 @@ def test_a_log_on_standard_input(tmp_path, paravirt_mm):
         (["compare", LAPTOP, "-a", "incremental:variant=x"], ExitCode.USAGE, "one of hpa, linux"),
         (["compare", LAPTOP, "-a", "incremental:brk_pages=x"], ExitCode.USAGE, "whole number"),
         (["compare", LAPTOP, "-a", "incremental:hpa"], ExitCode.USAGE, "the form is"),
-        (["compare", LAPTOP, "-b", "incremental"], ExitCode.USAGE, "there are: native, xen"),
+        (
+            ["compare", LAPTOP, "-b", "incremental"],
+            ExitCode.USAGE,
+            "there are: faulty, native, xen",
+        ),
         (["compare", LAPTOP, "-f", "nonsense"], ExitCode.USAGE, "there are: json, csv"),
         (["run", LAPTOP, "-a", "native"], ExitCode.USAGE, "no allocator 'native'"),
         (["compare", LAPTOP, "--time-limit", "nan"], ExitCode.USAGE, "no time in seconds"),
