@@ -10,7 +10,7 @@ fields mean, and is the only place that does. Files of traces are read by
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Sequence
 from enum import Enum, auto
 from typing import Any
 
@@ -182,20 +182,35 @@ def check_operation(operation: Operation, number: int, pages: int) -> None:
 
 def mentioned_pages(trace: OperationTrace) -> set[int]:
     """The pages that operations of a trace name; no other can make a difference."""
-    return {page for operation in trace.ops for page in _pages_of(operation)}
+    pages: set[int] = set()
+    for operation in trace.ops:
+        _add_pages(operation, pages)
+    return pages
 
 
-def _pages_of(operation: Operation) -> Iterator[int]:
-    name, *fields = operation
-    for field, value in zip(SHAPES[name].fields, fields, strict=True):
-        if field is Field.UPDATES:
-            for update in value:
-                yield from _pages_of(("mmu_update", *update))
-        elif field is Field.MEMBERS:
-            for member in value:
-                yield from _pages_of(tuple(member))
-        elif field in PAGE_FIELDS and value is not None:
-            yield value
+_PLACES: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
+    name: (
+        tuple(at for at, field in enumerate(shape.fields, 1) if field in PAGE_FIELDS),
+        tuple(
+            at
+            for at, field in enumerate(shape.fields, 1)
+            if field in (Field.UPDATES, Field.MEMBERS)
+        ),
+    )
+    for name, shape in SHAPES.items()
+}
+"""Where an operation has pages, and where it has a list of others: found once, not per trace."""
+
+
+def _add_pages(operation: Sequence[Any], pages: set[int]) -> None:
+    own, lists = _PLACES[operation[0]]
+    for at in own:
+        if operation[at] is not None:
+            pages.add(operation[at])
+    for at in lists:
+        updates = SHAPES[operation[0]].fields[at - 1] is Field.UPDATES
+        for member in operation[at]:
+            _add_pages(("mmu_update", *member) if updates else member, pages)
 
 
 def _is_int(value: object) -> bool:

@@ -133,7 +133,7 @@ class TraceGuest:
         self, pages: int, release: Release = RECORDED, named: Iterable[int] | None = None
     ) -> None:
         """A guest of `pages` pages, of which only `named` ones are there, if that is given."""
-        if named is None or pages <= _WHOLE_PAGES:
+        if named is None:
             # Pages above the trace's own do no harm, and few sizes have to be booted.
             self.hypervisor = _booted(1 << (pages - 1).bit_length(), release).fork()
         else:
@@ -358,7 +358,8 @@ def _answer(batch: Completion) -> int:
 
 def predict(trace: OperationTrace, release: Release = RECORDED) -> tuple[int, ...]:
     """What the model answers to the operations of `trace`."""
-    return TraceGuest(trace.pages, release, mentioned_pages(trace)).answers(trace.ops)
+    named = None if trace.pages <= _WHOLE_PAGES else mentioned_pages(trace)
+    return TraceGuest(trace.pages, release, named).answers(trace.ops)
 
 
 def release_of_recording(recorded: RecordedTrace) -> Release:
