@@ -11,6 +11,7 @@ import click
 
 from paravirt_mm.errors import ExitCode, InputError
 from paravirt_mm.machine.paging import MODES
+from paravirt_mm.measure.figures import FIGURES, Unit, Value
 from paravirt_mm.printable import printable
 
 if TYPE_CHECKING:
@@ -107,29 +108,32 @@ def _json(dump: Dump, result: Inspection, runs: bool) -> str:
     return json.dumps(record, indent=1)
 
 
-_ADDRESSES = ("lowest_table", "highest_table")
-_SIZES = ("mapped_", "tables_below_", "writable_executable")
-
-
-def _cell(name: str, value: int | None) -> str:
+def _cell(unit: Unit, value: Value) -> str:
     from paravirt_mm.report.values import MISSING, size
 
     if value is None:
         return MISSING
-    if name in _ADDRESSES:
+    if unit is Unit.ADDRESS:
         return f"{value:#x}"
-    return size(value) if name.startswith(_SIZES) else str(value)
+    return size(value) if unit is Unit.BYTES and isinstance(value, int) else str(value)
+
+
+def _explained(name: str) -> tuple[Unit, str]:
+    """Return the unit and the meaning of a figure."""
+    from paravirt_mm.image.inspect import OWN
+
+    figure = FIGURES.get(name)
+    return (figure.unit, figure.meaning) if figure is not None else OWN[name]
 
 
 def _text(dump: Dump, result: Inspection, runs: bool) -> str:
     from tabulate import tabulate
 
-    from paravirt_mm.image.inspect import MEANINGS
-
     direct = result.direct_figures or {}
     rows = [
-        [name, _cell(name, value), _cell(name, direct.get(name)), MEANINGS[name]]
+        [name, _cell(unit, value), _cell(unit, direct.get(name)), meaning]
         for name, value in result.figures.items()
+        for unit, meaning in (_explained(name),)
     ]
     lines = [
         f"{printable(dump.path)}: {dump.kind}, {result.mode.title}, CR3 {result.root:#x}",

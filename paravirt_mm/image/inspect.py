@@ -1,5 +1,5 @@
-"""Figures of the page tables found in memory: the same names as those of a run, so that both fit
-one table.
+"""Figures of the page tables found in memory: those of a run, by the same definitions, so that both
+fit one table.
 
 Tables of a real kernel serve more than its direct map, so they are counted twice: all of them, and
 those that translate the direct map, which is recognised as the constant distance between virtual
@@ -9,16 +9,15 @@ and physical addresses that covers the most memory of the kernel's half.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import attrs
 
 from paravirt_mm.image.dump import Dump
 from paravirt_mm.image.walker import Cpu, Finding, LeafRun, Limits, PhysicalMemory, Walk, walk
-from paravirt_mm.machine.paging import GIB, MIB, PAGE_SIZE, PagingMode
+from paravirt_mm.machine.paging import PAGE_SHIFT, PAGE_SIZE, PagingMode
 from paravirt_mm.machine.ranges import RangeSet
-
-_PAGE_NAMES = {1: "4k", 2: "large", 3: "huge"}
+from paravirt_mm.measure.figures import TABLE_FIGURES, Unit, Value
 
 
 @attrs.frozen
@@ -38,9 +37,9 @@ class Inspection:
 
     mode: PagingMode
     root: int
-    figures: Mapping[str, int | None]
+    figures: Mapping[str, Value]
     direct_map: DirectMap | None
-    direct_figures: Mapping[str, int | None] | None
+    direct_figures: Mapping[str, Value] | None
     runs: tuple[LeafRun, ...]
     findings: tuple[Finding, ...]
     dropped: int
@@ -102,30 +101,43 @@ def find_direct_map(found: Walk) -> DirectMap | None:
     return DirectMap(base, parts[0].start, parts[-1].end)
 
 
-def table_figures(found: Walk, direct: DirectMap | None = None) -> dict[str, int | None]:
-    """Return figures of a walk, named as those of a run; bytes, addresses and counts.
+@attrs.frozen
+class _Found:
+    """A walk as the figures of a run see tables; ``runs`` are what counts as mapped."""
+
+    mode: PagingMode
+    table_pages: RangeSet
+    by_level: Mapping[int, int]
+    runs: tuple[LeafRun, ...]
+
+    @property
+    def tables(self) -> int:
+        return self.table_pages.total
+
+    @property
+    def mapped_bytes(self) -> Mapping[int, int]:
+        mapped: Counter[int] = Counter()
+        for run in self.runs:
+            mapped[run.level] += run.end - run.start
+        return mapped
+
+
+def table_figures(walked: Walk, direct: DirectMap | None = None) -> dict[str, Value]:
+    """Return figures of a walk: those of a run that tell of tables, and those of `OWN`.
 
     With ``direct`` only leaves that belong to it count as mapped.
     """
-    mode = found.mode
-    pages = found.table_pages()
-    figures: dict[str, int | None] = {"tables": pages.total // PAGE_SIZE}
-    for level in range(1, 6):
-        figures[f"tables_l{level}"] = len(found.tables.get(level, ()))
-    for name, limit in (
-        ("1m", MIB),
-        ("16m", 16 * MIB),
-        ("lowmem", mode.lowmem_limit),
-        ("4g", 4 * GIB),
-    ):
-        below = sum(high - low for low, high in pages.within(0, limit)) if limit else None
-        figures[f"tables_below_{name}"] = below
-    figures["lowest_table"] = pages.first if pages else None
-    figures["highest_table"] = pages.end - PAGE_SIZE if pages else None
-    figures["extents"] = len(pages)
-    runs = [run for run in found.runs if direct is None or run.start - run.physical == direct.base]
-    for level, name in _PAGE_NAMES.items():
-        figures[f"mapped_{name}"] = sum(run.end - run.start for run in runs if run.level == level)
+    pages = walked.table_pages()
+    runs = tuple(
+        run for run in walked.runs if direct is None or run.start - run.physical == direct.base
+    )
+    found = _Found(
+        mode=walked.mode,
+        table_pages=RangeSet((low >> PAGE_SHIFT, high >> PAGE_SHIFT) for low, high in pages),
+        by_level={level: len(tables) for level, tables in walked.tables.items()},
+        runs=runs,
+    )
+    figures = {name: compute(found) for name, compute in TABLE_FIGURES.items()}
     figures["runs"] = len(runs)
     figures["writable_tables"] = writable_tables(runs, pages).total // PAGE_SIZE
     figures["writable_executable"] = sum(
@@ -134,27 +146,15 @@ def table_figures(found: Walk, direct: DirectMap | None = None) -> dict[str, int
     return figures
 
 
-MEANINGS = {
-    "tables": "page-table pages, root included",
-    **{f"tables_l{level}": f"page tables of level {level}" for level in range(1, 6)},
-    "tables_below_1m": "bytes of page-table pages below 1 MiB",
-    "tables_below_16m": "below 16 MiB (ISA DMA)",
-    "tables_below_lowmem": "below the end of 32-bit lowmem",
-    "tables_below_4g": "below 4 GiB",
-    "lowest_table": "address of the lowest page-table page",
-    "highest_table": "address of the highest page-table page",
-    "extents": "contiguous runs that the page-table pages form",
-    "mapped_4k": "bytes mapped by L1 entries",
-    "mapped_large": "bytes mapped by L2 entries",
-    "mapped_huge": "bytes mapped by L3 entries",
-    "runs": "runs of leaf entries with equal level and rights",
-    "writable_tables": "page-table pages that some mapping lets be written",
-    "writable_executable": "bytes mapped both writable and executable",
+OWN: Mapping[str, tuple[Unit, str]] = {
+    "runs": (Unit.COUNT, "runs of leaf entries with equal level and rights"),
+    "writable_tables": (Unit.PAGES, "page-table pages that some mapping lets be written"),
+    "writable_executable": (Unit.BYTES, "bytes mapped both writable and executable"),
 }
-"""What each figure means."""
+"""Figures that only tables found in memory have: unit and meaning."""
 
 
-def writable_tables(runs: list[LeafRun] | tuple[LeafRun, ...], pages: RangeSet) -> RangeSet:
+def writable_tables(runs: Sequence[LeafRun], pages: RangeSet) -> RangeSet:
     """Return which of the table pages (bytes) can be written through one of the runs."""
     result = RangeSet()
     for run in runs:

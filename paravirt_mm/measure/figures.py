@@ -6,16 +6,17 @@ not exist for this run (lowmem on a 64-bit machine); it is shown as a dash.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from enum import StrEnum
 from functools import partial
+from typing import Protocol
 
 import attrs
 
 from paravirt_mm.engine.answers import Way
 from paravirt_mm.engine.pages import Source
 from paravirt_mm.engine.trace import Trace
-from paravirt_mm.machine.paging import GIB, MIB, PAGE_SHIFT, PAGE_SIZE
+from paravirt_mm.machine.paging import GIB, MIB, PAGE_SHIFT, PAGE_SIZE, PagingMode
 from paravirt_mm.machine.ranges import Ranges
 from paravirt_mm.measure import crashkernel
 from paravirt_mm.measure.books import Books
@@ -59,7 +60,35 @@ class Figure:
     key: bool = False
 
 
-Limit = Callable[[Books], int | None]
+class Tables(Protocol):
+    """Page tables, of a run or found in memory: what the figures of `TABLE_FIGURES` need to know.
+
+    ``table_pages`` holds pfns; ``by_level`` counts tables, ``mapped_bytes`` bytes by level of the
+    entries that map them.
+    """
+
+    @property
+    def mode(self) -> PagingMode:
+        """The paging mode."""
+
+    @property
+    def table_pages(self) -> Ranges:
+        """Pfns of the tables."""
+
+    @property
+    def by_level(self) -> Mapping[int, int]:
+        """How many tables of each level."""
+
+    @property
+    def mapped_bytes(self) -> Mapping[int, int]:
+        """Bytes mapped by entries of each level."""
+
+    @property
+    def tables(self) -> int:
+        """How many tables in all."""
+
+
+Limit = Callable[[Tables], int | None]
 
 
 def _below(pages: Ranges, limit: int | None) -> int | None:
@@ -69,8 +98,8 @@ def _below(pages: Ranges, limit: int | None) -> int | None:
     return sum(high - low for low, high in pages.within(0, limit >> PAGE_SHIFT)) << PAGE_SHIFT
 
 
-def _tables_below(limit: Limit, books: Books) -> int | None:
-    return _below(books.table_pages, limit(books))
+def _tables_below(limit: Limit, tables: Tables) -> int | None:
+    return _below(tables.table_pages, limit(tables))
 
 
 def _unused_below(limit: Limit, books: Books) -> int | None:
@@ -97,12 +126,12 @@ def _validations(level: int, books: Books) -> int:
     return books.validations[level]
 
 
-def _tables(level: int, books: Books) -> int:
-    return books.by_level[level]
+def _tables(level: int, tables: Tables) -> int:
+    return tables.by_level.get(level, 0)
 
 
-def _mapped(level: int, books: Books) -> int:
-    return books.mapped_bytes[level]
+def _mapped(level: int, tables: Tables) -> int:
+    return tables.mapped_bytes.get(level, 0)
 
 
 def _written(way: Way, books: Books) -> int:
@@ -131,310 +160,126 @@ _LIMITS: tuple[tuple[str, str, Limit], ...] = (
 )
 
 
-def _guess() -> Iterator[Figure]:
-    group = Group.GUESS
-    yield Figure(
-        "reserved",
-        group,
-        Unit.PAGES,
-        "guess",
-        "pages set aside for tables before the first entry is written (brk not counted)",
-        lambda b: b.reserved,
-        key=True,
-    )
-    yield Figure(
-        "used",
-        group,
-        Unit.PAGES,
-        "used",
-        "reserved pages that became page tables",
-        lambda b: b.used,
-    )
-    yield Figure(
-        "waste",
-        group,
-        Unit.PAGES,
-        "waste",
-        "reserved pages that did not become page tables",
-        lambda b: b.reserved - b.used,
-        key=True,
-    )
-    yield Figure(
-        "waste_percent",
-        group,
-        Unit.PERCENT,
-        "waste%",
-        "waste as a share of what was reserved",
-        _waste_percent,
-    )
-    yield Figure(
-        "overrun",
-        group,
-        Unit.PAGES,
-        "overrun",
-        "tables needed beyond the reservation; above 0 the kernel panics",
-        lambda b: b.missing_tables,
-    )
-    yield Figure(
-        "contiguous_need",
-        group,
-        Unit.BYTES,
-        "contig",
-        "largest physically contiguous block that was demanded at once",
-        lambda b: b.contiguous_pages * PAGE_SIZE,
-    )
-    yield Figure(
-        "brk_used",
-        group,
-        Unit.PAGES,
-        "brk",
-        "tables taken from the brk area",
-        lambda b: b.by_source[Source.BRK],
-    )
-    yield Figure(
-        "brk_size",
-        group,
-        Unit.PAGES,
-        "brksize",
-        "pages of the brk area for tables that the allocator asked for",
-        lambda b: b.kernel.brk_pages,
-    )
+_OfTables = Callable[[Tables], Value]
+_Row = tuple[str, Unit, str, Callable[[Books], Value], str]
+"""Name (with a star: in the short table), unit, header, how it is computed, meaning."""
 
+_PAGES, _BYTES, _COUNT, _ADDRESS = Unit.PAGES, Unit.BYTES, Unit.COUNT, Unit.ADDRESS
+_SIZE_NAMES = {1: "4k", 2: "large", 3: "huge"}
 
-def _status() -> Iterator[Figure]:
-    group = Group.STATUS
-    yield Figure(
-        "flips",
-        group,
-        Unit.PAGES,
-        "flips",
-        "changes of a page between writable and not writable, in either direction",
-        lambda b: b.flips,
-        key=True,
-    )
-    yield Figure(
-        "flips_per_table",
-        group,
-        Unit.RATIO,
-        "/table",
-        "flips divided by page-table pages in use at the end; floor: 1.0 on Xen, 0 on native",
-        lambda b: _ratio(b.flips, b.tables),
-        key=True,
-    )
-    yield Figure(
-        "flips_wasted",
-        group,
-        Unit.PAGES,
-        "wasted",
-        "flips of pages that end the run writable again",
-        lambda b: b.flips_wasted,
-        key=True,
-    )
-    yield Figure(
-        "max_flips",
-        group,
-        Unit.COUNT,
-        "maxflip",
-        "the largest number of flips that any single page saw",
-        lambda b: b.max_flips,
-    )
-    for level in range(1, 5):
-        yield Figure(
-            f"pins_l{level}",
-            group,
-            Unit.COUNT,
-            f"pin L{level}",
-            f"L{level} tables pinned",
-            partial(_pins, level),
-        )
-    for level in range(1, 5):
-        yield Figure(
-            f"validations_l{level}",
-            group,
-            Unit.COUNT,
-            f"valid L{level}",
-            f"L{level} tables validated because a parent or CR3 refers to them, without a pin",
-            partial(_validations, level),
-        )
+TABLE_FIGURES: Mapping[str, _OfTables] = {
+    "tables": lambda t: t.tables,
+    **{f"tables_l{level}": partial(_tables, level) for level in range(1, 6)},
+    **{f"tables_below_{name}": partial(_tables_below, limit) for name, _, limit in _LIMITS},
+    "lowest_table": lambda t: t.table_pages.first << PAGE_SHIFT if t.table_pages else None,
+    "highest_table": lambda t: (t.table_pages.end - 1) << PAGE_SHIFT if t.table_pages else None,
+    "extents": lambda t: len(t.table_pages),
+    **{f"mapped_{name}": partial(_mapped, level) for level, name in _SIZE_NAMES.items()},
+}
+"""Figures of which the tables themselves tell everything: `paravirt_mm.image.inspect` has them too.
+"""
 
-
-def _lowmem() -> Iterator[Figure]:
-    group = Group.LOWMEM
-    for name, words, limit in _LIMITS:
-        yield Figure(
-            f"tables_below_{name}",
-            group,
-            Unit.BYTES,
-            f"<{name.upper()}",
-            f"page-table pages below {words}",
-            partial(_tables_below, limit),
-            key=name == "16m",
-        )
-    for name, words, limit in _LIMITS:
-        yield Figure(
-            f"unused_below_{name}",
-            group,
-            Unit.BYTES,
-            f"idle<{name.upper()}",
-            f"pages below {words} that were set aside for tables and did not become any",
-            partial(_unused_below, limit),
-        )
-    for name, top in crashkernel.LIMITS:
-        yield Figure(
-            f"largest_free_below_{name}",
-            group,
-            Unit.BYTES,
-            f"free<{name.upper()}",
-            f"largest free block of RAM below {name.upper()} when the run ends",
-            partial(_largest_free, top),
-        )
-    for name, top in crashkernel.LIMITS:
-        yield Figure(
-            f"crashkernel_largest_below_{name}",
-            group,
-            Unit.BYTES,
-            f"ck<{name.upper()}",
-            f"largest crash kernel, 16 MiB aligned, that still fits below {name.upper()}",
-            partial(_crashkernel_largest, top),
-        )
-    for name, top in crashkernel.LIMITS:
-        for size in crashkernel.SIZES:
-            yield Figure(
-                f"crashkernel_{size}m_below_{name}",
-                group,
-                Unit.YES_NO,
-                f"ck{size}<{name.upper()}",
-                f"a crash kernel of {size} MiB, 16 MiB aligned, still fits below {name.upper()}",
-                partial(_crashkernel_fits, size * MIB, top),
-            )
-    yield Figure(
-        "lowest_table",
-        group,
-        Unit.ADDRESS,
-        "lowest",
-        "address of the lowest page-table page",
-        lambda b: b.table_pages.first << PAGE_SHIFT if b.table_pages else None,
-    )
-    yield Figure(
-        "highest_table",
-        group,
-        Unit.ADDRESS,
-        "highest",
-        "address of the highest page-table page",
-        lambda b: (b.table_pages.end - 1) << PAGE_SHIFT if b.table_pages else None,
-    )
-    yield Figure(
-        "extents",
-        group,
-        Unit.COUNT,
-        "extents",
-        "contiguous runs that the page-table pages form",
-        lambda b: len(b.table_pages),
-    )
-
-
-def _cost() -> Iterator[Figure]:
-    group = Group.COST
-    ways = (
-        (Way.DIRECT, "direct_writes", "direct", "page-table entries stored straight to memory"),
-        (Way.HYPERCALL, "hypercall_writes", "by hcall", "entries changed through the hypervisor"),
-        (Way.EMULATED, "emulated_writes", "emulated", "stores that trap and are emulated"),
-    )
-    for way, name, header, meaning in ways:
-        yield Figure(name, group, Unit.COUNT, header, meaning, partial(_written, way))
-    yield Figure(
-        "hypercalls",
-        group,
-        Unit.COUNT,
-        "hcalls",
-        "operations asked of the hypervisor, all kinds",
-        lambda b: sum(b.hypercalls.values()),
-        key=True,
-    )
-    for kind in ("mmu_update", "update_va_mapping", "mmuext_op"):
-        yield Figure(
-            f"hypercalls_{kind}",
-            group,
-            Unit.COUNT,
-            kind,
-            f"operations of kind {kind}",
-            partial(_hypercalls, kind),
-        )
-    yield Figure(
-        "hypercalls_of_guess",
-        group,
-        Unit.COUNT,
-        "for guess",
-        "operations that exist only because too much was set aside",
-        lambda b: b.hypercalls_of_guess,
-    )
-    yield Figure(
-        "multicall_batches",
-        group,
-        Unit.COUNT,
-        "batches",
-        "multicalls that carried them",
-        lambda b: b.batches,
-    )
-    yield Figure(
-        "tlb_flushes",
-        group,
-        Unit.COUNT,
-        "flushes",
-        "CR3 loads and explicit flushes",
-        lambda b: b.tlb_flushes,
-    )
-
-
-def _work() -> Iterator[Figure]:
-    group = Group.WORK
-    yield Figure(
-        "tables",
-        group,
-        Unit.PAGES,
-        "tables",
-        "page-table pages in use at the end, those since boot not counted",
-        lambda b: b.tables,
-        key=True,
-    )
-    for level in range(1, 6):
-        yield Figure(
-            f"tables_l{level}",
-            group,
-            Unit.PAGES,
-            f"L{level}",
-            f"page tables of level {level}",
-            partial(_tables, level),
-        )
-    for level, name in ((1, "4k"), (2, "large"), (3, "huge")):
-        yield Figure(
-            f"mapped_{name}",
-            group,
-            Unit.BYTES,
-            f"map {name}",
-            f"memory mapped by L{level} entries",
-            partial(_mapped, level),
-        )
-    yield Figure(
-        "steps",
-        group,
-        Unit.COUNT,
-        "steps",
-        "rounds of mapping some memory and then being able to use it",
-        lambda b: b.rounds,
-    )
-    yield Figure(
-        "peak_unhooked",
-        group,
-        Unit.PAGES,
-        "unhooked",
-        "most tables that were built and not yet handed to the backend",
-        lambda b: b.peak_unhooked,
-    )
-
+# fmt: off
+_ROWS: Mapping[Group, tuple[_Row, ...]] = {
+    Group.GUESS: (
+        ("reserved*", _PAGES, "guess", lambda b: b.reserved,
+         "pages set aside for tables before the first entry is written (brk not counted)"),
+        ("used", _PAGES, "used", lambda b: b.used,
+         "reserved pages that became page tables"),
+        ("waste*", _PAGES, "waste", lambda b: b.reserved - b.used,
+         "reserved pages that did not become page tables"),
+        ("waste_percent", Unit.PERCENT, "waste%", _waste_percent,
+         "waste as a share of what was reserved"),
+        ("overrun", _PAGES, "overrun", lambda b: b.missing_tables,
+         "tables needed beyond the reservation; above 0 the kernel panics"),
+        ("contiguous_need", _BYTES, "contig", lambda b: b.contiguous_pages * PAGE_SIZE,
+         "largest physically contiguous block that was demanded at once"),
+        ("brk_used", _PAGES, "brk", lambda b: b.by_source[Source.BRK],
+         "tables taken from the brk area"),
+        ("brk_size", _PAGES, "brksize", lambda b: b.kernel.brk_pages,
+         "pages of the brk area for tables that the allocator asked for"),
+    ),
+    Group.STATUS: (
+        ("flips*", _PAGES, "flips", lambda b: b.flips,
+         "changes of a page between writable and not writable, in either direction"),
+        ("flips_per_table*", Unit.RATIO, "/table", lambda b: _ratio(b.flips, b.tables),
+         "flips divided by page-table pages in use at the end; floor: 1.0 on Xen, 0 on native"),
+        ("flips_wasted*", _PAGES, "wasted", lambda b: b.flips_wasted,
+         "flips of pages that end the run writable again"),
+        ("max_flips", _COUNT, "maxflip", lambda b: b.max_flips,
+         "the largest number of flips that any single page saw"),
+        *((f"pins_l{level}", _COUNT, f"pin L{level}", partial(_pins, level),
+           f"L{level} tables pinned") for level in range(1, 5)),
+        *((f"validations_l{level}", _COUNT, f"valid L{level}", partial(_validations, level),
+           f"L{level} tables validated because a parent or CR3 refers to them, without a pin")
+          for level in range(1, 5)),
+    ),
+    Group.LOWMEM: (
+        *((f"tables_below_{name}" + "*" * (name == "16m"), _BYTES, f"<{name.upper()}",
+           TABLE_FIGURES[f"tables_below_{name}"], f"page-table pages below {words}")
+          for name, words, _ in _LIMITS),
+        *((f"unused_below_{name}", _BYTES, f"idle<{name.upper()}", partial(_unused_below, limit),
+           f"pages below {words} that were set aside for tables and did not become any")
+          for name, words, limit in _LIMITS),
+        *((f"largest_free_below_{name}", _BYTES, f"free<{name.upper()}",
+           partial(_largest_free, top),
+           f"largest free block of RAM below {name.upper()} when the run ends")
+          for name, top in crashkernel.LIMITS),
+        *((f"crashkernel_largest_below_{name}", _BYTES, f"ck<{name.upper()}",
+           partial(_crashkernel_largest, top),
+           f"largest crash kernel, 16 MiB aligned, that still fits below {name.upper()}")
+          for name, top in crashkernel.LIMITS),
+        *((f"crashkernel_{size}m_below_{name}", Unit.YES_NO, f"ck{size}<{name.upper()}",
+           partial(_crashkernel_fits, size * MIB, top),
+           f"a crash kernel of {size} MiB, 16 MiB aligned, still fits below {name.upper()}")
+          for name, top in crashkernel.LIMITS for size in crashkernel.SIZES),
+        ("lowest_table", _ADDRESS, "lowest", TABLE_FIGURES["lowest_table"],
+         "address of the lowest page-table page"),
+        ("highest_table", _ADDRESS, "highest", TABLE_FIGURES["highest_table"],
+         "address of the highest page-table page"),
+        ("extents", _COUNT, "extents", TABLE_FIGURES["extents"],
+         "contiguous runs that the page-table pages form"),
+    ),
+    Group.COST: (
+        ("direct_writes", _COUNT, "direct", partial(_written, Way.DIRECT),
+         "page-table entries stored straight to memory"),
+        ("hypercall_writes", _COUNT, "by hcall", partial(_written, Way.HYPERCALL),
+         "entries changed through the hypervisor"),
+        ("emulated_writes", _COUNT, "emulated", partial(_written, Way.EMULATED),
+         "stores that trap and are emulated"),
+        ("hypercalls*", _COUNT, "hcalls", lambda b: sum(b.hypercalls.values()),
+         "operations asked of the hypervisor, all kinds"),
+        *((f"hypercalls_{kind}", _COUNT, kind, partial(_hypercalls, kind),
+           f"operations of kind {kind}")
+          for kind in ("mmu_update", "update_va_mapping", "mmuext_op")),
+        ("hypercalls_of_guess", _COUNT, "for guess", lambda b: b.hypercalls_of_guess,
+         "operations that exist only because too much was set aside"),
+        ("multicall_batches", _COUNT, "batches", lambda b: b.batches,
+         "multicalls that carried them"),
+        ("tlb_flushes", _COUNT, "flushes", lambda b: b.tlb_flushes,
+         "CR3 loads and explicit flushes"),
+    ),
+    Group.WORK: (
+        ("tables*", _PAGES, "tables", TABLE_FIGURES["tables"],
+         "page-table pages in use at the end, those since boot not counted"),
+        *((f"tables_l{level}", _PAGES, f"L{level}", TABLE_FIGURES[f"tables_l{level}"],
+           f"page tables of level {level}") for level in range(1, 6)),
+        *((f"mapped_{name}", _BYTES, f"map {name}", TABLE_FIGURES[f"mapped_{name}"],
+           f"memory mapped by L{level} entries") for level, name in _SIZE_NAMES.items()),
+        ("steps", _COUNT, "steps", lambda b: b.rounds,
+         "rounds of mapping some memory and then being able to use it"),
+        ("peak_unhooked", _PAGES, "unhooked", lambda b: b.peak_unhooked,
+         "most tables that were built and not yet handed to the backend"),
+    ),
+}
+# fmt: on
 
 FIGURES: dict[str, Figure] = {
-    figure.name: figure for group in (_guess, _status, _lowmem, _cost, _work) for figure in group()
+    starred.rstrip("*"): Figure(
+        starred.rstrip("*"), group, unit, header, meaning, compute, key=starred.endswith("*")
+    )
+    for group, rows in _ROWS.items()
+    for starred, unit, header, compute, meaning in rows
 }
 """Every figure by name, in the order of the groups."""
 
