@@ -3,6 +3,7 @@
 from ._version import __version__ as __version__
 from .about import (
     CONFIGURATION as CONFIGURATION,
+    ERA as ERA,
     Choice as Choice,
     DefaultSpec as DefaultSpec,
     OpenQuestion as OpenQuestion,
@@ -81,6 +82,11 @@ from .errors import (
     PluginError as PluginError,
     Rejected as Rejected,
     SpecError as SpecError,
+)
+from .evidence import (
+    EVIDENCE_FILE as EVIDENCE_FILE,
+    Evidence as Evidence,
+    record_evidence as record_evidence,
 )
 from .hookspecs import (
     API_VERSION as API_VERSION,

@@ -12,6 +12,11 @@ CONFIGURATION = "configuration"
 its release does: ``attrs.field(default=True, metadata={CONFIGURATION: True})``. What is verified
 with one of its values counts as verified with every other.
 """
+ERA = "era"
+"""Key in the metadata of the option ``kernel``: a function that makes of a release what is equal
+for all releases that behave alike, ``attrs.field(default="4.19", metadata={ERA: era})``. What is
+known of one of them is told of the others as such.
+"""
 
 
 @attrs.frozen

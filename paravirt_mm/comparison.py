@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import attrs
 
-from paravirt_mm.evidence import verified
+from paravirt_mm.evidence import NOT, verified
 from paravirt_mm.machine.model import Machine
 from paravirt_mm.offers import default_specs
 from paravirt_mm.registry import Registry, default_registry
@@ -34,6 +34,7 @@ class Row:
     verified: str
     figures: dict[str, Any]
     traceback: str = ""
+    backend_verified: str = NOT
 
     @classmethod
     def of(cls, run: Run, registry: Registry | None = None) -> Row:
@@ -47,6 +48,7 @@ class Row:
             verified=verified(str(run.allocator), registry),
             figures=dict(run.figures),
             traceback=run.traceback,
+            backend_verified=verified(run.backend.name, registry),
         )
 
     def as_record(self) -> dict[str, Any]:

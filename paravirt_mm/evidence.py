@@ -1,69 +1,123 @@
-"""How far each allocator spec has been verified: a data file that the verify commands write.
+"""How far each model has been checked, by judge: a data file that the verify commands write.
 
-The file maps a kind of evidence (``oracle``: the real kernel's code, ``logs``: boot logs, ``live``:
-a kernel booted in an emulator) to specs, and each spec to how much agreed of how much was compared.
+The file maps a kind of evidence (`KINDS`) to specs, and each spec to how much agreed of how much
+was compared. Checks that are tests only, such as naive models, have no number here.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import attrs
 
-from paravirt_mm.about import CONFIGURATION
+from paravirt_mm.about import CONFIGURATION, ERA
 from paravirt_mm.errors import InputError, ParavirtMmError
+from paravirt_mm.machine.release import leading_version
 from paravirt_mm.options import PluginSpec
 from paravirt_mm.registry import Registry, default_registry
 
-DATA_FILE = Path(__file__).parent / "data" / "verified.json"
+EVIDENCE_FILE = Path(__file__).parent / "data" / "verified.json"
 MAX_BYTES = 1 << 20
 """A longer file is refused."""
 NOT = "not"
 """What is said of a spec without any evidence."""
-_UNITS = {"oracle": "machines", "logs": "logs", "live": "boots"}
+KINDS = {
+    "oracle": "machines on which a kernel's own page-table code was run",
+    "logs": "boot logs that were predicted",
+    "live": "boots of real kernels in an emulator, recorded or fresh",
+    "dom0": "boots of real kernels under real Xen, every hypercall compared",
+    "xen": "whole constructions that real Xen accepted, operation by operation",
+    "model": "whole constructions that the model of Xen accepted",
+    "cpu": "images that an emulated CPU walked",
+    "operations": "traces of operations that real Xen and its model answered alike",
+}
+"""Kinds of evidence in the order in which they are told, and what is counted."""
 
 
 @attrs.frozen
 class Evidence:
-    """``agree`` of ``compared`` machines, logs or boots agree with the allocator ``spec``."""
+    """``agree`` of ``compared`` things (`KINDS` says which) agree with the model ``spec``."""
 
     spec: str
     agree: int
     compared: int
 
 
-def verified(spec: str, registry: Registry | None = None) -> str:
-    """Return how far a spec has been verified, in a few words: "oracle 400/400, logs 12/12".
+@attrs.frozen
+class _Model:
+    """What a spec stands for: its key in the file, and where it behaves alike.
 
-    "not": there is no evidence for this allocator with these options. A release counts as verified
-    by evidence for any release of its series (3.6.11 by 3.6), and options that stand for a kernel's
-    configuration do not count. Raises `SpecError` for a wrong spec.
+    ``family`` is the key without the release; ``era`` what the plugin says of the release (None: it
+    says nothing); ``release`` its series.
     """
-    key = canonical(spec, registry or default_registry())
-    parts = []
-    for kind, specs in _load(DATA_FILE).items():
-        if key in specs:
-            agree, compared = specs[key]
-            parts.append(f"{kind} {agree}/{compared}")
-    return ", ".join(parts) or NOT
+
+    key: str
+    family: str = ""
+    release: str = ""
+    era: Hashable = None
+
+
+def verified(spec: str, registry: Registry | None = None) -> str:
+    """Return how far a spec has been checked, by judge: "oracle 400/400, logs 12/12".
+
+    Evidence for any release of a series counts for all of them (3.6.11 by 3.6), and options that
+    stand for a kernel's configuration do not count. Where a judge has seen no such release, what it
+    said of releases that behave alike (`paravirt_mm.ERA`) is told as theirs: "as 4.9: logs 2/2".
+    "not": no judge has seen this model. Raises `SpecError` for a wrong spec.
+    """
+    registry = registry or default_registry()
+    model = _model(spec, registry)
+    own: list[str] = []
+    alike: dict[str, list[str]] = {}
+    for kind, specs in _load(EVIDENCE_FILE).items():
+        if model.key in specs:
+            own.append(_told(kind, [specs[model.key]]))
+        elif model.era is not None and (found := list(_alike(model, specs, registry))):
+            releases = [release for release, _ in found]
+            alike.setdefault(_run(releases), []).append(_told(kind, [pair for _, pair in found]))
+    parts = [", ".join(own)] if own else []
+    parts += [f"as {releases}: {', '.join(told)}" for releases, told in alike.items()]
+    return "; ".join(parts) or NOT
+
+
+def _told(kind: str, pairs: Iterable[tuple[int, int]]) -> str:
+    agree, compared = map(sum, zip(*pairs, strict=True))
+    return f"{kind} {agree}/{compared}"
+
+
+def _alike(
+    model: _Model, specs: Mapping[str, tuple[int, int]], registry: Registry
+) -> Iterator[tuple[str, tuple[int, int]]]:
+    """Yield releases that behave like a model's, in their order, with the evidence for them."""
+    found = []
+    for spec, pair in specs.items():
+        if spec.partition(":")[0] == model.family.partition(":")[0]:
+            other = _model(spec, registry)
+            if (other.family, other.era) == (model.family, model.era):
+                found.append((other.release, pair))
+    yield from sorted(found, key=lambda item: leading_version(item[0]))
+
+
+def _run(releases: Sequence[str]) -> str:
+    return releases[0] if len(releases) == 1 else f"{releases[0]} to {releases[-1]}"
 
 
 def known_specs() -> list[str]:
     """Return every spec that there is evidence about."""
-    return sorted({spec for specs in _load(DATA_FILE).values() for spec in specs})
+    return sorted({spec for specs in _load(EVIDENCE_FILE).values() for spec in specs})
 
 
 def recorded(plugin: str) -> dict[str, str]:
-    """Return what there is for a plugin: canonical specs, and how far each is verified."""
+    """Return what there is for a plugin: canonical specs, and how far each is checked."""
     found: dict[str, list[str]] = {}
-    for kind, specs in _load(DATA_FILE).items():
-        for spec, (agree, compared) in specs.items():
+    for kind, specs in _load(EVIDENCE_FILE).items():
+        for spec, pair in specs.items():
             if spec.partition(":")[0] == plugin:
-                found.setdefault(spec, []).append(f"{kind} {agree}/{compared}")
+                found.setdefault(spec, []).append(_told(kind, [pair]))
     return {spec: ", ".join(parts) for spec, parts in found.items()}
 
 
@@ -71,20 +125,33 @@ def canonical(spec: str, registry: Registry) -> str:
     """Return a spec with its options sorted, defaults and configuration left out, and the release's
     series.
     """
+    return _model(spec, registry).key
+
+
+def _model(spec: str, registry: Registry) -> _Model:
     parsed = PluginSpec.parse(spec)
     plugin = registry.get(parsed.name)
     instance = plugin.create(dict(parsed.options))
-    parts = []
+    parts, others = [], []
+    release, era = "", None
     for field in sorted(plugin.options(), key=lambda field: field.name):
         value = getattr(instance, field.name)
         if field.metadata.get(CONFIGURATION):
             continue
-        if field.name == "kernel":
-            parts.append(f"kernel={series(str(value))}")
+        if field.name == "kernel" and value is not None:
+            release = series(str(value))
+            parts.append(f"kernel={release}")
+            if ERA in field.metadata:
+                era = field.metadata[ERA](str(value))
         elif value != field.default:
             shown = ("no", "yes")[value] if isinstance(value, bool) else value
             parts.append(f"{field.name}={shown}")
-    return f"{parsed.name}:{','.join(parts)}" if parts else parsed.name
+            others.append(parts[-1])
+    return _Model(_spec(parsed.name, parts), _spec(parsed.name, others), release, era)
+
+
+def _spec(name: str, options: Sequence[str]) -> str:
+    return f"{name}:{','.join(options)}" if options else name
 
 
 def series(release: str) -> str:
@@ -93,12 +160,12 @@ def series(release: str) -> str:
     return ".".join(numbers[: 3 if numbers[:2] == ["2", "6"] else 2])
 
 
-def record(
+def record_evidence(
     path: Path, kind: str, evidence: Iterable[Evidence], registry: Registry | None = None
 ) -> None:
     """Replace the evidence of one kind in a file. Raises InputError where it cannot be written."""
-    if kind not in _UNITS:
-        raise ParavirtMmError(f"{kind!r} is no kind of evidence ({', '.join(_UNITS)})")
+    if kind not in KINDS:
+        raise ParavirtMmError(f"{kind!r} is no kind of evidence ({', '.join(KINDS)})")
     registry = registry or default_registry()
     sums: dict[str, list[int]] = {}
     for item in evidence:
@@ -106,7 +173,7 @@ def record(
         entry[0] += item.agree
         entry[1] += item.compared
     content = {**(_load(path) if path.exists() else {}), kind: dict(sorted(sums.items()))}
-    ordered = {kind: content[kind] for kind in _UNITS if kind in content}
+    ordered = {kind: content[kind] for kind in KINDS if kind in content}
     try:
         path.write_text(_dumped(ordered), encoding="utf-8")
     except OSError as error:
@@ -137,7 +204,7 @@ def _parsed(path: Path) -> dict[str, dict[str, Any]]:
         return {
             str(kind): {str(spec): (int(pair[0]), int(pair[1])) for spec, pair in specs.items()}
             for kind, specs in content.items()
-            if kind in _UNITS
+            if kind in KINDS
         }
     except (OSError, ValueError, TypeError, AttributeError, LookupError, RecursionError) as error:
         raise InputError(f"not a file of evidence: {error}", str(path)) from error

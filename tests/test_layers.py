@@ -163,6 +163,8 @@ EXAMPLES = {
 }
 """Texts of help that show what a spec looks like."""
 REAL_THINGS = {
+    # The hypervisor as a judge, not the plugin that models it.
+    "paravirt_mm.evidence": ("dom0", "xen"),
     "paravirt_mm.measure.figures": ("1.0 on Xen, 0 on native",),
     "paravirt_mm.verify.kernel.record": ("native",),
     "paravirt_mm.verify.log.variants": ("xen-pv-guest",),

@@ -87,7 +87,7 @@ def _page(plugin: Plugin) -> str:
         lines += _wrapped(option.help, "      ")
     lines += ["", *_wrapped(f"hooks: {', '.join(plugin.hooks)}", "  ")]
     checked = [f"{spec}: {how}" for spec, how in recorded(plugin.name).items()]
-    lines += ["  checked against real kernels:", *(f"    {line}" for line in checked or ["not"])]
+    lines += ["  checked against:", *(f"    {line}" for line in checked or ["not"])]
     return "\n".join(printable(line, 1000) for line in lines)
 
 

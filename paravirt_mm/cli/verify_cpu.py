@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import attrs
 import click
 
 from paravirt_mm.errors import ExitCode, InputError
+from paravirt_mm.evidence import EVIDENCE_FILE, Evidence, record_evidence
 from paravirt_mm.machine.model import Machine
 from paravirt_mm.machine.paging import X86_64, X86_64_LA57
 
@@ -30,6 +32,10 @@ if TYPE_CHECKING:
 @click.option("--samples", default=4, show_default=True, help="Random addresses a leaf run.")
 @click.option("--seed", default=0, show_default=True, help="Chooses the random addresses.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object a scenario.")
+@click.option(
+    "--record", "record_to", is_flag=False, flag_value=str(EVIDENCE_FILE), metavar="[FILE]",
+    help="Write how far each model is verified now, for `compare` to show.",
+)  # fmt: skip
 def command(
     machines: tuple[str, ...],
     allocators: tuple[str, ...],
@@ -38,6 +44,7 @@ def command(
     samples: int,
     seed: int,
     as_json: bool,
+    record_to: str | None,
 ) -> int:
     """Load page tables into an emulated x86 CPU (unicorn) and let it walk them.
 
@@ -66,6 +73,7 @@ def command(
         for backend in backends or default_specs("backend")
     ]
     failed = checked = probes = 0
+    evidence: list[Evidence] = []
     for scenario in progress(scenarios, "walking"):
         run = scenario.run()
         name = f"{scenario.machine.name}  {scenario.allocator}  {scenario.backend}"
@@ -82,7 +90,10 @@ def command(
         checked += 1
         probes += report.probes
         failed += not report.agrees
+        evidence.append(Evidence(str(scenario.allocator), int(report.agrees), 1))
         _show(name, report, str(run.verdict), as_json)
+    if record_to is not None:
+        record_evidence(Path(record_to), "cpu", evidence)
     if not as_json:
         click.echo(f"{checked} images, {probes} accesses, {failed} images differ")
     return ExitCode.FINDINGS if failed else ExitCode.OK
@@ -109,9 +120,9 @@ def _show(name: str, report: CpuReport | None, verdict: str, as_json: bool) -> N
     from paravirt_mm.printable import printable
 
     if as_json:
-        record: dict[str, object] = {"scenario": name, "verdict": verdict}
+        shown: dict[str, object] = {"scenario": name, "verdict": verdict}
         if report is not None:
-            record |= {
+            shown |= {
                 "agrees": report.agrees,
                 "probes": report.probes,
                 "faults": report.faults,
@@ -122,7 +133,7 @@ def _show(name: str, report: CpuReport | None, verdict: str, as_json: bool) -> N
                 "findings": [str(item) for item in report.findings],
                 "writable_tables": [list(span) for span in report.writable_tables],
             }
-        click.echo(json.dumps(record))
+        click.echo(json.dumps(shown))
         return
     if report is None:
         click.echo(printable(f"-       {name}: {verdict}"))

@@ -13,7 +13,7 @@ import click
 from paravirt_mm.cli import reading
 from paravirt_mm.cli.output import progress
 from paravirt_mm.errors import ExitCode
-from paravirt_mm.evidence import DATA_FILE, Evidence, record
+from paravirt_mm.evidence import EVIDENCE_FILE, Evidence, record_evidence
 from paravirt_mm.registry import Registry, default_registry
 from paravirt_mm.verify.kernel.compare import Replay, replay_file
 
@@ -25,7 +25,7 @@ from paravirt_mm.verify.kernel.compare import Replay, replay_file
     "-v", "--verbose", is_flag=True, help="Show every field that differs, not only the first."
 )
 @click.option(
-    "--record", "record_to", is_flag=False, flag_value=str(DATA_FILE), metavar="[FILE]",
+    "--record", "record_to", is_flag=False, flag_value=str(EVIDENCE_FILE), metavar="[FILE]",
     help="Write how far each model is verified now, for `compare` to show.",
 )  # fmt: skip
 def command(
@@ -42,7 +42,7 @@ def command(
     replays = list(progress(_all(files, registry), "replaying"))
     click.echo(_json(replays) if as_json else _text(replays, verbose))
     if record_to is not None:
-        record(Path(record_to), "oracle", _evidence(replays))
+        record_evidence(Path(record_to), "oracle", _evidence(replays))
     return ExitCode.OK if all(replay.agrees for replay in replays) else ExitCode.FINDINGS
 
 

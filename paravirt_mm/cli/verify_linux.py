@@ -17,7 +17,7 @@ from paravirt_mm.cli import reading
 from paravirt_mm.cli.output import progress
 from paravirt_mm.cli.types import Seconds
 from paravirt_mm.errors import ExitCode, InputError
-from paravirt_mm.evidence import DATA_FILE, Evidence, record
+from paravirt_mm.evidence import EVIDENCE_FILE, Evidence, record_evidence
 from paravirt_mm.registry import default_registry
 from paravirt_mm.verify.kernel.compare import Replay
 from paravirt_mm.verify.linux.compare import replay, replay_file
@@ -93,7 +93,7 @@ class Result:
     "-v", "--verbose", is_flag=True, help="Show every field that differs, not only the first."
 )
 @click.option(
-    "--record", "record_to", is_flag=False, flag_value=str(DATA_FILE), metavar="[FILE]",
+    "--record", "record_to", is_flag=False, flag_value=str(EVIDENCE_FILE), metavar="[FILE]",
     help="Write how far each model is verified now, for `compare` to show.",
 )  # fmt: skip
 def command(
@@ -147,7 +147,7 @@ def command(
         return ExitCode.BAD_INPUT
     click.echo(_json(results) if as_json else _text(results, verbose))
     if record_to is not None:
-        record(Path(record_to), "live", _evidence(results))
+        record_evidence(Path(record_to), "live", _evidence(results))
     verdicts = {result.verdict for result in results}
     if "differs" in verdicts:
         return ExitCode.FINDINGS

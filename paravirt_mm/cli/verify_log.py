@@ -13,7 +13,7 @@ import click
 from paravirt_mm.cli import reading
 from paravirt_mm.cli.output import complain, progress
 from paravirt_mm.errors import ExitCode, InputError
-from paravirt_mm.evidence import DATA_FILE, Evidence, record
+from paravirt_mm.evidence import EVIDENCE_FILE, Evidence, record_evidence
 from paravirt_mm.registry import default_registry
 from paravirt_mm.sources import read_boot_log
 from paravirt_mm.sources.bootlog.lines import LineVerdict, LogLine
@@ -40,7 +40,7 @@ from paravirt_mm.verify.log.variants import all_series
 )  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print every line's result as JSON.")
 @click.option(
-    "--record", "record_to", is_flag=False, flag_value=str(DATA_FILE), metavar="[FILE]",
+    "--record", "record_to", is_flag=False, flag_value=str(EVIDENCE_FILE), metavar="[FILE]",
     help="Write how far each model is verified now, for `compare` to show.",
 )  # fmt: skip
 def command(
@@ -74,7 +74,7 @@ def command(
     elif reports:
         click.echo(_text(reports, verbose or len(files) == 1))
     if record_to is not None:
-        record(Path(record_to), "logs", _evidence(reports))
+        record_evidence(Path(record_to), "logs", _evidence(reports))
     if problems:
         return ExitCode.BAD_INPUT
     good = all(report.agrees or report.reason for report in reports)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 import attrs
 
 from paravirt_mm.comparison import Row
+from paravirt_mm.evidence import NOT
 from paravirt_mm.machine.model import Machine
 from paravirt_mm.measure.figures import FIGURES, Group
 from paravirt_mm.measure.lowmem32 import SEED_BRK, brk_reach, lowmem32
@@ -173,11 +174,16 @@ def _filled(text: str, paper: Paper) -> str:
 
 
 def verification(rows: Sequence[Row]) -> str:
-    """Return a line for each allocator: how far its model has been checked against reality."""
+    """Return a line for each allocator, and each backend that was judged itself: by which judges
+    its model has been checked, and how much of what they compared agrees.
+    """
     known = {label(PluginSpec.parse(row.allocator)): row.verified for row in rows}
+    for row in rows:
+        if row.backend_verified != NOT:
+            known[PluginSpec.parse(row.backend).name] = row.backend_verified
     width = max(map(len, known), default=0)
     lines = [f"  {name:<{width}}  {text}" for name, text in known.items()]
-    return "\n".join(["Checked against real kernels (see `paravirt-mm verify`):", *lines])
+    return "\n".join(["Checked against (agree/compared, by judge: `paravirt-mm verify`):", *lines])
 
 
 def _footnotes(rows: Sequence[Row], paper: Paper) -> list[str]:

@@ -676,7 +676,7 @@
         make("div", {}, `Rule ${rule}, event ${event}, ${hex(address)}: ${message}`)),
       ...(one.more ? [make("div", {}, `and ${plural(one.more, "more finding")}`)] : [])));
     if (items.length) $("verdict-list").append(make("ul", {class: "verdicts"}, ...items));
-    pairs($("evidence"), Object.entries(data.evidence).map(([name, text]) => [name, text === "not" ? "not checked against a real kernel" : text]));
+    pairs($("evidence"), Object.entries(data.evidence).map(([name, text]) => [name, text === "not" ? "not checked by any judge" : text]));
   }
 
   function machines() {

@@ -16,6 +16,7 @@ import attrs
 from paravirt_mm import (
     API_VERSION,
     CONFIGURATION,
+    ERA,
     MODES,
     Boot,
     Choice,
@@ -40,6 +41,7 @@ from paravirt_mm_incremental.questions import QUESTIONS
 from paravirt_mm_incremental.releases import (
     BottomUp,
     change_for,
+    era,
     gives_back_low_memory,
     panics_at_once_without_trampoline,
 )
@@ -79,7 +81,7 @@ class Incremental:
     pvmm_api: ClassVar[int] = API_VERSION
 
     variant: Variant = Variant.LINUX
-    kernel: str = "4.19"
+    kernel: str = attrs.field(default="4.19", metadata={ERA: era})
     randomize_memory: bool = attrs.field(default=True, metadata={CONFIGURATION: True})
     movable_node: bool = False
     brk_pages: int | None = attrs.field(default=None, metadata={CONFIGURATION: True})

@@ -210,5 +210,10 @@ def change_for(kernel: str) -> Change:
     return change
 
 
+def era(kernel: str) -> Version:
+    """Return the first release that does what this one does, stable series' fixes apart."""
+    return change_for(kernel).since
+
+
 def _mainline(version: Version) -> Change:
     return [change for change in CHANGES if change.since <= version][-1]

@@ -15,6 +15,7 @@ import attrs
 from paravirt_mm import (
     API_VERSION,
     CONFIGURATION,
+    ERA,
     GIB,
     PAGE_SHIFT,
     Boot,
@@ -50,6 +51,7 @@ from paravirt_mm_legacy_linear.releases import (
     GoodEnd,
     Guess,
     change_for,
+    era,
     guess_pages,
     pages_for,
 )
@@ -78,7 +80,7 @@ class LegacyLinear:
 
     pvmm_api: ClassVar[int] = API_VERSION
 
-    kernel: str = "3.6"
+    kernel: str = attrs.field(default="3.6", metadata={ERA: era})
     good_end: GoodEnd = GoodEnd.RELEASE
     guess: Guess | None = None
     calls: Calls | None = None

@@ -170,6 +170,17 @@ def change_for(kernel: str, *, is_32bit: bool) -> Change:
     return [change for change in changes if change.since <= version][-1]
 
 
+def era(kernel: str) -> tuple[Version | None, ...]:
+    """Return the first releases that do what this one does, on 32 and on 64 bits (None: that mode
+    is not modelled).
+    """
+    version = parse_release(kernel)
+    return tuple(
+        max((change.since for change in changes if change.since <= version), default=None)
+        for changes in (I386, X86_64)
+    )
+
+
 def guess_pages(
     boot: Boot, guess: Guess, pieces: Sequence[Piece], end: int, fixmap_pages: int = 0
 ) -> int:

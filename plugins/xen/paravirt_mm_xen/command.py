@@ -6,6 +6,8 @@ from pathlib import Path
 
 import click
 
+from paravirt_mm import EVIDENCE_FILE
+
 
 @click.command()
 @click.argument(
@@ -36,7 +38,7 @@ import click
 )  # fmt: skip
 @click.option(
     "-a", "--allocator", "allocators", multiple=True, metavar="SPEC",
-    help="Allocators for runs. May be repeated. [default: two linear, two incremental]",
+    help="Allocators for runs. May be repeated. [default: all built-in ones]",
 )  # fmt: skip
 @click.option(
     "--xen", "--hypervisor", "directory",
@@ -61,6 +63,10 @@ import click
     help="With --live: write the fresh operations and Xen's answers to FILE (.jsonl or .jsonl.xz); "
     "with one --dom0: its recording (.json or .json.xz). This command reads both.",
 )  # fmt: skip
+@click.option(
+    "--record", "record_to", is_flag=False, flag_value=str(EVIDENCE_FILE), metavar="[FILE]",
+    help="Write how far each model is verified now, for `compare` to show: of what was asked for.",
+)  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of lines.")
 def xen(
     files: tuple[Path, ...],
@@ -75,6 +81,7 @@ def xen(
     release: str | None,
     dom0: tuple[Path, ...],
     save: Path | None,
+    record_to: str | None,
     as_json: bool,
 ) -> int:
     """Check the model of Xen's page typing against the real hypervisor.
@@ -109,6 +116,7 @@ def xen(
             release=release,
             save=save,
             dom0=dom0,
+            record_to=None if record_to is None else Path(record_to),
         ),
         as_json=as_json,
     )

@@ -17,6 +17,7 @@ import click
 from paravirt_mm import (
     MIB,
     E820Type,
+    Evidence,
     ExitCode,
     InputError,
     Machine,
@@ -25,6 +26,7 @@ from paravirt_mm import (
     Scenario,
     SpecError,
     printable,
+    record_evidence,
 )
 from paravirt_mm_xen.dom0.boot import record as record_dom0
 from paravirt_mm_xen.dom0.compare import compare_dom0
@@ -46,6 +48,7 @@ ALLOCATORS = (
     "legacy_linear:kernel=3.6",
     "incremental:variant=linux",
     "incremental:variant=hpa",
+    "chunk_end",
 )
 
 
@@ -65,6 +68,7 @@ class Request:
     release: str | None = None
     save: Path | None = None
     dom0: tuple[Path, ...] = ()
+    record_to: Path | None = None
 
     @property
     def traces(self) -> list[Path]:
@@ -171,9 +175,36 @@ def verify(request: Request, *, as_json: bool) -> ExitCode:
             codes.append(ExitCode.FINDINGS)
             report["boot"] = str(error)
             click.echo(f"paravirt-mm: {error}", err=True)
+    if request.record_to is not None:
+        for kind, evidence in evidence_of(report).items():
+            record_evidence(request.record_to, kind, evidence)
     if as_json:
         click.echo(json.dumps({"agree": not any(codes), **report}, indent=1))
     return max(codes)
+
+
+def evidence_of(report: dict[str, Any]) -> dict[str, list[Evidence]]:
+    """Return what a report proves, by kind: of what was not asked for, nothing.
+
+    Operations speak for the model of the hypervisor, whole constructions for their allocator.
+    """
+    found: dict[str, list[Evidence]] = {}
+    for part, failed in (("files", "differing_traces"), ("live", "failed_traces")):
+        if part in report:
+            traces = report[part]["traces"]
+            told = Evidence("xen", traces - report[part][failed], traces)
+            found.setdefault("operations", []).append(told)
+    for each in report.get("dom0", ()):
+        spec = f"incremental:variant=linux,kernel={each['kernel']}"
+        found.setdefault("dom0", []).append(Evidence(spec, int(each["agree"]), 1))
+    for each in report.get("runs", ()):
+        accepted = each["operations"] and each["verdict"] == "ok" and each["refused"] is None
+        told = Evidence(each["allocator"], int(accepted), 1)
+        found.setdefault("model", []).append(told)
+        if each["xen"]:
+            told = Evidence(each["allocator"], int(each["ok"]), 1)
+            found.setdefault("xen", []).append(told)
+    return found
 
 
 class _Printer:

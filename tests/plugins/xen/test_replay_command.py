@@ -56,6 +56,42 @@ def test_a_run_that_does_not_come_to_its_end_is_a_finding() -> None:
     assert "accepted by the model, but panic" in result.stdout
 
 
+def test_runs_are_recorded_as_the_models_verdict(tmp_path: Path) -> None:
+    path = tmp_path / "verified.json"
+    asked = ("--runs", "--size", "64", "--record", path)
+    verify(*asked, "-a", "incremental:variant=hpa", "-a", "incremental:variant=hpa,brk_pages=0")
+    assert json.loads(path.read_text()) == {
+        "model": {"incremental:kernel=4.19,variant=hpa": [1, 2]},
+    }
+
+
+def test_what_a_report_proves() -> None:
+    """Operations speak for the hypervisor's model, constructions and boots for an allocator."""
+    run = {"operations": 9, "verdict": "ok", "refused": None, "xen": True, "ok": True}
+    report = {
+        "files": {"traces": 7, "differing_traces": 1},
+        "live": {"traces": 5, "failed_traces": 0},
+        "dom0": [{"kernel": "6.1.0-50-amd64", "agree": False}],
+        "runs": [
+            {**run, "allocator": "chunk_end"},
+            # The model accepts what real Xen answers differently.
+            {**run, "allocator": "chunk_end", "ok": False},
+            {**run, "allocator": "chunk_end", "ok": False, "operations": 0, "xen": False},
+        ],
+    }
+    counts = {
+        kind: [(each.spec, each.agree) for each in found]
+        for kind, found in command.evidence_of(report).items()
+    }
+    assert counts == {
+        "operations": [("xen", 6), ("xen", 5)],
+        "dom0": [("incremental:variant=linux,kernel=6.1.0-50-amd64", 0)],
+        "model": [("chunk_end", 1), ("chunk_end", 1), ("chunk_end", 0)],
+        "xen": [("chunk_end", 1), ("chunk_end", 0)],
+    }
+    assert command.evidence_of({}) == {}
+
+
 def test_missing_pieces_name_the_debian_package(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
