@@ -92,10 +92,22 @@ STORIES = (
         ),
         3,
     ),
+    Story(
+        "dom0 on ACPI NVS",
+        Quarry("incremental:variant=linux,kernel=6.1", "xen:kernel=6.1", "panic 'on ACPI NVS'"),
+        3,
+    ),
 )
+DEAR = {"dom0 on ACPI NVS"}
 
 
-@pytest.mark.parametrize("story", STORIES, ids=lambda story: story.name)
+@pytest.mark.parametrize(
+    "story",
+    [
+        pytest.param(story, id=story.name, marks=pytest.mark.slow if story.name in DEAR else ())
+        for story in STORIES
+    ],
+)
 def test_found_again(story):
     result = hunt(story.quarry, seconds=240)
     assert result.machine is not None, f"not found in {result.tries} tries"
