@@ -18,7 +18,7 @@ import pytest
 
 pytestmark = pytest.mark.slow
 
-BUILT_IN = {"native", "xen", "legacy_linear", "incremental"}
+BUILT_IN = {"native", "xen", "faulty", "legacy_linear", "incremental", "chunk_end", "linux"}
 
 
 def _call(*command: str | Path, cwd: Path | None = None) -> str:
