@@ -173,7 +173,7 @@ def _text(
         yield from (_machine(subject, style, wide, on) for subject in subjects)
     elif any(row.outcome is not Outcome.OK for row in everything):
         yield words("\n".join(_ends(subjects, on)), style)
-    yield words(verification(everything), style)
+    yield words(verification(everything, on), style)
     if many and not each:
         yield words(f"{len(subjects)} machines: --each shows the table of each.", style)
 

@@ -173,7 +173,7 @@ def _filled(text: str, paper: Paper) -> str:
     return textwrap.fill(text, paper.width, subsequent_indent="  ")
 
 
-def verification(rows: Sequence[Row]) -> str:
+def verification(rows: Sequence[Row], paper: Paper = PLAIN) -> str:
     """Return a line for each allocator, and each backend that was judged itself: by which judges
     its model has been checked, and how much of what they compared agrees.
     """
@@ -182,8 +182,9 @@ def verification(rows: Sequence[Row]) -> str:
         if row.backend_verified != NOT:
             known[PluginSpec.parse(row.backend).name] = row.backend_verified
     width = max(map(len, known), default=0)
-    lines = [f"  {name:<{width}}  {text}" for name, text in known.items()]
-    return "\n".join(["Checked against (agree/compared, by judge: `paravirt-mm verify`):", *lines])
+    lines = ["Checked against (agree/compared, by judge: `paravirt-mm verify`):"]
+    lines += [f"  {name:<{width}}  {text}" for name, text in known.items()]
+    return "\n".join(textwrap.fill(line, paper.width, subsequent_indent=" " * 4) for line in lines)
 
 
 def _footnotes(rows: Sequence[Row], paper: Paper) -> list[str]:

@@ -255,7 +255,8 @@ def test_no_descriptor_left_is_said_in_words() -> None:
     result = subprocess.run(
         ["sh", "-c", script, "sh", *COMMAND, *LONG], capture_output=True, check=False
     )
-    assert result.returncode in (ExitCode.OK, ExitCode.BAD_INPUT)
+    # A scenario's own process may be what finds none left: then its row says `error`.
+    assert result.returncode in (ExitCode.OK, ExitCode.BAD_INPUT, ExitCode.PLUGIN)
     assert quiet(result), result.stderr
 
 
