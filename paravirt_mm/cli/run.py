@@ -173,10 +173,10 @@ def _as_text(run: Run, on: Paper, explain: bool) -> Iterator[str]:
         yield ""
         yield _figures(run, on)
         yield ""
-        yield from _crashkernels(run)
+        yield from _crashkernels(run, on)
 
 
-def _crashkernels(run: Run) -> Iterator[str]:
+def _crashkernels(run: Run, on: Paper) -> Iterator[str]:
     """Yield for which sizes and places a crash kernel fits when the run has ended."""
     free = Books(run.trace).free
     for name, limit in crashkernel.LIMITS:
@@ -187,7 +187,8 @@ def _crashkernels(run: Run) -> Iterator[str]:
                 _mib(first) if first == last else f"{_mib(first)}..{_mib(last)}"
                 for first, last in crashkernel.places(free, wanted * MIB, limit)
             ]
-            yield f"  crashkernel={wanted}M@Y: {', '.join(spans) or 'nowhere'}"
+            where = f"  crashkernel={wanted}M@Y: {', '.join(spans) or 'nowhere'}"
+            yield textwrap.fill(where, on.width, subsequent_indent="    ")
 
 
 def _mib(value: int) -> str:
@@ -247,13 +248,18 @@ def _figures(run: Run, on: Paper) -> str:
         if run.figures.get(name)
     ]
     used = sum(max(len(row[column]) for row in cells) + 2 for column in range(3))
-    room = max(12, on.width - used)
+    room = on.width - used
+    if room < _ROOM:  # `paravirt-mm figures` has what is left out
+        return tabulated([cell[:3] for cell in cells], _TITLES[:3], "simple", _ALIGN[:3])
     rows: list[tuple[str, ...]] = []
     for group, name, value, meaning in cells:
         shown = "" if rows and any(row[0] == group for row in rows) else group
         first, *more = textwrap.wrap(meaning, room)
         rows += [(shown, name, value, first), *(("", "", "", line) for line in more)]
-    return tabulated(rows, ("", "figure", "value", "what it is"), "simple", _ALIGN)
+    return tabulated(rows, _TITLES, "simple", _ALIGN)
 
 
+_ROOM = 16
+"""Columns that meanings must have to be shown."""
+_TITLES = ("", "figure", "value", "what it is")
 _ALIGN = ("left", "left", "right", "left")
