@@ -125,7 +125,8 @@ class Running:
                 for asked in todo[skip:]:
                     yield make(run(*asked, thorough=thorough))
 
-        for asked, found in zip(todo, guarded(work, self.limits), strict=False):
+        # The guard first: asked once more after the last scenario, it lets observers hear the end.
+        for found, asked in zip(guarded(work, self.limits), todo, strict=False):
             yield make(_stopped(*asked, found)) if isinstance(found, Stopped) else found
 
     def show_tracebacks(self, rows: Iterable[Row]) -> None:
