@@ -30,6 +30,7 @@ from .engine.pages import (
     page_count as page_count,
 )
 from .engine.panic import KernelPanic as KernelPanic
+from .engine.realmode import with_trampoline as with_trampoline
 from .engine.split import (
     Piece as Piece,
     tables_to_map as tables_to_map,

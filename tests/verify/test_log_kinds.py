@@ -211,6 +211,40 @@ def test_a_fully_virtual_guest_is_native(tmp_path: Path, banner: str) -> None:
     assert counts(report) == (4, 0, 0)
 
 
+DOMU_32BIT = """\
+Reserving virtual address space above 0xf5800000
+Linux version 2.6.29-rc1
+ Xen: 0000000000000000 - 00000000000a0000 (usable)
+ Xen: 00000000000a0000 - 0000000000100000 (reserved)
+ Xen: 0000000000100000 - 0000000000813000 (usable)
+ Xen: 0000000000813000 - 0000000000870000 (reserved)
+ Xen: 0000000000870000 - 0000000016800000 (usable)
+last_pfn = 0x16800 max_arch_pfn = 0x1000000
+kernel direct mapping tables up to 16800000 @ 878000-930000
+NX (Execute Disable) protection: active
+360MB LOWMEM available.
+  #0 [0000000000 - 0000001000]   BIOS data page ==> [0000000000 - 0000001000]
+  #1 [0000001000 - 0000002000]    EX TRAMPOLINE ==> [0000001000 - 0000002000]
+  #3 [0000100000 - 0000812fdc]    TEXT DATA BSS ==> [0000100000 - 0000812fdc]
+  #4 [0000870000 - 0000878000]    INIT_PG_TABLE ==> [0000870000 - 0000878000]
+  #5 [0000878000 - 0000924000]          PGTABLE ==> [0000878000 - 0000924000]
+"""
+
+
+@pytest.mark.parametrize(
+    ("end", "expected"),
+    [("922", (3, 0, 0)), ("924", (2, 0, 1)), ("921", (2, 1, 0)), ("926", (2, 1, 0))],
+)
+def test_a_32_bit_fixmap_takes_tables_from_the_block(
+    tmp_path: Path, end: str, expected: tuple[int, int, int]
+) -> None:
+    """170 tables map the guest; more belong to the fixmap, but for no more than three."""
+    report = check(tmp_path, DOMU_32BIT.replace("0000924000", f"0000{end}000"))
+    assert counts(report) == expected
+    if expected[2]:
+        assert "NR_CPUS" in report.lines[-1].why
+
+
 def test_each_call_reserves_its_own_tables(tmp_path: Path) -> None:
     assert counts(check(tmp_path, TWO_BLOCKS)) == (8, 0, 0)
     merged = TWO_BLOCKS.replace("#6 [0000008000 - 000000a000]", "#6 [0000008000 - 000000b000]")

@@ -47,6 +47,11 @@ _BUILDER = "depends on what the domain builder has mapped; the log lists no kern
 _NR_CPUS = "fixmap and highmem tables: their number depends on NR_CPUS"
 
 
+_FIXMAP = "tables of the fixmap come from the block, too: their number depends on NR_CPUS"
+MAX_FIXMAP_TABLES = 3
+"""A fixmap of up to 1,024 entries lies in the spans of so many tables at the most."""
+
+
 def is_checked(fact: Fact) -> bool:
     """Tell whether a fact is one that models of the direct map predict."""
     if isinstance(fact, Reservation):
@@ -235,6 +240,9 @@ class Trial:
     def _judged(
         self, fact: Fact | None, model: Fact | None, taken: dict[Span, str]
     ) -> Iterator[LogLine]:
+        if self._is_fixmap(fact, model):
+            yield _line(_UNCHECKED, fact, model, _FIXMAP)
+            return
         if fact is None or model is None or key(fact) != key(model):
             yield _line(_DIFFERS, fact, model)
             return
@@ -258,6 +266,22 @@ class Trial:
             yield LogLine(_UNCHECKED, fact.line, position, None, f"depends on {hidden[0]}")
         else:
             yield _line(_MATCH, fact, model)
+
+    def _is_fixmap(self, fact: Fact | None, model: Fact | None) -> bool:
+        """Tell whether more of a block was used by as much as a fixmap may have taken.
+
+        32-bit kernels take the tables of their fixmap from the block, too
+        (early_ioremap_page_table_range_init).
+        """
+        if not (self._machine.mode.is_32bit and self._linear):
+            return False
+        if isinstance(fact, Reservation) and isinstance(model, Reservation):
+            same, more = fact.start == model.start, fact.end - model.end
+        elif isinstance(fact, WritableRange) and isinstance(model, WritableRange):
+            same, more = fact.end == model.end, fact.start - model.start
+        else:
+            return False
+        return same and 0 < more <= MAX_FIXMAP_TABLES << PAGE_SHIFT
 
     def _writable(self, fact: WritableRange, model: WritableRange) -> LogLine:
         """Judge how much of a block was left: in the first call the builder's tables save some."""

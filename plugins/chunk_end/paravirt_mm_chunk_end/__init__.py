@@ -45,7 +45,11 @@ from paravirt_mm import (
     deal,
     hookimpl,
     page_count,
+    with_trampoline,
 )
+
+SKETCHED_UPON = "3.7"
+"""The release whose kernel is to have the sketch: what it does besides is as there."""
 
 MOST_CHUNKS = 4096
 """More are not made unless asked for."""
@@ -84,6 +88,9 @@ class ChunkEnd:
     @hookimpl
     def pvmm_map_steps(self, boot: Boot) -> Generator[Step, StepResult, None]:
         """Yield the chunks of every region, upward."""
+        return with_trampoline(boot, SKETCHED_UPON, self._steps(boot))
+
+    def _steps(self, boot: Boot) -> Generator[Step, StepResult, None]:
         last = (0, 0)
         for region in _regions(boot):
             for chunk in self._chunks(boot, *region):

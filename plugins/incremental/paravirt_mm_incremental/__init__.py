@@ -34,8 +34,9 @@ from paravirt_mm import (
     dotted,
     hookimpl,
     parse_release,
+    with_trampoline,
 )
-from paravirt_mm_incremental.hpa import SevenSteps
+from paravirt_mm_incremental.hpa import DESIGNED_UPON, SevenSteps
 from paravirt_mm_incremental.linux import LinuxSteps
 from paravirt_mm_incremental.questions import QUESTIONS
 from paravirt_mm_incremental.releases import (
@@ -43,7 +44,6 @@ from paravirt_mm_incremental.releases import (
     change_for,
     era,
     gives_back_low_memory,
-    panics_at_once_without_trampoline,
 )
 
 if TYPE_CHECKING:
@@ -109,7 +109,6 @@ class Incremental:
             self.movable_node,
             self.kaslr,
             frees_low=gives_back_low_memory(self.kernel),
-            early_trampoline=panics_at_once_without_trampoline(self.kernel),
         )
 
     @hookimpl
@@ -125,7 +124,8 @@ class Incremental:
     @hookimpl
     def pvmm_map_steps(self, boot: Boot) -> Generator[Step, StepResult, None]:
         """Yield the variant's steps."""
-        return self._design.steps(boot)
+        kernel = DESIGNED_UPON if self.variant is Variant.HPA else self.kernel
+        return with_trampoline(boot, kernel, self._design.steps(boot))
 
     @hookimpl
     def pvmm_allocate_tables(

@@ -46,6 +46,9 @@ from paravirt_mm import (
     tables_to_map,
 )
 
+DESIGNED_UPON = "3.7"
+"""The release whose kernel is to have the design: what it does before and after is as there."""
+
 
 @attrs.frozen
 class SevenSteps:

@@ -40,7 +40,7 @@ from paravirt_mm import (
     deal,
     page_count,
 )
-from paravirt_mm_incremental.releases import TRAMPOLINE_BYTES, BottomUp, Change, NoBlock
+from paravirt_mm_incremental.releases import BottomUp, Change, NoBlock
 
 _ISA_LABEL = "ISA range"
 
@@ -49,8 +49,7 @@ _ISA_LABEL = "ISA range"
 class LinuxSteps:
     """The steps of one release. Addresses are bytes.
 
-    ``frees_low``: a failed search for a free large page gives back the first one, at 0;
-    ``early_trampoline``: without a place for the real-mode trampoline the kernel stops at once.
+    ``frees_low``: a failed search for a free large page gives back the first one, at 0.
     ``movable_node``: booted with the parameter of that name, so memblock works from the bottom up;
     ``kaslr``: the direct map is randomised, and a table for the trampoline comes from brk too.
     """
@@ -61,7 +60,6 @@ class LinuxSteps:
     movable_node: bool = False
     kaslr: bool = False
     frees_low: bool = False
-    early_trampoline: bool = False
 
     def brk(self, machine: Machine, _features: CpuFeatures) -> int:
         """Return the pages of brk for tables: the release's, whatever the machine is like."""
@@ -77,9 +75,6 @@ class LinuxSteps:
 
     def steps(self, boot: Boot) -> Generator[Step, StepResult, None]:
         """Yield the steps (init_mem_mapping)."""
-        has_trampoline = _has_room_for_trampoline(boot)
-        if self.early_trampoline and not has_trampoline:
-            raise KernelPanic("Cannot allocate trampoline")
         yield Map(0, ISA_END, label=_ISA_LABEL, promote=self.release.promote)
         end = boot.machine.map_limit
         if self.movable_node:
@@ -93,8 +88,6 @@ class LinuxSteps:
         yield ActivateRoot()
         if not found and self.frees_low:
             raise KernelPanic("memory at 0, given back by a failed search, is given to others")
-        if not has_trampoline:
-            raise KernelPanic("Real mode trampoline was not allocated")
 
     def _downward(self, boot: Boot, end: int) -> Generator[Step, StepResult, bool]:
         """Map from the highest free large page downward, then what lies above it
@@ -210,12 +203,6 @@ class LinuxSteps:
         if wanted and low < above:
             return upward + boot.memblock.pages_top_down(low, min(above, high), wanted)
         return upward
-
-
-def _has_room_for_trampoline(boot: Boot) -> bool:
-    """Tell whether there is RAM below 1 MiB for the real-mode trampoline, the first page aside."""
-    low = boot.memblock.memory(PAGE_SIZE, ISA_END)
-    return any(end - start >= TRAMPOLINE_BYTES for start, end in low)
 
 
 def _mapped_at_boot(boot: Boot) -> int:

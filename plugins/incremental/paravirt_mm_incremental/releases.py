@@ -178,23 +178,12 @@ _SEARCH_RESERVES: Version = (5, 15)
 """First release that finds the free large page by taking it and giving it back: where there is
 none it gives back what lies at 0 (memblock_phys_free of a failed memblock_phys_alloc_range).
 """
-_TRAMPOLINE_LATER: Version = (4, 9)
-"""First release that goes on without a page for the real-mode trampoline, until it needs one
-(reserve_real_mode, init_real_mode).
-"""
-TRAMPOLINE_BYTES = 24 << 10
-"""What the real-mode code takes below 1 MiB: boot logs say 24 KiB since 3.5."""
 
 
 def gives_back_low_memory(kernel: str) -> bool:
     """Tell whether a failed search for a free large page gives back the first large page."""
     missing_check = change_for(kernel).no_block is NoBlock.BOTTOM
     return missing_check and parse_release(kernel) >= _SEARCH_RESERVES
-
-
-def panics_at_once_without_trampoline(kernel: str) -> bool:
-    """Tell whether a release stops before mapping where the trampoline has no place."""
-    return parse_release(kernel) < _TRAMPOLINE_LATER
 
 
 def change_for(kernel: str) -> Change:

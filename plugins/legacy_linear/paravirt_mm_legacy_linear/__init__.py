@@ -42,6 +42,7 @@ from paravirt_mm import (
     hookimpl,
     page_count,
     parse_release,
+    with_trampoline,
 )
 from paravirt_mm_legacy_linear.questions import QUESTIONS
 from paravirt_mm_legacy_linear.releases import (
@@ -124,6 +125,10 @@ class LegacyLinear:
             skip_empty_level=0 if boot.mode.is_32bit else 3,
         )
 
+    def _steps(self, boot: Boot) -> Generator[Step, StepResult, None]:
+        for start, end in self._calls(boot):
+            yield self._step(boot, start, end)
+
     @hookimpl
     def pvmm_kernel_image(self, machine: Machine) -> KernelImage:
         """Link the kernel without any brk for the tables of the direct map."""
@@ -143,8 +148,7 @@ class LegacyLinear:
     @hookimpl
     def pvmm_map_steps(self, boot: Boot) -> Generator[Step, StepResult, None]:
         """Map each call's range, upward."""
-        for start, end in self._calls(boot):
-            yield self._step(boot, start, end)
+        return with_trampoline(boot, self.kernel, self._steps(boot))
 
     @hookimpl
     def pvmm_reserve_tables(

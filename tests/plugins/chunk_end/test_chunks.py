@@ -32,6 +32,8 @@ from paravirt_mm.testing import AllocatorConformance, Expected, generate
 from paravirt_mm_chunk_end import ChunkEnd
 
 MIB, GIB, PAGE = 1 << 20, 1 << 30, 4096
+LOW = (0x1000, 0x9F000)
+"""Conventional memory: without it there is no place for real-mode code."""
 
 
 class TestChunkEnd(AllocatorConformance):
@@ -98,9 +100,9 @@ def naive(subject: Machine) -> list[int]:
     "ram",
     [
         [(0x1000, 64 * MIB)],
-        [(0x1000, 0x9F000), (MIB, 37 * MIB + 5 * PAGE)],
+        [LOW, (MIB, 37 * MIB + 5 * PAGE)],
         # A chunk whose end is the kernel's, a hole, and a second GiB: an L2 more.
-        [(MIB, 6 * MIB), (9 * MIB, 20 * MIB), (GIB - 4 * MIB, GIB + 6 * MIB)],
+        [LOW, (MIB, 6 * MIB), (9 * MIB, 20 * MIB), (GIB - 4 * MIB, GIB + 6 * MIB)],
     ],
 )
 def test_every_table_lies_where_the_rule_says(ram: list[tuple[int, int]]) -> None:
@@ -137,7 +139,7 @@ def test_every_mode(mode: str) -> None:
 
 
 def test_larger_chunks_hold_their_tables_together() -> None:
-    run = Scenario.of(machine((MIB, 96 * MIB)), "chunk_end:chunk_mib=16", "native").run()
+    run = Scenario.of(machine(LOW, (MIB, 96 * MIB)), "chunk_end:chunk_mib=16", "native").run()
     assert run.verdict.outcome is Outcome.OK
     # Chunk 16..32M: eight tables at the end of the first.
     assert pages(run)[-40:][:8] == sorted(pages(run)[-40:][:8], reverse=True)
@@ -145,7 +147,7 @@ def test_larger_chunks_hold_their_tables_together() -> None:
 
 
 def test_it_panics_where_nothing_is_free() -> None:
-    subject = machine((MIB, 64 * MIB), reserved=((0, 64 * MIB),))
+    subject = machine(LOW, (MIB, 64 * MIB), reserved=((0, 64 * MIB),))
     run = Scenario.of(subject, "chunk_end", "native").run()
     assert str(run.verdict) == "panic: no mapped memory is left for page tables"
     assert run.figures["overrun"] > 0

@@ -12,7 +12,7 @@ from paravirt_mm import E820Type, KernelImage, Machine, MemoryMap, Outcome, Scen
 from paravirt_mm.engine.pages import Source
 from paravirt_mm.engine.trace import PagesTaken, TablesAllocated
 from paravirt_mm.machine.model import CpuFeatures
-from paravirt_mm.machine.paging import I386
+from paravirt_mm.machine.paging import I386, I386_PAE, X86_64
 
 MIB = 1 << 20
 GIB = 1 << 30
@@ -74,24 +74,62 @@ def test_stable_series_begin_at_the_top_without_a_free_large_page(kernel: str, b
     assert (verdict(NO_FREE_PAGE, kernel) == "ok") is boots
 
 
+AT_ONCE, LATER = "Cannot allocate trampoline", "Real mode trampoline was not allocated"
+LOW_MODES = {"i386-pae": I386_PAE, "x86_64": X86_64}
+
+
+def with_low_ram(mode: str, pages: int) -> Machine:
+    """Return `NO_LOW_RAM` with so many pages of RAM below 1 MiB, the first of all aside."""
+    low = MemoryMap.sanitise(
+        [(0x1000, 0x1000 + (pages << 12), E820Type.RAM), (0x2B000000, 0x33000000, E820Type.RAM)]
+    )
+    return attrs.evolve(NO_LOW_RAM, memory_map=low, mode=LOW_MODES[mode], boot_mapped=GIB)
+
+
 @pytest.mark.parametrize(
-    ("kernel", "expected"),
+    ("allocator", "mode", "pages", "expected"),
     [
-        ("4.8", "Cannot allocate trampoline"),
-        ("4.9", "Real mode trampoline was not allocated"),
-        ("6.12.31", "Real mode trampoline was not allocated"),
+        ("incremental:kernel=3.9", "x86_64", 6, AT_ONCE),
+        ("incremental:kernel=4.8", "x86_64", 6, AT_ONCE),
+        ("incremental:kernel=4.8", "i386-pae", 4, AT_ONCE),
+        ("incremental:kernel=4.9", "x86_64", 6, LATER),
+        ("incremental:kernel=6.12.31", "x86_64", 6, LATER),
+        ("incremental:variant=hpa", "x86_64", 6, AT_ONCE),
+        ("incremental:variant=hpa,kernel=6.1", "x86_64", 6, AT_ONCE),
+        ("chunk_end", "x86_64", 6, AT_ONCE),
+        ("legacy_linear:kernel=3.6", "x86_64", 6, AT_ONCE),
+        ("legacy_linear:kernel=3.4", "x86_64", 5, AT_ONCE),
+        ("legacy_linear:kernel=3.4", "i386-pae", 4, AT_ONCE),
+        ("legacy_linear:kernel=2.6.38", "x86_64", 2, AT_ONCE),
+        ("legacy_linear:kernel=2.6.33", "x86_64", 2, AT_ONCE),
     ],
 )
-def test_a_kernel_without_low_ram_has_no_trampoline(kernel: str, expected: str) -> None:
-    assert expected in verdict(NO_LOW_RAM, kernel)
-    low = MemoryMap.sanitise(
-        [(0x1000, 0x7000, E820Type.RAM), (0x2B000000, 0x33000000, E820Type.RAM)]
+def test_a_kernel_without_low_ram_has_no_trampoline(
+    allocator: str, mode: str, pages: int, expected: str
+) -> None:
+    def end(subject: Machine) -> str:
+        return str(Scenario.of(subject, allocator, "native").run().verdict)
+
+    assert end(attrs.evolve(NO_LOW_RAM, mode=LOW_MODES[mode], boot_mapped=GIB)) == (
+        f"panic: {expected}"
     )
-    assert verdict(attrs.evolve(NO_LOW_RAM, memory_map=low), kernel) == "ok"
-    less = MemoryMap.sanitise(
-        [(0x1000, 0x6000, E820Type.RAM), (0x2B000000, 0x33000000, E820Type.RAM)]
+    assert end(with_low_ram(mode, pages - 1)) == f"panic: {expected}"
+    assert end(with_low_ram(mode, pages)) == "ok"
+
+
+def test_the_place_of_the_trampoline_was_fixed_before() -> None:
+    run = Scenario.of(with_low_ram("x86_64", 0), "legacy_linear:kernel=2.6.32", "native").run()
+    assert str(run.verdict) == "ok"
+
+
+@pytest.mark.parametrize(("kernel", "boots"), [("4.8", False), ("6.1", False), ("6.2", True)])
+def test_guests_of_xen_need_no_trampoline_since_6_2(kernel: str, boots: bool) -> None:
+    """PV guests start their processors by hypercall."""
+    subject = attrs.evolve(
+        machine((MIB, 128 * MIB), kernel=(16 * MIB, 24 * MIB, 0x1810000)), reserved=()
     )
-    assert expected in verdict(attrs.evolve(NO_LOW_RAM, memory_map=less), kernel)
+    spec = f"incremental:kernel={kernel}"
+    assert (str(Scenario.of(subject, spec, f"xen:kernel={kernel}").run().verdict) == "ok") is boots
 
 
 @pytest.mark.parametrize(
