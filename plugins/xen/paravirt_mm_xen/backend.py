@@ -11,8 +11,9 @@ Source: Xen's public interface (xen/include/public/xen.h), arch/x86/xen/mmu.c an
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from enum import StrEnum
+from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, ClassVar
 
@@ -59,6 +60,7 @@ from paravirt_mm_xen.domain.collisions import (
     boots,
     find_collisions,
     handling,
+    releases,
     releases_that_boot,
     summary,
 )
@@ -112,7 +114,8 @@ class Xen:
     kernel
         The Linux release that boots, for example ``6.1``. It decides whether initrd (3.18) and p2m
         list (4.3) are part of the initial mapping, and what happens where dom0 stands on memory
-        that is no RAM on the host. Without it: both are mapped, as for every older kernel.
+        that is no RAM on the host. Without it: both are mapped, as for every older
+        kernel; on a host where none of these boots, as for the first that does.
     p2m
         Where the domain builder maps the list of machine frames: ``inline`` after the initrd,
         ``high`` at an address of its own, ``auto`` by the kernel or the size of the domain.
@@ -160,7 +163,7 @@ class Xen:
         if p2m is P2mPlace.AUTO and (release is not None or not high):
             p2m = P2mPlace.HIGH if high and (release or ()) >= HIGH_P2M_SINCE else P2mPlace.INLINE
         initrd = machine.initrd
-        return Given(
+        given = Given(
             mode=machine.mode,
             kernel=loaded_kernel(machine).loaded,
             pages=(machine.memory_map.ram_pages().total - self._slack) // PAGE_SIZE,
@@ -171,6 +174,8 @@ class Xen:
             builders=builders,
             gbpages=machine.features.gbpages,
         )
+        clips = builders.clips_dom0 and not by_guest and given.p2m_inline
+        return given.clipped if clips else given
 
     @property
     def _slack(self) -> int:
@@ -192,8 +197,9 @@ class Xen:
         mode = machine.mode
         if mode.name not in ("x86_64", "i386-pae"):
             return Refusal(f"domain builder: there are no PV guests with {mode.title}", EINVAL)
+        given = self._given(machine, self._release)
         try:
-            layout = arrange(self._given(machine, self._release))
+            layout = arrange(given)
         except TooLarge as error:
             return Refusal(f"domain builder: {error}", ENOMEM)
         found = self._on_no_ram(machine, layout.places)
@@ -202,13 +208,17 @@ class Xen:
             if fatal:
                 raise KernelPanic(f"memory conflicts with E820 map: {', '.join(map(str, fatal))}")
         elif found:
-            told = self._releases_that_boot(machine)
-            if told == NO_RELEASE or not any(boots(found, one.since) for one in HANDLINGS):
+            first = next(filter(partial(self._copes, machine), releases()), None)
+            if first is None:
                 worst = max(found, key=lambda one: one.outcome(HANDLINGS[-1].since))
-                return Refusal(f"domain builder: {worst}: {told}", EINVAL)
-        return self._boot_state(machine, layout)
+                return Refusal(f"domain builder: {worst}: {NO_RELEASE}", EINVAL)
+            if not any(boots(found, one.since) for one in HANDLINGS):
+                given = self._given(machine, first)
+                layout = arrange(given)
+        return self._boot_state(machine, layout, given.pages)
 
-    def _boot_state(self, machine: Machine, layout: Arrangement) -> BootState:
+    def _boot_state(self, machine: Machine, layout: Arrangement, pages: int) -> BootState:
+        """Return the state of a domain of so many pages: RAM beyond is kept for its balloon."""
         mode = machine.mode
         identity = self._identity_tables(machine, layout.end)
         end = layout.end + identity * mode.table_span(1)
@@ -228,9 +238,7 @@ class Xen:
         # The boot stack is free: the kernel has one of its own from its first instructions on.
         taken = RangeSet([static])
         taken.update(span for part, span in layout.places if part is not Part.BOOT_STACK)
-        if self._slack:
-            top = machine.memory_map.ram_pages().end
-            taken.add(top - self._slack, top)
+        taken.update(_behind(machine.memory_map, pages))
         return BootState(
             mapped=tuple(mapped),
             max_pfn_mapped=limit >> PAGE_SHIFT,
@@ -392,14 +400,15 @@ class Xen:
     def _releases_that_boot(self, machine: Machine) -> str:
         """Return in words which releases of Linux boot where they would lie; empty: all."""
 
-        def copes(release: Version) -> bool:
-            try:
-                layout = arrange(self._given(machine, release))
-            except TooLarge:
-                return False
-            return boots(self._on_no_ram(machine, layout.places), release)
+        return releases_that_boot(partial(self._copes, machine))
 
-        return releases_that_boot(copes)
+    def _copes(self, machine: Machine, release: Version) -> bool:
+        """Tell whether a release of Linux boots where it would lie."""
+        try:
+            layout = arrange(self._given(machine, release))
+        except TooLarge:
+            return False
+        return boots(self._on_no_ram(machine, layout.places), release)
 
     @hookimpl
     def pvmm_check(self, run: Run) -> list[Finding]:
@@ -467,6 +476,15 @@ def _builders(release: str | None) -> Builders:
     if builders is None:
         raise SpecError(f"Xen {release} is older than {dotted(BUILDERS[0].since)}")
     return builders
+
+
+def _behind(memory: MemoryMap, pages: int) -> Iterator[Span]:
+    """Yield the RAM that is left when the lowest ``pages`` pages of it are a domain's."""
+    room = pages * PAGE_SIZE
+    for low, high in memory.ram_pages():
+        if high - low > room:
+            yield low + room, high
+        room = max(0, room - (high - low))
 
 
 def _mapped(boot: Boot, pages: Iterable[PageRun]) -> int:

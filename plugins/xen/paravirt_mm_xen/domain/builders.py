@@ -38,6 +38,9 @@ class Builders:
     guest_l2_to_the_end
         A 32-bit guest that is mapped below the last GiB has L2 tables from there to the end;
         before, its own and the last.
+    clips_dom0
+        dom0 gets no more memory than a p2m list in half of the kernel's own addresses can name,
+        where its kernel has no other place for that list.
     guest_slack
         Bytes that a guest's memory map is longer than its memory.
     """
@@ -52,6 +55,7 @@ class Builders:
     guest_unmapped_initrd: bool = False
     guest_high_p2m: bool = False
     guest_l2_to_the_end: bool = False
+    clips_dom0: bool = False
     guest_slack: int = 0
 
     def start_info_bytes(self, hypervisor_bits: int, *, console: bool) -> int:
@@ -64,7 +68,7 @@ def _releases() -> tuple[Builders, ...]:
     changes: tuple[tuple[Version, dict[str, Any]], ...] = (
         ((3, 2), {"console_info": 0x24}),
         ((3, 4), {"start_info": (0x490, 0x458), "dom0_high_p2m": True}),
-        ((4, 0), {"guest_slack": 8 * MIB}),
+        ((4, 0), {"guest_slack": 8 * MIB, "clips_dom0": True}),
         ((4, 1), {"initrd_in_chunk": False, "dom0_unmapped_initrd": True}),
         ((4, 2), {"guest_slack": 0}),
         ((4, 2, 1), {"l4_of_32bit": False}),

@@ -216,17 +216,22 @@ def boots(found: Iterable[Collision], release: Version) -> bool:
 NO_RELEASE = "no release of Linux boots"
 
 
+def releases() -> list[Version]:
+    """Return the releases with which something changes about collisions, oldest first."""
+    known = {one.since for one in HANDLINGS if not one.stable}
+    return sorted({*known, UNMAPPED_INITRD_SINCE, HIGH_P2M_SINCE})
+
+
 def releases_that_boot(copes: Callable[[Version], bool]) -> str:
     """Return in words for which releases of Linux ``copes`` says so; empty: for all."""
-    known = {one.since for one in HANDLINGS if not one.stable}
-    releases = sorted({*known, UNMAPPED_INITRD_SINCE, HIGH_P2M_SINCE})
-    good = [copes(release) for release in releases]
+    known = releases()
+    good = [copes(release) for release in known]
     if all(good):
         return ""
     spans = []
-    for number, release in enumerate(releases):
+    for number, release in enumerate(known):
         if good[number] and (number == 0 or not good[number - 1]):
-            bad = [later for later, fits in zip(releases, good, strict=True) if not fits]
+            bad = [later for later, fits in zip(known, good, strict=True) if not fits]
             until = next((f"before {dotted(end)}" for end in bad if end > release), "")
             spans.append(f"{dotted(release) if number else ''} {until}".strip())
     return f"needs Linux {' or '.join(spans)}" if spans else NO_RELEASE

@@ -38,10 +38,6 @@ HIGH_P2M_ADDRESS = 1 << 39
 """Where Linux asks for the p2m list (ELF note INIT_P2M, since 4.3): the second slot of the L4."""
 LAST_GIB_OF_32BIT = 3 * GIB
 """Where a 32-bit guest's last L2 table begins to map."""
-INLINE_P2M_LIMIT = 512 * GIB
-"""A p2m list inside the initial mapping serves guests up to this size; larger ones need it
-elsewhere.
-"""
 
 
 class P2mPlace(StrEnum):
@@ -163,7 +159,21 @@ class Given:
         """Whether the p2m list lies inside the initial mapping."""
         if self.mode.is_32bit or self.p2m is P2mPlace.INLINE:
             return True
-        return self.p2m is P2mPlace.AUTO and self.pages * PAGE_SIZE <= INLINE_P2M_LIMIT
+        return self.p2m is P2mPlace.AUTO and self.clipped.pages == self.pages
+
+    @property
+    def clipped(self) -> Given:
+        """The same with no more pages than leave room for Linux's own tables if the p2m list lies
+        inside the initial mapping: they take as much again (dom0_compute_nr_pages).
+        """
+        addresses = (1 << (32 if self.mode.is_32bit else 64)) - self.virtual_base
+        end = align_up(self.kernel[1], PAGE_SIZE)
+        if self.initrd_mapped:
+            end += align_up(self.initrd_bytes, PAGE_SIZE)
+        if 2 * (end + self.p2m_bytes) < addresses:
+            return self
+        entry = self.p2m_bytes // self.pages
+        return attrs.evolve(self, pages=(addresses - end) // (2 * entry))
 
 
 class TooLarge(InputError):
