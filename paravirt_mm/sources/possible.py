@@ -9,7 +9,7 @@ from __future__ import annotations
 from paravirt_mm.errors import InputError
 from paravirt_mm.machine.e820 import MemoryMap
 from paravirt_mm.machine.model import Machine, Span
-from paravirt_mm.machine.paging import GIB, PAGE_SHIFT
+from paravirt_mm.machine.paging import GIB, PAGE_SHIFT, PAGE_SIZE
 
 MAX_PHYSICAL_BITS = 46
 """Without 5-level tables Linux addresses no more (MAXMEM), and 32-bit CPUs much less."""
@@ -30,6 +30,11 @@ def checked(machine: Machine, where: str) -> Machine:
     ):
         if pfn is not None and pfn > limit >> PAGE_SHIFT:
             raise InputError(f"{what}: page {pfn:#x} lies above all memory", where)
+    if machine.boot_mapped % PAGE_SIZE:
+        # Linux prints a count of pages, as an address.
+        raise InputError(
+            f"startup code maps whole pages, not up to {machine.boot_mapped:#x}", where
+        )
     check_kernel(machine.kernel.span, machine.memory_map, where)
     if machine.initrd is not None:
         check_place("the initrd", machine.initrd, machine.memory_map, where)

@@ -9,6 +9,8 @@ written to a folder; those that were mended move to tests/fuzz/found, where they
 from __future__ import annotations
 
 import argparse
+import mmap
+import os
 import random
 import sys
 import tempfile
@@ -24,10 +26,14 @@ sys.path[:0] = [str(Path(__file__).parent)]
 from mutate import damaged  # noqa: E402
 from targets import ON_PURPOSE, TARGETS, Target  # noqa: E402
 
-from paravirt_mm.guard import MIB, Limits, Stopped, guarded  # noqa: E402
+from paravirt_mm.guard import MIB, Limits, Stopped, guarded, limit_time  # noqa: E402
 
 SECONDS = 10.0
 LIMITS = Limits(cpu=SECONDS, wall=120.0, memory=1024 * MIB)
+HEARTBEAT = 0.3
+"""Seconds between two words of the child; a case that takes longer is told by itself."""
+ROUND = 120.0
+"""Seconds in which every target has its turn once."""
 
 
 @attrs.frozen
@@ -62,26 +68,64 @@ def outcome(target: Target, rng: random.Random, data: bytes, folder: Path) -> st
     return ""
 
 
-def fuzz(name: str, seed: int, first: int, count: int, seconds: float) -> Iterator[Finding | None]:
-    """Yield a finding or None for each of ``count`` cases, until the time is over."""
+def fuzz(name: str, seed: int, first: int, count: int, seconds: float) -> Iterator[Finding | int]:
+    """Yield findings, and between them how many of ``count`` cases were harmless, until the time is
+    over.
+
+    One child takes case after case. Before each it notes the number where its parent reads it when
+    the child had to be ended, and its time begins anew.
+    """
     target = TARGETS[name]
     end = time.monotonic() + seconds
     target.seeds()
+    at = mmap.mmap(-1, 8)
+
+    def work(skip: int) -> Iterator[tuple[int, str]]:
+        told = time.monotonic()
+        for number in range(_number(at) + 1 if skip else first, first + count):
+            at[:] = number.to_bytes(8, "little")
+            limit_time(LIMITS)
+            rng, data = case(target, name, seed, number)
+            what = outcome(target, rng, data, Path(folder))
+            now = time.monotonic()
+            if what or now - told > HEARTBEAT or number == first + count - 1:
+                yield number, what
+                told = now
+            if now > end:
+                return
+
     with tempfile.TemporaryDirectory(prefix="paravirt-mm-fuzz-") as folder:
-
-        def work(skip: int) -> Iterator[str]:
-            for number in range(first + skip, first + count):
-                rng, data = case(target, name, seed, number)
-                yield outcome(target, rng, data, Path(folder))
-
-        for number, item in enumerate(guarded(work, LIMITS), first):
-            if item:
-                what = str(item) if isinstance(item, Stopped) else item
+        done = first
+        for item in guarded(work, LIMITS):
+            number, what = (_number(at), str(item)) if isinstance(item, Stopped) else item
+            yield number - done + (not what)
+            done = number + 1
+            if what:
                 yield Finding(name, seed, number, what, case(target, name, seed, number)[1])
-            else:
-                yield None
             if time.monotonic() > end:
                 return
+
+
+def _number(at: mmap.mmap) -> int:
+    return int.from_bytes(at[:], "little")
+
+
+@attrs.define
+class Tally:
+    """What one target has cost so far, and what it has found."""
+
+    inputs: int = 0
+    findings: int = 0
+    cpu: float = 0.0
+
+    def __str__(self) -> str:
+        rate = self.inputs / max(self.cpu, 1e-9)
+        return f"{self.inputs:8} inputs {self.cpu:8.1f} s of processor {rate:7.0f}/s"
+
+
+def cpu_seconds() -> float:
+    """Return what this process and its children have used."""
+    return sum(os.times()[:4])
 
 
 def main() -> int:
@@ -94,30 +138,42 @@ def main() -> int:
     given = parser.parse_args()
     names = given.target or list(TARGETS)
     end = time.monotonic() + given.seconds
-    total, found = 0, 0
-    done = dict.fromkeys(names, 0)
-    while time.monotonic() < end:
-        for name in names:
-            begin = time.monotonic()
-            share = min(given.seconds / len(names), 30.0, end - begin)
-            if share <= 0:
+    tallies = {name: Tally() for name in names}
+    weights = sum(TARGETS[name].weight for name in names)
+    turn = min(given.seconds, ROUND) / weights
+    while (now := time.monotonic()) < end:
+        for name, tally in tallies.items():
+            begin, share = cpu_seconds(), min(turn * TARGETS[name].weight, end - now)
+            for what in fuzz(name, given.seed, tally.inputs, 1 << 62, share):
+                if isinstance(what, int):
+                    tally.inputs += what
+                else:
+                    tally.inputs += 1
+                    tally.findings += 1
+                    path = _kept(what, given.out)
+                    print(f"FOUND {path}\n{what.what}", flush=True)
+            tally.cpu += cpu_seconds() - begin
+            if (now := time.monotonic()) > end:
                 break
-            before = done[name]
-            for finding in fuzz(name, given.seed, before, 1_000_000, share):
-                done[name] += 1
-                if finding is None:
-                    continue
-                found += 1
-                given.out.mkdir(parents=True, exist_ok=True)
-                path = given.out / f"{name.replace(' ', '-')}--{given.seed}-{finding.number}"
-                path.write_bytes(finding.data)
-                print(f"FOUND {path}\n{finding.what}", flush=True)
-            count = done[name] - before
-            total += count
-            rate = count / max(time.monotonic() - begin, 1e-9)
-            print(f"{name:16} {count:7} inputs, {rate:6.0f}/s", flush=True)
-    print(f"{total} inputs, {found} findings, seed {given.seed}")
-    return 1 if found else 0
+        print(_summary(tallies, given.seed), flush=True)
+    return 1 if any(tally.findings for tally in tallies.values()) else 0
+
+
+def _kept(finding: Finding, folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{finding.target.replace(' ', '-')}--{finding.seed}-{finding.number}"
+    path.write_bytes(finding.data)
+    return path
+
+
+def _summary(tallies: dict[str, Tally], seed: int) -> str:
+    lines = [f"{name:16} {tally}" for name, tally in tallies.items()]
+    inputs, found, cpu = (
+        sum(getattr(tally, field) for tally in tallies.values())
+        for field in ("inputs", "findings", "cpu")
+    )
+    lines.append(f"{'':16} {Tally(inputs, found, cpu)}")
+    return "\n".join([*lines, f"{inputs} inputs, {found} findings, seed {seed}", ""])
 
 
 if __name__ == "__main__":

@@ -19,6 +19,11 @@ _WORDS = (
 )  # fmt: skip
 _NUMBER = re.compile(rb"0x[0-9a-fA-F]+|[0-9a-fA-F]{8,16}|\d+")
 MAX_BYTES = 1 << 20
+_SMALL = 1 << 14
+_OFTEN = 50
+"""Of so many inputs one may grow to `MAX_BYTES`, the others to `_SMALL`: what goes wrong goes wrong
+with little nearly always, and 64 times as many little ones are tried in the same time.
+"""
 
 
 def _flip(rng: random.Random, data: bytes, _: bytes) -> bytes:
@@ -41,10 +46,9 @@ def _repeat(rng: random.Random, data: bytes, _: bytes) -> bytes:
 
 
 def _number(rng: random.Random, data: bytes, _: bytes) -> bytes:
-    found = list(_NUMBER.finditer(data))
-    if not found:
+    where = _NUMBER.search(data, rng.randrange(len(data))) or _NUMBER.search(data)
+    if where is None:
         return _flip(rng, data, b"")
-    where = rng.choice(found)
     if rng.random() < 0.5:
         new = rng.choice(_NUMBERS)
     else:
@@ -93,8 +97,9 @@ _WAYS: tuple[Callable[[random.Random, bytes, bytes], bytes], ...] = (
 def damaged(rng: random.Random, seeds: Sequence[bytes]) -> bytes:
     """Return one of the seeds, damaged once or a few times; at most `MAX_BYTES` long."""
     data = rng.choice(seeds)
+    limit = max(_SMALL, len(data) + 64) if rng.randrange(_OFTEN) else MAX_BYTES
     for _ in range(rng.choice((1, 1, 1, 2, 3, 8))):
         if not data:
             break
-        data = rng.choice(_WAYS)(rng, data, rng.choice(seeds))[:MAX_BYTES]
+        data = rng.choice(_WAYS)(rng, data, rng.choice(seeds))[:limit]
     return data

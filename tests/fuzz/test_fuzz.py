@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import subprocess
 import sys
@@ -13,10 +14,11 @@ from hypothesis import given, strategies as st
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE)]
 
+import fuzz as fuzzer  # noqa: E402
 from fuzz import LIMITS, case, fuzz, outcome  # noqa: E402
-from targets import ON_PURPOSE, TARGETS  # noqa: E402
+from targets import ON_PURPOSE, TARGETS, Target  # noqa: E402
 
-from paravirt_mm.guard import call  # noqa: E402
+from paravirt_mm.guard import Limits, call  # noqa: E402
 from paravirt_mm.sources import read_boot_log  # noqa: E402
 
 READERS = [name for name in TARGETS if " ".join(name.split()[:1]) not in (
@@ -25,8 +27,44 @@ READERS = [name for name in TARGETS if " ".join(name.split()[:1]) not in (
 
 
 def _search(name: str, count: int) -> None:
-    found = [finding for finding in fuzz(name, 1, 0, count, 300) if finding is not None]
+    told = list(fuzz(name, 1, 0, count, 300))
+    found = [item for item in told if not isinstance(item, int)]
     assert not found, f"{found[0]}\n{found[0].what}"
+    assert sum(item for item in told if isinstance(item, int)) == count
+
+
+def test_what_goes_wrong_is_found_and_the_others_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A traceback, a process that dies and one that takes too long: each with its own number."""
+
+    def act(path: Path, _: random.Random) -> None:
+        match path.read_bytes()[0] % 16:
+            case 0:
+                raise ZeroDivisionError
+            case 1:
+                os._exit(3)
+            case 2:
+                while True:
+                    pass
+
+    def seeds() -> list[bytes]:
+        return [bytes([value]) * 9 for value in range(16)]
+
+    monkeypatch.setitem(TARGETS, "bad", Target("bad", seeds, act))
+    monkeypatch.setattr(fuzzer, "LIMITS", Limits(cpu=0.05, wall=60.0))
+    count = 60
+    found = {
+        item.number: item for item in fuzz("bad", 1, 0, count, 60) if not isinstance(item, int)
+    }
+    heads = [case(TARGETS["bad"], "bad", 1, number)[1][:1] for number in range(count)]
+    words = {0: "ZeroDivisionError", 1: "exit code 3", 2: "longer than 0.05 s"}
+    for number, head in enumerate(heads):
+        if not head:
+            assert "IndexError" in found.pop(number).what
+        elif head[0] % 16 in words:
+            finding = found.pop(number)
+            assert words[head[0] % 16] in finding.what
+            assert finding.data[:1] == head
+    assert not found
 
 
 @pytest.mark.parametrize("name", READERS)
