@@ -6,6 +6,9 @@ BIN := $(VENV)/bin
 RESULT ?= build/bench.json
 BASE ?= benchmarks/base.json
 
+# The suite starts hundreds of processes: without cached bytecode each compiles everything again.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := compare
 .PHONY: help compare test quick lint report bench bench-compare fuzz mutants docs clean
 

@@ -193,7 +193,12 @@ def dies(mutant: Mutant, tree: Path, tests: list[str], limit: float) -> bool:
 
 def _environment(tree: Path) -> dict[str, str]:
     folders = [tree, *sorted((tree / "plugins").iterdir())]
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, folders))}
+    # Two mutants of one second and one size look the same to cached bytecode.
+    return {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(map(str, folders)),
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }
 
 
 def main() -> int:

@@ -15,8 +15,7 @@ import attrs
 import click
 
 from paravirt_mm.cli.output import complain
-from paravirt_mm.cli.sweep import size_in_bytes
-from paravirt_mm.cli.types import Seconds
+from paravirt_mm.cli.types import Seconds, size_in_bytes
 from paravirt_mm.comparison import Row
 from paravirt_mm.engine.trace import Trace
 from paravirt_mm.guard import RUNNING, Limits, Stopped, guarded

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -15,7 +14,7 @@ import click
 
 from paravirt_mm.cli import reading
 from paravirt_mm.cli.output import show_status, terminal
-from paravirt_mm.cli.types import Seconds
+from paravirt_mm.cli.types import Seconds, size_in_bytes
 from paravirt_mm.errors import ExitCode, PluginError
 from paravirt_mm.offers import default_specs
 from paravirt_mm.options import PluginSpec
@@ -29,15 +28,6 @@ from paravirt_mm.sweep.store import Store
 
 AHEAD = 2
 """Chunks in the queue for each worker, so that none waits for the next one."""
-_SIZE = re.compile(r"(\d{1,9})([KMGT]?)", re.IGNORECASE)
-
-
-def size_in_bytes(_context: click.Context, _option: click.Parameter, text: str) -> int:
-    """Return a size of the command line in bytes."""
-    match = _SIZE.fullmatch(text)
-    if match is None or not int(match[1]):
-        raise click.BadParameter(f"{text!r}; the form is 2G, 512M or a number of bytes")
-    return int(match[1]) << (10 * " KMGT".index(match[2].upper() or " "))
 
 
 @click.command()

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
 import click
+
+_SIZE = re.compile(r"(\d{1,9})([KMGT]?)", re.IGNORECASE)
 
 
 class Seconds(click.FloatRange):
@@ -47,3 +50,11 @@ class Address(click.ParamType[int | str]):
         if not 0 <= number < 1 << 52:
             self.fail(f"{text[:40]!r} is no address (400M, 0x19000000)", param, ctx)
         return number
+
+
+def size_in_bytes(_context: click.Context, _option: click.Parameter, text: str) -> int:
+    """Return a size of the command line in bytes."""
+    match = _SIZE.fullmatch(text)
+    if match is None or not int(match[1]):
+        raise click.BadParameter(f"{text!r}; the form is 2G, 512M or a number of bytes")
+    return int(match[1]) << (10 * " KMGT".index(match[2].upper() or " "))
