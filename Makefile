@@ -24,7 +24,7 @@ compare: $(VENV)/.installed ## compare allocators on the machines of the package
 	$(BIN)/paravirt-mm compare
 
 test: $(VENV)/.installed ## the whole suite
-	$(BIN)/pytest -n auto --dist loadfile
+	$(BIN)/pytest -n auto --dist worksteal
 
 quick: $(VENV)/.installed ## the part of the suite that takes seconds
 	$(BIN)/pytest -m "not slow"

@@ -21,4 +21,4 @@ def quick(session: nox.Session) -> None:
 def whole(session: nox.Session) -> None:
     """Run everything."""
     session.install("--editable", ".[test]")
-    session.run("pytest", "-n", "auto", "--dist", "loadfile", *session.posargs)
+    session.run("pytest", "-n", "auto", "--dist", "worksteal", *session.posargs)

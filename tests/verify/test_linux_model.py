@@ -356,17 +356,6 @@ def check_live(named: NamedMap, kernel: Kernel) -> None:
     assert [str(difference) for difference in found.differences] == []
 
 
-@pytest.mark.parametrize("name", ["holes", "gbpages", "movable-node"])
-def test_live_kernel_does_what_the_model_does(kernel: Kernel, name: str) -> None:
-    check_live(MAPS[name], kernel)
-
-
-@pytest.mark.slow
-def test_live_kernel_on_all_maps(kernel: Kernel) -> None:
-    for named in builtin_maps(kernel):
-        check_live(named, kernel)
-
-
 @pytest.mark.slow
 def test_live_kernel_on_random_maps(kernel: Kernel) -> None:
     for named in random_maps(20, 11, kernel):
