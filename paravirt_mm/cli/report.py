@@ -50,6 +50,7 @@ def command(
     """
     from paravirt_mm.view.charts import require_extra
     from paravirt_mm.view.page import page
+    from paravirt_mm.view.story import count_text
     from paravirt_mm.view.survey import survey
 
     require_extra()
@@ -69,7 +70,8 @@ def command(
         return ExitCode.BAD_INPUT
     emit(page(subjects, registry), output)
     size = output.stat().st_size
-    click.echo(f"{output}: {len(subjects)} machines, {size / 1e6:.2f} MB", err=True)
+    told = count_text(len(subjects), "machine")
+    click.echo(f"{output}: {told}, {size / 1e6:.2f} MB", err=True)
     if any(each.row.outcome is Outcome.ERROR for one in subjects for each in one.exhibits):
         return ExitCode.PLUGIN
     return ExitCode.BAD_INPUT if problems else ExitCode.OK

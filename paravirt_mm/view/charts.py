@@ -317,6 +317,9 @@ def _draw_difference(drawing: Drawing, theme: Theme, narrow: bool) -> AnyChart:
     return joined
 
 
+_NARROW_NAMES = 176
+"""Room for the names of machines where there is little: longer ones are cut, a little earlier, for
+the reader's font may be wider than the one they are measured with."""
 _NEGLIGIBLE = 0.01
 """A column whose bars are all below this share of the longest one would show nothing."""
 
@@ -388,7 +391,12 @@ def _draw_guesses(drawing: Drawing, theme: Theme, narrow: bool) -> AnyChart:
     )
     up = alt.Scale(type="symlog", constant=1)
     base = alt.Chart().encode(
-        x=x, color=alt.Color("allocator:N", scale=scale, legend=_legend("allocator", narrow))
+        x=x,
+        color=alt.Color(
+            "allocator:N",
+            scale=scale,
+            legend=_legend("allocator", narrow, _order(records, "allocator")),
+        ),
     )
     title = "pages (logarithmic)"
     ticks = alt.Axis(values=[0, 1, 10, 100, 1000, 10_000, 100_000, 1_000_000], labelExpr=_PAGES)
@@ -420,9 +428,16 @@ def _by_backend(chart: Any, records: Sequence[Record], narrow: bool) -> AnyChart
     return result
 
 
-def _legend(title: str, narrow: bool) -> Any:
-    return _library("altair").Legend(
-        title=title, orient="top", columns=1 if narrow else 4, symbolOpacity=1, columnPadding=32
+def _legend(title: str, narrow: bool, shown: Sequence[str] | None = None) -> Any:
+    """Return a legend; ``shown`` are the names that it explains (None: all of the scale)."""
+    alt = _library("altair")
+    return alt.Legend(
+        title=title,
+        values=alt.Undefined if shown is None else list(shown),
+        orient="top",
+        columns=1 if narrow else 4,
+        symbolOpacity=1,
+        columnPadding=32,
     )
 
 
@@ -439,13 +454,17 @@ def _draw_flips(drawing: Drawing, theme: Theme, narrow: bool) -> AnyChart:
                 "machine:N",
                 sort=machines,
                 title=None,
-                axis=alt.Axis(grid=True, minExtent=_room(machines)),
+                axis=alt.Axis(
+                    grid=True,
+                    minExtent=min(_room(machines), _NARROW_NAMES) if narrow else _room(machines),
+                    labelLimit=_NARROW_NAMES - 30 if narrow else 600,
+                ),
             ),
             x=alt.X(
                 "flips_per_table:Q",
                 title="status changes a table",
                 scale=alt.Scale(domain=[min(1, largest), max(largest * 1.05, 1.2)], padding=14),
-                axis=alt.Axis(format=".1f", tickCount=6, grid=False),
+                axis=alt.Axis(format=".1f", tickCount=3 if narrow else 6, grid=False),
             ),
             color=alt.Color(
                 "allocator:N",
@@ -520,7 +539,7 @@ def _draw_hypercalls(drawing: Drawing, theme: Theme, narrow: bool) -> AnyChart:
             x=alt.X(
                 "calls_per_table:Q",
                 title="hypercalls for each table in use",
-                axis=alt.Axis(tickCount=5),
+                axis=alt.Axis(tickCount=3 if narrow else 5),
             ),
             color=alt.Color(
                 "kind:N", sort=kinds, legend=_legend("kind", narrow), scale=_colours(kinds, theme)

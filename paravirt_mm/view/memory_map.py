@@ -16,7 +16,7 @@ from paravirt_mm.options import PluginSpec
 from paravirt_mm.report.tables import label
 from paravirt_mm.report.values import size
 from paravirt_mm.view.palette import E820_COLOURS, Theme, both, colour
-from paravirt_mm.view.scene import LINES, MAX_NAME, Scene, TableBlock, placed, thinned
+from paravirt_mm.view.scene import LINES, MAX_NAME, Scene, TableArea, placed, thinned
 from paravirt_mm.view.story import bounded, count_text
 
 _SVG = "http://www.w3.org/2000/svg"
@@ -244,7 +244,7 @@ def _scenario(canvas: _Canvas, scale: Scale, each: Scene, y: float) -> None:
     mapped = thinned((low, high) for frame in each.frames for low, high, _ in frame.mapped)
     for low, high in mapped:
         _range(canvas, scale, (low, high), y, 4, "mapped", f"mapped: {low:#x}-{high:#x}")
-    for low, high in each.reserved_unused():
+    for low, high in thinned(each.idle):
         words = f"set aside, never a table: {low:#x}-{high:#x}"
         _range(canvas, scale, (low, high), y + 5, 14, "url(#idle)", words)
     for level, spans in _by_level(each.tables()):
@@ -273,19 +273,18 @@ def _seen_apart(scale: Scale, spans: Iterable[Span]) -> Iterator[tuple[int, int,
 
 def _counts(each: Scene) -> str:
     """Return what became of a scenario's tables, in figures."""
-    tables = sum(block.count for block in each.tables())
+    tables = sum(area.count for area in each.tables())
     if not tables:
         return "no tables"
-    idle = sum(high - low for low, high in each.reserved_unused()) >> PAGE_SHIFT
+    idle = sum(high - low for low, high in each.idle) >> PAGE_SHIFT
     told = f"{count_text(tables, 'table')}, {size(tables * PAGE_SIZE)}"
     return f"{told}; {idle:,} more pages set aside in vain" if idle else told
 
 
-def _by_level(tables: Iterable[TableBlock]) -> list[tuple[int, list[Span]]]:
+def _by_level(tables: Iterable[TableArea]) -> list[tuple[int, list[Span]]]:
     spans: dict[int, list[Span]] = {}
-    for block in tables:
-        low = block.low << PAGE_SHIFT
-        spans.setdefault(block.level, []).append((low, low + (block.count << PAGE_SHIFT)))
+    for area in tables:
+        spans.setdefault(area.level, []).append(area.span)
     return sorted(spans.items())
 
 
@@ -295,9 +294,9 @@ def level_text(level: int) -> str:
 
 
 def _legend(canvas: _Canvas, scenes: Sequence[Scene], y: float, width: int) -> None:
-    levels = sorted({block.level for each in scenes for block in each.tables()})
+    levels = sorted({area.level for each in scenes for area in each.tables()})
     items = [("mapped", "mapped"), *((f"level{n}", f"{level_text(n)} tables") for n in levels)]
-    if any(each.reserved_unused() for each in scenes):
+    if any(each.idle for each in scenes):
         items.append(("url(#idle)", "set aside, never a table"))
     items += [("ram", "RAM"), ("firmware", "reserved"), ("acpi", "ACPI")]
     items += [("kernel", "kernel"), ("brk", "brk"), ("initrd", "initrd")]

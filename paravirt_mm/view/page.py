@@ -23,6 +23,7 @@ from paravirt_mm.machine.model import Machine
 from paravirt_mm.measure.figures import FIGURES
 from paravirt_mm.registry import Registry, default_registry
 from paravirt_mm.report.merit import merit
+from paravirt_mm.report.summary import summed_over
 from paravirt_mm.report.values import size
 from paravirt_mm.view.charts import Drawing, drawings, svg
 from paravirt_mm.view.palette import Theme, properties
@@ -42,6 +43,7 @@ def page(subjects: Sequence[Subject], registry: Registry | None = None) -> str:
     script, style = _asset("report.js"), f":root{{{properties(dark=False)}}}\n" + _dark()
     style += _asset("report.css")
     sums = totals(subjects)
+    rows = [each.row for subject in subjects for each in subject.exhibits]
     pictures = drawings(subjects)
     first = subjects[0] if subjects else None
     template = _environment().get_template("report.html.j2")
@@ -55,6 +57,7 @@ def page(subjects: Sequence[Subject], registry: Registry | None = None) -> str:
         allocators=_names(first, "allocator"),
         backends=_names(first, "backend"),
         sentences=sentences(sums),
+        over=summed_over(rows, sums) if len(subjects) > 1 else "",
         difference=_both(pictures[0]) if pictures else None,
         charts=[(drawing, *_both(drawing)) for drawing in pictures[1:]],
         version=__version__,
@@ -261,7 +264,8 @@ def _step(frame: Frame) -> dict[str, Any]:
         "say": chapter.sentences,
         "events": [chapter.first, chapter.last],
         "map": frame.mapped,
-        "tables": [attrs.astuple(block) for block in frame.tables],
+        "exist": chapter.mapped,
+        "tables": [attrs.astuple(area) for area in frame.tables],
         "status": [attrs.astuple(change) for change in frame.changes],
         "aside": frame.reserved,
         "back": frame.released,

@@ -7,6 +7,7 @@ exclusive ends, runs of tables are pages.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from enum import IntEnum
 from functools import singledispatchmethod
@@ -29,6 +30,7 @@ from paravirt_mm.engine.trace import (
     TablesAttached,
     TablesPinned,
     TablesReserved,
+    Trace,
 )
 from paravirt_mm.machine.model import Machine, Span
 from paravirt_mm.machine.paging import GIB, MIB, PAGE_SHIFT
@@ -72,13 +74,21 @@ class Status(IntEnum):
 
 
 @attrs.frozen
-class TableBlock:
-    """``count`` page-table pages of ``level`` (`MIXED`: several) from pfn ``low`` upward."""
+class TableArea:
+    """``count`` page-table pages of ``level`` (`MIXED`: several) between pfns ``low`` and ``high``
+    (exclusive). Where many runs are drawn as one, other pages lie between them.
+    """
 
     batch: int
     level: int
     low: int
+    high: int
     count: int
+
+    @property
+    def span(self) -> Span:
+        """The bytes from the first table to the last."""
+        return self.low << PAGE_SHIFT, self.high << PAGE_SHIFT
 
 
 @attrs.frozen
@@ -101,7 +111,7 @@ class Frame:
 
     chapter: Chapter
     mapped: tuple[tuple[int, int, int], ...] = ()
-    tables: tuple[TableBlock, ...] = ()
+    tables: tuple[TableArea, ...] = ()
     changes: tuple[StatusChange, ...] = ()
     reserved: tuple[Span, ...] = ()
     released: tuple[Span, ...] = ()
@@ -113,7 +123,8 @@ class Scene:
     """A run to look at.
 
     ``placed`` names what lies in memory before the first step, ``premapped`` what of the direct map
-    exists by then, in a tree that the run goes on with.
+    exists by then, in a tree that the run goes on with; ``idle`` holds the bytes that were set
+    aside for tables and did not become any.
     """
 
     allocator: str
@@ -122,6 +133,7 @@ class Scene:
     premapped: tuple[Span, ...]
     boot_tables: tuple[Span, ...]
     promised: tuple[Span, ...]
+    idle: tuple[Span, ...]
     frames: tuple[Frame, ...]
 
     @property
@@ -131,17 +143,7 @@ class Scene:
         ends += [high for _, (_, high) in self.placed]
         return max(ends, default=0)
 
-    def reserved_unused(self) -> list[Span]:
-        """Return what was set aside for tables and did not become any, in bytes."""
-        held = RangeSet(span for frame in self.frames for span in frame.reserved)
-        tables = RangeSet(
-            (block.low << PAGE_SHIFT, block.low + block.count << PAGE_SHIFT)
-            for frame in self.frames
-            for block in frame.tables
-        )
-        return list(held.difference(tables))
-
-    def tables(self) -> Iterator[TableBlock]:
+    def tables(self) -> Iterator[TableArea]:
         """Yield every run of tables."""
         for frame in self.frames:
             yield from frame.tables
@@ -169,9 +171,16 @@ def scene(run: Run) -> Scene:
         placed=_placed_by_platform(start) if start else placed(run.machine),
         premapped=tuple(merged(start.boot.direct_mapped)) if start and not anew else (),
         boot_tables=tuple(merged(start.boot.boot_tables)) if start else (),
-        promised=tuple(thinned(start.promised)) if start else (),
+        promised=tuple(merged(start.promised)) if start else (),
+        idle=tuple(_idle(run.trace)),
         frames=tuple(_bounded_frames(frames)),
     )
+
+
+def _idle(trace: Trace) -> Iterator[Span]:
+    held = RangeSet(run.span for event in trace.of(TablesReserved) for run in event.pages)
+    tables = RangeSet(run.span for event in trace.of(TablesAllocated) for run in event.batch.runs)
+    yield from held.difference(tables)
 
 
 def _placed_by_platform(start: RunStarted) -> tuple[tuple[str, Span], ...]:
@@ -211,7 +220,7 @@ class _Taker:
     def __init__(self, *, typed: bool) -> None:
         self._typed = typed
         self.mapped: dict[int, list[Span]] = {}
-        self.tables: list[TableBlock] = []
+        self.tables: list[TableArea] = []
         self.changes: list[StatusChange] = []
         self.reserved: list[Span] = []
         self.released: list[Span] = []
@@ -236,7 +245,7 @@ class _Taker:
 
     @take.register
     def _(self, event: TablesAllocated) -> None:
-        self.tables += blocks(event.batch)
+        self.tables += areas(event.batch)
 
     @take.register
     def _(self, event: MadeReadonly) -> None:
@@ -264,25 +273,39 @@ class _Taker:
         self.changes += [StatusChange(batch.index, level, status) for level in levels]
 
 
-def blocks(batch: Batch) -> Iterator[TableBlock]:
+def areas(batch: Batch) -> Iterator[TableArea]:
     """Yield a batch's pages as runs of one level each; of a batch with very many tables above L1 as
     runs of several levels.
     """
     upper = sum(count for level, count in batch.by_level.items() if level > 1)
     if upper > MAX_UPPER or len(batch.pages) > MAX_RANGES:
-        for low, high in thinned(run.span for run in batch.runs):
-            yield TableBlock(batch.index, MIXED, low >> PAGE_SHIFT, (high - low) >> PAGE_SHIFT)
+        runs = (TableArea(batch.index, MIXED, run.low, run.high, run.count) for run in batch.runs)
+        yield from _joined_areas(runs)
         return
     by_level: dict[int, list[Span]] = {}
     for row in batch.walk_order():
         by_level.setdefault(row.level, []).append(PageRun(row.pfn, row.count, row.step).span)
     for level, spans in by_level.items():
         for low, high in merged(spans):
-            yield TableBlock(batch.index, level, low >> PAGE_SHIFT, (high - low) >> PAGE_SHIFT)
+            first, end = low >> PAGE_SHIFT, high >> PAGE_SHIFT
+            yield TableArea(batch.index, level, first, end, end - first)
 
 
-def thinned(spans: Iterable[Span], limit: int = MAX_RANGES) -> list[Span]:
-    """Return ranges sorted and joined; of more than ``limit`` the smallest gaps are closed."""
+def _joined_areas(many: Iterable[TableArea]) -> Iterator[TableArea]:
+    """Yield areas of several levels, few enough to be drawn, that hold the same tables."""
+    waiting = deque(sorted(many, key=lambda area: area.low))
+    for low, high in thinned([area.span for area in waiting]):
+        batch, count = waiting[0].batch, 0
+        while waiting and waiting[0].span[0] < high:
+            count += waiting.popleft().count
+        yield TableArea(batch, MIXED, low >> PAGE_SHIFT, high >> PAGE_SHIFT, count)
+
+
+def thinned(spans: Iterable[Span], limit: int | None = None) -> list[Span]:
+    """Return ranges sorted and joined; of more than ``limit`` (None: `MAX_RANGES`) the smallest
+    gaps are closed.
+    """
+    limit = MAX_RANGES if limit is None else limit
     result = merged(spans)
     if len(result) <= limit:
         return result
@@ -308,12 +331,8 @@ def _joined(frames: list[Frame]) -> Frame:
     for frame in frames:
         for low, high, level in frame.mapped:
             mapped.setdefault(level, []).append((low, high))
-    blocks_by_batch = [block for frame in frames for block in frame.tables]
-    batch = blocks_by_batch[0].batch if blocks_by_batch else 0
-    pages = thinned(
-        (block.low << PAGE_SHIFT, block.low + block.count << PAGE_SHIFT)
-        for block in blocks_by_batch
-    )
+    drawn = [area for frame in frames for area in frame.tables]
+    batch = drawn[0].batch if drawn else 0
     changes = [change for frame in frames for change in frame.changes]
     return Frame(
         chapter=Chapter(
@@ -326,14 +345,12 @@ def _joined(frames: list[Frame]) -> Frame:
             ),
             first=first.first,
             last=last.last,
+            mapped=last.mapped,
         ),
         mapped=tuple(
             (low, high, level) for level, spans in mapped.items() for low, high in thinned(spans)
         ),
-        tables=tuple(
-            TableBlock(batch, MIXED, low >> PAGE_SHIFT, (high - low) >> PAGE_SHIFT)
-            for low, high in pages
-        ),
+        tables=tuple(_joined_areas(attrs.evolve(area, batch=batch, level=MIXED) for area in drawn)),
         changes=tuple(StatusChange(batch, MIXED, change.status) for change in changes[-1:]),
         reserved=tuple(thinned(span for frame in frames for span in frame.reserved)),
         released=tuple(thinned(span for frame in frames for span in frame.released)),

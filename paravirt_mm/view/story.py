@@ -76,7 +76,8 @@ class Chapter:
     """One step of a run.
 
     ``seed`` is the step's number in the design that its label names (None: it names none);
-    ``first`` and ``last`` are numbers of events.
+    ``first`` and ``last`` are numbers of events; ``mapped`` counts the bytes of the direct map that
+    exist after it.
     """
 
     number: int
@@ -85,6 +86,7 @@ class Chapter:
     sentences: tuple[str, ...]
     first: int
     last: int
+    mapped: int
 
 
 def bounded(text: str, limit: int = MAX_TEXT) -> str:
@@ -116,7 +118,9 @@ def chapters(run: Run) -> list[Chapter]:
         seed, title = (
             teller.named(head.step) if isinstance(head, StepStarted) else (None, "before the start")
         )
-        found.append(Chapter(number, seed, title, tuple(teller.end()), first, events[-1][0]))
+        found.append(
+            Chapter(number, seed, title, tuple(teller.end()), first, events[-1][0], teller.mapped)
+        )
     return found
 
 
@@ -179,6 +183,11 @@ class _Teller:
         self._attached = 0
         self._closing: list[str] = []
         self._done = False
+
+    @property
+    def mapped(self) -> int:
+        """Bytes of the direct map that exist by now."""
+        return self._mapped_before
 
     def named(self, step: Step) -> tuple[int | None, str]:
         """Return the number of a step in the design that it follows, and its title."""

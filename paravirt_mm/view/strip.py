@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from paravirt_mm.machine.model import Machine, Span
-from paravirt_mm.machine.paging import PAGE_SHIFT
 from paravirt_mm.view.memory_map import Scale
 from paravirt_mm.view.scene import LINES, Scene
 
@@ -24,14 +23,8 @@ def strip(machine: Machine, scene: Scene, width: int, *, drawn: bool = True) -> 
         ("ram", machine.memory_map.ram_pages()),
         ("mapped", scene.premapped),
         ("mapped", ((low, high) for frame in scene.frames for low, high, _ in frame.mapped)),
-        ("aside", scene.reserved_unused()),
-        (
-            "tables",
-            (
-                (block.low << PAGE_SHIFT, block.low + block.count << PAGE_SHIFT)
-                for block in scene.tables()
-            ),
-        ),
+        ("aside", scene.idle),
+        ("tables", (area.span for area in scene.tables())),
     )
     for name, spans in layers:
         for low, high in spans:

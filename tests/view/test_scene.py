@@ -44,11 +44,13 @@ def test_what_is_mapped_adds_up(subjects: list[Subject]) -> None:
         assert [shown[n] for n in (1, 2, 3)] == [
             figures[f"mapped_{name}"] for name in ("4k", "large", "huge")
         ]
+        before = sum(high - low for low, high in each.premapped)
+        assert each.frames[-1].chapter.mapped == before + shown.total()
 
 
 def test_reserved_and_unused_is_the_waste(subjects: list[Subject]) -> None:
     for figures, each in scenes(subjects):
-        assert sum(high - low for low, high in each.reserved_unused()) >> 12 == figures["waste"]
+        assert sum(high - low for low, high in each.idle) >> 12 == figures["waste"]
 
 
 def test_status_ends_as_the_platform_left_it(subjects: list[Subject]) -> None:
@@ -116,6 +118,18 @@ def test_a_batch_with_very_many_tables_is_shown_as_runs_of_several_levels(
     assert {block.level for block in together.tables()} >= {MIXED}
     assert sum(block.count for block in together.tables()) == run.figures["tables"]
     assert len(list(together.tables())) < len(list(apart.tables()))
+
+
+def test_runs_drawn_as_one_hold_no_more_tables_than_there_are(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Tables at the ends of chunks lie far apart: what lies between them is no table."""
+    monkeypatch.setattr("paravirt_mm.view.scene.MAX_UPPER", 0)
+    monkeypatch.setattr("paravirt_mm.view.scene.MAX_RANGES", 3)
+    run = Scenario.of(bundled("qemu-512m"), "chunk_end", "xen").run()
+    found = scene(run)
+    assert sum(area.count for area in found.tables()) == run.figures["tables"]
+    assert any(area.high - area.low > area.count for area in found.tables())
 
 
 @pytest.mark.parametrize("backend", ["native", "xen"])

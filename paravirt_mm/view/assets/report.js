@@ -79,14 +79,11 @@
     const mapped = scenario.premapped.map(([low, high]) => [low, high, 0]);
     const tables = [], aside = [], back = [];
     const status = new Map();
-    let bytes = 0, switched = false;
+    let switched = false;
     for (const frame of scenario.steps.slice(0, step + 1)) {
-      for (const [low, high, level] of frame.map || []) {
-        mapped.push([low, high, level]);
-        bytes += high - low;
-      }
-      for (const [batch, level, pfn, count] of frame.tables || []) {
-        tables.push({batch, level, low: pfn * PAGE, high: (pfn + count) * PAGE, count});
+      mapped.push(...(frame.map || []));
+      for (const [batch, level, low, high, count] of frame.tables || []) {
+        tables.push({batch, level, low: low * PAGE, high: high * PAGE, count});
       }
       for (const [batch, level, code] of frame.status || []) {
         status.set(`${batch}/${level}`, code);
@@ -101,7 +98,7 @@
       if (!table.level) for (let n = 1; n < 6; n++) code = Math.max(code, status.get(`${table.batch}/${n}`) ?? 0);
       table.status = code;
     }
-    return {mapped, tables, aside, back, bytes, switched};
+    return {mapped, tables, aside, back, switched};
   }
 
   // -- memory map -------------------------------------------------------------------------------
@@ -166,7 +163,7 @@
                     text: level ? `mapped by L${level} entries` : "mapped since boot"});
       }
       for (const [low, high] of state.aside) {
-        items.push({low, high, colour: "hatched", top: 5, text: "set aside for tables, not used"});
+        items.push({low, high, colour: "hatched", top: 5, text: "set aside for tables"});
       }
       for (const [low, high] of state.back) {
         items.push({low, high, colour: "hatched", top: 5, text: "set aside for tables, given back unused"});
@@ -183,6 +180,7 @@
         title: scenarioName(each) + (current && view.step < each.steps.length - 1
           ? `: step ${view.step} of ${each.steps.length - 1}` : ""),
         note: end + (count ? `${plural(count, "table")}, ${size(count * PAGE)}` : "no tables"),
+        brief: end + (count ? plural(count, "table") : "no tables"),
         tall: 20, items, scenario: number, current,
       });
     });
@@ -249,9 +247,10 @@
     for (const lane of view.lanes) {
       const title = draw(picture, "text", {x: MARGIN, y: y - 4,
                                            class: lane.current ? "chosen" : lane.scenario === undefined ? "faint" : ""}, lane.title);
-      if (lane.note && title.getComputedTextLength() + 9 * lane.note.length < wide - 40) {
-        draw(picture, "text", {x: wide - MARGIN, y: y - 4, "text-anchor": "end", class: "faint"}, lane.note);
-      }
+      const room = wide - 2 * MARGIN - 12 - title.getComputedTextLength();
+      const note = draw(picture, "text", {x: wide - MARGIN, y: y - 4, "text-anchor": "end", class: "faint"}, lane.note);
+      if (note.getComputedTextLength() > room) note.textContent = lane.brief || "";
+      if (note.getComputedTextLength() > room) note.remove();
       lane.y = y;
       if (lane.scenario !== undefined) {
         draw(picture, "rect", {x: MARGIN, y, width: wide - 2 * MARGIN, height: lane.tall, fill: "var(--panel)"});
@@ -508,13 +507,13 @@
       row[table.status] += table.count;
       counts.set(table.level, row);
     }
-    const before = here.premapped.reduce((sum, [low, high]) => sum + high - low, 0);
-    const share = here.promised ? Math.min(1, (state.bytes + before) / here.promised) : 0;
+    const exist = frame.exist || 0;
+    const share = here.promised ? exist / here.promised : 0;
     const used = STATUS.map((_, n) => n).filter((n) => [...counts.values()].some((row) => row[n]));
     const body = [...counts].sort(([a], [b]) => a - b).map(([level, row]) =>
       make("tr", {}, make("th", {scope: "row", class: "text"}, levelName(level)), ...used.map((n) => make("td", {}, row[n] ? grouped(row[n]) : "–"))));
     $("state").replaceChildren(
-      make("h4", {}, `Mapped so far: ${size(state.bytes + before)} (${(100 * share).toFixed(0)} %)`),
+      make("h4", {}, `Mapped so far: ${size(exist)} (${(100 * share).toFixed(0)} %)`),
       make("progress", {max: 1, value: share, "aria-label": "Share of the direct map that exists"}),
       make("h4", {}, body.length ? "Tables, and their status" : "No tables yet"),
       ...(body.length ? [make("table", {}, make("thead", {}, make("tr", {}, make("th", {scope: "col", class: "text"}, "level"),
@@ -689,7 +688,7 @@
         const told = data.extra.map(([, title], n) => [title, one.extra[n]]).filter(([, text]) => text !== null);
         if (told.length) list.append(make("dt", {}, scenarioName(one)), make("dd", {}, told.map(([name, text]) => `${name}: ${text}`).join("; ")));
       }
-      return make("details", {}, make("summary", {}, `${each.name}: ${each.title}`), list);
+      return make("details", {}, make("summary", {}, each.title === each.name ? each.name : `${each.name}: ${each.title}`), list);
     }));
     pairs($("versions"), [["paravirt-mm", data.version], ...data.plugins.map(([name, origin, role]) => [name, `${role}, ${origin}`])]);
   }
