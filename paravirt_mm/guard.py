@@ -1,18 +1,24 @@
 """One guard for whatever is read and run: a child process with limits of time and memory.
 
 Input is hostile until proven otherwise, and a plugin may spin, sleep, eat memory or end the
-process. So that none of it takes more than its own result, the work is done in a forked child.
-`guarded` gives what a generator yields there; when the child must be stopped, or dies, that item is
-a `Stopped`, and a new child goes on behind it. `call` is the same for one answer.
+process. So that none of it takes more than its own result, the work is done in a child. `guarded`
+gives what a generator yields there; when the child must be stopped, or dies, that item is a
+`Stopped`, and a new child goes on behind it. `together` is the same for several generators side by
+side, `call` for one answer, and `Asked` for a function that is asked again and again.
 
 Three limits hold for each item. Processor time is counted by the system and ends even code that
 never returns to Python. Wall-clock time is for work that sleeps; reading has none, for a pipe may
 be slow. Memory is address space beyond what the process had.
 
 The child is a fork: it begins at once, and the work may be a closure over plugins, machines and
-files that could not travel. Only items must be picklable. It never touches this process's output:
-what is printed there goes to standard error. Where forking is not safe, in a process of many
-threads, see `paravirt_mm.sweep.guard`, which starts fresh interpreters and shares all the rest.
+files that could not travel. It never touches this process's output: what is printed there goes to
+standard error. In a process of many threads forking is not safe; `paravirt_mm.sweep.guard` starts
+fresh interpreters instead. Either way the parent is a `Patience` and the child calls `send_items`:
+what a limit is, how a death is told, and what travels is said once, here.
+
+What travels is pickled: between a process and the child that it made, through a pipe that nobody
+else has open. Input is never unpickled. A child that runs a plugin could send its parent a pickle
+that does harm; but so could the plugin, which is code that somebody chose to install (SECURITY.md).
 """
 
 from __future__ import annotations
@@ -23,12 +29,14 @@ import os
 import resource
 import signal
 import sys
+import threading
+import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from multiprocessing import Pipe
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, Generic, NoReturn, TypeVar
 
@@ -108,19 +116,54 @@ def guarded(work: Callable[[int], Iterable[T]], limits: Limits = RUNNING) -> Ite
     Where item n must be given up, a `Stopped` takes its place, and ``work(n + 1)``, which has to
     leave out the first n + 1 items, goes on in a new child. What the work raises is raised here.
     """
-    done = 0
-    while True:
-        with _Forked(work, done, limits) as child:
-            while True:
-                item = child.next()
-                if isinstance(item, _End):
-                    return
+    return (item for _, item in together([work], limits))
+
+
+def together(
+    works: Sequence[Callable[[int], Iterable[T]]], limits: Limits = RUNNING
+) -> Iterator[tuple[int, T | Stopped]]:
+    """Do several works at a time, each in a child as `guarded` does it; yield ``(number of the
+    work, item)`` as they come.
+    """
+    done = [0] * len(works)
+    children: dict[int, _Forked] = {}
+    try:
+        for number, work in enumerate(works):
+            children[number] = _Forked(work, 0, limits)
+        while children:
+            for number in _ready(children):
+                item = children[number].next()
                 if isinstance(item, _Raised):
                     raise item.error
-                done += 1
-                yield item
+                if isinstance(item, _End | Stopped):
+                    children.pop(number).close()
+                if isinstance(item, _End):
+                    continue
+                done[number] += 1
+                yield number, item
                 if isinstance(item, Stopped):
-                    break
+                    children[number] = _Forked(works[number], done[number], limits)
+    finally:
+        for child in children.values():
+            child.close()
+
+
+def _ready(children: dict[int, _Forked]) -> list[int]:
+    """Wait until some children have something to say, or have had all the time they may have."""
+    if len(children) == 1:
+        return list(children)
+    left = [child.patience.left for child in children.values()]
+    began = time.monotonic()
+    said = wait(
+        [child.connection for child in children.values()],
+        min((one for one in left if one is not None), default=None),
+    )
+    passed = time.monotonic() - began
+    found = []
+    for number, child in children.items():
+        if child.connection in said or child.patience.waited(passed):
+            found.append(number)
+    return found
 
 
 def call(function: Callable[..., T], *args: Any, limits: Limits = RUNNING) -> T:
@@ -132,23 +175,91 @@ def call(function: Callable[..., T], *args: Any, limits: Limits = RUNNING) -> T:
     raise AssertionError("a call has one answer")
 
 
-class Patience(Generic[T]):
-    """The parent's side of a child: what it sends, within limits, and how it ended."""
+class Asked(Generic[T]):
+    """A function that a child answers for, asked again and again; a child that had to be stopped,
+    or died, is replaced when the next question comes. Use it in a ``with``.
+    """
+
+    def __init__(self, function: Callable[[Any], T], limits: Limits = RUNNING) -> None:
+        self._function = function
+        self._limits = limits
+        self._child: _Forked | None = None
+        self._questions: Connection | None = None
+
+    def __call__(self, question: Any) -> T | Stopped:
+        """Return what the function answers in the child. Raises what it raises."""
+        if self._child is None:
+            theirs, self._questions = Pipe(duplex=False)
+            ours = self._questions
+
+            def answers(_: int) -> Iterator[T | None]:
+                ours.close()
+                with theirs, suppress(EOFError):
+                    while True:
+                        stop_time()  # nobody has asked anything
+                        asked = theirs.recv()
+                        limit_time(self._limits)
+                        yield self._function(asked)
+
+            self._child = _Forked(answers, 0, self._limits)
+            theirs.close()
+        try:
+            if self._questions is not None:
+                self._questions.send(question)
+        except (BrokenPipeError, ConnectionResetError):
+            pass  # It died meanwhile; `next` says how.
+        answer = self._child.next()
+        if isinstance(answer, _End | Stopped | _Raised):
+            self.close()
+        if isinstance(answer, _Raised):
+            raise answer.error
+        found: T | Stopped = answer
+        return found
+
+    def close(self) -> None:
+        """End the child, if there is one."""
+        if self._child is not None:
+            self._child.close()
+            self._child = None
+        if self._questions is not None:
+            self._questions.close()
+            self._questions = None
+
+    def __enter__(self) -> Asked[T]:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class Patience:
+    """The parent's side of a child, forked or not: what it sends, within limits, and how it ended.
+
+    ``left`` is how long it may still take until it says something (None: as long as it likes).
+    """
 
     def __init__(self, connection: Connection, limits: Limits) -> None:
         self._connection = connection
         self._limits = limits
+        self.left = limits.wall
+
+    def waited(self, seconds: float) -> bool:
+        """Count time that was spent waiting for it; tell whether that was all it may have."""
+        if self.left is not None:
+            self.left = max(0.0, self.left - seconds)
+        return self.left == 0
 
     def next(self, ended: Callable[[], int]) -> Any:
         """Return what the child sends next, or why there is nothing; ``ended`` reaps it and gives
-        its exit code, negative for a signal.
+        its exit code, negative for a signal. What its work raised is raised by the caller.
         """
         try:
-            if not self._connection.poll(self._limits.wall):
+            if not self._connection.poll(self.left):
                 return Stopped(f"longer than {self._limits.wall:g} s")
             item = self._connection.recv()
         except (EOFError, ConnectionError):
             return self._death(ended())
+        self.left = self._limits.wall
         if isinstance(item, _NoMemory):
             return Stopped(f"more than {self._limits.memory // MIB} MiB of memory")
         return item
@@ -157,6 +268,13 @@ class Patience(Generic[T]):
         if code == -signal.SIGPROF:
             return Stopped(f"longer than {self._limits.cpu:g} s")
         return Stopped(f"its process {how_it_ended(code)}", crashed=True)
+
+
+def ended(item: object) -> bool:
+    """Tell whether what `Patience.next` gave is the end of a work. Raises what the work raised."""
+    if isinstance(item, _Raised):
+        raise item.error
+    return isinstance(item, _End)
 
 
 def how_it_ended(code: int) -> str:
@@ -183,29 +301,34 @@ class _Forked:
             ours.close()
             _be_the_child(theirs, work, skip, limits)
         theirs.close()
-        self._kill = os.kill if limits.wall is None else os.killpg
-        if limits.wall is not None:
+        self._with_group = limits.wall is not None
+        if self._with_group:
             with suppress(OSError):  # whoever comes first
                 os.setpgid(self._pid, self._pid)
-        self._connection = ours
-        self._patience: Patience[Any] = Patience(ours, limits)
+        self.connection = ours
+        self.patience = Patience(ours, limits)
 
     def next(self) -> Any:
-        return self._patience.next(self._reap)
+        return self.patience.next(self._reap)
 
     def _reap(self) -> int:
         pid, self._pid = self._pid, 0
-        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) if pid else 0
+        if not pid:
+            return 0
+        # While it is there, though dead, nobody else has its number.
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+        if self._with_group:  # What it started, and left.
+            with suppress(ProcessLookupError, PermissionError):
+                os.killpg(pid, signal.SIGKILL)
+        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
-    def __enter__(self) -> _Forked:
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
+        """End it."""
         if self._pid:
             with suppress(ProcessLookupError):
-                self._kill(self._pid, signal.SIGKILL)
+                (os.killpg if self._with_group else os.kill)(self._pid, signal.SIGKILL)
             self._reap()
-        self._connection.close()
+        self.connection.close()
 
 
 def _be_the_child(
@@ -232,10 +355,12 @@ def _be_the_child(
 def send_items(connection: Connection, work: Callable[[], Iterable[Any]], limits: Limits) -> None:
     """Send each item, then the end or what was raised instead; time counts from item to item."""
     last: Any = _End()
+    here = os.getpid()
     try:
         limit_time(limits)
         for item in work():
             stop_time()
+            _only(here)
             connection.send(item)
             limit_time(limits)
     except (BrokenPipeError, ConnectionResetError):
@@ -247,7 +372,24 @@ def send_items(connection: Connection, work: Callable[[], Iterable[Any]], limits
             error.add_note("There:\n" + "".join(traceback.format_exception(error)))
         last = _Raised(_portable(error))
     stop_time()
+    _only(here)
     connection.send(last)
+
+
+def _only(process: int) -> None:
+    """End a process that the work forked off and that came back here: one of them is enough."""
+    if os.getpid() != process:
+        os._exit(0)
+
+
+def is_child() -> bool:
+    """Tell whether this is a child of the guard: Ctrl-C and other signals are its parent's, so that
+    what looks like one here was raised by the work.
+    """
+    return _CHILD.is_set()
+
+
+_CHILD = threading.Event()
 
 
 def _portable(error: BaseException) -> BaseException:
@@ -266,6 +408,7 @@ def _portable(error: BaseException) -> BaseException:
 
 def end_with_parent() -> None:
     """Let the system end this process when its parent is gone, and leave Ctrl-C to the parent."""
+    _CHILD.set()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_DFL)

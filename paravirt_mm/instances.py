@@ -14,6 +14,7 @@ from weakref import WeakKeyDictionary
 from paravirt_mm.engine.contract import ContractBroken
 from paravirt_mm.engine.panic import KernelPanic
 from paravirt_mm.errors import Ended
+from paravirt_mm.guard import is_child
 from paravirt_mm.hookspecs import HOOKS, PROJECT, Role
 
 T = TypeVar("T")
@@ -27,11 +28,11 @@ _MAY_PANIC = frozenset(name for name, roles in HOOKS.items() if roles == {Role.A
 """Hooks in which the modelled kernel may give up: an allocator's, and on what it finds at boot."""
 
 
-def _told(error: BaseException) -> str:
+def in_one_line(error: BaseException) -> str:
     """Return an exception in one line, whatever its text is made of."""
     try:
-        return f"{type(error).__name__}: {error}"
-    except Exception:
+        return f"{type(error).__name__}: {error}".removesuffix(": ")
+    except BaseException:
         return type(error).__name__
 
 
@@ -40,7 +41,7 @@ class HookFailed(Exception):
 
     def __init__(self, plugin: str, hook: str, error: BaseException) -> None:
         broken = isinstance(error, ContractBroken)
-        super().__init__(f"{hook}: {error}" if broken else f"{hook} raised {_told(error)}")
+        super().__init__(f"{hook}: {error}" if broken else f"{hook} raised {in_one_line(error)}")
         self.plugin = plugin
         self.hook = hook
         self.error = error
@@ -91,18 +92,34 @@ class Hook:
         return answer
 
     def _guarded(self, answers: Generator[Any, Any, Any]) -> Generator[Any, Any, Any]:
-        """Yield what a generator of the plugin yields; what it raises is the plugin's too."""
+        """Yield what a generator of the plugin yields; what it raises is the plugin's too. (Not
+        ``yield from``: a GeneratorExit that it raises is none that was sent to it.)
+        """
+        sent = None
         try:
-            return (yield from answers)
-        except BaseException as error:
-            if isinstance(error, GeneratorExit) or self._passes(error):
-                raise
-            raise HookFailed(self.plugin, self.name, error) from error
+            while True:
+                try:
+                    item = answers.send(sent)
+                except StopIteration as end:
+                    return end.value
+                except BaseException as error:
+                    if self._passes(error):
+                        raise
+                    raise HookFailed(self.plugin, self.name, error) from error
+                sent = yield item
+        finally:
+            try:
+                answers.close()
+            except BaseException as error:
+                if self._passes(error):
+                    raise
+                raise HookFailed(self.plugin, self.name, error) from error
 
     def _passes(self, error: BaseException) -> bool:
         """Tell whether an exception is none of the plugin's faults."""
-        allowed = (KernelPanic,) if self._may_panic else ()
-        return isinstance(error, (KeyboardInterrupt, Ended, *allowed))
+        if isinstance(error, KeyboardInterrupt | Ended):
+            return not is_child()
+        return self._may_panic and isinstance(error, KernelPanic)
 
     def _show(self, arguments: dict[str, Any], answer: Any) -> None:
         given = ", ".join(

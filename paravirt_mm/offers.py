@@ -8,7 +8,7 @@ left out and named in `Registry.broken`; the others go on.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import attrs
@@ -19,7 +19,7 @@ from paravirt_mm.hookspecs import Role
 from paravirt_mm.instances import HookFailed, Instances
 from paravirt_mm.machine.model import Machine
 from paravirt_mm.options import PluginSpec
-from paravirt_mm.registry import Registry, default_registry
+from paravirt_mm.registry import Junk, Registry, default_registry
 from paravirt_mm.sources import bundled_machines
 from paravirt_mm.sources.bootlog.facts import Fact
 from paravirt_mm.sources.bootlog.lines import LogLine
@@ -31,10 +31,6 @@ T = TypeVar("T")
 
 Format = Callable[[list[dict[str, Any]]], str]
 """From row dictionaries to text."""
-
-
-class Junk(Exception):
-    """An answer that cannot be used, and why."""
 
 
 def _some(answer: Any, kind: type[T], most: int = 10_000) -> list[T]:
@@ -49,21 +45,6 @@ def _some(answer: Any, kind: type[T], most: int = 10_000) -> list[T]:
         if len(found) > most:
             raise Junk(f"gave more than {most} of {kind.__name__}")
     return found
-
-
-def _asked(
-    registry: Registry, hook: str, read: Callable[[Any], T], **arguments: Any
-) -> Iterator[tuple[str, T]]:
-    """Yield the answers of all plugins that can be used, with the plugins' names."""
-    for plugin, answer in registry.ask(hook, **arguments):
-        try:
-            found = read(answer)
-        except Junk as junk:
-            registry.leave_out(plugin, f"{hook} {junk}")
-        except HookFailed as failed:
-            registry.leave_out(plugin, str(failed))
-        else:
-            yield plugin, found
 
 
 # -- specs -----------------------------------------------------------------------------------------
@@ -85,7 +66,7 @@ def default_spec(role: str, registry: Registry | None = None) -> str:
 
 def _default_specs(role: str, registry: Registry) -> list[DefaultSpec]:
     found: list[DefaultSpec] = []
-    asked = _asked(registry, "pvmm_default_specs", lambda answer: _some(answer, DefaultSpec, 100))
+    asked = registry.ask("pvmm_default_specs", lambda answer: _some(answer, DefaultSpec, 100))
     for plugin, offers in asked:
         if registry.get(plugin).role == role:
             found += offers
@@ -116,8 +97,7 @@ def model_of_kernel(
 
     ``parameters`` are words of its command line that change how it allocates.
     """
-    asked = _asked(
-        registry,
+    asked = registry.ask(
         "pvmm_models_kernel",
         _usable(registry, Role.ALLOCATOR),
         release=release,
@@ -131,8 +111,7 @@ def model_of_platform(
     registry: Registry, platform: str, release: str | None, mode: str
 ) -> str | None:
     """Return the spec of the backend that models a platform; None: none does."""
-    asked = _asked(
-        registry,
+    asked = registry.ask(
         "pvmm_models_platform",
         _usable(registry, Role.BACKEND),
         platform=platform,
@@ -166,7 +145,7 @@ def open_questions(
 def machines(registry: Registry) -> dict[str, Machine]:
     """Return the machines that plugins bring, by name; the first plugin to use a name has it."""
     found: dict[str, Machine] = {}
-    asked = _asked(registry, "pvmm_machines", lambda answer: _some(answer, Machine))
+    asked = registry.ask("pvmm_machines", lambda answer: _some(answer, Machine))
     for plugin, brought in asked:
         for machine in brought:
             if machine.name in found or machine.name in bundled_machines():
@@ -195,7 +174,7 @@ def formats(registry: Registry) -> dict[str, Format]:
         return dict(answer)
 
     found: dict[str, Format] = {}
-    for plugin, brought in _asked(registry, "pvmm_report_formats", read):
+    for plugin, brought in registry.ask("pvmm_report_formats", read):
         for name, write in brought.items():
             found.setdefault(name, _Writer(plugin, name, write))
     return found
@@ -224,11 +203,11 @@ def verifiers(registry: Registry) -> list[click.Command]:
     """Return the subcommands of ``verify`` that plugins bring."""
     import click
 
-    asked = _asked(registry, "pvmm_verifiers", lambda answer: _some(answer, click.Command, 100))
+    asked = registry.ask("pvmm_verifiers", lambda answer: _some(answer, click.Command, 100))
     return [command for _, commands in asked for command in commands]
 
 
 def check_log(registry: Registry, facts: Sequence[Fact]) -> list[LogLine]:
     """Return what plugins predict of a log's lines that are not Linux's."""
-    asked = _asked(registry, "pvmm_check_log", lambda answer: _some(answer, LogLine), facts=facts)
+    asked = registry.ask("pvmm_check_log", lambda answer: _some(answer, LogLine), facts=facts)
     return [line for _, lines in asked for line in lines]

@@ -1,9 +1,10 @@
 """Find plugins, check them, and make instances of them.
 
-Nothing is imported before somebody asks for it: by name, or for all there are. A plugin that cannot
-be used never stops the others: it becomes a `BrokenPlugin` that says what to change. What pluggy
-lets pass in silence is refused here: a misspelt hook, a forgotten ``@hookimpl``, a parameter with a
-default value, a hook of another role, a name that is taken.
+Nothing is imported before somebody asks for it: by name, or for those that answer a hook
+(`paravirt_mm.strangers` finds out which do). A plugin that cannot be used never stops the others:
+it becomes a `BrokenPlugin` that says what to change. What pluggy lets pass in silence is refused
+here: a misspelt hook, a forgotten ``@hookimpl``, a parameter with a default value, a hook of
+another role, a name that is taken.
 """
 
 from __future__ import annotations
@@ -16,20 +17,25 @@ import re
 import sys
 import warnings
 import zlib
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, redirect_stdout
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from functools import cache
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import Distribution, EntryPoint, distributions
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import attrs
 
 from paravirt_mm import guard, hookspecs
-from paravirt_mm.errors import PluginError, SpecError
+from paravirt_mm.errors import ParavirtMmError, PluginError, SpecError
 from paravirt_mm.hookspecs import API_MINOR, API_VERSION, HOOKS, PREFIX, PROJECT, Role
-from paravirt_mm.instances import HookFailed, Instances, implemented
+from paravirt_mm.instances import HookFailed, Instances, implemented, in_one_line
 from paravirt_mm.options import PluginSpec, create
+from paravirt_mm.printable import printable
+from paravirt_mm.strangers import NAMED, UNASKED, Tried, tried
+from paravirt_mm.untouched import no_output, unchanged
+
+T = TypeVar("T")
 
 OWN_DISTRIBUTION = "paravirt-mm"
 """Its plugins keep their names, whoever else claims them."""
@@ -41,9 +47,10 @@ NONE = "-all"
 """What `CHOICE_VARIABLE` says for no plugins at all."""
 LOCAL = "no distribution"
 """What is said instead of one, of a class that a spec names by its file or module."""
-IMPORTING = guard.Limits(cpu=20.0, wall=30.0)
-"""What importing one plugin may cost."""
+ANSWERING = guard.Limits(cpu=20.0, wall=30.0)
+"""What one answer to a command's question may cost a plugin."""
 _API = re.compile(r"(\d{1,4})(?:\.(\d{1,4}))?\Z")
+_ENTRY = re.compile(r"[\w.]+\s*:\s*[\w.]+\s*\Z")
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,63}\Z")
 
 
@@ -96,7 +103,7 @@ class BrokenPlugin:
 
     def __str__(self) -> str:
         origin = f"{self.distribution} {self.version}".strip()
-        return f"plugin {self.name} ({origin}) is left out: {self.problem}"
+        return printable(f"plugin {self.name} ({origin}) is left out: {self.problem}", 4000)
 
 
 def name_for(factory: type[Any]) -> str:
@@ -277,11 +284,6 @@ class _Place:
         return getattr(sys.modules[unique], name)
 
 
-def _imported(point: EntryPoint | _Place) -> bool:
-    point.load()
-    return True
-
-
 @attrs.frozen
 class _Point:
     """An entry point that nobody has asked for yet."""
@@ -289,6 +291,23 @@ class _Point:
     point: EntryPoint | _Place
     distribution: str
     version: str
+
+    @property
+    def strange(self) -> bool:
+        """Whether it comes from somebody else."""
+        return self.distribution != OWN_DISTRIBUTION
+
+
+def _problems(name: str, factory: object) -> list[str]:
+    return class_problems(factory) if ":" in name else problems(name, factory)
+
+
+class Junk(ParavirtMmError):
+    """An answer that cannot be used, and why."""
+
+
+def _discarded(answer: Callable[[], object]) -> None:
+    answer()
 
 
 class Registry:
@@ -298,6 +317,7 @@ class Registry:
         self.careful = careful
         self._plugins: dict[str, Plugin] = {}
         self._points: dict[str, _Point] = {}
+        self._tried: dict[str, Tried] = {}
         self.broken: list[BrokenPlugin] = []
 
     @classmethod
@@ -309,51 +329,97 @@ class Registry:
         """
         registry = cls(careful)
         chosen = _Choice.parse(os.environ.get(CHOICE_VARIABLE, "") if choice is None else choice)
-        seen: set[tuple[str, str, str]] = set()
-        for point in sorted(entry_points(group=PROJECT), key=_precedence):
-            distribution, version = _dist(point)
-            # An editable install beside its own metadata lists the same entry point twice.
-            if (point.name, point.value, distribution) in seen or point.name not in chosen:
+        for name, found in sorted(_points(registry.broken), key=_precedence):
+            if name not in chosen:
                 continue
-            seen.add((point.name, point.value, distribution))
-            taken = registry._points.get(point.name)
-            if taken is None:
-                registry._points[point.name] = _Point(point, distribution, version)
+            taken = registry._points.get(name)
+            if _ENTRY.match(found.point.value) is None:
+                problem = f"its entry point must be module:Class, not {found.point.value!r:.100}"
+            elif taken is not None:
+                owner = f"{taken.distribution} {taken.version} ({taken.point.module})"
+                problem = f"the name {name!r} is taken by {owner}; rename the entry point"
+            else:
+                registry._points[name] = found
                 continue
-            owner = f"{taken.distribution} {taken.version} ({taken.point.module})"
-            problem = f"the name {point.name!r} is taken by {owner}; rename the entry point"
-            registry.broken.append(BrokenPlugin(point.name, distribution, version, problem))
+            registry.broken.append(BrokenPlugin(name, found.distribution, found.version, problem))
         return registry
 
     @property
     def plugins(self) -> dict[str, Plugin]:
         """Every usable plugin, by name; imports those that were not needed yet."""
+        self._try_strangers(patient=True)
         for name in sorted(self._points):
             self._load(name)
         return self._plugins
 
+    def branch(self) -> Registry:
+        """Return a registry of the same plugins, to add others to."""
+        made = Registry(self.careful)
+        made._plugins, made._points = dict(self._plugins), dict(self._points)
+        made._tried = dict(self._tried)
+        return made
+
+    def _try_strangers(self, *names: str, patient: bool) -> None:
+        """Import what others wrote in children first, if the registry is ``careful``: these, or
+        all that nobody has asked for yet. One that cannot be used is broken from then on; one that
+        took longer than we were ``patient`` may be tried again.
+        """
+        if not self.careful:
+            return
+        todo = {
+            name: found.point
+            for name, found in sorted(self._points.items())
+            if found.strange and (not names or name in names) and not self._known(name, patient)
+        }
+        for name, what in tried(todo, _problems, NAMED if patient else UNASKED):
+            self._tried[name] = what
+            if what.problem:
+                found = self._points[name]
+                if patient or not what.stopped:
+                    del self._points[name]
+                self._break(name, found, what.problem)
+
+    def _known(self, name: str, patient: bool) -> bool:
+        known = self._tried.get(name)
+        return known is not None and not (known.stopped and patient)
+
+    def _break(self, name: str, found: _Point, problem: str) -> None:
+        broken = BrokenPlugin(name, found.distribution, found.version, problem)
+        self.broken[:] = [
+            one
+            for one in self.broken
+            if (one.name, one.distribution) != (name, broken.distribution)
+        ] + [broken]
+
     def _load(self, name: str) -> None:
         """Import what an entry point names, or a spec that says where a class is.
 
-        Nothing that it prints mixes with our output. A stranger's is imported in a child first,
-        within limits, if the registry is ``careful``.
+        Nothing that it prints mixes with our output, and nothing that a process has only one of is
+        left changed (`paravirt_mm.untouched`).
         """
         if ":" in name and name not in self._plugins:
             self._points[name] = _Point(_Place(name), LOCAL, "")
+            self._tried.pop(name, None)
+        if name not in self._points:
+            return
+        self._try_strangers(name, patient=True)
         found = self._points.pop(name, None)
         if found is None:
             return
         try:
-            if self.careful and found.distribution != OWN_DISTRIBUTION:
-                guard.call(_imported, found.point, limits=IMPORTING)
-            with redirect_stdout(sys.stderr):
+            if found.strange:
+                with no_output(), unchanged() as touched:
+                    factory = found.point.load()
+                if touched:
+                    raise ImportError(f"it replaces {', '.join(sorted(set(touched))[:5])}")
+            else:
                 factory = found.point.load()
         except BaseException as error:
             if isinstance(error, KeyboardInterrupt):
                 raise
-            kind = "" if isinstance(error, guard.StoppedError) else f"{type(error).__name__}: "
-            problem = f"cannot be loaded from {found.point.value}: {kind}{error}"
-            self.broken.append(BrokenPlugin(name, found.distribution, found.version, problem))
+            self._break(
+                name, found, f"cannot be loaded from {found.point.value}: {in_one_line(error)}"
+            )
             return
         self.add(name, factory, found.distribution, found.version)
 
@@ -363,7 +429,7 @@ class Registry:
         """Check a plugin class and add it, to the usable ones or to the broken ones."""
         if name in self._points:
             self._load(name)
-        found = class_problems(factory) if ":" in name else problems(name, factory)
+        found = _problems(name, factory)
         taken = self._plugins.get(name)
         if taken is not None:
             found.insert(
@@ -388,20 +454,42 @@ class Registry:
         there = {name: f"{p.distribution} {p.version}".strip() for name, p in self._points.items()}
         return there | {name: plugin.origin for name, plugin in self._plugins.items()}
 
-    def ask(self, hook: str, **arguments: Any) -> Iterator[tuple[str, Any]]:
-        """Yield what default instances of all plugins answer to a hook, with their names.
+    def ask(self, hook: str, read: Callable[[Any], T], **arguments: Any) -> Iterator[tuple[str, T]]:
+        """Yield what default instances of all plugins answer to a hook, as ``read`` takes it, with
+        their names.
 
-        A plugin that fails is left out, with its name in ``broken``.
+        A plugin that fails, or whose answer ``read`` refuses with `Junk`, is left out, with its
+        name in ``broken``; what others wrote is asked in a child first.
         """
-        for name, plugin in sorted(self.plugins.items()):
-            if hook in plugin.hooks:
+        self._try_strangers(patient=False)
+        for name in sorted({*self._points, *self._plugins}):
+            known = self._tried.get(name)
+            if known is None or hook in known.hooks:
+                self._load(name)
+        for name, plugin in sorted(self._plugins.items()):
+            if hook not in plugin.hooks:
+                continue
+
+            def answer(plugin: Plugin = plugin) -> T | None:
                 try:
-                    answer = Instances([(name, plugin.create())]).call(hook, **arguments)
+                    instances = Instances([(plugin.name, plugin.create())])
+                    found = instances.call(hook, **arguments)
+                    return None if found is None else read(found)
                 except HookFailed as failed:
-                    self.leave_out(name, str(failed))
-                    continue
-                if answer is not None:
-                    yield name, answer
+                    raise Junk(str(failed)) from failed
+                except Junk as junk:
+                    raise Junk(f"{hook} {junk}") from junk
+
+            try:
+                if self.careful and plugin.distribution != OWN_DISTRIBUTION:
+                    guard.call(_discarded, answer, limits=ANSWERING)
+                found = answer()
+            except (Junk, guard.StoppedError, guard.ForeignError) as problem:
+                how = "" if isinstance(problem, Junk) else f"{hook}: "
+                self.leave_out(name, f"{how}{problem}")
+                continue
+            if found is not None:
+                yield name, found
 
     def leave_out(self, name: str, problem: str) -> None:
         """Note that a plugin failed, or answered what cannot be used."""
@@ -426,11 +514,20 @@ class Registry:
         for broken in self.broken:
             if broken.name == name and plugin is None:
                 raise PluginError(name, broken.problem)
-        names = sorted(p.name for p in self.plugins.values() if role in (None, p.role))
+        self._try_strangers(patient=False)
+        names = sorted(n for n, has in self._roles().items() if role in (None, has))
         close = difflib.get_close_matches(name, names, 1)
         hint = f"; did you mean {close[0]!r}?" if close else ""
         there = f"there are: {', '.join(names)}" if names else "none is installed"
         raise SpecError(f"no {role or 'plugin'} {name!r}{hint} ({there})")
+
+    def _roles(self) -> dict[str, Role]:
+        """Return the names of all usable plugins, importing no stranger for that."""
+        for name, found in sorted(self._points.items()):
+            if not found.strange or not self.careful:
+                self._load(name)
+        roles = {name: role_of(self._tried[name].hooks) for name in self._points}
+        return roles | {name: plugin.role for name, plugin in self._plugins.items()}
 
     def origin(self, name: str) -> str:
         """Return a plugin's name and where it comes from, for people."""
@@ -464,15 +561,39 @@ class _Choice:
         return not self.only or name in self.only
 
 
-def _dist(point: EntryPoint) -> tuple[str, str]:
-    dist = point.dist
-    return (dist.name, dist.version) if dist else ("unknown", "")
+def _points(broken: list[BrokenPlugin]) -> Iterator[tuple[str, _Point]]:
+    """Yield the entry points of all distributions; one whose metadata cannot be read is ``broken``
+    and hides no other.
+    """
+    seen: set[str] = set()
+    for distribution in distributions():
+        try:
+            if PROJECT not in (distribution.read_text("entry_points.txt") or ""):
+                continue
+            told = distribution.metadata
+            name, version = told["Name"] or _folder(distribution), told["Version"] or ""
+            # An editable install beside its own metadata is the same distribution twice.
+            key = re.sub(r"[-_.]+", "-", name).lower()
+            if key in seen:
+                continue
+            seen.add(key)
+            points = {one for one in distribution.entry_points if one.group == PROJECT}
+            yield from ((one.name, _Point(one, name, version)) for one in points)
+        except Exception as error:
+            problem = f"its metadata cannot be read: {in_one_line(error)}"
+            broken.append(BrokenPlugin("?", _folder(distribution), "", problem))
 
 
-def _precedence(point: EntryPoint) -> tuple[str, bool, str]:
+def _folder(distribution: Distribution) -> str:
+    """Return the name of a distribution's folder, for want of better."""
+    path = getattr(distribution, "_path", None)
+    return str(getattr(path, "name", "unknown")).partition("-")[0]
+
+
+def _precedence(item: tuple[str, _Point]) -> tuple[str, bool, str, str]:
     """Return the key that sorts entry points: of one name, the core's own comes first."""
-    distribution, _ = _dist(point)
-    return point.name, distribution != OWN_DISTRIBUTION, distribution
+    name, found = item
+    return name, found.strange, found.distribution, found.point.value
 
 
 _DEFAULT: list[Registry] = []

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("_version", "errors", "printable", "shown"),
+    ("_version", "errors", "printable", "shown", "untouched"),
     ("guard", "options", "machine"),
     ("about", "engine", "sources"),
     ("measure",),
@@ -24,6 +24,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("run",),
     ("contract", "hookspecs"),
     ("instances",),
+    ("strangers",),
     ("registry",),
     ("offers", "scenario"),
     ("evidence",),

@@ -14,9 +14,7 @@ def registry_with(*, installed: bool = True, **plugins: type[Any]) -> Registry:
     Raises `PluginError` with everything that is wrong where a class cannot be used, or its name is
     taken.
     """
-    registry = Registry()
-    if installed:
-        registry.plugins.update(default_registry().plugins)
+    registry = default_registry().branch() if installed else Registry()
     for name, factory in plugins.items():
         registry.add(name, factory)
     for broken in registry.broken:

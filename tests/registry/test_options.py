@@ -241,7 +241,7 @@ def test_import_can_neither_hang_nor_end_the_process(
 ) -> None:
     from paravirt_mm import guard, registry as module
 
-    monkeypatch.setattr(module, "IMPORTING", guard.Limits(cpu=1, wall=1))
+    monkeypatch.setattr(module, "NAMED", guard.Limits(cpu=1, wall=1))
     registry = Registry(careful=True)
     for code, words in (("import os; os._exit(0)", "exit code 0"), ("while True: pass", "longer")):
         path = tmp_path / f"bad{len(code)}.py"
