@@ -219,7 +219,10 @@ ANSWERS: dict[str, tuple[str, str]] = {
     "machines_spin": (hook("pvmm_machines", "while True: pass"), "longer than"),
     "machines_junk": (hook("pvmm_machines", "return ['not a machine', 7]"), "not a machine"),
     "machines_endless": (
-        hook("pvmm_machines", "import paravirt_mm as p\nm = p.bundled('qemu-512m')\nwhile 1: yield m"),
+        hook(
+            "pvmm_machines",
+            "from paravirt_mm import bundled\nm = bundled('qemu-512m')\nwhile 1: yield m",
+        ),
         "more than",
     ),
     "machines_late": (hook("pvmm_machines", "yield 1 / 0"), "ZeroDivisionError"),
