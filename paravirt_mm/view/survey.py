@@ -71,6 +71,7 @@ def survey(
     made = iter(each([(machine, *pair) for machine in all_of_them for pair in pairs], exhibit))
     for machine in all_of_them:
         yield Subject(machine, tuple(islice(made, len(pairs))))
+    next(made, None)  # what watches the scenarios hears that they have ended
 
 
 def short(spec: str) -> str:
