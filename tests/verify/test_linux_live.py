@@ -41,9 +41,11 @@ from paravirt_mm.verify.linux.qemu import (
     find_kernel,
     find_kernels,
     find_qemu,
+    probes,
     read_direct_map,
     record_boot,
 )
+from paravirt_mm.verify.linux.qemu.code import moved
 from paravirt_mm.verify.linux.qemu.gdbremote import REQUIRED_REGISTERS, GdbClient
 from paravirt_mm.verify.linux.qemu.handover import identity_tables
 from paravirt_mm.verify.linux.qemu.image import (
@@ -53,6 +55,7 @@ from paravirt_mm.verify.linux.qemu.image import (
 )
 from paravirt_mm.verify.linux.qemu.kallsyms import parse_kallsyms
 from paravirt_mm.verify.linux.qemu.kernelmem import KernelMemory
+from paravirt_mm.verify.linux.qemu.probes import Probes
 from paravirt_mm.verify.linux.qemu.process import kernel_parameters
 from paravirt_mm.verify.linux.qemu.ram import GuestRam, RamLayout
 
@@ -776,14 +779,49 @@ def children() -> set[int]:
 
 
 @pytest.mark.slow
-def test_live_boot(kernel: Kernel) -> None:
+def test_live_boot(kernel: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:
     before = children()
-    record = record_boot(MapSpec(ram=[(0, 0x9FC00), (MIB, 96 * MIB)], pse=False), kernel)
+    spec = MapSpec(ram=[(0, 0x9FC00), (MIB, 96 * MIB)], pse=False)
+    record = record_boot(spec, kernel)
     assert record.panic is None
     assert record.table_count["L1"] == 48
     assert covered(record.to_json())
     check_record(record.to_json())
     assert children() == before
+    monkeypatch.setattr(Probes, "put", lambda *_: None)  # as for code that is not understood
+    assert comparable(record_boot(spec, kernel).to_json()) == comparable(record.to_json())
+
+
+@pytest.mark.slow
+def test_live_list_of_events_may_be_small(kernel: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is read whenever it is full, and the guest's memory is left as it was."""
+    spec = MapSpec(ram=[(0, 0x9FC00), (MIB, 96 * MIB)], pse=False)
+    record = record_boot(spec, kernel)
+    monkeypatch.setattr(probes, "_LARGEST", 2 * PAGE)
+    monkeypatch.setattr(probes, "_SMALLEST", 2 * PAGE)
+    assert comparable(record_boot(spec, kernel).to_json()) == comparable(record.to_json())
+
+
+CODES = {
+    # How functions begin, and what is moved of it: (offset of the jump, what stays, moved)
+    "call of fentry": ("e8 fb 0f 00 00 41 57", (0, 5, "")),
+    "endbr64 and call of fentry": ("f3 0f 1e fa e8 f7 0f 00 00 41 56", (4, 9, "")),
+    "nop": ("f3 0f 1e fa 0f 1f 44 00 00 41 56", (4, 9, "")),
+    "pushes": ("55 48 89 e5 41 56 41 55", (0, 6, "55 48 89 e5 41 56")),
+    "a number, then a jump": ("41 b8 01 00 00 00 e9 06 fd ff ff", (0, 6, "41 b8 01 00 00 00")),
+    "a jump": ("e9 fb 00 00 00 cc cc", (0, 5, "e9 fb f0 ff ff")),
+    "a call of something else": ("e8 fb 0e 00 00 41 57", None),
+    "a variable": ("8b 1d fb 96 20 00 55", None),
+    "a return": ("c3 cc cc cc cc cc cc", None),
+    "cut": ("41 57 41", None),
+}
+
+
+@pytest.mark.parametrize("name", CODES)
+def test_beginning_of_a_function_is_moved(name: str) -> None:
+    code, expected = CODES[name]
+    found = moved(bytes.fromhex(code), 0x1000, 0x2000, 0x2000)
+    assert (found and (*found[:2], found[2].hex(" "))) == expected
 
 
 @pytest.mark.slow

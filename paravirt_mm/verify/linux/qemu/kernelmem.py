@@ -109,9 +109,13 @@ class KernelMemory:
         """The unsigned 64-bit number at a virtual address."""
         return self._word(self.physical(virtual), 8)
 
+    def put(self, virtual: int, data: bytes) -> None:
+        """Write bytes. Code that has run may be changed only while the machine is stopped."""
+        self.ram.write(self.physical(virtual), data)
+
     def put_number(self, virtual: int, value: int) -> None:
-        """Write an unsigned 64-bit number to a virtual address that holds data, not code."""
-        self.ram.write(self.physical(virtual), value.to_bytes(8, "little"))
+        """Write an unsigned 64-bit number."""
+        self.put(virtual, value.to_bytes(8, "little"))
 
     def code(self, virtual: int, size: int) -> bytes:
         """Bytes of the kernel's image."""

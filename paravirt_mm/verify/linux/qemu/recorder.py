@@ -1,14 +1,12 @@
 """Booting a kernel up to the end of its direct map and writing down what it did.
 
-Breakpoints are set on functions that are called from other files, so that no compiler inlines them:
+The machine stops at functions that are called from other files, so that no compiler inlines them:
 
 * ``init_mem_mapping``: the beginning, and through its return address the end;
-* ``init_memory_mapping``: one call a piece of RAM;
-* ``kernel_physical_mapping_init``: one call a page size;
-* ``alloc_low_pages``: a table page; when it returns, RAX is the page;
-* the empty function behind native's ``alloc_pte``, ``alloc_pmd`` and ``alloc_pud`` hooks;
 * ``extend_brk``, which nobody may call any more by then: a BUG;
 * ``panic``.
+
+What happens in between is noted by `Probes`, or, where they cannot be put, by `Stops`.
 
 The kernel's first deed is to clear its bss. That is done for it, since it takes an emulated
 processor as long as everything else up to the direct map.
@@ -20,7 +18,6 @@ Source: Linux ``arch/x86/mm/init.c``, ``init_64.c``, ``kernel/paravirt.c``, ``ke
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from paravirt_mm.image.elf import CR4_LA57
@@ -33,10 +30,12 @@ from paravirt_mm.verify.linux.qemu.errors import (
     KernelBootError,
     MapSpecError,
 )
+from paravirt_mm.verify.linux.qemu.events import Event, Kind
 from paravirt_mm.verify.linux.qemu.gdbremote import GdbClient
 from paravirt_mm.verify.linux.qemu.handover import put_kernel, set_registers
 from paravirt_mm.verify.linux.qemu.kernelmem import KernelMemory
 from paravirt_mm.verify.linux.qemu.locate import Kernel, find_kernel, find_qemu, qemu_version
+from paravirt_mm.verify.linux.qemu.probes import Probes
 from paravirt_mm.verify.linux.qemu.process import Qemu, kernel_parameters, qemu_arguments
 from paravirt_mm.verify.linux.qemu.ram import GuestRam
 from paravirt_mm.verify.linux.qemu.record import (
@@ -46,19 +45,17 @@ from paravirt_mm.verify.linux.qemu.record import (
     TableAllocation,
 )
 from paravirt_mm.verify.linux.qemu.spec import Entry, MapSpec
+from paravirt_mm.verify.linux.qemu.stops import Stops
 
 DEFAULT_TIMEOUT = 120.0
 """Seconds that one boot may take in all."""
 BRK_IS_CLOSED = "extend_brk: brk is closed (kernel BUG)"
 """Verdict, where a panic's text stands, for a kernel that dies of a BUG in extend_brk."""
-_MAX_STOPS = 2_000_000
 _LAST_LINES = 12
 _PG_LEVEL_2M, _PG_LEVEL_1G = 2, 3
-_NOP_HOOKS = ("_paravirt_nop", "paravirt_nop", "nop_func")
 _REP_STOSB = b"\xf3\xaa"
 _CLEARING_STARTS_WITHIN = 96
 """Bytes from the start of the function that clears bss."""
-_ENDBR64, _NOP5, _CALL, _JUMP = b"\xf3\x0f\x1e\xfa", b"\x0f\x1f\x44\x00\x00", 0xE8, 0xE9
 _PHYSICAL_BITS = 40
 """Of the processor that QEMU emulates."""
 
@@ -132,26 +129,16 @@ def _public(arguments: list[str]) -> list[str]:
 
 
 class _Recorder:
-    """Runs the machine from breakpoint to breakpoint and keeps what it sees."""
+    """Runs the machine through its direct map and keeps what it sees."""
 
     def __init__(self, gdb: GdbClient, memory: KernelMemory) -> None:
         self.gdb = gdb
         self.memory = memory
         address = memory.address_of
         self._begin = address("init_mem_mapping")
-        self._step = address("init_memory_mapping")
-        self._split = address("kernel_physical_mapping_init")
-        self._allocate = address("alloc_low_pages")
-        self._hook = address(*_NOP_HOOKS)
         self._panic = address("panic")
         self._extend = address("extend_brk")
-        # Functions that the kernel never enters again: addresses to come back to instead of the
-        # caller's.
-        self._page_given = address("x86_64_start_kernel")
-        self._range_done = address("start_kernel")
-        self._page_caller = self._range_caller = 0
         self._pages_asked = 0
-        self._fentry = memory.symbols.get("__fentry__")
         self.steps: list[MappingStep] = []
         self.allocations: list[TableAllocation] = []
         self.hooked: list[int] = []
@@ -162,31 +149,16 @@ class _Recorder:
         self._reach_the_beginning()
         self._look_before()
         end = self.memory.number_at(self.gdb.registers()["rsp"])
-        notes: dict[int, Callable[[Mapping[str, int]], None]] = {
-            self._step: self._note_step,
-            self._split: self._note_range,
-            self._range_done: self._note_range_done,
-            self._allocate: self._note_call,
-            self._page_given: self._note_page,
-            self._hook: self._note_hook,
-        }
-        for address in (*notes, self._extend, end):
+        watching = Probes.put(self.gdb, self.memory) or Stops(self.gdb, self.memory)
+        for address in (self._extend, end):
             self.gdb.insert_breakpoint(address)
         self.gdb.remove_breakpoint(self._begin)
-        for _ in range(_MAX_STOPS):
-            self.gdb.resume()
-            registers = self.gdb.registers()
-            rip = registers["rip"]
-            if rip == end:
-                return
-            if rip in (self._panic, self._extend):
-                dies = rip == self._panic
-                self.panic = self._panic_text(registers["rdi"]) if dies else BRK_IS_CLOSED
-                return
-            if rip not in notes:
-                raise KernelBootError(f"stopped at {rip:#x}, where no breakpoint is")
-            notes[rip](registers)
-        raise KernelBootError(f"init_mem_mapping did not end after {_MAX_STOPS} events")
+        ends = frozenset((end, self._panic, self._extend))
+        registers = watching.run(ends, self._note)
+        if registers["rip"] == self._panic:
+            self.panic = self._panic_text(registers["rdi"])
+        elif registers["rip"] == self._extend:
+            self.panic = BRK_IS_CLOSED
 
     def _reach_the_beginning(self) -> None:
         """Run up to init_mem_mapping."""
@@ -219,25 +191,6 @@ class _Recorder:
             gdb.write_register("rdi", registers["rdi"] + registers["rcx"])
             gdb.write_register("rcx", 0)
 
-    def _step_over(self, rip: int) -> None:
-        """One instruction on: resumed at the breakpoint itself, QEMU would stop there again.
-
-        Each time it runs QEMU forgets all code that it has translated, so the instructions that
-        functions begin with, which do nothing or jump, are not left to it.
-        """
-        code = self.memory.code(rip, 5)
-        target = rip + 5 + int.from_bytes(code[1:], "little", signed=True)
-        if code.startswith(_ENDBR64):
-            self.gdb.write_register("rip", rip + len(_ENDBR64))
-        elif code == _NOP5 or (code[0] == _CALL and target == self._fentry):
-            self.gdb.write_register("rip", rip + len(code))
-        elif code[0] == _JUMP:
-            self.gdb.write_register("rip", target)
-        else:
-            self.gdb.remove_breakpoint(rip)
-            self.gdb.step()
-            self.gdb.insert_breakpoint(rip)
-
     def _look_before(self) -> None:
         memory = self.memory
         self.before = memory.memblock()
@@ -246,44 +199,27 @@ class _Recorder:
         self.max_pfn = memory.number("max_pfn")
         self.max_low_pfn = memory.number("max_low_pfn")
 
-    def _note_step(self, registers: Mapping[str, int]) -> None:
-        self.steps.append(MappingStep(registers["rdi"], registers["rsi"]))
-        self._step_over(self._step)
+    def _note(self, event: Event) -> None:
+        match event.kind:
+            case Kind.STEP:
+                self.steps.append(MappingStep(event.first, event.second))
+            case Kind.RANGE:
+                if not self.steps:
+                    raise KernelBootError(
+                        "kernel_physical_mapping_init before any init_memory_mapping"
+                    )
+                size = _page_size(event.third)
+                self.steps[-1].ranges.append((event.first, event.second, size))
+            case Kind.ASKED:
+                self._pages_asked = event.first & 0xFFFF_FFFF
+            case Kind.GIVEN:
+                self._note_pages(event.first)
+            case Kind.HOOK:
+                self.hooked.append(event.second)
 
-    def _note_range(self, registers: Mapping[str, int]) -> None:
-        """A range begins. QEMU is slow in a page with a breakpoint, and it is this page whose loops
-        fill the tables: there is none in it until the range is done.
-        """
-        if not self.steps:
-            raise KernelBootError("kernel_physical_mapping_init before any init_memory_mapping")
-        size = _page_size(registers["rdx"])
-        self.steps[-1].ranges.append((registers["rdi"], registers["rsi"], size))
-        self._range_caller = self._come_back(registers, self._range_done)
-        self.gdb.remove_breakpoint(self._split)
-
-    def _note_range_done(self, _registers: Mapping[str, int]) -> None:
-        self.gdb.insert_breakpoint(self._split)
-        self.gdb.write_register("rip", self._range_caller)
-
-    def _note_call(self, registers: Mapping[str, int]) -> None:
-        self._pages_asked = registers["rdi"] & 0xFFFF_FFFF
-        self._page_caller = self._come_back(registers, self._page_given)
-        self._step_over(self._allocate)
-
-    def _come_back(self, registers: Mapping[str, int], to: int) -> int:
-        """Let the function that begins here return to ``to``; return its caller's address."""
-        caller = self.memory.number_at(registers["rsp"])
-        self.memory.put_number(registers["rsp"], to)
-        return caller
-
-    def _note_hook(self, registers: Mapping[str, int]) -> None:
-        self.hooked.append(registers["rsi"])
-        self._step_over(self._hook)
-
-    def _note_page(self, registers: Mapping[str, int]) -> None:
-        self.gdb.write_register("rip", self._page_caller)
+    def _note_pages(self, virtual: int) -> None:
         pages = self._pages_asked
-        address = self.memory.physical(registers["rax"])
+        address = self.memory.physical(virtual)
         if self.memory.ram.layout.file_offset(address, pages * PAGE_SIZE) is None:
             raise KernelBootError(
                 f"the kernel took a table at {address:#x}, RAM of the map that QEMU's machine does "
