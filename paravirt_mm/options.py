@@ -244,9 +244,11 @@ def create(name: str, factory: type[Any], options: Mapping[str, str]) -> Any:
             raise SpecError(f"{name}: {key}={text!r} is not {expected(field.type)}") from error
     try:
         return factory(**values)
-    except (SpecError, PluginError, KeyboardInterrupt):
+    except (PluginError, KeyboardInterrupt):
         raise
     except BaseException as error:
+        if isinstance(error, SpecError) and str(error).startswith(name):
+            raise
         given = ", ".join(f"{key}={text!r}" for key, text in options.items()) or "default options"
         told = error.args[0] if error.args and isinstance(error.args[0], str) else str(error)
         raise SpecError(f"{name}: {told or type(error).__name__} ({given})") from error

@@ -14,7 +14,7 @@ import click
 from paravirt_mm import offers
 from paravirt_mm.cli import scenarios, screen
 from paravirt_mm.cli.choosing import here_option, machines, wanted
-from paravirt_mm.cli.output import emit, progress
+from paravirt_mm.cli.output import emit, expect_writable, progress
 from paravirt_mm.cli.screen import color_option, paper
 from paravirt_mm.comparison import Row, compare
 from paravirt_mm.errors import ExitCode, InputError
@@ -127,6 +127,7 @@ def command(
     machine file, a folder or an archive of these, or - for standard input. MACHINE is a name from
     `paravirt-mm machines`; without any, all of those are compared.
     """
+    expect_writable(output)
     registry = default_registry()
     write = _writer(style, registry)
     problems: list[InputError] = []

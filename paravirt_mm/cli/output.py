@@ -163,6 +163,18 @@ def emit(text: str, path: Path | None) -> None:
         raise InputError(f"cannot be written: {error.strerror}", str(path)) from error
 
 
+def expect_writable(path: Path | None) -> None:
+    """Make sure, before long work begins, that a file can be written at its end. Raises
+    `InputError`.
+    """
+    if path is None:
+        return
+    if not path.parent.is_dir():
+        raise InputError(f"cannot be written: there is no folder {path.parent}", str(path))
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise InputError("cannot be written: Permission denied", str(path))
+
+
 def progress(items: Iterable[T], title: str, total: int | None = None) -> Iterator[T]:
     """Yield the items; on a terminal with rich installed, show a bar on standard error."""
     if not sys.stderr.isatty():

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from paravirt_mm.cli.choosing import machines
-from paravirt_mm.cli.output import emit, progress
+from paravirt_mm.cli.output import emit, expect_writable, progress
 from paravirt_mm.cli.scenarios import Running
 from paravirt_mm.errors import ExitCode, InputError
 from paravirt_mm.guard import RUNNING
@@ -69,6 +69,7 @@ def command(
         from paravirt_mm.view.charts import require_extra
 
         require_extra()
+    expect_writable(output)
     registry = default_registry()
     problems: list[InputError] = []
     names = inputs or tuple(bundled_machines())

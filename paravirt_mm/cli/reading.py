@@ -19,7 +19,7 @@ from paravirt_mm.offers import brought_machine
 from paravirt_mm.printable import printable
 from paravirt_mm.sources import bundled_machines
 from paravirt_mm.sources.inputs import CarriedPart, Part, divide
-from paravirt_mm.sources.load import load
+from paravirt_mm.sources.load import NOTHING, load
 
 T = TypeVar("T")
 
@@ -83,7 +83,7 @@ def _guarded_machines(spec: str, boot: int | None) -> Iterator[tuple[str, Machin
         else:
             yield item
     if not answers:
-        yield spec, InputError("holds no machine", printable(spec))
+        yield spec, InputError(NOTHING, printable(spec))
 
 
 def parts(inputs: Iterable[str]) -> Iterator[Part]:

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from paravirt_mm.cli.choosing import here_option, machines, wanted
-from paravirt_mm.cli.output import emit, progress
+from paravirt_mm.cli.output import emit, expect_writable, progress
 from paravirt_mm.cli.scenarios import Running
 from paravirt_mm.errors import ExitCode, InputError
 from paravirt_mm.guard import RUNNING
@@ -54,6 +54,7 @@ def command(
     from paravirt_mm.view.survey import survey
 
     require_extra()
+    expect_writable(output)
     registry = default_registry()
     problems: list[InputError] = []
     names = wanted(inputs, here)

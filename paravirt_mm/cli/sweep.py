@@ -118,6 +118,8 @@ def command(
         outcomes = store.outcomes()
     counts = ", ".join(f"{count} {outcome}" for outcome, count in outcomes.items())
     click.echo(f"{output}: {counts or 'no inputs'}")
+    if outcomes.keys() & {UNREADABLE, LIMIT, "error", "violation"}:
+        click.echo(f"`paravirt-mm query {output} errors` tells which, and why", err=True)
     if registry.broken or "error" in outcomes:
         return ExitCode.PLUGIN
     if UNREADABLE in outcomes:

@@ -22,7 +22,7 @@ def parse_release(text: str) -> Version:
     """Return the numbers of a release that somebody asks for. Raises `SpecError`."""
     match = _RELEASE.match(text)
     if match is None:
-        raise SpecError(f"{text!r} is not a kernel release (for example 3.6)")
+        raise SpecError(f"{text!r} is not a release: numbers and dots, for example 3.6")
     return tuple(map(int, match.group().split(".")))
 
 

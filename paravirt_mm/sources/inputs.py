@@ -90,7 +90,7 @@ class CarriedPart:
         """Read the content."""
         try:
             if self.problem:
-                raise InputError(self.problem)
+                raise InputError(self.problem, self.source)
             with reading(self.source):
                 content = content_of(io.BytesIO(self.content), self.source)
                 for _, machine in machines_in(content, self.source, self.name, boot):
@@ -140,7 +140,7 @@ def divide(specs: Iterable[str]) -> Iterator[Part]:
                     found = True
                     yield from _parts_of_file(str(file))
             except InputError as error:
-                yield CarriedPart(printable(spec), path.name, b"", str(error))
+                yield CarriedPart(printable(spec), path.name, b"", _message(error))
             else:
                 if not found:
                     yield CarriedPart(printable(spec), path.name, b"", NOTHING)

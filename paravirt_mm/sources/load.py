@@ -24,7 +24,7 @@ from paravirt_mm.sources.content import Content, Spec, content_of, opened
 from paravirt_mm.sources.iomem import read_iomem
 from paravirt_mm.sources.lines import is_journal
 
-NOTHING = "holds no machine"
+NOTHING = "holds no machine: no boot log, firmware map or machine file"
 
 _IOMEM = re.compile(rb"\s{0,99}[0-9a-fA-F]{8,16}-[0-9a-fA-F]{8,16} : ")
 _MACHINE_TOML = re.compile(rb'^[ \t]{0,99}format[ \t]{0,99}=[ \t]{0,99}"paravirt-mm', re.MULTILINE)
