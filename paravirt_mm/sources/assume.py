@@ -47,10 +47,16 @@ def standard_trimming(firmware: MemoryMap) -> tuple[MemoryMap, str]:
     return trimmed, "Linux's trimming of the map (first page reserved, 640K-1M not RAM)"
 
 
+_MAPS_BEGIN_BELOW = 64 << 10
+"""Firmware's first entry is that of conventional memory: a map that begins later is cut."""
+
+
 def low_memory(memory: MemoryMap, end: int = EBDA_START) -> tuple[MemoryMap, str] | None:
     """Give a map whose head is lost its conventional memory back; None where it has some."""
-    if any(memory.ram().within(0, BIOS_END)) or any(e.start < BIOS_END for e in memory):
+    first = min((entry.start for entry in memory), default=0)
+    if first < _MAPS_BEGIN_BELOW or any(memory.ram().within(0, BIOS_END)):
         return None
+    end = min(end, first)
     entries = [(PAGE_SIZE, end, E820Type.RAM), *((e.start, e.end, e.type) for e in memory)]
     return (
         MemoryMap.sanitise(entries),

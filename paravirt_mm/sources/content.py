@@ -100,7 +100,7 @@ def content_of(file: Any, source: str) -> Content:
         raw = _Counted(unpacker, packed, source)
     else:
         raise InputError(f"compressed more than {MAX_LAYERS - 1} times; unpack it", source)
-    if encoding := _utf16(head):
+    if encoding := _wide(head):
         raw = _Counted(_Transcoded(raw, encoding))
     elif head.startswith(codecs.BOM_UTF8):
         raw.drop(len(codecs.BOM_UTF8))
@@ -120,12 +120,19 @@ def _only_comments(head: bytes) -> bool:
     )
 
 
-def _utf16(head: bytes) -> str | None:
-    if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        return "utf-16"
+def _wide(head: bytes) -> str | None:
+    """Return the encoding of text whose characters are two or four bytes.
+
+    A mark alone does not tell: noise on a serial line may begin like one.
+    """
     sample = head[:512]
+    half = len(sample) // 2
+    if head.startswith((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)) and sample.count(0) > half:
+        return "utf-32"
+    if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        zeros = max(sample[::2].count(0), sample[1::2].count(0))
+        return "utf-16" if len(sample) < 16 or zeros > half // 4 else None
     if len(sample) >= 16:
-        half = len(sample) // 2
         if sample[1::2].count(0) > 0.9 * half and sample[::2].count(0) == 0:
             return "utf-16-le"
         if sample[::2].count(0) > 0.9 * half and sample[1::2].count(0) == 0:
@@ -182,7 +189,7 @@ class _Counted(io.RawIOBase):
 
 
 class _Transcoded:
-    """UTF-16 as UTF-8."""
+    """UTF-16 or UTF-32 as UTF-8."""
 
     def __init__(self, file: io.RawIOBase, encoding: str) -> None:
         self._file = io.BufferedReader(file, _BLOCK)
@@ -190,7 +197,7 @@ class _Transcoded:
 
     def read(self, size: int) -> bytes:
         """Return some bytes; none only at the end."""
-        # A character of UTF-16 takes at most three bytes for each two.
+        # Two bytes of UTF-16 take three at the most, four of UTF-32 as many.
         while block := self._file.read(max(size // 2, 2)):
             if text := self._decoder.decode(block):
                 return text.encode("utf-8", "replace")

@@ -7,6 +7,7 @@ words is taken off.
 
 from __future__ import annotations
 
+import base64
 import html
 import json
 import quopri
@@ -32,7 +33,8 @@ _CONTROL_SEQUENCE = re.compile(
 )
 _PREFIX = re.compile(
     r"""
-    (?: [>|]+\ ?                                       # quoted in a mail
+    (?: (?:\w{1,3}(?=>))?[>|`]+\ ?                       # quoted in a mail, in markup
+      | (?:"[^"]{0,64}",){1,8}"                         # the last column of a table
       | <\d{1,3}>(?:1\s\S{1,40}\s\S{1,255}\skernel\s\S{1,128}\s\S{1,32}\s(?:-|\[[^]]{0,512}\])\s)?
                                                        # priority, as in /dev/kmsg; RFC 5424
       | \d{1,3},\d{1,20},\d{1,20},[-c][^;]{0,64};      # a record of /dev/kmsg
@@ -50,15 +52,27 @@ _PREFIX = re.compile(
     )""",
     re.VERBOSE,
 )
+_COLOUR = re.compile(rb"\x1b\[[0-?]{0,32}[ -/]{0,8}[@-~]")
+_TAG = re.compile(
+    r"</?(?:html|body|p|br|pre|code|span|div|font|b|i|a|li|td|tr|table)\b[^<>]{0,256}>"
+)
+_ASCII = str.maketrans({"\u00a0": " ", "\u2010": "-", "\u2011": "-", "\u2013": "-", "\u2014": "-"})
+"""What web pages and word processors make of blanks and hyphens."""
+_BASE64_BODY = re.compile(
+    rb"^content-transfer-encoding:\s*base64\s*$", re.IGNORECASE | re.MULTILINE
+)
+_BASE64_LINE = re.compile(rb"[A-Za-z0-9+/]{4,}={0,2}\s*")
 _QUOTED_PRINTABLE = re.compile(
     rb"quoted-printable|=3D=3D>|last_pfn =3D|BIOS-e820:[^\n]{0,80}=\r?\n", re.IGNORECASE
 )
 _LONE_RETURN = re.compile(rb"\r(?![\r\n])")
 """A line end of serial consoles and of old computers."""
-_JOURNAL = re.compile(rb'\A[\s\x1e\[]*(?:data:\s*)?\{[\s\S]*?"(?:MESSAGE|msg|dmesg)"\s*:')
+_JOURNAL = re.compile(
+    rb'\A[\s\x1e\[]*(?:data:\s*)?\{[\s\S]*?"(?:MESSAGE|message|msg|dmesg|log|line)"\s*:'
+)
 _IN_JOURNAL = re.compile(
     r'"(?:(?:__REALTIME_TIMESTAMP|time)"\s*:\s*"?(?P<at>\d{1,20}(?:\.\d{1,9})?)'
-    r'|(?:MESSAGE|msg)"\s*:\s*(?P<text>"[^"\\]*(?:\\.[^"\\]*)*"|\[[\d,\s]*\]))'
+    r'|(?:MESSAGE|message|msg|log|line)"\s*:\s*(?P<text>"[^"\\]*(?:\\.[^"\\]*)*"|\[[\d,\s]*\]))'
 )
 
 
@@ -72,7 +86,11 @@ def strip_prefixes(line: str) -> str:
     position = 0
     while (match := _PREFIX.match(line, position)) and match.end() > position:
         position = match.end()
-    return line[position:]
+    rest = line[position:]
+    for mark in '`|"':
+        if mark in line[:position]:
+            rest = rest.rstrip(mark + " ")
+    return rest
 
 
 def bounded_lines(
@@ -85,6 +103,17 @@ def bounded_lines(
     """
     if is_journal(content.head):
         yield from _journal(content.stream, source)
+        return
+    if _BASE64_BODY.search(content.head):
+        lines = _blocks(_Base64(content.stream), source, returns=False)
+        yield from enumerate(
+            (
+                _plain(raw[:MAX_LINE_BYTES].decode("utf-8", "replace"))
+                for block in lines
+                for raw in block.split(b"\n")[:-1]
+            ),
+            1,
+        )
         return
     if _QUOTED_PRINTABLE.search(content.head):
         yield from _mail(content.stream, source)
@@ -131,10 +160,14 @@ def _mail(stream: BinaryIO, source: str) -> Iterator[tuple[int, str]]:
 
 def _plain(line: str) -> str:
     """Return a line without line end, control sequences and the markup of web pages."""
-    return _CONTROL_SEQUENCE.sub("", html.unescape(line) if "&" in line else line)
+    if "<" in line:
+        line = _TAG.sub("", line)
+    if "&" in line:
+        line = html.unescape(line)
+    return _CONTROL_SEQUENCE.sub("", line if line.isascii() else line.translate(_ASCII))
 
 
-def _blocks(stream: BinaryIO, source: str, returns: bool) -> Iterator[bytes]:
+def _blocks(stream: BinaryIO | _Base64, source: str, returns: bool) -> Iterator[bytes]:
     """Yield whole lines, many at a time; what is too long is dropped."""
     total = 0
     rest = b""
@@ -148,7 +181,10 @@ def _blocks(stream: BinaryIO, source: str, returns: bool) -> Iterator[bytes]:
             block = block.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
         end = block.rfind(b"\n") + 1
         if end:
-            yield rest + block[:end]
+            whole = rest + block[:end]
+            # Colour may begin inside what is looked for, and a blank may be another one.
+            whole = whole.replace(b"\xc2\xa0", b" ")
+            yield _COLOUR.sub(b"", whole) if b"\x1b" in whole else whole
             rest = b""
         rest = (rest + block[end : end + MAX_LINE_BYTES])[:MAX_LINE_BYTES]
     if rest:
@@ -156,7 +192,10 @@ def _blocks(stream: BinaryIO, source: str, returns: bool) -> Iterator[bytes]:
 
 
 def _journal(stream: BinaryIO, source: str) -> Iterator[tuple[int, str]]:
-    """Yield the messages of records in JSON, oldest first, whatever the journal's order."""
+    """Yield the messages of records in JSON, oldest first, whatever the journal's order.
+
+    Numbers ascend; where the newest stands first they are counted from the end.
+    """
     found: list[tuple[float | None, int, str]] = []
     total = 0
     stamp: float | None = None
@@ -177,10 +216,30 @@ def _journal(stream: BinaryIO, source: str) -> Iterator[tuple[int, str]]:
                 text = _message(match["text"])
                 found += [(stamp, number, _plain(x[:MAX_LINE_BYTES])) for x in text.splitlines()]
     stamps = [at for at, _, _ in found if at is not None]
-    if stamps and stamps[0] > stamps[-1]:
+    newest_first = bool(stamps) and stamps[0] > stamps[-1]
+    if newest_first:
         found.reverse()
-    for _, number, line in found:
-        yield number, line
+    for _, at, line in found:
+        yield number + 1 - at if newest_first else at, line
+
+
+class _Base64:
+    """A mail, with what is encoded as base64 in it as the bytes that it stands for."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream = stream
+
+    def read(self, size: int) -> bytes:
+        """Return some bytes; none only at the end."""
+        parts: list[bytes] = []
+        total = 0
+        while total < size and (line := self._stream.readline(MAX_LINE_BYTES)):
+            text = line.rstrip()
+            if _BASE64_LINE.fullmatch(text) and len(text) % 4 == 0:
+                line = base64.b64decode(text)
+            parts.append(line)
+            total += len(line)
+        return b"".join(parts)
 
 
 def _message(text: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import bz2
 import gzip
 import io
@@ -102,13 +103,33 @@ def dmesg_json(indent: int | None = None) -> str:
         quopri.encodestring(PLAIN.encode()),
         b"Content-Transfer-Encoding: quoted-printable\n\n" + quopri.encodestring(PLAIN.encode()),
         PLAIN.replace(">", "&gt;").replace("(", "&#40;").encode(),
+        PLAIN.encode("utf-32"),
+        b"\xff\xfe\x00\x80\xa7\n" + PLAIN.encode(),
+        b"Content-Transfer-Encoding: base64\n\n" + base64.encodebytes(PLAIN.encode()),
+        b"--b\nContent-Type: text/plain\n\nmy log\n--b\nContent-Transfer-Encoding: base64\n\n"
+        + base64.encodebytes(PLAIN.encode())
+        + b"--b--\n",
+        "".join(json.dumps({"log": f"{line}\n", "time": "2024"}) + "\n" for line in LINES).encode(),
+        "".join(json.dumps({"at": 1, "message": line}) + "\n" for line in LINES).encode(),
+        PLAIN.replace("==>", "==&gt;").replace("\n", "<br>\n").encode(),
+        "".join(f'<span class="l">{line}</span>\n' for line in PLAIN.splitlines()).encode(),
+        PLAIN.replace(" ", "\xa0").encode(),
+        PLAIN.replace("Linux v", "Linux\x1b[1m v").replace("BIOS-", "BI\x1b[0mOS-").encode(),
+        PLAIN.replace("\n", " ").encode(),
+        PLAIN.replace("\n", "").encode(),
+        "".join(LINES[:-1]).encode() + LINES[-1].encode(),
+        "".join(f"> `{line}`\n" for line in LINES).encode(),
+        "".join(f"| {line} |\n" for line in LINES).encode(),
+        "".join(f'"2024-03-03","host","{line}"\n' for line in LINES).encode(),
     ],
     ids=[
         "crlf", "cr", "cr, lf at the end", "utf-16", "utf-16-le", "utf-16-be", "utf-8 bom",
         "gz", "gz.gz", "gz gz", "bz2", "bz2 bz2", "xz", "xz of gz of utf-16", "zip",
         "journal", "json-seq", "json-sse", "json-pretty", "reversed journal",
         "dmesg -J", "dmesg -J in a line", "bytes", "=3D", "quoted-printable",
-        "mail", "html",
+        "mail", "html", "utf-32", "noise first", "base64", "attachment", "docker", "message",
+        "br", "span", "nbsp", "colour inside words", "no line ends", "not even blanks",
+        "no stamps either", "markdown", "table", "csv",
     ],
 )  # fmt: skip
 def test_encodings(tmp_path: Path, encoded: bytes) -> None:
@@ -135,6 +156,7 @@ def test_encodings(tmp_path: Path, encoded: bytes) -> None:
         "^[[32m[    0.000000] ^[[0m",
         "#033[1m[    0.000000] ",
         "> > [    0.000000][    T0] ",
+        "JB> [    0.000000] ",
         "Mar  3 08:15:02 host kernel: [    0.000000] ",
         "2024-03-03T08:15:02.123456+01:00 host kernel[1]: ",
     ],

@@ -334,6 +334,30 @@ def test_a_lost_header_cannot_be_checked(tmp_path: Path) -> None:
     assert both.count(DIFFERS) == 2
 
 
+def test_where_the_log_ends_nothing_more_is_judged(tmp_path: Path) -> None:
+    """The last line of the file speaks of mappings: the kernel may have printed more."""
+    lines = PANIC_39.splitlines()[:-3]
+    assert "init_memory_mapping" in lines[-2]
+    report = check(tmp_path, "\n".join(lines))
+    assert report.count(DIFFERS) == 0
+    assert {line.why for line in report.lines if line.verdict is UNCHECKED} == {
+        "the log ends before it"
+    }
+    assert check(tmp_path, "\n".join([*lines, "Memory: 1k/1k available"])).count(DIFFERS)
+
+
+def test_a_map_without_its_first_entry_has_low_memory(tmp_path: Path) -> None:
+    """Firmware lists conventional memory first, from 0 on."""
+    whole = check(tmp_path, KERNEL_RANGE)
+    first = "BIOS-e820: [mem 0x0000000000000000-0x000000000009f7ff] usable\n"
+    second = "BIOS-e820: [mem 0x000000000009f800-0x000000000009ffff] reserved\n"
+    assert first in KERNEL_RANGE
+    cut = KERNEL_RANGE.replace(first, second)
+    assert counts(check(tmp_path, cut)) == counts(whole)
+    low = next(iter(load(tmp_path / "log.txt").memory_map.ram()))
+    assert low == (0x1000, 0x9F000)
+
+
 @pytest.mark.parametrize("first_kept", [2, 5])
 def test_with_the_maps_head_cut_off_nothing_below_is_judged(
     tmp_path: Path, first_kept: int

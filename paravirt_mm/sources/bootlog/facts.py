@@ -174,6 +174,8 @@ class BootLog:
         The line at which a user's map replaced one that ``last_pfn`` was printed for; 0: none did.
     mixed
         Lines of two boots stand between each other; facts cannot be told apart.
+    last_line
+        The last line of the boot that is not blank: where a fact stands there the log may be cut.
     facts
         In the order of the log.
     """
@@ -191,6 +193,7 @@ class BootLog:
     kernel_listed: bool
     user_map_from: int
     mixed: bool
+    last_line: int
     facts: tuple[Fact, ...]
 
     @property

@@ -59,7 +59,7 @@ _MEM = r"\[mem 0x([0-9a-fA-F]{1,16})-0x([0-9a-fA-F]{1,16})\]"
 INTERESTING = (
     "e820", "BIOS-", "[mem", "PGTABLE", "Linux version", "ommand line:", "last_pfn",
     "MEM available", "low ram:", "page 4k", "page 2M", "page 4M", "page 1G", "direct mapping",
-    "init_memory_mapping", "RAMDISK", "trampoline", "memblock_", "reserved[", "==> [", "==&gt; [",
+    "init_memory_mapping", "RAMDISK", "trampoline", "memblock_", "reserved[", "==>", "==&gt;",
     "memory mapped", "NX (", "Memory: ", "MP-table", "(XEN)", "modified: ", "user: ", "Xen: ",
     "Xen version", "paravirtualized kernel", "setting RW", "Hypervisor detected", "not marked as",
     "unprivileged domain",
@@ -93,7 +93,7 @@ _MEMBLOCK_ALLOC = re.compile(
 """Since 5.15 the caller stands in the line before the reservation."""
 _MEMBLOCK_FREE = re.compile(rf"memblock_(?:phys_)?free: \[{_HEX}-{_HEX}\]")
 _MEMBLOCK_LIST = re.compile(rf"reserved\[{_HEX}\] ?\[{_HEX}-{_HEX}\], ")
-_EARLY = re.compile(rf"#\d{{1,6}} \[{_HEX} - {_HEX}\] (?P<owner>\S.{{0,60}}?) ==> ")
+_EARLY = re.compile(rf"#\d{{1,6}} \[{_HEX} - {_HEX}\] (?P<owner>\S.{{0,60}}?) ==>(?: |$)")
 _RAMDISK = re.compile(rf"RAMDISK: (?:{_MEM}|{_HEX} - {_HEX})")
 _TRAMPOLINE = re.compile(rf"Base memory trampoline at \[(?P<va>[^\]]*)\] {_HEX} size (\d{{1,7}})")
 _MP_TABLE = re.compile(
@@ -148,6 +148,7 @@ class Boot(Printed):
     def feed(self, number: int, message: str) -> None:
         """Take one line, prefixes removed."""
         where = f"{self.source}:{number}"
+        self.last_line = number
         self.order += 1
         if message.startswith(XEN_MARK):
             self.xen.feed(where, number, message)
@@ -466,7 +467,7 @@ _TAKERS: tuple[tuple[str, tuple[tuple[re.Pattern[str], _Take], ...]], ...] = (
         ),
     ),
     ("reserved[", ((_MEMBLOCK_LIST, Boot._take_memblock_list),)),
-    ("==> [", ((_EARLY, Boot._take_early),)),
+    ("==>", ((_EARLY, Boot._take_early),)),
     ("RAMDISK", ((_RAMDISK, Boot._take_ramdisk),)),
     ("trampoline", ((_TRAMPOLINE, Boot._take_trampoline),)),
     ("MP-table", ((_MP_TABLE, Boot._take_mp_table),)),

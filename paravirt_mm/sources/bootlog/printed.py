@@ -72,6 +72,7 @@ class Printed:
     number: int
     source: str
     first_line: int = 0
+    last_line: int = 0
     release: str | None = None
     command_line: str = ""
     maps: list[PrintedMap] = attrs.field(factory=list)

@@ -41,6 +41,18 @@ _BROKEN_ENTRY = re.compile(
 )
 _REST = re.compile(r"0x|-0x|\[mem")
 _CUT_ENTRY = re.compile(rf"{_BROKEN_ENTRY.pattern}[^]]*[0-9a-fx-]$")
+_JOINED = re.compile(
+    r"""
+    \s?(?:<\d>)?\[\s*\d{1,6}\.\d{6}\](?:\[\s*[TC]\d+\])?\s     # seconds since boot
+    | (?<=\S)\s?(?:<\d>)?(?=(?:BIOS-e820|Xen|user|modified):\s(?:\[mem|\d{4})
+                  |BRK\ \[|init_memory_mapping:\s|memblock_reserve:\s
+                  |kernel\ direct\ mapping\ tables\s|e820:?\ (?:update|remove|last_pfn)\s)
+    | (?<=[^:\s])\s?(?=last_pfn\ =)
+    | (?<=page\ [124][kMG])\s?(?=\[mem|\d)
+    """,
+    re.VERBOSE,
+)
+"""Where a line end is lost: what begins a line stands inside of one."""
 
 _GUEST_ENTRIES = 6
 
@@ -114,6 +126,7 @@ def _result(boot: Boot, name: str, more: bool) -> BootLog:
         kernel_listed=boot.kernel_image is not None,
         user_map_from=boot.user_map_from,
         mixed=boot.mixed,
+        last_line=boot.last_line,
         facts=tuple(sorted([*boot.xen.facts, *boot.facts], key=lambda fact: fact.line)),
     )
 
@@ -140,13 +153,16 @@ def _as_built(memory: MemoryMap) -> MemoryMap:
 
 
 def _messages(content: Content, source: str) -> Iterator[tuple[int, str]]:
-    """Yield ``(number, message)`` of the lines that matter, wrapped ones joined."""
+    """Yield ``(number, message)`` of the lines that matter, wrapped ones joined, joined ones apart.
+
+    Of another line that follows one of these the message is empty.
+    """
     pending: tuple[int, str] | None = None
-    for number, line in bounded_lines(content, source, INTERESTING):
-        interesting = any(word in line for word in INTERESTING)
+    for number, message in _parts(content, source):
+        interesting = any(word in message for word in INTERESTING)
         if pending is None and not interesting:
+            yield number, ""
             continue
-        message = _message(line)
         if pending is not None:
             first, start = pending
             pending = None
@@ -165,6 +181,16 @@ def _messages(content: Content, source: str) -> Iterator[tuple[int, str]]:
             yield number, message
     if pending is not None:
         yield from _given_up(*pending, source)
+
+
+def _parts(content: Content, source: str) -> Iterator[tuple[int, str]]:
+    """Yield ``(number, message)`` of the lines that matter and of those that follow them."""
+    for number, line in bounded_lines(content, source, INTERESTING):
+        message = _message(line)
+        if message.startswith(XEN_MARK):
+            yield number, message
+        elif message:
+            yield from ((number, part) for part in _JOINED.split(message) if part)
 
 
 def _message(line: str) -> str:

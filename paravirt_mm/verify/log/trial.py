@@ -42,6 +42,7 @@ _MATCH, _DIFFERS, _UNCHECKED = LineVerdict.MATCH, LineVerdict.DIFFERS, LineVerdi
 _TRIMMED = "printed before the map was trimmed to what the MTRRs make cacheable"
 _STANDS_FOR_MAP = "the map is missing from the log here: this line stands for it"
 _LOST_MAP = "depends on a part of the map that is missing from the log"
+_LOG_ENDS = "the log ends before it"
 _LOST_HEADER = "this line is missing from the log; those of its page sizes are there"
 _BUILDER = "depends on what the domain builder has mapped; the log lists no kernel or no initrd"
 _NR_CPUS = "fixmap and highmem tables: their number depends on NR_CPUS"
@@ -90,6 +91,7 @@ class Trial:
         )
         self._linear = any(isinstance(fact, TableBlock) for fact in facts)
         self._known_from = max((end for _, end in log.made_up), default=0)
+        self._cut_off = bool(facts) and facts[-1].line >= log.last_line > 0
         self._registry = registry
 
     def run(self) -> None:
@@ -153,7 +155,8 @@ class Trial:
             return LogLine(_MATCH, fact.line, fact.text, equal.text)
         above = fact.pfn > _FOUR_GIB_PFN
         near = next((x for x in expected if (x.pfn > _FOUR_GIB_PFN) == above), expected[0])
-        if fact.pfn << PAGE_SHIFT <= self._known_from:
+        ram_end = self._machine.memory_map.ram_pages().end
+        if fact.pfn << PAGE_SHIFT <= self._known_from or ram_end <= self._known_from:
             return LogLine(_UNCHECKED, fact.line, fact.text, near.text, _LOST_MAP)
         return LogLine(_DIFFERS, fact.line, fact.text, near.text)
 
@@ -225,12 +228,16 @@ class Trial:
         fact, model = pairs[index]
         if fact is None and isinstance(model, MappedRange) and _has_page_sizes(pairs, index, model):
             return _LOST_HEADER
+        if self._cut_off and all(printed is None for printed, _ in pairs[index:]):
+            return _LOG_ENDS
         if not self._known_from:
             return ""
         differs = fact is None or model is None or key(fact) != key(model)
         if isinstance(fact or model, MappedRange | PageRange):
             # What the linear allocator prints does not depend on where in a call RAM is.
-            lost = any(ISA_END <= start < self._known_from for start in _starts(fact, model))
+            lost = any(
+                start < self._known_from and end > ISA_END for start, end in _spans(fact, model)
+            )
             if lost and (differs or not self._linear):
                 return _LOST_MAP if differs else _STANDS_FOR_MAP
         elif differs and isinstance(fact or model, BrkTable | Reservation):
@@ -298,22 +305,24 @@ def _line(verdict: LineVerdict, fact: Fact | None, model: Fact | None, why: str 
     return LogLine(verdict, number, printed, None if model is None else model.text, why)
 
 
-def _starts(*facts: Fact | None) -> Iterator[int]:
+def _spans(*facts: Fact | None) -> Iterator[Span]:
     for fact in facts:
         if isinstance(fact, PageRange):
-            yield fact.start
+            yield fact.start, fact.end
         elif isinstance(fact, MappedRange) and fact.span is not None:
-            yield fact.span[0]
+            yield fact.span
 
 
 def _has_page_sizes(pairs: Sequence[Pair], index: int, header: MappedRange) -> bool:
-    """Tell whether the page sizes of a range stand in the log, all as predicted."""
+    """Tell whether the page sizes of a range stand in the log, all as predicted; of one that old
+    kernels do not tell, its block.
+    """
     found = False
     for fact, model in pairs[index + 1 :]:
         if isinstance(model, MappedRange):
             break
-        if isinstance(model, PageRange):
+        if isinstance(model, PageRange) or (header.span is None and isinstance(model, TableBlock)):
             if fact is None or key(fact) != key(model):
                 return False
             found = True
-    return found and header.span is not None
+    return found
