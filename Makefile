@@ -47,8 +47,8 @@ bench-compare: ## is RESULT better or worse than BASE?
 fuzz: $(VENV)/.installed ## damage inputs for SECONDS=60 and throw them at everything that reads
 	$(BIN)/python tests/fuzz/fuzz.py --seconds $(or $(SECONDS),60)
 
-mutants: $(VENV)/.installed ## change PATHS here and there: which changes does no test of TESTS notice?
-	$(BIN)/python tools/mutate.py $(PATHS) --tests $(TESTS) --count $(or $(COUNT),20)
+mutants: $(VENV)/.installed ## change PATHS here and there: which changes does no test notice?
+	$(BIN)/python tools/mutate.py $(PATHS) --count $(or $(COUNT),20) $(if $(TESTS),--tests $(TESTS))
 
 docs: $(VENV)/.installed ## the documentation site, into build/docs
 	$(BIN)/sphinx-build -q -W --keep-going -b html docs build/docs

@@ -6,7 +6,7 @@ import itertools
 
 import portion
 import pytest
-from hypothesis import given, strategies as st
+from hypothesis import example, given, strategies as st
 
 from paravirt_mm import RangeMap, RangeSet, align_down, align_up
 
@@ -89,6 +89,9 @@ def test_ends_of_a_set() -> None:
 assignments = st.lists(st.tuples(span, st.one_of(st.none(), st.integers(0, 2))), max_size=30)
 
 
+@example([((5, 9), 1), ((2, 5), 1)], (0, LIMIT))
+@example([((2, 5), 1), ((5, 9), 1)], (2, 9))
+@example([((2, 9), 1), ((4, 6), None), ((4, 6), 1)], (3, 5))
 @given(assignments, span)
 def test_map_is_a_dict_of_integers(
     ops: list[tuple[tuple[int, int], int | None]], at: tuple[int, int]
@@ -112,12 +115,15 @@ def test_map_is_a_dict_of_integers(
         assert end < start or (end == start and value != other)
     assert len(ranges) == len(listed)
     start, end = at
+    known = list(ranges.within(start, end))
+    between = portion.closedopen(start, end)
+    for low, high, _ in known:
+        between -= portion.closedopen(low, high)
+    assert list(ranges.gaps(start, end)) == _pairs(between)
     assert all(ranges.get(p) == plain.get(p) for p in range(-1, LIMIT + 1))
     seen = {p: v for low, high, v in ranges.segments(start, end) for p in range(low, high)}
     assert seen == {p: plain.get(p) for p in range(start, end)}
-    assert list(ranges.within(start, end)) == [
-        part for part in ranges.segments(start, end) if part[2] is not None
-    ]
+    assert known == [part for part in ranges.segments(start, end) if part[2] is not None]
 
 
 @given(st.integers(0, 1 << 64), st.integers(1, 1 << 40))

@@ -45,6 +45,20 @@ def test_no_ram_is_refused():
         machine((0x1001, 0x1FFF))
 
 
+def test_a_kernel_is_moved_into_free_ram_only():
+    it = machine((MIB, 64 * MIB), (96 * MIB, 200 * MIB), initrd=(120 * MIB, 121 * MIB))
+    size = it.kernel.span[1] - it.kernel.span[0]
+    assert it.with_kernel_at(96 * MIB).kernel.span == (96 * MIB, 96 * MIB + size)
+    with pytest.raises(InputError, match="does not lie in RAM"):
+        it.with_kernel_at(95 * MIB)
+    with pytest.raises(InputError, match="lies on what is taken"):
+        it.with_kernel_at(120 * MIB)
+    places = [each.kernel.span[0] for each in it.kernel_places()]
+    assert 96 * MIB in places
+    assert all(place % (2 * MIB) == 0 and place >= 16 * MIB for place in places)
+    assert not [place for place in places if place < 121 * MIB and place + size > 120 * MIB]
+
+
 @pytest.mark.parametrize(
     ("mode", "features", "level"),
     [

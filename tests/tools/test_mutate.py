@@ -81,3 +81,33 @@ def test_a_change_is_noticed_or_not(mutate: Any, checkout: Path) -> None:
     )  # fmt: skip
     assert result.returncode in (0, 1), result.stdout + result.stderr
     assert "of 2 mutants died" in result.stdout
+
+
+def test_what_differs_is_the_outermost_function_or_the_module(mutate: Any, tmp_path: Path) -> None:
+    """A change inside of a nested function is one of the function around it; a constant of a module
+    or class, and a default, are none of any function.
+    """
+    path = tmp_path / "m.py"
+    path.write_text("A = 1\nclass C:\n    B = 2\n    def f(self, x=3):\n        return lambda: 4\n")
+    old = compile(path.read_text(), str(path), "exec", dont_inherit=True)
+    found = {}
+    for make in mutate.mutants(path):
+        mutant = make()
+        changed = mutate.changed_functions(old, mutant.code)
+        found[mutant.was] = changed and [was.co_name for was, _ in changed]
+    assert found == {"1": None, "2": None, "3": None, "4": ["f"]}
+
+
+def test_each_folder_has_tests_that_are_there(mutate: Any, checkout: Path) -> None:
+    for folder, tests in mutate.TESTS.items():
+        assert (checkout / folder).is_dir()
+        assert all((checkout / "tests" / name).is_dir() for name in tests)
+    name = str(checkout / "tests" / "image")
+    assert name in mutate.tests_for(checkout / "paravirt_mm" / "image" / "walker.py")
+
+
+def test_equivalent_mutants_are_ones_that_it_makes(mutate: Any) -> None:
+    """And each says why."""
+    for path, was, became in mutate.equivalent():
+        made = (make() for make in mutate.mutants(mutate.TOP / path))
+        assert (was, became) in {(mutant.was, mutant.became) for mutant in made}, (path, was)
