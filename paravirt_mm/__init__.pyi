@@ -27,6 +27,7 @@ from .engine.pages import (
     Source as Source,
     TablePages as TablePages,
     deal as deal,
+    first_pages as first_pages,
     page_count as page_count,
 )
 from .engine.panic import KernelPanic as KernelPanic
@@ -140,8 +141,8 @@ from .options import (
 )
 from .printable import printable as printable
 from .registry import Registry as Registry, default_registry as default_registry
-from .report.summary import Total as Total, summary as summary
-from .report.tables import machine_title as machine_title, tables as tables
+from .report.summary import Total as Total, summary_table as summary_table
+from .report.tables import figure_tables as figure_tables, machine_title as machine_title
 from .run import Outcome as Outcome, Run as Run, Verdict as Verdict
 from .scenario import Scenario as Scenario
 from .sources import (

@@ -29,14 +29,14 @@ from paravirt_mm import (
     bundled,
     bundled_machines,
     drawings,
+    figure_tables,
     machine_title,
     memory_map,
     page,
     sentences,
-    summary,
+    summary_table,
     survey,
     svg,
-    tables,
     totals,
 )
 
@@ -126,7 +126,7 @@ def _markdown(subjects: Sequence[Subject]) -> str:
         charts[0],
         "\n".join(f"- **{each.about}:** {each.text}" for each in sentences(totals(subjects))),
         "\n".join(_who(subjects)),
-        "## All machines\n\n" + summary(rows, "github"),
+        "## All machines\n\n" + summary_table(rows, "github"),
         *charts[1:],
         *(_machine(subject) for subject in subjects),
         _flips_explained(),
@@ -192,7 +192,7 @@ def _machine(subject: Subject) -> str:
     return (
         f"## {machine.name}\n\n{machine_title(machine)}\n\nSource: {machine.provenance.source}.\n\n"
         f"![Where tables lie in the memory of {machine.name}](pictures/map-{machine.name}.svg)\n\n"
-        f"{tables(rows, 'github')}"
+        f"{figure_tables(rows, 'github')}"
     )
 
 

@@ -23,7 +23,7 @@ from paravirt_mm import (
     TableDemand,
     TablePages,
     align_down,
-    deal,
+    first_pages,
     hookimpl,
     page_count,
 )
@@ -66,12 +66,12 @@ class BottomUp:
     @hookimpl
     def pvmm_allocate_tables(self, boot: Boot, demand: TableDemand) -> Sequence[TablePages]:
         """Take brk pages while there are some, then free mapped pages, lowest first."""
-        pages = [TablePages(run, Source.BRK) for run in deal([boot.brk_free], demand.count)]
+        pages = [TablePages(run, Source.BRK) for run in first_pages([boot.brk_free], demand.count)]
         wanted = demand.count - page_count(page.run for page in pages)
         free = sorted(boot.memblock.free_descending(0, boot.machine.map_limit))
         mapped = (span for low, high in free for span in boot.reachable(low, high))
         runs = (PageRun.of_span(low, high) for low, high in mapped)
-        pages += [TablePages(run, Source.MEMBLOCK) for run in deal(runs, wanted)]
+        pages += [TablePages(run, Source.MEMBLOCK) for run in first_pages(runs, wanted)]
         missing = demand.count - page_count(page.run for page in pages)
         if missing:
             raise KernelPanic("no mapped memory is left for page tables", missing)

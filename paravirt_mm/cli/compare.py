@@ -24,10 +24,10 @@ from paravirt_mm.printable import printable
 from paravirt_mm.registry import Registry, default_registry
 from paravirt_mm.report.markup import no_formula, words
 from paravirt_mm.report.paper import PLAIN, Paper
-from paravirt_mm.report.summary import summary
+from paravirt_mm.report.summary import summary_table
 from paravirt_mm.report.tables import (
+    figure_tables,
     machine_title,
-    tables,
     verification,
 )
 from paravirt_mm.run import Outcome
@@ -164,7 +164,7 @@ def _text(
     many = len(subjects) > MANY
     if len(subjects) > 1:
         title = words(on.strong(f"All {len(subjects)} machines"), style)
-        yield f"{title}\n\n{summary(everything, style, on)}"
+        yield f"{title}\n\n{summary_table(everything, style, on)}"
         said = (
             textwrap.fill(str(one), on.width, subsequent_indent="  ")
             for one in sentences(totals(subjects))
@@ -189,7 +189,7 @@ def _machine(subject: Subject, style: str, wide: bool, on: Paper) -> str:
     rows = [exhibit.row for exhibit in subject.exhibits]
     parts = [
         words(f"{on.strong(printable(machine.name))}\n{title}", style),
-        tables(rows, style, wide, on),
+        figure_tables(rows, style, wide, on),
     ]
     shown = [exhibit for exhibit in subject.exhibits if exhibit.scene.frames]
     if style == TERMINAL and any(exhibit.ok for exhibit in shown):

@@ -12,6 +12,7 @@ from paravirt_mm.cli.scenarios import Running
 from paravirt_mm.errors import ExitCode, InputError
 from paravirt_mm.guard import RUNNING
 from paravirt_mm.registry import default_registry
+from paravirt_mm.report.values import count_text
 from paravirt_mm.run import Outcome
 
 
@@ -50,7 +51,6 @@ def command(
     """
     from paravirt_mm.view.charts import require_extra
     from paravirt_mm.view.page import page
-    from paravirt_mm.view.story import count_text
     from paravirt_mm.view.survey import survey
 
     require_extra()

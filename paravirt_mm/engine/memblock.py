@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from paravirt_mm.engine.pages import PageRun, deal
+from paravirt_mm.engine.pages import PageRun, first_pages
 from paravirt_mm.machine.paging import PAGE_SIZE
 from paravirt_mm.machine.ranges import Ranges, RangeSet, align_down, align_up
 
@@ -83,11 +83,13 @@ class MemblockView:
         That is what ``count`` single-page searches with a reservation after each would give.
         """
         spans = self.free_descending(start, end)
-        return list(deal((PageRun.of_span(*span).downward() for span in spans), count))
+        return list(first_pages((PageRun.of_span(*span).downward() for span in spans), count))
 
     def pages_bottom_up(self, start: int, end: int, count: int) -> list[PageRun]:
         """Return up to ``count`` free pages of ``[start, end)``, each the lowest one left."""
-        return list(deal((PageRun.of_span(*span) for span in self._free.within(start, end)), count))
+        return list(
+            first_pages((PageRun.of_span(*span) for span in self._free.within(start, end)), count)
+        )
 
 
 class Memblock(MemblockView):

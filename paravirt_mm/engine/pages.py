@@ -75,7 +75,7 @@ def page_count(runs: Iterable[PageRun]) -> int:
     return sum(run.count for run in runs)
 
 
-def deal(runs: Iterable[PageRun], count: int) -> Iterator[PageRun]:
+def first_pages(runs: Iterable[PageRun], count: int) -> Iterator[PageRun]:
     """Yield the first ``count`` pages of ``runs``, run by run."""
     if count <= 0:
         return
@@ -86,3 +86,7 @@ def deal(runs: Iterable[PageRun], count: int) -> Iterator[PageRun]:
             count -= taken
         if not count:
             return
+
+
+deal = first_pages
+"""The name of `first_pages` up to API 1.1. Deprecated: it goes with API 2."""

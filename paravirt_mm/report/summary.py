@@ -112,7 +112,7 @@ def _total(allocator: str, backend: str, mine: Sequence[Row], shared: Sequence[R
     )
 
 
-def summary(rows: Sequence[Row], style: str = "simple", paper: Paper = PLAIN) -> str:
+def summary_table(rows: Sequence[Row], style: str = "simple", paper: Paper = PLAIN) -> str:
     """Return a line for each allocator and backend: how its runs ended, and the sums.
 
     Below it stands how many machines are added up. On narrow paper the last columns are left out,

@@ -18,7 +18,7 @@ from paravirt_mm.printable import printable
 from paravirt_mm.report.markup import tabulated, words
 from paravirt_mm.report.merit import Merit, judged
 from paravirt_mm.report.paper import PLAIN, Paper
-from paravirt_mm.report.values import MISSING, headers, show, size
+from paravirt_mm.report.values import MISSING, count_text, headers, show, size
 from paravirt_mm.run import Outcome
 
 _GAP = 2
@@ -41,9 +41,9 @@ def label(spec: PluginSpec) -> str:
 def machine_title(machine: Machine) -> str:
     """Return a line about a machine; of a 32-bit one also what its lowmem takes and leaves out."""
     ram = size(machine.memory_map.ram_pages().total)
-    pieces = len(machine.memory_map.ram_pages())
+    pieces = count_text(len(machine.memory_map.ram_pages()), "piece")
     title = machine.provenance.title or machine.name
-    lines = [printable(f"{title}: {ram} RAM, {pieces} pieces, {machine.mode.title}")]
+    lines = [printable(f"{title}: {ram} RAM, {pieces}, {machine.mode.title}")]
     lowmem = lowmem32(machine)
     if lowmem is not None:
         lines += [
@@ -119,7 +119,7 @@ def fit(rows: Sequence[Row], figures: Sequence[str], paper: Paper = PLAIN) -> It
         yield chosen
 
 
-def tables(
+def figure_tables(
     rows: Sequence[Row], style: str = "simple", wide: bool = False, paper: Paper = PLAIN
 ) -> str:
     """Return the short table, or with ``wide`` the tables of every group of figures.

@@ -12,7 +12,7 @@ import attrs
 
 from paravirt_mm.engine.answers import Cost, EntryKind, EntryWrite, Refusal, Way
 from paravirt_mm.engine.boot import Boot, Promise
-from paravirt_mm.engine.pages import PageRun, Source, TablePages, deal, page_count
+from paravirt_mm.engine.pages import PageRun, Source, TablePages, first_pages, page_count
 from paravirt_mm.engine.panic import KernelPanic
 from paravirt_mm.engine.steps import ActivateRoot, Map, Step, StepResult, TableDemand
 from paravirt_mm.engine.tables import Batch
@@ -112,7 +112,10 @@ class BlockAllocator:
     @hookimpl
     def pvmm_allocate_tables(self, boot: Boot, demand: TableDemand) -> Sequence[TablePages]:
         """Take the block's next pages."""
-        return [TablePages(run, Source.RESERVATION) for run in deal(boot.reservation, demand.count)]
+        return [
+            TablePages(run, Source.RESERVATION)
+            for run in first_pages(boot.reservation, demand.count)
+        ]
 
     @hookimpl
     def pvmm_release_tables(self, surplus: Sequence[PageRun]) -> Sequence[PageRun]:

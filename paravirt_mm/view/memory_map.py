@@ -14,10 +14,10 @@ from paravirt_mm.machine.model import Machine, Span
 from paravirt_mm.machine.paging import PAGE_SHIFT, PAGE_SIZE
 from paravirt_mm.options import PluginSpec
 from paravirt_mm.report.tables import label
-from paravirt_mm.report.values import size
+from paravirt_mm.report.values import count_text, size
 from paravirt_mm.view.palette import E820_COLOURS, Theme, both, colour
 from paravirt_mm.view.scene import LINES, MAX_NAME, Scene, TableArea, placed, thinned
-from paravirt_mm.view.story import bounded, count_text
+from paravirt_mm.view.story import bounded
 
 _SVG = "http://www.w3.org/2000/svg"
 _FONT = "system-ui, 'Segoe UI', Helvetica, Arial, sans-serif"

@@ -14,8 +14,8 @@ from paravirt_mm.comparison import Row
 from paravirt_mm.errors import ParavirtMmError
 from paravirt_mm.machine.model import Machine
 from paravirt_mm.registry import Registry
-from paravirt_mm.report.summary import summary
-from paravirt_mm.report.tables import machine_title, tables
+from paravirt_mm.report.summary import summary_table
+from paravirt_mm.report.tables import figure_tables, machine_title
 from paravirt_mm.run import Run
 from paravirt_mm.shown import Shown
 from paravirt_mm.view.charts import drawings, svg
@@ -133,8 +133,8 @@ def _(thing: Comparison) -> str:
         for one in sentences(totals(thing.subjects))
     )
     if len(thing.subjects) == 1:
-        return f"{tables(thing.rows, 'html')}<ol>{told}</ol>{_map(thing.subjects[0])}"
-    return f"{summary(thing.rows, 'html')}<ol>{told}</ol>{picture(thing) or ''}"
+        return f"{figure_tables(thing.rows, 'html')}<ol>{told}</ol>{_map(thing.subjects[0])}"
+    return f"{summary_table(thing.rows, 'html')}<ol>{told}</ol>{picture(thing) or ''}"
 
 
 @picture.register

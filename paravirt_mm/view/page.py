@@ -24,12 +24,12 @@ from paravirt_mm.measure.figures import FIGURES
 from paravirt_mm.registry import Registry, default_registry
 from paravirt_mm.report.merit import merit
 from paravirt_mm.report.summary import summed_over
-from paravirt_mm.report.values import size
+from paravirt_mm.report.values import count_text, size
 from paravirt_mm.view.charts import Drawing, drawings, svg
 from paravirt_mm.view.palette import Theme, properties
 from paravirt_mm.view.scene import LINES, MAX_NAME, Frame, Scene, thinned
 from paravirt_mm.view.sentences import sentences
-from paravirt_mm.view.story import SEVEN_STEPS, bounded, count_text
+from paravirt_mm.view.story import SEVEN_STEPS, bounded
 from paravirt_mm.view.survey import Exhibit, Subject, short, totals
 
 MAX_ENTRIES = 600

@@ -35,8 +35,9 @@ from paravirt_mm.engine.trace import (
 from paravirt_mm.machine.model import Machine, Span
 from paravirt_mm.machine.paging import GIB, MIB, PAGE_SHIFT
 from paravirt_mm.machine.ranges import RangeSet
+from paravirt_mm.report.values import count_text
 from paravirt_mm.run import Run
-from paravirt_mm.view.story import Chapter, bounded, chapters, count_text, merged
+from paravirt_mm.view.story import Chapter, bounded, chapters, merged
 
 LINES: tuple[tuple[int, str], ...] = (
     (MIB, "1M"),

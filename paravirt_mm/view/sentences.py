@@ -11,8 +11,7 @@ from collections.abc import Sequence
 import attrs
 
 from paravirt_mm.report.summary import Total
-from paravirt_mm.report.values import size
-from paravirt_mm.view.story import count_text
+from paravirt_mm.report.values import count_text, size
 
 
 @attrs.frozen

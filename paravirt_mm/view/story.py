@@ -47,7 +47,7 @@ from paravirt_mm.engine.trace import (
 from paravirt_mm.machine.model import Span
 from paravirt_mm.machine.paging import PAGE_SIZE
 from paravirt_mm.printable import printable
-from paravirt_mm.report.values import size
+from paravirt_mm.report.values import count_text, size
 from paravirt_mm.run import Run
 
 SEVEN_STEPS = {
@@ -98,11 +98,6 @@ def bounded(text: str, limit: int = MAX_TEXT) -> str:
 def span_text(low: int, high: int) -> str:
     """Return a range with its size: 0x1000-0x3000 (8K)."""
     return f"{low:#x}-{high:#x} ({size(high - low)})"
-
-
-def count_text(number: int, one: str, many: str = "") -> str:
-    """Return a number with its noun: 1 page, 2 pages."""
-    return f"{number:,} {one if number == 1 else many or one + 's'}"
 
 
 def chapters(run: Run) -> list[Chapter]:

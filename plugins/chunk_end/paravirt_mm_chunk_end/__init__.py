@@ -42,7 +42,7 @@ from paravirt_mm import (
     TablePages,
     align_down,
     align_up,
-    deal,
+    first_pages,
     hookimpl,
     page_count,
     with_trampoline,
@@ -139,7 +139,7 @@ class ChunkEnd:
         pages: list[PageRun] = []
 
         def take(runs: Iterable[PageRun]) -> None:
-            pages.extend(deal(runs, demand.count - page_count(pages)))
+            pages.extend(first_pages(runs, demand.count - page_count(pages)))
 
         _, mapped_end = step.tables_from
         if mapped_end:

@@ -37,7 +37,7 @@ from paravirt_mm import (
     TablePages,
     align_down,
     align_up,
-    deal,
+    first_pages,
     page_count,
 )
 from paravirt_mm_incremental.releases import BottomUp, Change, NoBlock
@@ -179,7 +179,7 @@ class LinuxSteps:
         wanted = demand.count
         if step.use_brk:
             free = self._brk_free(boot, in_isa_range=step.label == _ISA_LABEL)
-            pages += [TablePages(run, Source.BRK) for run in deal([free], wanted)]
+            pages += [TablePages(run, Source.BRK) for run in first_pages([free], wanted)]
             wanted -= page_count(part.run for part in pages)
         low, high = step.tables_from
         if wanted and low < high:

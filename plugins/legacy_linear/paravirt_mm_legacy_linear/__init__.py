@@ -37,8 +37,8 @@ from paravirt_mm import (
     TableDemand,
     TablePages,
     align_up,
-    deal,
     dotted,
+    first_pages,
     hookimpl,
     page_count,
     parse_release,
@@ -177,7 +177,10 @@ class LegacyLinear:
         left = page_count(boot.reservation)
         if left < demand.count:
             raise KernelPanic("alloc_low_page: ran out of memory", demand.count - left)
-        return [TablePages(run, Source.RESERVATION) for run in deal(boot.reservation, demand.count)]
+        return [
+            TablePages(run, Source.RESERVATION)
+            for run in first_pages(boot.reservation, demand.count)
+        ]
 
     @hookimpl
     def pvmm_release_tables(self, surplus: Sequence[PageRun]) -> Sequence[PageRun]:
