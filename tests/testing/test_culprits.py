@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from itertools import repeat
 from typing import Any
 
 import attrs
@@ -138,7 +139,7 @@ ALLOCATORS: dict[str, tuple[type[Any], str]] = {
         "text": ({"allocate_tables": lambda demand: "pages"}, "not a sequence: 'pages'"),
         "numbers": ({"allocate_tables": tables(1)}, "what it gives is not TablePages: 1"),
         "endless": (
-            {"allocate_tables": lambda demand: iter(lambda: given(PageRun(512, 0)), None)},
+            {"allocate_tables": lambda demand: repeat(given(PageRun(512, 0)))},
             "more than",
         ),
         "brk that is none": ({"allocate_tables": relabelled(Source.BRK)}, "said to be brk is not"),
