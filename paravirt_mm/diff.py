@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import attrs
 
 from paravirt_mm.differences import ASPECTS, Difference, differences
 from paravirt_mm.errors import SpecError
+from paravirt_mm.guard import RUNNING, Asked, Limits, Stopped, together
 from paravirt_mm.hunt.edits import is_sound
 from paravirt_mm.hunt.shrink import measure, shrink
 from paravirt_mm.machine.model import Machine
@@ -109,14 +110,32 @@ def random_machines(count: int, seed: int) -> Iterator[Machine]:
         yield generated(number, seed, _MODES)
 
 
-def survey(pairs: Sequence[Pair], machines: Iterable[Machine], jobs: int) -> Iterator[Compared]:
-    """Compare every pair on every machine, ``jobs`` at a time, in order."""
+def survey(
+    pairs: Sequence[Pair], machines: Iterable[Machine], jobs: int, limits: Limits = RUNNING
+) -> Iterator[Compared]:
+    """Compare every pair on every machine, ``jobs`` at a time, each in a child, in order."""
     todo = [(pair, machine) for machine in machines for pair in pairs]
-    with ThreadPoolExecutor(max_workers=jobs) as pool:
-        try:
-            yield from pool.map(lambda item: compared(*item), todo)
-        finally:
-            pool.shutdown(cancel_futures=True)
+    parts = [todo[first::jobs] for first in range(jobs)]
+    done = [0] * jobs
+    found: dict[int, Compared] = {}
+    due = 0
+    for number, item in together([partial(_some, part) for part in parts], limits):
+        pair, machine = parts[number][done[number]]
+        if isinstance(item, Stopped):
+            item = Compared(pair, machine, refused=_stopped(pair, item))
+        found[number + jobs * done[number]] = item
+        done[number] += 1
+        while due in found:
+            yield found.pop(due)
+            due += 1
+
+
+def _some(todo: Sequence[tuple[Pair, Machine]], skip: int) -> Iterator[Compared]:
+    return (compared(*item) for item in todo[skip:])
+
+
+def _stopped(pair: Pair, why: object) -> str:
+    return f"{pair.spec(pair.a)} or {pair.spec(pair.b)} under {pair.backend} was stopped: {why}"
 
 
 def compared(pair: Pair, machine: Machine) -> Compared:
@@ -133,11 +152,13 @@ def kinds(
     aspects: Sequence[str] = ASPECTS,
     *,
     seconds: float = 60.0,
+    limits: Limits = RUNNING,
     tried: Callable[[str, int], None] | None = None,
 ) -> Iterator[Kind]:
     """Group what differs by pair and aspect, and shrink the smallest machine of each group.
 
-    ``seconds`` is how long the shrinking of one may take; ``tried`` is told of every machine.
+    ``seconds`` is how long the shrinking of one may take, each try in a child within ``limits``;
+    ``tried`` is told of every machine.
     """
     groups: dict[tuple[Pair, str], list[tuple[Machine, Difference]]] = {}
     plain: set[tuple[str, str]] = set()
@@ -156,11 +177,15 @@ def kinds(
         names = tuple(machine.name for machine, _ in members)
         start, difference = min(members, key=lambda member: measure(member[0]))
         kind = Kind(pair, difference, start, names, start.name)
-        yield _shrunk(kind, aspect, seconds, tried) if seconds else kind
+        yield _shrunk(kind, aspect, seconds, limits, tried) if seconds else kind
 
 
 def _shrunk(
-    kind: Kind, aspect: str, seconds: float, tried: Callable[[str, int], None] | None
+    kind: Kind,
+    aspect: str,
+    seconds: float,
+    limits: Limits,
+    tried: Callable[[str, int], None] | None,
 ) -> Kind:
     end = time.monotonic() + seconds
     tries = 0
@@ -172,9 +197,15 @@ def _shrunk(
         tries += 1
         if tried is not None:
             tried(aspect, tries)
-        return any(d.aspect == aspect for d in compared(kind.pair, machine).differences)
+        return differs_in(machine) is not None
 
-    machine, _ = shrink(kind.machine, differs)
-    machine = attrs.evolve(machine, name=aspect)
-    difference = next(d for d in compared(kind.pair, machine).differences if d.aspect == aspect)
+    def differs_in(machine: Machine) -> Difference | None:
+        answer = asked(machine)
+        told = () if isinstance(answer, Stopped) else answer.differences
+        return next((one for one in told if one.aspect == aspect), None)
+
+    with Asked(partial(compared, kind.pair), limits) as asked:
+        machine, _ = shrink(kind.machine, differs)
+        machine = attrs.evolve(machine, name=aspect)
+        difference = differs_in(machine) or kind.difference
     return attrs.evolve(kind, machine=machine, difference=difference, tries=tries)

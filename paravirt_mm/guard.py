@@ -33,7 +33,7 @@ import threading
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import suppress
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
@@ -68,6 +68,8 @@ class Limits:
 
 READING = Limits(cpu=10.0, memory=1024 * MIB)
 """For one input; `paravirt_mm.cli.reading` allows large ones more time."""
+TRYING = Limits(cpu=10.0, wall=25.0)
+"""For one scenario of thousands, on machines that were made up."""
 RUNNING = Limits(cpu=120.0, wall=300.0, memory=4096 * MIB)
 """For one scenario; the largest machine that ships takes seconds."""
 
@@ -121,7 +123,7 @@ def guarded(work: Callable[[int], Iterable[T]], limits: Limits = RUNNING) -> Ite
 
 def together(
     works: Sequence[Callable[[int], Iterable[T]]], limits: Limits = RUNNING
-) -> Iterator[tuple[int, T | Stopped]]:
+) -> Generator[tuple[int, T | Stopped], None, None]:
     """Do several works at a time, each in a child as `guarded` does it; yield ``(number of the
     work, item)`` as they come.
     """

@@ -75,6 +75,11 @@ class Scenario:
             message = f"{type(error).__name__}: {error}"
             return self._error(registry, events, "core", message, error)
 
+    def stopped(self, reason: object) -> Run:
+        """Return the run that a scenario has which had to be stopped: an empty one, an error."""
+        message = f"{self.allocator} under {self.backend} was stopped: {reason}"
+        return self._run(Trace(), Verdict(Outcome.ERROR, message))
+
     def _named_observers(self) -> Iterator[tuple[str, Any]]:
         names: set[str] = set()
         for observer in self.observers:

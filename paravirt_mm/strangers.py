@@ -15,15 +15,15 @@ from typing import Protocol
 import attrs
 
 from paravirt_mm.errors import Ended
-from paravirt_mm.guard import Limits, Stopped, together
+from paravirt_mm.guard import MIB, Limits, Stopped, together
 from paravirt_mm.instances import implemented, in_one_line
 from paravirt_mm.untouched import side_effects, unchanged
 
 NAMED = Limits(cpu=20.0, wall=30.0)
 """What importing a plugin may cost that somebody named."""
-UNASKED = Limits(cpu=5.0, wall=6.0)
+UNASKED = Limits(cpu=5.0, wall=6.0, memory=1024 * MIB)
 """What it may cost to see whether a plugin that nobody named has something to say."""
-AT_A_TIME = 16
+AT_A_TIME = 4
 
 
 class Loads(Protocol):

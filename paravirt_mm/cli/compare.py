@@ -74,15 +74,7 @@ def _writer(style: str, registry: Registry) -> Callable[[Sequence[Row]], str] | 
 
 @click.command(epilog="Columns are explained by `paravirt-mm figures`.")
 @click.argument("inputs", metavar="[LOG|MACHINE]...", nargs=-1)
-@click.option(
-    "-a", "--allocator", "allocators", multiple=True, metavar="SPEC",
-    help="Allocator, with options: legacy_linear:kernel=3.6. May be repeated. "
-    "[default: what the installed plugins offer]",
-)  # fmt: skip
-@click.option(
-    "-b", "--backend", "backends", multiple=True, metavar="SPEC",
-    help="Backend, with options. May be repeated. [default: what the installed plugins offer]",
-)  # fmt: skip
+@scenarios.matrix
 @click.option("-w", "--wide", is_flag=True, help="Show every figure, one table a group.")
 @click.option(
     "-f", "--format", "style", default=TERMINAL, show_default=True, metavar="FORMAT",
@@ -90,9 +82,6 @@ def _writer(style: str, registry: Registry) -> Callable[[Sequence[Row]], str] | 
 )  # fmt: skip
 @click.option(
     "-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="Write to a file."
-)
-@click.option(
-    "--boot", type=click.IntRange(1), help="Which boot of a log with several. [default: 1]"
 )
 @click.option(
     "--fail-on", multiple=True,
@@ -117,8 +106,8 @@ def command(
     each: bool,
     color: str,
     observers: tuple[str, ...],
-    seconds: float,
-    memory: int,
+    time_limit: float,
+    memory_limit: int,
     traceback: bool,
 ) -> int:
     """Compare allocators under several platforms on real machines.
@@ -132,7 +121,7 @@ def command(
     write = _writer(style, registry)
     problems: list[InputError] = []
     names = wanted(inputs, here)
-    running = scenarios.Running.of(registry, observers, seconds, memory, traceback)
+    running = scenarios.Running.of(registry, observers, time_limit, memory_limit, traceback)
     found = machines(names, boot, problems, here=here)
     if write is not None:
         groups = compare(found, allocators, backends, registry, running.each)

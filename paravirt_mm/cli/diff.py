@@ -13,11 +13,12 @@ from typing import Any
 import attrs
 import click
 
-from paravirt_mm.cli import reading
+from paravirt_mm.cli import reading, scenarios
 from paravirt_mm.cli.output import complain, emit, progress, show_status
 from paravirt_mm.diff import Compared, Kind, kinds, pairs, random_machines, survey
 from paravirt_mm.differences import ASPECTS
 from paravirt_mm.errors import ExitCode, InputError
+from paravirt_mm.guard import RUNNING, Limits
 from paravirt_mm.machine.model import Machine
 from paravirt_mm.offers import default_spec
 from paravirt_mm.printable import printable
@@ -58,6 +59,7 @@ _SHOWN = 6
     help="Write each smallest machine there, as a machine file.",
 )  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print what was found as JSON.")
+@scenarios.limit_options(RUNNING)
 def command(
     a: str,
     b: str,
@@ -70,6 +72,8 @@ def command(
     jobs: int | None,
     folder: Path | None,
     as_json: bool,
+    time_limit: float,
+    memory_limit: int,
 ) -> int:
     """Compare allocators A and B on machines, and shrink a machine for every way they differ.
 
@@ -77,18 +81,22 @@ def command(
     a plugin, a real kernel (linux:image=VMLINUZ). Without MACHINE those of the package are taken,
     and random ones. Switches that both have (movable_node) are tried both ways.
 
+    Observers do not watch: pairs run side by side, in processes of their own. `run --observer`
+    watches one scenario.
+
     Exit code 0: no difference; 1: they differ; 2: a spec is wrong; 3: nothing could be compared. So
     `git bisect run` can use it (docs/bisect.md).
     """
+    limits = Limits(cpu=time_limit, wall=2.5 * time_limit, memory=memory_limit)
     began = time.monotonic()
     todo = list(pairs(a, b, backend or default_spec("backend")))
     chosen = _machines(machines, count, seed)
     total = len(chosen) * len(todo)
     jobs = jobs or os.cpu_count() or 1
-    found = list(progress(survey(todo, chosen, jobs), "comparing", total))
+    found = list(progress(survey(todo, chosen, jobs, limits), "comparing", total))
     compared = [item for item in found if not item.refused]
     took = time.monotonic() - began
-    shrunk = list(_kinds(compared, aspects or ASPECTS, seconds))
+    shrunk = list(_kinds(compared, aspects or ASPECTS, seconds, limits))
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
         for kind in shrunk:
@@ -118,7 +126,9 @@ def _machines(names: Sequence[str], count: int | None, seed: int) -> list[Machin
     return machines + list(random_machines(count, seed))
 
 
-def _kinds(found: Sequence[Compared], aspects: Sequence[str], seconds: float) -> Iterator[Kind]:
+def _kinds(
+    found: Sequence[Compared], aspects: Sequence[str], seconds: float, limits: Limits
+) -> Iterator[Kind]:
     shown = sys.stderr.isatty()
 
     def tried(aspect: str, tries: int) -> None:
@@ -126,7 +136,7 @@ def _kinds(found: Sequence[Compared], aspects: Sequence[str], seconds: float) ->
             show_status(f"{aspect}: smaller machines, {tries} tried")
 
     try:
-        yield from kinds(found, aspects, seconds=seconds, tried=tried)
+        yield from kinds(found, aspects, seconds=seconds, limits=limits, tried=tried)
     finally:
         if shown:
             show_status("")

@@ -12,10 +12,11 @@ from pathlib import Path
 
 import click
 
-from paravirt_mm.cli import reading
-from paravirt_mm.cli.output import emit, show_status
+from paravirt_mm.cli import reading, scenarios
+from paravirt_mm.cli.output import complain, emit, show_status
 from paravirt_mm.cli.types import Seconds
 from paravirt_mm.errors import ExitCode, InputError, SpecError
+from paravirt_mm.guard import TRYING
 from paravirt_mm.hunt.condition import Condition
 from paravirt_mm.hunt.found import Found
 from paravirt_mm.hunt.search import HuntResult, Quarry, hunt
@@ -55,6 +56,7 @@ from paravirt_mm.registry import default_registry
     help="Write found.toml (the machine) and test_found.py (a pytest case) there.",
 )  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print what was found as JSON.")
+@scenarios.watching(TRYING)
 def command(
     allocator: str,
     machines: tuple[str, ...],
@@ -68,6 +70,9 @@ def command(
     jobs: int | None,
     folder: Path | None,
     as_json: bool,
+    observers: tuple[str, ...],
+    time_limit: float,
+    memory_limit: int,
 ) -> int:
     """Search memory maps for one on which CONDITION holds for ALLOCATOR, and shrink it.
 
@@ -80,8 +85,13 @@ def command(
     outcomes (ok panic rejected violation error, each with an optional text of its reason),
     machine.ram, .entries, .pieces, .max_pfn, .reserved, differs; and, or, not, ( ).
 
-    Exit code 1: found; 0: not found in so many tries, which proves nothing.
+    A try in which a plugin fails or has to be stopped is an error, and costs that try. Observers
+    watch what is found, not the thousands of tries in several processes.
+
+    Exit code 1: found; 0: not found in so many tries, which proves nothing; 4: not found, and
+    tries ended in errors of a plugin.
     """
+    running = scenarios.Running.of(default_registry(), observers, time_limit, memory_limit)
     wanted = Condition.parse(condition)
     if wanted.needs_other and against is None:
         raise SpecError(f"the condition {condition!r} speaks of a second allocator: add --against")
@@ -103,12 +113,15 @@ def command(
             seconds=seconds,
             jobs=jobs or os.cpu_count() or 1,
             max_tries=tries,
+            limits=running.limits,
             progress=progress,
         )
+    if result.errors:
+        complain(f"{result.errors} of {result.tries} tries: {result.error}")
     if result.machine is None:
         click.echo(_not_found(result, seed, as_json))
-        return ExitCode.OK
-    found = Found.of(quarry, result)
+        return ExitCode.PLUGIN if result.errors else ExitCode.OK
+    found = Found.of(quarry, result, limits=running.limits, each=running.each)
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
         emit(found.toml(), folder / "found.toml")

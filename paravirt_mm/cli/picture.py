@@ -7,12 +7,12 @@ from pathlib import Path
 
 import click
 
+from paravirt_mm.cli import scenarios
 from paravirt_mm.cli.choosing import machines
-from paravirt_mm.cli.output import emit, expect_writable, progress
-from paravirt_mm.cli.scenarios import Running
+from paravirt_mm.cli.output import complain, emit, expect_writable, progress
 from paravirt_mm.errors import ExitCode, InputError
-from paravirt_mm.guard import RUNNING
 from paravirt_mm.registry import default_registry
+from paravirt_mm.run import Outcome
 from paravirt_mm.sources import bundled_machines
 from paravirt_mm.view.palette import Theme
 from paravirt_mm.view.survey import Subject, survey
@@ -32,16 +32,13 @@ _NEEDS_TEXT = "use a name that ends in .svg or .png"
     "-w", "--what", type=click.Choice([MAP, *CHARTS]), default=MAP, show_default=True,
     help="The memory map of one machine, or a chart of all.",
 )  # fmt: skip
-@click.option("-a", "--allocator", "allocators", multiple=True, metavar="SPEC",
-              help="Allocator, with options. May be repeated.")  # fmt: skip
-@click.option("-b", "--backend", "backends", multiple=True, metavar="SPEC",
-              help="Backend. May be repeated.")  # fmt: skip
+@scenarios.matrix
 @click.option(
     "-t", "--theme", type=click.Choice(["light", "dark", "auto"]), default="light",
     show_default=True, help="Paper; auto follows the reader's system (SVG maps only).",
 )  # fmt: skip
 @click.option("--linear", is_flag=True, help="A linear axis; the default is logarithmic.")
-@click.option("--boot", type=click.IntRange(1), help="Which boot of a log with several.")
+@scenarios.options
 def command(
     inputs: tuple[str, ...],
     output: Path,
@@ -51,6 +48,10 @@ def command(
     theme: str,
     linear: bool,
     boot: int | None,
+    observers: tuple[str, ...],
+    time_limit: float,
+    memory_limit: int,
+    traceback: bool,
 ) -> int:
     """Draw where the tables of a machine lie, or a chart of many machines.
 
@@ -73,7 +74,7 @@ def command(
     registry = default_registry()
     problems: list[InputError] = []
     names = inputs or tuple(bundled_machines())
-    running = Running(registry, (), RUNNING, traceback=False)
+    running = scenarios.Running.of(registry, observers, time_limit, memory_limit, traceback)
     found = survey(
         machines(names, boot, problems),
         allocators,
@@ -84,7 +85,13 @@ def command(
     subjects = list(progress(found, "running", len(names)))
     if not subjects:
         return ExitCode.BAD_INPUT
+    rows = [each.row for one in subjects for each in one.exhibits]
+    running.show_tracebacks(rows)
     _write(_drawn(subjects, what, Theme(theme), linear), output, png=suffix == ".png")
+    failed = [row for row in rows if row.outcome is Outcome.ERROR]
+    if failed:
+        complain(f"not drawn: {failed[0].verdict}")
+        return ExitCode.PLUGIN
     return ExitCode.BAD_INPUT if problems else ExitCode.OK
 
 

@@ -6,11 +6,10 @@ from pathlib import Path
 
 import click
 
+from paravirt_mm.cli import scenarios
 from paravirt_mm.cli.choosing import here_option, machines, wanted
 from paravirt_mm.cli.output import emit, expect_writable, progress
-from paravirt_mm.cli.scenarios import Running
 from paravirt_mm.errors import ExitCode, InputError
-from paravirt_mm.guard import RUNNING
 from paravirt_mm.registry import default_registry
 from paravirt_mm.report.values import count_text
 from paravirt_mm.run import Outcome
@@ -22,18 +21,9 @@ from paravirt_mm.run import Outcome
     "-o", "--output", type=click.Path(dir_okay=False, path_type=Path), default=Path("report.html"),
     show_default=True, help="Where the page is written.",
 )  # fmt: skip
-@click.option(
-    "-a", "--allocator", "allocators", multiple=True, metavar="SPEC",
-    help="Allocator, with options. May be repeated. [default: those of `compare`]",
-)  # fmt: skip
-@click.option(
-    "-b", "--backend", "backends", multiple=True, metavar="SPEC",
-    help="Backend, with options. May be repeated. [default: those of `compare`]",
-)  # fmt: skip
-@click.option(
-    "--boot", type=click.IntRange(1), help="Which boot of a log with several. [default: 1]"
-)
+@scenarios.matrix
 @here_option
+@scenarios.options
 def command(
     inputs: tuple[str, ...],
     output: Path,
@@ -41,6 +31,10 @@ def command(
     backends: tuple[str, ...],
     boot: int | None,
     here: bool,
+    observers: tuple[str, ...],
+    time_limit: float,
+    memory_limit: int,
+    traceback: bool,
 ) -> int:
     """Write a report to look at: one HTML file that loads nothing and works from a mail
     attachment.
@@ -58,7 +52,7 @@ def command(
     registry = default_registry()
     problems: list[InputError] = []
     names = wanted(inputs, here)
-    running = Running(registry, (), RUNNING, traceback=False)
+    running = scenarios.Running.of(registry, observers, time_limit, memory_limit, traceback)
     found = survey(
         machines(names, boot, problems, here=here),
         allocators,
@@ -67,6 +61,7 @@ def command(
         running.each,
     )
     subjects = list(progress(found, "running", len(names) + here))
+    running.show_tracebacks(each.row for one in subjects for each in one.exhibits)
     if not subjects:
         return ExitCode.BAD_INPUT
     emit(page(subjects, registry), output)

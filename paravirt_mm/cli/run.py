@@ -79,8 +79,8 @@ def command(
     explain: bool,
     color: str,
     observers: tuple[str, ...],
-    seconds: float,
-    memory: int,
+    time_limit: float,
+    memory_limit: int,
     traceback: bool,
 ) -> int:
     """Run one scenario and show it step by step: what is mapped, which pages become tables, what is
@@ -90,7 +90,7 @@ def command(
     also made byte for byte, walked, and compared with the trace.
     """
     registry = default_registry()
-    running = scenarios.Running.of(registry, observers, seconds, memory, traceback)
+    running = scenarios.Running.of(registry, observers, time_limit, memory_limit, traceback)
     subject = reading.machine(machine, boot)
     specs = (
         allocator or default_spec("allocator", registry),

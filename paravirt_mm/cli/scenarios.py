@@ -17,13 +17,12 @@ import click
 from paravirt_mm.cli.output import complain
 from paravirt_mm.cli.types import Seconds, size_in_bytes
 from paravirt_mm.comparison import Row
-from paravirt_mm.engine.trace import Trace
 from paravirt_mm.guard import RUNNING, Limits, Stopped, guarded
 from paravirt_mm.instances import Instances
 from paravirt_mm.machine.model import Machine
 from paravirt_mm.options import PluginSpec
 from paravirt_mm.registry import Registry
-from paravirt_mm.run import Outcome, Run, Verdict
+from paravirt_mm.run import Run
 from paravirt_mm.scenario import Scenario
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -32,30 +31,63 @@ T = TypeVar("T")
 Asked = tuple[Machine, str, str]
 """A machine, and the specs of allocator and backend."""
 
-OPTIONS = (
+_OBSERVER = click.option(
+    "--observer", "observers", multiple=True, metavar="SPEC",
+    help="Observer, with options: jsonl:path=out.jsonl. May be repeated.",
+)  # fmt: skip
+_TRACEBACK = click.option(
+    "--traceback", is_flag=True, help="Show where in its code a plugin failed."
+)
+_MATRIX = (
     click.option(
-        "--observer", "observers", multiple=True, metavar="SPEC",
-        help="Observer, with options: jsonl:path=out.jsonl. May be repeated.",
+        "-a", "--allocator", "allocators", multiple=True, metavar="SPEC",
+        help="Allocator, with options: legacy_linear:kernel=3.6. May be repeated. "
+        "[default: what the installed plugins offer]",
     ),
     click.option(
-        "--time-limit", "seconds", type=Seconds(0.01, 86400), default=RUNNING.cpu,
-        show_default=True, metavar="SECONDS", help="A scenario that takes longer is stopped.",
+        "-b", "--backend", "backends", multiple=True, metavar="SPEC",
+        help="Backend, with options. May be repeated. "
+        "[default: what the installed plugins offer]",
     ),
     click.option(
-        "--memory-limit", "memory", callback=size_in_bytes, default=f"{RUNNING.memory >> 30}G",
-        show_default=True, metavar="SIZE", help="A scenario that needs more is stopped.",
-    ),
-    click.option(
-        "--traceback", is_flag=True, help="Show where in its code a plugin failed."
+        "--boot", type=click.IntRange(1), help="Which boot of a log with several. [default: 1]"
     ),
 )  # fmt: skip
 
 
-def options(command: Command) -> Command:
-    """Give a command the options of `Running`."""
-    for option in reversed(OPTIONS):
-        command = option(command)
-    return command
+def _with(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
+    def decorate(command: Command) -> Command:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+def limit_options(limits: Limits) -> Callable[[Command], Command]:
+    """Give a command the options for what one scenario may cost."""
+    return _with(
+        click.option(
+            "--time-limit", type=Seconds(0.01, 86400), default=limits.cpu,
+            show_default=True, metavar="SECONDS", help="A scenario that takes longer is stopped.",
+        ),
+        click.option(
+            "--memory-limit", callback=size_in_bytes,
+            default=f"{limits.memory >> 30}G", show_default=True, metavar="SIZE",
+            help="A scenario that needs more is stopped.",
+        ),
+    )  # fmt: skip
+
+
+matrix = _with(*_MATRIX)
+"""Gives a command the options for allocators, backends, and the boot of a log."""
+options = _with(_OBSERVER, limit_options(RUNNING), _TRACEBACK)
+"""Gives a command the options of `Running`."""
+
+
+def watching(limits: Limits) -> Callable[[Command], Command]:
+    """Give a command observers, and limits of its own."""
+    return _with(_OBSERVER, limit_options(limits))
 
 
 @attrs.frozen
@@ -72,14 +104,14 @@ class Running:
         cls,
         registry: Registry,
         observers: Sequence[str],
-        seconds: float,
-        memory: int,
-        traceback: bool,
+        time_limit: float,
+        memory_limit: int,
+        traceback: bool = False,
     ) -> Running:
         """Make it of what the command line says. Raises `SpecError` for a wrong observer."""
         for text in observers:
             registry.make(PluginSpec.parse(text), "observer")
-        limits = Limits(cpu=seconds, wall=2.5 * seconds, memory=memory)
+        limits = Limits(cpu=time_limit, wall=2.5 * time_limit, memory=memory_limit)
         return cls(registry, tuple(observers), limits, traceback)
 
     @contextmanager
@@ -126,16 +158,13 @@ class Running:
 
         # The guard first: asked once more after the last scenario, it lets observers hear the end.
         for found, asked in zip(guarded(work, self.limits), todo, strict=False):
-            yield make(_stopped(*asked, found)) if isinstance(found, Stopped) else found
+            if isinstance(found, Stopped):
+                yield make(Scenario.of(*asked).stopped(found))
+            else:
+                yield found
 
     def show_tracebacks(self, rows: Iterable[Row]) -> None:
         """Show where plugins failed, if that is wanted."""
         for row in rows:
             if self.traceback and row.traceback:
                 click.echo(row.traceback, err=True)
-
-
-def _stopped(machine: Machine, allocator: str, backend: str, found: Stopped) -> Run:
-    verdict = Verdict(Outcome.ERROR, f"{allocator} under {backend} was stopped: {found}")
-    pair = PluginSpec.parse(allocator), PluginSpec.parse(backend)
-    return Run(machine, *pair, Trace(), verdict)

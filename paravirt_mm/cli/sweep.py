@@ -12,10 +12,10 @@ from pathlib import Path
 
 import click
 
-from paravirt_mm.cli import reading
+from paravirt_mm.cli import reading, scenarios
 from paravirt_mm.cli.output import show_status, terminal
-from paravirt_mm.cli.types import Seconds, size_in_bytes
 from paravirt_mm.errors import ExitCode, PluginError
+from paravirt_mm.guard import Limits
 from paravirt_mm.offers import default_specs
 from paravirt_mm.options import PluginSpec
 from paravirt_mm.registry import Registry, default_registry
@@ -40,17 +40,7 @@ AHEAD = 2
 @click.option(
     "--seed", type=click.IntRange(0), default=0, show_default=True, help="For --generate."
 )
-@click.option(
-    "-a", "--allocator", "allocators", multiple=True, metavar="SPEC",
-    help="Allocator, with options. May be repeated. [default: those of compare]",
-)  # fmt: skip
-@click.option(
-    "-b", "--backend", "backends", multiple=True, metavar="SPEC",
-    help="Backend. May be repeated. [default: those of compare]",
-)  # fmt: skip
-@click.option(
-    "--boot", type=click.IntRange(1), help="Which boot of a log with several. [default: 1]"
-)
+@scenarios.matrix
 @click.option(
     "-j", "--jobs", type=click.IntRange(1, 4096), help="Local processes. [default: all cores]"
 )
@@ -58,14 +48,7 @@ AHEAD = 2
     "--scheduler", metavar="ADDRESS",
     help="Work on a dask.distributed cluster (tcp://host:8786), whose workers see the INPUTs.",
 )  # fmt: skip
-@click.option(
-    "--time-limit", type=Seconds(0.01, 86400), default=60.0, show_default=True,
-    metavar="SECONDS", help="A scenario that takes longer is stopped and marked.",
-)  # fmt: skip
-@click.option(
-    "--memory-limit", callback=size_in_bytes, default="2G", show_default=True, metavar="SIZE",
-    help="A scenario that needs more is stopped and marked.",
-)  # fmt: skip
+@scenarios.limit_options(Limits(cpu=60.0))
 @click.option(
     "--chunk", type=click.IntRange(1, 100_000), default=16, show_default=True,
     help="Inputs that are done, and repeated after a crash, together.",
@@ -91,6 +74,8 @@ def command(
     rows, which say why. Ask the result with `paravirt-mm query`.
 
     A sweep that was killed is continued by the same command; what is stored is not done again.
+    Observers do not watch it: scenarios run side by side, in processes and on hosts of their own,
+    and may run twice. `run --observer` watches one of them.
     """
     if bool(inputs) is (generate is not None):
         raise click.UsageError("give either INPUTs or --generate N")

@@ -10,13 +10,18 @@ from typing import TYPE_CHECKING
 import attrs
 import click
 
+from paravirt_mm.cli import scenarios
 from paravirt_mm.errors import ExitCode, InputError
 from paravirt_mm.evidence import EVIDENCE_FILE, Evidence, record_evidence
+from paravirt_mm.guard import MIB, Limits
 from paravirt_mm.machine.model import Machine
 from paravirt_mm.machine.paging import X86_64, X86_64_LA57
 
 if TYPE_CHECKING:
     from paravirt_mm.verify.cpu import CpuReport
+
+WALKING = Limits(cpu=600.0, wall=1500.0, memory=4096 * MIB)
+"""For one scenario and the walk through its tables."""
 
 
 @click.command("cpu")
@@ -36,6 +41,7 @@ if TYPE_CHECKING:
     "--record", "record_to", is_flag=False, flag_value=str(EVIDENCE_FILE), metavar="[FILE]",
     help="Write how far each model is verified now, for `compare` to show.",
 )  # fmt: skip
+@scenarios.watching(WALKING)
 def command(
     machines: tuple[str, ...],
     allocators: tuple[str, ...],
@@ -45,6 +51,9 @@ def command(
     seed: int,
     as_json: bool,
     record_to: str | None,
+    observers: tuple[str, ...],
+    time_limit: float,
+    memory_limit: int,
 ) -> int:
     """Load page tables into an emulated x86 CPU (unicorn) and let it walk them.
 
@@ -59,43 +68,47 @@ def command(
     """
     from paravirt_mm.cli.output import progress
     from paravirt_mm.offers import default_specs
-    from paravirt_mm.run import Outcome
-    from paravirt_mm.scenario import Scenario
+    from paravirt_mm.registry import default_registry
+    from paravirt_mm.run import Outcome, Run
     from paravirt_mm.sources import bundled, bundled_machines
     from paravirt_mm.verify.cpu import check_cpu
 
     chosen = _read(machines) if machines else (bundled(name) for name in bundled_machines())
-    scenarios = [
-        Scenario.of(machine, allocator, backend)
+    todo = [
+        (machine, allocator, backend)
         for given in chosen
         for machine in _modes(given, la57)
         for allocator in allocators or default_specs("allocator")
         for backend in backends or default_specs("backend")
     ]
-    failed = checked = probes = 0
-    evidence: list[Evidence] = []
-    for scenario in progress(scenarios, "walking"):
-        run = scenario.run()
-        name = f"{scenario.machine.name}  {scenario.allocator}  {scenario.backend}"
+
+    def walked(run: Run) -> tuple[str, CpuReport | None, str]:
         if run.verdict.outcome is Outcome.ERROR:
-            failed += 1
-            _show(name, None, str(run.verdict), as_json)
-            continue
+            return "failed", None, str(run.verdict)
         try:
-            report = check_cpu(run.trace, samples, seed)
+            return "walked", check_cpu(run.trace, samples, seed), str(run.verdict)
         except InputError as error:
             # A domain that was refused before its first step has no tables.
-            _show(name, None, f"no tables: {error}", as_json)
-            continue
-        checked += 1
-        probes += report.probes
-        failed += not report.agrees
-        evidence.append(Evidence(str(scenario.allocator), int(report.agrees), 1))
-        _show(name, report, str(run.verdict), as_json)
+            return "refused", None, f"no tables: {error}"
+
+    running = scenarios.Running.of(default_registry(), observers, time_limit, memory_limit)
+    failed = checked = probes = plugins = 0
+    evidence: list[Evidence] = []
+    made = progress(running.each(todo, walked), "walking", len(todo))
+    for (machine, allocator, backend), (how, report, verdict) in zip(todo, made, strict=True):
+        _show(f"{machine.name}  {allocator}  {backend}", report, verdict, as_json)
+        plugins += how == "failed"
+        if report is not None:
+            checked += 1
+            probes += report.probes
+            failed += not report.agrees
+            evidence.append(Evidence(allocator, int(report.agrees), 1))
     if record_to is not None:
         record_evidence(Path(record_to), "cpu", evidence)
     if not as_json:
         click.echo(f"{checked} images, {probes} accesses, {failed} images differ")
+    if plugins:
+        return ExitCode.PLUGIN
     return ExitCode.FINDINGS if failed else ExitCode.OK
 
 

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import attrs
 
-from paravirt_mm.hunt.search import HuntResult, Quarry, alike
+from paravirt_mm.comparison import Each, run_here
+from paravirt_mm.guard import TRYING, Asked, Limits, Stopped
+from paravirt_mm.hunt.edits import is_sound
+from paravirt_mm.hunt.search import HuntResult, Quarry, Reason
 from paravirt_mm.hunt.shrink import shrink
+from paravirt_mm.invariants.rules import Finding
 from paravirt_mm.machine.model import Machine
 from paravirt_mm.printable import printable
+from paravirt_mm.registry import default_registry
 from paravirt_mm.report.narrative import narrate
 from paravirt_mm.report.tables import label, machine_title
-from paravirt_mm.run import Run
+from paravirt_mm.run import Run, Verdict
 from paravirt_mm.sources.machine_file import write_toml
 
 STORY_LINES = 40
@@ -21,25 +27,66 @@ STORY_LINES = 40
 
 
 @attrs.frozen
+class Ending:
+    """What is told of a run; unlike the run it can come from another process."""
+
+    allocator: str
+    verdict: Verdict
+    findings: tuple[Finding, ...]
+    figures: dict[str, Any]
+    story: tuple[str, ...]
+
+    @classmethod
+    def of(cls, run: Run) -> Ending:
+        """Look at a run."""
+        story = tuple(narrate(run.trace)) if run.trace.begun else ()
+        return cls(label(run.allocator), run.verdict, run.findings, dict(run.figures), story)
+
+
+@attrs.frozen
 class Found:
-    """A machine on which the condition holds, its runs, and what it took to make it small."""
+    """A machine on which the condition holds, how its runs end, what it took to make it small."""
 
     quarry: Quarry
     machine: Machine
-    run: Run
-    other: Run | None
+    run: Ending
+    other: Ending | None
     shrunk_from: int
     tries: int
 
     @classmethod
-    def of(cls, quarry: Quarry, result: HuntResult) -> Found:
-        """Shrink what a hunt found. Raises ValueError where it found nothing."""
+    def of(
+        cls,
+        quarry: Quarry,
+        result: HuntResult,
+        *,
+        limits: Limits = TRYING,
+        each: Each | None = None,
+    ) -> Found:
+        """Shrink what a hunt found, each try in a child within ``limits``; ``each`` runs what is
+        shown in the end (None: this process). Raises ValueError where the hunt found nothing.
+        """
         if result.machine is None:
             raise ValueError("the hunt found nothing")
-        machine, tries = shrink(result.machine, alike(quarry, result.machine))
+        with Asked(quarry.judge, limits) as asked:
+
+            def judge(machine: Machine) -> tuple[bool, Reason]:
+                answer = asked(machine)
+                return quarry.judge(machine, answer) if isinstance(answer, Stopped) else answer
+
+            _, wanted = judge(result.machine)
+            room = is_sound(result.machine)
+            machine, tries = shrink(
+                result.machine,
+                lambda one: (not room or is_sound(one)) and judge(one) == (True, wanted),
+            )
         machine = attrs.evolve(machine, name="found")
-        run, other = quarry.runs(machine)
-        return cls(quarry, machine, run, other, len(result.machine.memory_map), tries)
+        specs = [quarry.allocator, *([] if quarry.other is None else [quarry.other])]
+        todo = [(machine, spec, quarry.backend) for spec in specs]
+        run = each or partial(run_here, default_registry())
+        endings = [*run(todo, Ending.of), None]
+        entries = len(result.machine.memory_map)
+        return cls(quarry, machine, endings[0], endings[1], entries, tries)
 
     def toml(self) -> str:
         """Return the machine as a machine file."""
@@ -61,7 +108,7 @@ class Found:
 
     def story(self) -> list[str]:
         """Return the trace line by line, up to the first event that is to blame where one is."""
-        lines = narrate(self.run.trace)
+        lines = list(self.run.story)
         blamed = [finding.event for finding in self.run.findings]
         if blamed:
             last = min(blamed)
@@ -72,9 +119,9 @@ class Found:
 
     def text(self) -> str:
         """Return all of it for a terminal."""
-        ends = [f"{label(self.run.allocator)}: {self.run.verdict}"]
+        ends = [f"{self.run.allocator}: {self.run.verdict}"]
         if self.other is not None:
-            ends.append(f"{label(self.other.allocator)}: {self.other.verdict}")
+            ends.append(f"{self.other.allocator}: {self.other.verdict}")
         parts: Sequence[Sequence[str]] = (
             [machine_title(self.machine)],
             [

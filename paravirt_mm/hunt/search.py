@@ -4,24 +4,27 @@ A batch begins with fresh machines, generated ones and real ones that were chang
 then changes those that come nearest to the condition (`Condition.distance`), again and again. So a
 hunt goes uphill where there is a slope, and a batch gives the same machines on every host, however
 many processes share the work.
+
+The processes are children of the guard: each does batch after batch, and says before each try which
+one it is. Where a plugin hangs or ends the process, a new child does the batch again up to there,
+and takes that try for an error.
 """
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Generator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
-from itertools import count
 
 import attrs
 
+from paravirt_mm.guard import TRYING, Limits, Stopped, together
 from paravirt_mm.hunt.condition import Condition
-from paravirt_mm.hunt.edits import changed, is_sound
+from paravirt_mm.hunt.edits import changed
 from paravirt_mm.machine.model import Machine
 from paravirt_mm.machine.paging import MODES
-from paravirt_mm.run import Run
+from paravirt_mm.run import Outcome, Run
 from paravirt_mm.scenario import Scenario
 from paravirt_mm.sources import bundled, bundled_machines
 from paravirt_mm.sources.generated import Seeded, any_machine
@@ -30,6 +33,8 @@ BATCH = 128
 """Tries of a batch; half of them are fresh."""
 KEPT = 6
 """Machines of a batch that come nearest, and are changed further."""
+_START = -1
+"""The number of the batch that has the real machines as they are."""
 
 
 @attrs.frozen
@@ -62,6 +67,18 @@ class Quarry:
             return run, None
         return run, Scenario.of(machine, self.other, self.backend).run()
 
+    def stopped(self, machine: Machine, reason: object) -> tuple[Run, Run | None]:
+        """Return what `runs` cannot, because one of the two had to be stopped."""
+        run = Scenario.of(machine, self.allocator, self.backend).stopped(reason)
+        if self.other is None:
+            return run, None
+        return run, Scenario.of(machine, self.other, self.backend).stopped(reason)
+
+    def judge(self, machine: Machine, stopped: object = None) -> tuple[bool, Reason]:
+        """Tell whether the condition is true of the machine, and the reason for how it ended."""
+        runs = self.runs(machine) if stopped is None else self.stopped(machine, stopped)
+        return _parsed(self.condition).holds(*runs), _reason(runs[0])
+
     def holds(self, machine: Machine) -> bool:
         """Tell whether the condition is true of the machine."""
         return _parsed(self.condition).holds(*self.runs(machine))
@@ -79,33 +96,60 @@ def _parsed(text: str) -> Condition:
 
 @attrs.frozen
 class BatchResult:
-    """What a batch found: the machine (None: nothing), after how many tries, how near it came."""
+    """What a batch found: the machine (None: nothing), after how many tries, how near it came; how
+    many tries were errors of a plugin, and what the first one was.
+    """
 
     number: int
     tries: int
     found: Machine | None
     nearest: float
+    errors: int = 0
+    error: str = ""
 
 
 def run_batch(quarry: Quarry, seed: int, number: int) -> BatchResult:
     """Do one batch; equal arguments give an equal result."""
+    for item in _batch(quarry, seed, number, {}):
+        if isinstance(item, BatchResult):
+            return item
+    raise AssertionError("a batch has a result")
+
+
+def _batch(
+    quarry: Quarry, seed: int, number: int, stopped: Mapping[int, str]
+) -> Iterator[int | BatchResult]:
+    """Do one batch: yield the number of each try before it is made, and the result in the end.
+
+    ``stopped`` says which tries had to be stopped when they were made, and why.
+    """
     choose = Seeded(f"hunt {seed} {number}")
     condition = _parsed(quarry.condition)
     best: list[tuple[float, int, Machine]] = []
-    for tries in range(1, BATCH + 1):
-        if tries <= BATCH // 2 or not best:
+    errors, error = 0, ""
+    started = number == _START
+    for tries in range(1, (len(quarry.start) if started else BATCH) + 1):
+        if started:
+            machine = quarry.start[tries - 1]
+        elif tries <= BATCH // 2 or not best:
             machine = _fresh(choose, quarry.start, f"hunt-{seed}-{number}-{tries}")
         else:
             machine = changed(choose, choose.one_of(best)[2])
         if not quarry.counts(machine):
             continue
-        runs = quarry.runs(machine)
+        yield tries
+        why = stopped.get(tries)
+        runs = quarry.runs(machine) if why is None else quarry.stopped(machine, why)
+        failed = [run for run in runs if run and run.verdict.outcome is Outcome.ERROR]
+        errors += bool(failed)
+        error = error or (str(failed[0].verdict) if failed else "")
         if condition.holds(*runs):
-            return BatchResult(number, tries, machine, 0.0)
+            yield BatchResult(number, tries, machine, 0.0, errors, error)
+            return
         best.append((condition.distance(*runs), tries, machine))
         best.sort(key=lambda item: item[:2])
         del best[KEPT:]
-    return BatchResult(number, BATCH, None, best[0][0] if best else 1.0)
+    yield BatchResult(number, tries, None, best[0][0] if best else 1.0, errors, error)
 
 
 def _fresh(choose: Seeded, real: Sequence[Machine], name: str) -> Machine:
@@ -121,13 +165,16 @@ class HuntResult:
     """How a hunt ended.
 
     ``machine`` is what was found (None: nothing), ``tries`` and ``seconds`` what it took,
-    ``nearest`` how near the best machine came (0: it holds).
+    ``nearest`` how near the best machine came (0: it holds). ``errors`` of the tries were faults
+    of a plugin, ``error`` is the first.
     """
 
     machine: Machine | None
     tries: int
     seconds: float
     nearest: float = 1.0
+    errors: int = 0
+    error: str = ""
 
 
 def hunt(
@@ -137,88 +184,98 @@ def hunt(
     seconds: float = 60.0,
     jobs: int = 1,
     max_tries: int | None = None,
+    limits: Limits = TRYING,
     progress: Callable[[int, float], None] = lambda tries, nearest: None,
 ) -> HuntResult:
     """Search until a machine is found, ``seconds`` are over or ``max_tries`` are done.
 
-    Real machines are tried as they are, first of all. ``progress`` hears of every batch: tries so
-    far, and the distance of the nearest machine. Raises `SpecError` for wrong specs or conditions.
+    Real machines are tried as they are, first of all. A try that goes beyond its ``limits`` is an
+    error. ``progress`` hears of every batch: tries so far, and the distance of the nearest machine.
+    Raises `SpecError` for wrong specs or conditions.
     """
     began = time.monotonic()
-    tries, nearest = 0, 1.0
-    condition = _parsed(quarry.condition)
-    for machine in quarry.start:
-        if not quarry.counts(machine):
-            continue
-        tries += 1
-        runs = quarry.runs(machine)
-        if condition.holds(*runs):
-            return HuntResult(machine, tries, time.monotonic() - began, 0.0)
-        nearest = min(nearest, condition.distance(*runs))
-
-    def is_over() -> bool:
-        late = time.monotonic() - began >= seconds
-        return late or (max_tries is not None and tries >= max_tries)
-
-    batches = _batches(quarry, seed, jobs, is_over)
-    for batch in batches:
-        tries += batch.tries
-        nearest = min(nearest, batch.nearest)
-        progress(tries, nearest)
-        if batch.found is not None:
-            batches.close()
-            return HuntResult(batch.found, tries, time.monotonic() - began, 0.0)
-    return HuntResult(None, tries, time.monotonic() - began, nearest)
-
-
-def _batches(
-    quarry: Quarry, seed: int, jobs: int, is_over: Callable[[], bool]
-) -> Generator[BatchResult, None, None]:
-    """Yield batches in the order of their numbers until time is over, from ``jobs`` processes."""
-    if jobs <= 1:
-        for number in count():
-            if is_over():
-                return
-            yield run_batch(quarry, seed, number)
-    waiting: dict[Future[BatchResult], int] = {}
-    done: dict[int, BatchResult] = {}
-    submitted = due = 0
-    with ProcessPoolExecutor(min(jobs, os.cpu_count() or 1)) as pool:
-        try:
-            while not is_over():
-                while len(waiting) + len(done) < 4 * jobs:
-                    waiting[pool.submit(run_batch, quarry, seed, submitted)] = submitted
-                    submitted += 1
-                finished, _ = wait(waiting, timeout=0.5, return_when=FIRST_COMPLETED)
-                for future in finished:
-                    done[waiting.pop(future)] = future.result()
-                while due in done:
-                    yield done.pop(due)
-                    due += 1
-        finally:
-            for future in waiting:
-                future.cancel()
+    result = HuntResult(None, 0, 0.0)
+    width = max(1, min(jobs, os.cpu_count() or 1))
+    ways = [_Way(quarry, seed, number + _START, width) for number in range(width)]
+    waiting: dict[int, BatchResult] = {}
+    due = _START
+    items = together([way.work for way in ways], limits)
+    try:
+        for number, item in items:
+            batch = ways[number].hear(item)
+            if batch is not None:
+                waiting[batch.number] = batch
+            while due in waiting:
+                batch = waiting.pop(due)
+                due += 1
+                result = HuntResult(
+                    batch.found,
+                    result.tries + batch.tries,
+                    time.monotonic() - began,
+                    min(result.nearest, batch.nearest),
+                    result.errors + batch.errors,
+                    result.error or batch.error,
+                )
+                progress(result.tries, result.nearest)
+                if batch.found is not None:
+                    return result
+            late = time.monotonic() - began >= seconds
+            enough = max_tries is not None and result.tries >= max_tries
+            # All real machines are tried, however late it is, unless a plugin makes it so.
+            begun = due > _START or any(way.stopped for way in ways)
+            if begun and (late or enough):
+                break
+    finally:
+        items.close()
+    stopped = [why for way in ways for why in way.stopped.values()]
+    error = str(quarry.stopped(quarry.start[0], stopped[0])[0].verdict) if stopped else ""
+    return attrs.evolve(
+        result,
+        tries=result.tries
+        + sum(batch.tries for batch in waiting.values())
+        + sum(way.tries for way in ways),
+        seconds=time.monotonic() - began,
+        errors=result.errors + len(stopped),
+        error=result.error or error,
+    )
 
 
-def alike(quarry: Quarry, machine: Machine) -> Callable[[Machine], bool]:
-    """Return the question that a shrinker asks: does the condition hold, for the same reason?
+class _Way:
+    """Every so manieth batch, one after the other: what a child does, and what it has said."""
 
-    The outcome must be that of ``machine``, and a verdict's words must be the same but for numbers:
-    a panic for want of any memory at all is not the panic that was found.
-    """
-    wanted = _reason(quarry.runs(machine)[0])
-    room = is_sound(machine)
-    condition = _parsed(quarry.condition)
+    def __init__(self, quarry: Quarry, seed: int, number: int, by: int) -> None:
+        self.by = by
+        self._quarry = quarry
+        self._seed = seed
+        self._number = number
+        self.tries = 0
+        self.stopped: dict[int, str] = {}
 
-    def holds(candidate: Machine) -> bool:
-        if room and not is_sound(candidate):
-            return False
-        runs = quarry.runs(candidate)
-        return condition.holds(*runs) and _reason(runs[0]) == wanted
+    def work(self, _: int) -> Iterator[int | BatchResult]:
+        """In the child, which knows how far the ones before it came."""
+        number, stopped = self._number, self.stopped
+        while True:
+            yield from _batch(self._quarry, self._seed, number, stopped)
+            number, stopped = number + self.by, {}
 
-    return holds
+    def hear(self, item: int | BatchResult | Stopped) -> BatchResult | None:
+        """Take what the child said; return the batch if it has ended."""
+        if isinstance(item, int):
+            self.tries = item
+        elif isinstance(item, Stopped):
+            self.stopped[self.tries] = str(item)
+        else:
+            self._number, self.tries, self.stopped = item.number + self.by, 0, {}
+            return item
+        return None
 
 
-def _reason(run: Run) -> tuple[str, str]:
+Reason = tuple[str, str]
+"""An outcome, and the words of a verdict but for numbers: a panic for want of any memory at all is
+not the panic that was found.
+"""
+
+
+def _reason(run: Run) -> Reason:
     words = "".join(" " if character.isdigit() else character for character in run.verdict.detail)
     return str(run.verdict.outcome), words.split(":")[0]

@@ -1,8 +1,9 @@
-"""Run chunks in a child process that can be stopped.
+"""The guard of a sweep: the child is a fresh interpreter.
 
 One thread of an executor has one child. So the executor may be a thread pool or the worker of a
-cluster, and limits, crashes and leaks of a scenario are the child's affair: it is stopped, the row
-says so, and a new child goes on with the next scenario.
+cluster, where forking is not safe. Everything else is `paravirt_mm.guard`: limits, what a death is
+called, what travels. Limits, crashes and leaks of a scenario are the child's affair: it is stopped,
+the row says so, and a new child goes on with the next scenario.
 """
 
 from __future__ import annotations
@@ -14,9 +15,11 @@ import threading
 import time
 import weakref
 from collections.abc import Iterator
+from contextlib import suppress
 from multiprocessing import Pipe
+from typing import Any
 
-from paravirt_mm.guard import how_it_ended
+from paravirt_mm.guard import Limits, Patience, Stopped, ended
 from paravirt_mm.report.values import size
 from paravirt_mm.run import Outcome
 from paravirt_mm.sources.inputs import Part
@@ -31,8 +34,8 @@ from paravirt_mm.sweep.settings import (
 )
 from paravirt_mm.sweep.work import OUT_OF_MEMORY, unreadable
 
-START_LIMIT = 60.0
-"""Seconds that a child may need to start, beyond the limit of its first scenario."""
+STARTING = Limits(cpu=60.0, wall=120.0)
+"""What a child may need to start, and to import the plugins that it is to run."""
 
 
 class Guard:
@@ -42,7 +45,6 @@ class Guard:
         self._settings = settings
         self._scenarios = settings.scenarios
         self._process: subprocess.Popen[bytes] | None = None
-        self._fresh = True
 
     def part(self, part: Part) -> tuple[Record, ...]:
         """Return all records of a part, whatever happens to the child.
@@ -51,51 +53,42 @@ class Guard:
         """
         known: list[Record] = []
         while True:
-            problem = self._ask(part, known)
-            if problem is None:
+            stopped = self._ask(part, known)
+            if stopped is None:
                 return tuple(known)
             self.close()
             if _stopping.is_set():
                 raise Stopping
-            outcome, verdict = problem
             expected = len(known) % (len(self._scenarios) + 1)
-            if not verdict:
-                continue
             if not expected:
                 # It was reading: the rest of the part cannot be had.
-                known += unreadable(part.source, f"reading it: {verdict}", self._settings)
+                known += unreadable(part.source, f"reading it: {stopped}", self._settings)
                 return tuple(known)
-            known.append(RunRecord(*self._scenarios[expected - 1], outcome, verdict))
+            outcome = str(Outcome.ERROR) if stopped.crashed else LIMIT
+            known.append(RunRecord(*self._scenarios[expected - 1], outcome, str(stopped)))
 
-    def _ask(self, part: Part, known: list[Record]) -> tuple[str, str] | None:
-        """Collect records in ``known``; return outcome and verdict if the child must be replaced.
-
-        An empty verdict: the record is there already, only the child is not to be used any more.
-        """
-        self._start()
-        limit = self._settings.time_limit
-        patience = limit + (START_LIMIT if self._fresh else 0)
-        try:
+    def _ask(self, part: Part, known: list[Record]) -> Stopped | None:
+        """Collect records in ``known``; return why it ended early, if it did."""
+        stopped = self._start()
+        if stopped is not None:
+            return stopped
+        with suppress(OSError):  # It died meanwhile; what is said next is how.
             self._connection.send((part, len(known)))
-            while self._connection.poll(patience):
-                self._fresh, patience = False, limit
-                record = self._connection.recv()
-                if record is None:
-                    return None
-                known.append(record)
-                if isinstance(record, RunRecord) and record.verdict == OUT_OF_MEMORY:
-                    allowed = size(self._settings.memory_limit)
-                    known[-1] = RunRecord(
-                        record.allocator, record.backend, LIMIT, f"more than {allowed} of memory"
-                    )
-                    return LIMIT, ""
-        except (EOFError, OSError):
-            return str(Outcome.ERROR), f"its process {self._end()}"
-        return LIMIT, f"longer than {limit:g} s"
+        while True:
+            record = self._patience.next(self._end)
+            if isinstance(record, Stopped):
+                return record
+            if ended(record):
+                return None
+            if isinstance(record, RunRecord) and record.verdict == OUT_OF_MEMORY:
+                # What it left behind in the process may be as large.
+                return Stopped(f"more than {size(self._settings.memory_limit)} of memory")
+            known.append(record)
 
-    def _start(self) -> None:
+    def _start(self) -> Stopped | None:
+        """Start the child unless there is one; return why that failed, if it did."""
         if self._process is not None and self._process.poll() is None:
-            return
+            return None
         self.close()
         self._connection, theirs = Pipe()
         with theirs:
@@ -108,16 +101,17 @@ class Guard:
                 # Threads of a numerical library would each take address space that is limited.
                 env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},
             )
-        self._fresh = True
         if _stopping.is_set():
             self.stop()
-        self._connection.send(self._settings)
+        with suppress(OSError):  # as above
+            self._connection.send(self._settings)
+        ready: Any = Patience(self._connection, STARTING).next(self._end)
+        self._patience = Patience(self._connection, self._settings.limits)
+        return ready if isinstance(ready, Stopped) else None
 
-    def _end(self) -> str:
-        """Return how the child ended."""
-        if self._process is None:
-            return "did not start"
-        return how_it_ended(self._process.wait())
+    def _end(self) -> int:
+        """Return the exit code of the child."""
+        return 0 if self._process is None else self._process.wait()
 
     def stop(self) -> None:
         """End the child; whoever waits for it hears of it at once. Any thread may call this."""

@@ -9,6 +9,7 @@ from typing import Any
 
 import attrs
 
+from paravirt_mm.guard import Limits
 from paravirt_mm.machine.paging import MIB
 from paravirt_mm.sources.inputs import Part
 
@@ -38,6 +39,11 @@ class Settings:
     def scenarios(self) -> tuple[tuple[str, str], ...]:
         """Every allocator under every backend, in the order of rows."""
         return tuple((a, b) for a in self.allocators for b in self.backends)
+
+    @property
+    def limits(self) -> Limits:
+        """What reading an input, or one scenario, may cost."""
+        return Limits(cpu=self.time_limit, wall=self.time_limit, memory=self.memory_limit)
 
     def as_json(self) -> str:
         """Return the settings as text that is equal for equal settings."""

@@ -129,6 +129,46 @@ def test_run_names_it_too(folder: Path, name: str, words: str) -> None:
         assert "event" in done.stdout or "[" in done.stdout  # the trace up to there
 
 
+DEAD = "was stopped: its process ended with exit code 0"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (("hunt", "./mine.py:Dies", "--for", "panic", "--time", "0.5"), 4),
+        (("hunt", "./mine.py:Dies", "qemu-512m", "--for", "error", "--json"), 1),
+        (("diff", "./mine.py:Dies", "./mine.py:Good", "qemu-512m"), 3),
+        (("report", "qemu-512m", "-a", "./mine.py:Dies", "-b", "native", "--traceback"), 4),
+        (("picture", "qemu-512m", "-a", "./mine.py:Dies", "-b", "native", "-o", "x.svg"), 4),
+        (("verify", "cpu", "qemu-512m", "-a", "./mine.py:Dies", "-b", "native", "--no-la57"), 4),
+    ],
+)
+def test_every_command_survives_it_and_names_it(
+    folder: Path, arguments: tuple[str, ...], code: int
+) -> None:
+    """What a plugin does to its process never ends a command, and costs nobody else's row."""
+    done = paravirt_mm(folder, *arguments)
+    assert done.returncode == code, done.stdout + done.stderr
+    if arguments[0] == "report":
+        told = (folder / "report.html").read_text(encoding="utf-8")
+    else:
+        told = done.stdout + done.stderr
+    assert DEAD in told
+    assert "./mine.py:Dies" in told
+    if "--json" in arguments:
+        assert json.loads(done.stdout)["found"]
+
+
+def test_a_hunt_lets_observers_watch_what_it_found(folder: Path) -> None:
+    done = paravirt_mm(
+        folder, "hunt", "./mine.py:Good", "qemu-512m", "--for", "ok", "-j", "1",
+        "--observer", "./mine.py:Watch:path=hunted.txt",
+    )  # fmt: skip
+    assert done.returncode == 1, done.stderr
+    heard = (folder / "hunted.txt").read_text().split()
+    assert (heard[0], heard[-2], heard[-1]) == ("begin", "RunFinished", "end")
+
+
 def test_observers_are_chosen_and_hear_of_everything(folder: Path) -> None:
     assert not (folder / "watched.txt").exists()
     done = paravirt_mm(
