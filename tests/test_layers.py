@@ -160,7 +160,7 @@ def test_circles_are_found() -> None:
 
 EXAMPLES = {
     "paravirt_mm.cli.main": ("-a incremental:variant=hpa -b xen",),
-    "paravirt_mm.cli.compare": ("Allocator, with options: legacy_linear:kernel=3.6.",),
+    "paravirt_mm.cli.scenarios": ("Allocator, with options: legacy_linear:kernel=3.6.",),
 }
 """Texts of help that show what a spec looks like."""
 REAL_THINGS = {
