@@ -354,7 +354,7 @@ def record(machine: dict[str, Any]) -> dict[str, Any]:
 def odd_machine(number: int) -> dict[str, Any]:
     """Return a machine that no firmware would make, but that a kernel would try to map.
 
-    Hundreds of small pieces, edges inside a page, RAM far apart, none below 1 MiB, next to nothing
+    Hundreds of small pieces, edges inside a page, RAM far apart, little below 1 MiB, next to nothing
     mapped at boot, one page of brk, reservations that leave hardly a page: panics included.
     """
     random = Random(number)
@@ -362,8 +362,11 @@ def odd_machine(number: int) -> dict[str, Any]:
     grain = random.choice([1, 512, PAGE, PAGE, 64 << 10, LARGE])
     pse = random.random() < 0.75
     e820: list[list[int]] = []
+    # Without a place for real-mode code below 1 MiB no kernel comes so far.
     if random.random() < 0.8:
         e820.append([random.choice([0, PAGE]), random.choice([0x9FC00, 0x9F000, 0xA0000]), 1])
+    else:
+        e820.append([random.choice([PAGE, 0x10000, 0x79000]), 0x80000, 1])
     kernel = random.choice([1 << 20, 2 << 20, 16 << 20])
     low_end = kernel + (random.choice([3, 8, 40]) << 20) + random.randrange(0, 4 << 20, grain)
     e820.append([1 << 20, low_end, 1])

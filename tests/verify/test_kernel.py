@@ -230,7 +230,7 @@ def test_thousands_of_pieces_and_petabytes() -> None:
     pieces = [[(1 << 26) + n * 40960, (1 << 26) + n * 40960 + 12289, 1] for n in range(5000)]
     far = [[5 << 50, (5 << 50) + (1 << 30), 2]]
     record = naive_linux.odd_machine(1) | {
-        "e820": [[1 << 20, 1 << 26, 1], *pieces, *far],
+        "e820": [[1 << 12, 1 << 19, 1], [1 << 20, 1 << 26, 1], *pieces, *far],
         "reserved": [[1 << 20, 1 << 23]],
         "brk_start": 1 << 22,
         "max_pfn": pieces[-1][1] >> 12,
