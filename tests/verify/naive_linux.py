@@ -354,7 +354,7 @@ def record(machine: dict[str, Any]) -> dict[str, Any]:
 def odd_machine(number: int) -> dict[str, Any]:
     """Return a machine that no firmware would make, but that a kernel would try to map.
 
-    Hundreds of small pieces, edges inside a page, RAM far apart, little below 1 MiB, next to nothing
+    Hundreds of small pieces, edges inside a page, RAM far apart, little below 1 MiB, nearly nothing
     mapped at boot, one page of brk, reservations that leave hardly a page: panics included.
     """
     random = Random(number)
