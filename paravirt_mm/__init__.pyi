@@ -8,6 +8,7 @@ from .about import (
     DefaultSpec as DefaultSpec,
     OpenQuestion as OpenQuestion,
 )
+from .cli.reading import reading as reading, reading_each as reading_each
 from .comparison import Row as Row, compare as compare
 from .engine.answers import (
     Cost as Cost,

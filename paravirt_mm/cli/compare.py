@@ -26,6 +26,7 @@ from paravirt_mm.report.markup import no_formula, words
 from paravirt_mm.report.paper import PLAIN, Paper
 from paravirt_mm.report.summary import summary_table
 from paravirt_mm.report.tables import (
+    assumptions,
     figure_tables,
     machine_title,
     verification,
@@ -165,7 +166,10 @@ def _text(
         yield words("\n".join(_ends(subjects, on)), style)
     yield words(verification(everything, on), style)
     if many and not each:
-        yield words(f"{len(subjects)} machines: --each shows the table of each.", style)
+        unsure = sum(bool(subject.machine.provenance.assumed) for subject in subjects)
+        about = f", and what was assumed about {unsure} of them" if unsure else ""
+        text = f"{len(subjects)} machines: --each shows the table of each{about}."
+        yield words(textwrap.fill(text, on.width, subsequent_indent="  "), style)
 
 
 def _machine(subject: Subject, style: str, wide: bool, on: Paper) -> str:
@@ -183,6 +187,8 @@ def _machine(subject: Subject, style: str, wide: bool, on: Paper) -> str:
     shown = [exhibit for exhibit in subject.exhibits if exhibit.scene.frames]
     if style == TERMINAL and any(exhibit.ok for exhibit in shown):
         parts.append("\n".join(_strips(machine, shown, on)))
+    if assumed := assumptions(machine, on):
+        parts.append(words(assumed, style))
     return "\n\n".join(parts)
 
 

@@ -25,7 +25,7 @@ from paravirt_mm.registry import default_registry
 from paravirt_mm.report.markup import tabulated
 from paravirt_mm.report.narrative import narrate
 from paravirt_mm.report.paper import Paper
-from paravirt_mm.report.tables import machine_title
+from paravirt_mm.report.tables import assumptions, machine_title
 from paravirt_mm.report.tracefile import trace_lines
 from paravirt_mm.report.values import show, size
 from paravirt_mm.run import Outcome, Run
@@ -173,6 +173,10 @@ def _as_text(run: Run, on: Paper, explain: bool) -> Iterator[str]:
         yield ""
         yield _figures(run, on)
         yield ""
+    if assumed := assumptions(run.machine, on):
+        yield assumed
+        yield ""
+    if run.figures:
         yield from _crashkernels(run, on)
 
 

@@ -165,6 +165,20 @@ def _note(rows: Sequence[Row], name: str, paper: Paper) -> str:
     return _filled(f"{printable(name)}: {'; '.join(told)}", paper)
 
 
+MAX_ASSUMED = 8
+"""What was assumed about a machine, as far as it is shown under a table."""
+
+
+def assumptions(machine: Machine, paper: Paper = PLAIN) -> str:
+    """Return what the reader of a machine's source assumed, dropped or repaired; nothing where it
+    had to do none of it.
+    """
+    told = [printable(text, 200) for text in machine.provenance.assumed]
+    if len(told) > MAX_ASSUMED:
+        told[MAX_ASSUMED:] = [f"and {len(told) - MAX_ASSUMED} more (see `paravirt-mm machines`)"]
+    return _filled(f"Assumed: {'; '.join(told)}.", paper) if told else ""
+
+
 def _who(row: Row) -> str:
     return f"{label(PluginSpec.parse(row.allocator))}/{label(PluginSpec.parse(row.backend))}"
 

@@ -1,9 +1,8 @@
 """From a file's bytes to bytes that can be read as text: the one way in, bounded.
 
-Compressed files (gzip, bzip2, xz, zip with one file, zstd where Python has it; one in another, too)
-are read through. UTF-16 becomes UTF-8. How much may come out of a compressed file depends on its
-size, so that a small file costs little, whatever it holds; no more than a few buffers are in memory
-at once.
+Compressed files (gzip, bzip2, xz, zip, zstd; one in another, too) are read through. UTF-16 becomes
+UTF-8. How much may come out of a compressed file depends on its size, so that a small file costs
+little, whatever it holds; no more than a few buffers are in memory at once.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ import sys
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -247,22 +246,30 @@ def _unpacker(head: bytes, packed: io.RawIOBase, source: str) -> Any:
 
         return _Stream(packed, lambda: lzma.LZMADecompressor(memlimit=_UNPACKER_MEMORY))
     if head.startswith(b"\x28\xb5\x2f\xfd"):
-        try:
-            zstd = importlib.import_module("compression.zstd")
-        except ImportError:
-            raise InputError(
-                "compressed with zstd, which this Python cannot read; unpack it with `zstd -d`",
-                source,
-            ) from None
+        zstd = _zstd(source)
         limits = {zstd.DecompressionParameter.window_log_max: 27}
         return _Stream(packed, lambda: zstd.ZstdDecompressor(options=limits))
-    if head.startswith(b"PK\x03\x04"):
+    if head.startswith((b"PK\x03\x04", b"PK\x05\x06")):
         return _Zipped(cast("BinaryIO", io.BufferedReader(packed, _BLOCK)), source)
     return None
 
 
+def _zstd(source: str) -> Any:
+    """Return the module of Python 3.14, or the same for an older one (PEP 784)."""
+    for name in ("compression.zstd", "backports.zstd"):
+        with suppress(ImportError):
+            return importlib.import_module(name)
+    raise InputError(
+        "compressed with zstd, which this Python cannot read: pip install 'paravirt-mm[zstd]', or"
+        " unpack it with `zstd -d`",
+        source,
+    )
+
+
 class _Zipped:
-    """The one file of a zip archive."""
+    """The one file of a zip archive, or of several the tar archive that holds the same files: so
+    that what holds for the members of one holds for those of the other.
+    """
 
     def __init__(self, stream: BinaryIO, source: str) -> None:
         whole = stream.read(MAX_ZIP_BYTES + 1)
@@ -273,17 +280,18 @@ class _Zipped:
         with self._reading():
             archive = zipfile.ZipFile(io.BytesIO(whole))
             files = [info for info in archive.infolist() if not info.is_dir()]
-        if len(files) != 1:
-            raise InputError(
-                f"a zip archive of {len(files)} files; unpack it and name the files", source
-            )
-        with self._reading():
-            self._file = archive.open(files[0])
+        if not files:
+            raise InputError("a zip archive without any file", source)
+        parts = _as_tar(archive, files) if len(files) > 1 else _blocks(archive, files[0])
+        self._parts: Iterator[bytes] = parts
+        self._ahead = b""
 
     def read(self, size: int) -> bytes:
         """Return up to ``size`` bytes; none only at the end."""
         with self._reading():
-            return self._file.read(size)
+            self._ahead = self._ahead or next(filter(None, self._parts), b"")
+        block, self._ahead = self._ahead[:size], self._ahead[size:]
+        return block
 
     @contextmanager
     def _reading(self) -> Iterator[None]:
@@ -295,3 +303,28 @@ class _Zipped:
         except (zipfile.BadZipFile, RuntimeError, ValueError, LookupError, struct.error) as error:
             reason = printable(str(error), 200)
             raise InputError(f"a zip archive that cannot be read: {reason}", self._source) from None
+
+
+def _blocks(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Iterator[bytes]:
+    """Yield the content of a member."""
+    with archive.open(info) as file:
+        while block := file.read(_BLOCK):
+            yield block
+
+
+def _as_tar(archive: zipfile.ZipFile, files: list[zipfile.ZipInfo]) -> Iterator[bytes]:
+    """Yield a tar archive of the files. A size that is not true ends it."""
+    import tarfile
+
+    for info in files:
+        header = tarfile.TarInfo(info.filename)
+        header.size = info.file_size
+        yield header.tobuf(tarfile.GNU_FORMAT, errors="replace")
+        size = 0
+        for block in _blocks(archive, info):
+            size += len(block)
+            yield block
+        if size != info.file_size:
+            raise zipfile.BadZipFile(f"{info.filename} is shorter than its directory says")
+        yield bytes(-size % tarfile.BLOCKSIZE)
+    yield bytes(2 * tarfile.BLOCKSIZE)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import lzma
 import tarfile
 import time
 import tracemalloc
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -118,3 +120,39 @@ def test_an_empty_folder_and_one_that_holds_nothing(tmp_path: Path) -> None:
     assert "holds no machine" in str(outcome)
     (part,) = divide([str(tmp_path)])
     assert "holds no machine" in str(next(part.machines(None))[1])
+
+
+def zipped(*files: tuple[str, bytes]) -> bytes:
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in files:
+            archive.writestr(name, content)
+    return stream.getvalue()
+
+
+TWO = zipped(("a/", b""), ("a/one.txt", LOG), ("two.txt", LOG))
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (TWO, ["one", "two"]),
+        (gzip.compress(TWO), ["one", "two"]),
+        (
+            zipped(("one.txt", LOG), ("\x1b]0;x.txt", b""), ("\u00e9.txt", LOG)),
+            ["one", "not a", ""],
+        ),
+        (zipped(("one.txt", LOG), ("two.zip", TWO)), ["one", "archive inside an archive"]),
+        (zipped(("one.txt", LOG), ("b.txt", bytes(65 << 20))), ["one", "longer than 64 MiB"]),
+        (TWO.replace(len(LOG).to_bytes(4, "little"), b"\xff\0\0\0"), ["cannot be read"]),
+    ],
+    ids=["two", "two, compressed", "odd names", "nested", "bomb", "wrong sizes"],
+)
+def test_a_zip_of_several_files_is_read_as_a_tar_of_them(
+    tmp_path: Path, content: bytes, expected: list[str]
+) -> None:
+    found = outcomes(tmp_path / "logs.zip", content)
+    shown = [it.name if isinstance(it, Machine) else str(it) for it in found]
+    assert len(shown) == len(expected), shown
+    assert all(part in text for part, text in zip(expected, shown, strict=True)), shown
+    assert all(text.isprintable() for text in shown)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import bz2
 import gzip
+import importlib.util
 import io
 import json
 import lzma
@@ -165,25 +166,44 @@ def test_prefixes(tmp_path: Path, prefix: str) -> None:
     read(tmp_path, "".join(f"{prefix}{line}\n" for line in LINES).encode())
 
 
-def test_zstd_is_read_where_python_can_and_named_where_not(tmp_path: Path) -> None:
-    # `zstd` of PLAIN's first bytes would need the tool: an empty frame tells as much.
-    (tmp_path / "log.zst").write_bytes(bytes.fromhex("28b52ffd2000010000"))
-    expected = "not a boot log" if sys.version_info >= (3, 14) else "zstd -d"
-    with pytest.raises(InputError, match=expected):
+ZSTD = bytes.fromhex("28b52ffd2000010000")
+"""An empty frame: to make more would need what is tested."""
+
+
+def test_zstd_is_read_where_python_can_and_named_where_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "log.zst").write_bytes(ZSTD)
+    names = ("compression.zstd", "backports.zstd")
+    has = sys.version_info >= (3, 14) or importlib.util.find_spec("backports") is not None
+    with pytest.raises(InputError, match="not a boot log" if has else "zstd -d"):
+        load(tmp_path / "log.zst")
+    for name in names:
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(InputError, match=r"pip install 'paravirt-mm\[zstd\]'.* `zstd -d`"):
         load(tmp_path / "log.zst")
 
 
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
-        (zipped(PLAIN.encode(), 2), "a zip archive of 2 files; unpack it"),
+        (zipped(b"", 0), "a zip archive without any file"),
+        (zipped(PLAIN.encode(), 2)[:-60], "cannot be read"),
         (gzip.compress(gzip.compress(gzip.compress(gzip.compress(b"x")))), "compressed more than"),
         ("".join(f"{line}\n" for line in reversed(LINES)).encode(), "reverse order"),
         ("".join(json.dumps({"MESSAGE": x}) + "\n" for x in reversed(LINES)).encode(), "reverse"),
         (gzip.compress(PLAIN.encode())[:-20], "cannot be read"),
         (lzma.compress(PLAIN.encode())[:-40], "cannot be read: the compressed data are cut short"),
     ],
-    ids=["zip", "gz four times", "reversed", "reversed journal", "cut gz", "cut xz"],
+    ids=[
+        "empty zip",
+        "cut zip",
+        "gz four times",
+        "reversed",
+        "reversed journal",
+        "cut gz",
+        "cut xz",
+    ],
 )
 def test_what_cannot_be_read_is_named(tmp_path: Path, content: bytes, expected: str) -> None:
     (tmp_path / "boot.txt").write_bytes(content)

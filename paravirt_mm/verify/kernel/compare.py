@@ -97,7 +97,7 @@ def replay(record: Mapping[str, Any], where: str, registry: Registry) -> Iterato
         release = numbers.replace("_", ".")
         expected = expected_record(record[key], key, where)
         spec = _spec(release, machine, registry, where)
-        run, got = measured(machine, spec, registry)
+        run, got = measured(machine, spec, registry, where)
         if run.verdict.outcome is Outcome.ERROR:
             differences = [Difference("run", "", "ends", f"fails: {printable(str(run.verdict))}")]
         else:

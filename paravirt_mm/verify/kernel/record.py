@@ -89,8 +89,11 @@ class Record:
     reserved_after: tuple[Span, ...] | None = None
 
 
-def measured(machine: Machine, spec: str, registry: Registry | None = None) -> tuple[Run, Record]:
-    """Run an allocator natively on a machine; return the run and its record.
+def measured(
+    machine: Machine, spec: str, registry: Registry | None = None, where: str = ""
+) -> tuple[Run, Record]:
+    """Run an allocator natively on a machine, which stands at ``where``; return the run and its
+    record.
 
     Raises `SpecError` for a wrong spec, InputError where the machine needs more than `MAX_TABLES`.
     A run whose verdict is ``error`` gives an empty record.
@@ -106,7 +109,8 @@ def measured(machine: Machine, spec: str, registry: Registry | None = None) -> t
     if watch.boot.tables_made > MAX_TABLES:
         raise InputError(
             f"machine {machine.name!r} needs {watch.boot.tables_made} tables;"
-            f" more than {MAX_TABLES} are not compared one by one"
+            f" more than {MAX_TABLES} are not compared one by one",
+            where,
         )
     return run, _record(run, watch.boot, watch.stopped)
 

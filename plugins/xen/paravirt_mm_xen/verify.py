@@ -26,6 +26,7 @@ from paravirt_mm import (
     Scenario,
     SpecError,
     printable,
+    reading,
     record_evidence,
 )
 from paravirt_mm_xen.dom0.boot import record as record_dom0
@@ -272,7 +273,7 @@ def _dom0_recordings(request: Request, codes: list[ExitCode]) -> Iterator[Dom0Re
     """Those that can be had; the others are told, and cost their exit code."""
     for path in request.recordings:
         try:
-            yield Dom0Recording.load(path)
+            yield reading(Dom0Recording.load, path)
         except InputError as error:
             codes.append(ExitCode.BAD_INPUT)
             click.echo(f"paravirt-mm: {printable(str(error))}", err=True)
