@@ -33,6 +33,11 @@ from .engine.pages import (
 )
 from .engine.panic import KernelPanic as KernelPanic
 from .engine.realmode import with_trampoline as with_trampoline
+from .engine.recorded import (
+    KernelFile as KernelFile,
+    RecordedBoot as RecordedBoot,
+    RecordedStep as RecordedStep,
+)
 from .engine.split import (
     Piece as Piece,
     tables_to_map as tables_to_map,
@@ -160,7 +165,11 @@ from .sources.bootlog.facts import (
     of_kind as of_kind,
 )
 from .sources.bootlog.lines import LineVerdict as LineVerdict, LogLine as LogLine
-from .verify.linux.boots import RecordedBoot as RecordedBoot, recorded_boot as recorded_boot
+from .verify.linux.boots import (
+    kernel_path as kernel_path,
+    read_boot as read_boot,
+    recorded_boot as recorded_boot,
+)
 from .verify.linux.qemu.errors import GdbError as GdbError
 from .verify.linux.qemu.gdbremote import GdbClient as GdbClient
 from .verify.linux.qemu.locate import Kernel as Kernel

@@ -16,8 +16,8 @@ How to write a plugin
     and none with a default value.
 
 How a run goes
-    ``pvmm_features`` → ``pvmm_kernel_image`` → ``pvmm_boot_state`` → ``pvmm_promise`` → then for
-    each step that ``pvmm_map_steps`` yields:
+    ``pvmm_features`` → (``pvmm_kernel_file`` → ``pvmm_boot_kernel``) → ``pvmm_kernel_image`` →
+    ``pvmm_boot_state`` → ``pvmm_promise`` → then for each step that ``pvmm_map_steps`` yields:
 
     - (``pvmm_memory_taken``) before each of them
     - `Map`: split by page size → (``pvmm_reserve_tables``) → for each piece
@@ -45,6 +45,7 @@ from paravirt_mm.about import Choice, DefaultSpec
 from paravirt_mm.engine.answers import Cost, EntryWrite, Refusal
 from paravirt_mm.engine.boot import Boot, Promise
 from paravirt_mm.engine.pages import PageRun, TablePages
+from paravirt_mm.engine.recorded import KernelFile, RecordedBoot
 from paravirt_mm.engine.split import Piece
 from paravirt_mm.engine.steps import Map, Step, StepResult, TableDemand
 from paravirt_mm.engine.tables import Batch
@@ -128,13 +129,33 @@ def pvmm_features(machine: Machine) -> CpuFeatures | None:
 
 
 @_allocator
-def pvmm_kernel_image(machine: Machine, features: CpuFeatures) -> KernelImage | None:
+def pvmm_kernel_file(machine: Machine) -> KernelFile | None:
+    """Allocator: name the file of a real kernel, where that boots and nothing is modelled.
+
+    None: the allocator is a model.
+    """
+
+
+@_backend
+def pvmm_boot_kernel(machine: Machine, kernel_file: KernelFile) -> RecordedBoot | None:
+    """Backend: boot a real kernel on the platform, with the machine's map, and say what it did.
+
+    Called with what `pvmm_kernel_file` answered, which the backend may also find kept from an
+    earlier run. From then on its costs are what that kernel asked for. None: the platform boots no
+    kernels.
+    """
+
+
+@_allocator
+def pvmm_kernel_image(
+    machine: Machine, features: CpuFeatures, recorded: RecordedBoot | None
+) -> KernelImage | None:
     """Allocator: say where the kernel lies, and how much brk it is linked with.
 
     ``machine.kernel`` is the image that the machine was found with; `KernelImage.with_brk` links it
     with another brk, which this allocator's tables come from. The platform loads what is answered
     here: boot mapping, reservations and what a domain builder puts behind the kernel follow. None:
-    the image stays as it is.
+    the image stays as it is. ``recorded`` is what `pvmm_boot_kernel` answered.
     """
 
 

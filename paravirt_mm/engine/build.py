@@ -106,7 +106,12 @@ def build(
 def link(machine: Machine, hooks: Hooks) -> Machine:
     """Return the machine with the kernel image that the allocator wants for it."""
     features = contract.features(machine, hooks.call("pvmm_features", machine=machine))
-    answer = hooks.call("pvmm_kernel_image", machine=machine, features=features)
+    recorded = None
+    file = contract.kernel_file(hooks.call("pvmm_kernel_file", machine=machine))
+    if file is not None:
+        answer = hooks.call("pvmm_boot_kernel", machine=machine, kernel_file=file)
+        recorded = contract.recorded(answer)
+    answer = hooks.call("pvmm_kernel_image", machine=machine, features=features, recorded=recorded)
     kernel = contract.image(machine, answer)
     return machine if kernel is machine.kernel else attrs.evolve(machine, kernel=kernel)
 

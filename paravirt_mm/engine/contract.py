@@ -8,6 +8,7 @@ and value. Whether an answer is wise is not asked here: that is for the rules of
 
 from __future__ import annotations
 
+import math
 from collections.abc import Generator, Iterable, Mapping
 from itertools import pairwise
 from typing import Any, NoReturn, TypeGuard, TypeVar
@@ -15,6 +16,7 @@ from typing import Any, NoReturn, TypeGuard, TypeVar
 from paravirt_mm.engine.answers import Cost, Refusal, Way
 from paravirt_mm.engine.boot import Promise
 from paravirt_mm.engine.pages import PageRun, Source, TablePages, page_count
+from paravirt_mm.engine.recorded import KernelFile, RecordedBoot, RecordedStep
 from paravirt_mm.engine.split import Piece
 from paravirt_mm.engine.steps import (
     ActivateRoot,
@@ -152,6 +154,35 @@ def _features(told: Answer, machine: Machine, value: Any, what: str) -> CpuFeatu
         if getattr(visible, name) and not getattr(machine.features, name):
             told.refuse(f"{what}.{name}: a platform cannot add what the CPU lacks")
     return visible
+
+
+def kernel_file(answer: Any) -> KernelFile | None:
+    """Check the answer of ``pvmm_kernel_file``; nobody answers: no kernel's file."""
+    if answer is None:
+        return None
+    told = Answer("pvmm_kernel_file")
+    file = told.of(answer, KernelFile, "the answer")
+    told.of(file.image, str, "KernelFile.image")
+    told.of(file.parameters, str, "KernelFile.parameters")
+    known = file.timeout is None or is_int(file.timeout) or isinstance(file.timeout, float)
+    if not known or (file.timeout is not None and not 0 < file.timeout < math.inf):
+        told.refuse("KernelFile.timeout must be a number of seconds", file.timeout)
+    return file
+
+
+def recorded(answer: Any) -> RecordedBoot | None:
+    """Check the answer of ``pvmm_boot_kernel``; nobody answers: the platform is the machine.
+
+    Steps and pages are checked when the allocator gives them.
+    """
+    if answer is None:
+        return None
+    told = Answer("pvmm_boot_kernel")
+    boot = told.of(answer, RecordedBoot, "the answer")
+    told.of(boot.machine, Machine, "RecordedBoot.machine")
+    for step in told.items(boot.steps, "RecordedBoot.steps"):
+        told.of(step, RecordedStep, "what RecordedBoot.steps holds")
+    return boot
 
 
 def image(machine: Machine, answer: Any) -> KernelImage:

@@ -14,7 +14,7 @@ import pytest
 
 import paravirt_mm
 import paravirt_mm_linux
-from paravirt_mm import InputError, Outcome, RecordedBoot, Run, Scenario, SpecError
+from paravirt_mm import InputError, Outcome, Run, Scenario, SpecError, read_boot
 from paravirt_mm.machine.e820 import E820Type
 from paravirt_mm.machine.model import Machine
 from paravirt_mm.verify.linux import boots
@@ -31,7 +31,7 @@ RECORDS = {
 
 def run_of(monkeypatch: pytest.MonkeyPatch, record: dict[str, Any]) -> Run:
     """Run the plugin on the machine of a record, which it takes for the boot."""
-    boot = RecordedBoot.of(record, "a test")
+    boot = read_boot(record, "a test")
     monkeypatch.setattr(paravirt_mm, "recorded_boot", lambda *_: boot)
     return Scenario.of(boot.machine, "linux", "native").run()
 
@@ -92,9 +92,9 @@ def test_record_must_have_its_form(key: str) -> None:
     record = dict(RECORDS["6.1.0-56-amd64:tiny"])
     del record[key]
     with pytest.raises(InputError, match=key):
-        RecordedBoot.of(record, "there")
+        read_boot(record, "there")
     with pytest.raises(InputError, match="there"):
-        RecordedBoot.of({**record, key: [["?"]]}, "there")
+        read_boot({**record, key: [["?"]]}, "there")
 
 
 # -- boots that are made once -------------------------------------------------------------------
@@ -147,7 +147,7 @@ def forget() -> None:
 
 
 def machine_with(**changes: Any) -> Machine:
-    return attrs.evolve(RecordedBoot.of(RECORDS["7.3-amd64:tiny"], "there").machine, **changes)
+    return attrs.evolve(read_boot(RECORDS["7.3-amd64:tiny"], "there").machine, **changes)
 
 
 def test_boot_is_made_once(booted: list[Any], tmp_path: Path) -> None:
@@ -210,7 +210,7 @@ def test_what_is_missing_is_said_in_a_line(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_other_backends_are_refused_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
-    boot = RecordedBoot.of(RECORDS["6.1.0-56-amd64:tiny"], "there")
+    boot = read_boot(RECORDS["6.1.0-56-amd64:tiny"], "there")
     monkeypatch.setattr(paravirt_mm, "recorded_boot", lambda *_: boot)
     run = Scenario.of(boot.machine, "linux", "xen").run()
     assert run.verdict.outcome is Outcome.ERROR

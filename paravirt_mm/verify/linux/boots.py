@@ -21,6 +21,7 @@ from typing import Any
 import attrs
 
 from paravirt_mm.engine.pages import PageRun, Source, TablePages
+from paravirt_mm.engine.recorded import RecordedBoot, RecordedStep
 from paravirt_mm.engine.split import Piece
 from paravirt_mm.errors import InputError
 from paravirt_mm.machine.model import Machine
@@ -46,71 +47,41 @@ _FORM = 2
 _LEVELS = {"4k": 1, "2M": 2, "1G": 3}
 
 
-@attrs.frozen
-class RecordedStep:
-    """One call of init_memory_mapping: bytes ``[start, end)``, its pieces, and the pages that
-    became tables in it, in the order in which the kernel took them.
-    """
-
-    start: int
-    end: int
-    pieces: tuple[Piece, ...]
-    pages: tuple[TablePages, ...]
-
-
-@attrs.frozen
-class RecordedBoot:
-    """What a real kernel did on a machine.
-
-    ``machine`` is the machine as the kernel saw it when it began: memory and reservations as
-    memblock had them, and where the kernel itself lies. ``panic`` are the kernel's last words where
-    it gave up, ``findings`` what a walk of the finished tables found wrong, ``tables`` every table
-    in the end, as ``(level, pfn, physical address that it maps from)``.
-    """
-
-    release: str
-    machine: Machine
-    steps: tuple[RecordedStep, ...]
-    tables: tuple[tuple[int, int, int], ...]
-    panic: str | None = None
-    findings: tuple[str, ...] = ()
-
-    @classmethod
-    def of(cls, record: Mapping[str, Any], where: str) -> RecordedBoot:
-        """Read a record that lists its tables. Raises InputError where it is not of that form."""
-        check = Checker(where)
-        pages: dict[int, list[tuple[int, Source]]] = {}
-        for index, item in enumerate(check.array(check.need(record, "allocations"), "allocations")):
-            key = f"allocations[{index}]"
-            pfn, source, step = check.array(item, key, length=3)
-            kind = Source.BRK if check.text(source, key) == "brk" else Source.MEMBLOCK
-            number = check.integer(step, key, 0, 1 << 32)
-            pages.setdefault(number, []).append((check.address(pfn, key), kind))
-        steps = []
-        for index, item in enumerate(check.array(check.need(record, "steps"), "steps")):
-            key = f"steps[{index}]"
-            step = check.table(item, key)
-            start, end = check.span([check.need(step, "start"), check.need(step, "end")], key)
-            pieces = tuple(
-                _piece(check, piece, key) for piece in check.array(check.need(step, "ranges"), key)
-            )
-            steps.append(RecordedStep(start, end, pieces, tuple(_runs(pages.get(index, [])))))
-        tables = [
-            tuple(check.integer(number, "tables", 0, 1 << 52) for number in row)
-            for row in check.array(check.need(record, "tables"), "tables")
-        ]
-        panic = record.get("panic")
-        return cls(
-            release=check.text(check.need(record, "release"), "release"),
-            machine=machine_of(record, where),
-            steps=tuple(steps),
-            tables=tuple((level, pfn, va) for level, pfn, va in tables),
-            panic=None if panic is None else printable(check.text(panic, "panic"), 200),
-            findings=tuple(
-                printable(check.text(text, "findings"))
-                for text in check.array(record.get("findings", []), "findings")
-            ),
+def read_boot(record: Mapping[str, Any], where: str) -> RecordedBoot:
+    """Read a record that lists its tables. Raises InputError where it is not of that form."""
+    check = Checker(where)
+    pages: dict[int, list[tuple[int, Source]]] = {}
+    for index, item in enumerate(check.array(check.need(record, "allocations"), "allocations")):
+        key = f"allocations[{index}]"
+        pfn, source, step = check.array(item, key, length=3)
+        kind = Source.BRK if check.text(source, key) == "brk" else Source.MEMBLOCK
+        number = check.integer(step, key, 0, 1 << 32)
+        pages.setdefault(number, []).append((check.address(pfn, key), kind))
+    steps = []
+    for index, item in enumerate(check.array(check.need(record, "steps"), "steps")):
+        key = f"steps[{index}]"
+        step = check.table(item, key)
+        start, end = check.span([check.need(step, "start"), check.need(step, "end")], key)
+        pieces = tuple(
+            _piece(check, piece, key) for piece in check.array(check.need(step, "ranges"), key)
         )
+        steps.append(RecordedStep(start, end, pieces, tuple(_runs(pages.get(index, [])))))
+    tables = [
+        tuple(check.integer(number, "tables", 0, 1 << 52) for number in row)
+        for row in check.array(check.need(record, "tables"), "tables")
+    ]
+    panic = record.get("panic")
+    return RecordedBoot(
+        release=check.text(check.need(record, "release"), "release"),
+        machine=machine_of(record, where),
+        steps=tuple(steps),
+        tables=tuple((level, pfn, va) for level, pfn, va in tables),
+        panic=None if panic is None else printable(check.text(panic, "panic"), 200),
+        findings=tuple(
+            printable(check.text(text, "findings"))
+            for text in check.array(record.get("findings", []), "findings")
+        ),
+    )
 
 
 def recorded_boot(
@@ -124,12 +95,19 @@ def recorded_boot(
     does not reach the end of its direct map in ``timeout`` seconds.
     """
     try:
-        path = find_kernel(Path(image) if image else None)
-        file = _File.of(path)
+        file = _File.of(find_kernel(Path(image) if image else None))
         spec = attrs.evolve(map_of(machine, file.facts()).spec, command_line=parameters)
         return _boot(file, spec, timeout)
     except LiveLinuxError as error:
         raise InputError(" ".join(str(error).split("\n")[0].split())) from error
+
+
+def kernel_path(image: str) -> Path:
+    """Return the kernel that ``image`` names, as `recorded_boot` takes it. Raises InputError."""
+    try:
+        return find_kernel(Path(image) if image else None)
+    except LiveLinuxError as error:
+        raise InputError(str(error)) from error
 
 
 @attrs.frozen
@@ -182,12 +160,12 @@ def _digest(file: _File) -> str:
 def _boot(file: _File, spec: MapSpec, timeout: float) -> RecordedBoot:
     kept = file.kept() / f"{_key(spec)}.json"
     with contextlib.suppress(OSError, ValueError, InputError):
-        return RecordedBoot.of(json.loads(kept.read_text("utf-8")), str(kept))
+        return read_boot(json.loads(kept.read_text("utf-8")), str(kept))
     kernel = _kernel(file)
     live = record_boot(spec, kernel, timeout=timeout)
     record = live.to_json(tables_up_to=len(live.tables))
     _keep(kept, json.dumps(record))
-    return RecordedBoot.of(record, f"{kernel.release}, just booted")
+    return read_boot(record, f"{kernel.release}, just booted")
 
 
 def _key(spec: MapSpec) -> str:

@@ -23,9 +23,11 @@ from paravirt_mm import (
     BootState,
     CpuFeatures,
     EntryWrite,
+    KernelFile,
     Machine,
     PageRun,
     PluginSpec,
+    RecordedBoot,
     Refusal,
     Span,
     SpecError,
@@ -116,6 +118,14 @@ class Faulty:
     def pvmm_features(self, machine: Machine) -> CpuFeatures | None:
         """As the other backend."""
         answer: CpuFeatures | None = self._ask("pvmm_features", machine=machine)
+        return answer
+
+    @hookimpl
+    def pvmm_boot_kernel(self, machine: Machine, kernel_file: KernelFile) -> RecordedBoot | None:
+        """Boot what the other boots."""
+        answer: RecordedBoot | None = self._ask(
+            "pvmm_boot_kernel", machine=machine, kernel_file=kernel_file
+        )
         return answer
 
     @hookimpl

@@ -1,5 +1,5 @@
-"""A real Linux kernel as an allocator: it boots in QEMU on the machine's map, and what it did is
-the run.
+"""A real Linux kernel as an allocator: it boots in QEMU on the machine's map, or on a platform that
+boots kernels (`pvmm_boot_kernel`), and what it did is the run.
 
 Nothing is modelled here. The ranges that init_memory_mapping was called with, their page sizes, and
 every page that became a table are those of the boot; the core draws the same conclusions from them
@@ -22,6 +22,7 @@ from paravirt_mm import (
     CpuFeatures,
     Finding,
     InputError,
+    KernelFile,
     KernelImage,
     KernelPanic,
     Machine,
@@ -41,9 +42,13 @@ from paravirt_mm import (
 if TYPE_CHECKING:  # what boots kernels is loaded when one boots
     from paravirt_mm import RecordedBoot
 
+_SECONDS = 120.0
 RECORDED_TABLES = 9
 """The rule that a run's tables are those that the kernel made."""
-_NATIVE_ONLY = "a kernel is booted on the plain machine only: choose -b native"
+_NATIVE_ONLY = (
+    "this backend models a platform and boots no kernel there: choose -b native, or one that does "
+    "(-b xen:hypervisor=DIR)"
+)
 
 
 @attrs.frozen
@@ -57,19 +62,19 @@ class Linux:
     movable_node
         Boot with the parameter of that name: memory is given out and mapped from the bottom.
     timeout
-        Seconds that one boot may take; a kernel that hangs is ended then. Boots are kept, by image,
-        map and parameters.
+        Seconds that one boot may take (default: 120; 280 as dom0); a kernel that hangs is ended
+        then. Boots are kept, by image, map and parameters.
     """
 
     pvmm_api: ClassVar[int] = API_VERSION
 
     image: str = ""
     movable_node: bool = False
-    timeout: float = 120.0
+    timeout: float | None = None
     _boots: list[Any] = attrs.field(init=False, factory=list, repr=False, eq=False)
 
     def __attrs_post_init__(self) -> None:
-        if not 0 < self.timeout <= 86400:
+        if self.timeout is not None and not 0 < self.timeout <= 86400:
             raise SpecError("linux: timeout is a number of seconds, up to a day")
 
     @property
@@ -78,13 +83,26 @@ class Linux:
         boot: RecordedBoot = self._boots[-1]
         return boot
 
+    @property
+    def _parameters(self) -> str:
+        return "movable_node" if self.movable_node else ""
+
     @hookimpl
-    def pvmm_kernel_image(self, machine: Machine, features: CpuFeatures) -> KernelImage:
-        """Boot the kernel; say where it lies, and how much brk it has set aside for tables."""
-        if features != machine.features:
-            raise InputError(_NATIVE_ONLY)  # before hours go into a boot without large pages
-        parameters = "movable_node" if self.movable_node else ""
-        boot = paravirt_mm.recorded_boot(self.image, machine, parameters, self.timeout)
+    def pvmm_kernel_file(self, machine: Machine) -> KernelFile:
+        """Name the image."""
+        return KernelFile(self.image, self._parameters, self.timeout)
+
+    @hookimpl
+    def pvmm_kernel_image(
+        self, machine: Machine, features: CpuFeatures, recorded: RecordedBoot | None
+    ) -> KernelImage:
+        """Boot the kernel, unless the platform has; say where it lies, and how much brk it has set
+        aside for tables.
+        """
+        self._boots.append(recorded or self._booted(machine, features))
+        if recorded is not None:
+            return recorded.machine.kernel
+        boot = self._boot
         kernel = boot.machine.kernel
         dropped = RangeSet(machine.reserved)
         for low, high in boot.machine.reserved:
@@ -94,14 +112,18 @@ class Linux:
                 f"the machine has something at {low:#x}-{high:#x}, where the kernel's spare brk "
                 "lies: it cannot be handed over"
             )
-        self._boots.append(boot)
         return kernel
+
+    def _booted(self, machine: Machine, features: CpuFeatures) -> RecordedBoot:
+        if features != machine.features:
+            raise InputError(_NATIVE_ONLY)  # before hours go into a boot without large pages
+        return paravirt_mm.recorded_boot(
+            self.image, machine, self._parameters, self.timeout or _SECONDS
+        )
 
     @hookimpl
     def pvmm_promise(self, boot: Boot) -> Promise:
         """Promise the first MiB and all RAM, as every Linux since 3.9 does."""
-        if boot.state.typed:
-            raise InputError(_NATIVE_ONLY)
         promised = RangeSet([(0, ISA_END)])
         promised.update(boot.memblock.memory(0, boot.machine.map_limit))
         return Promise(tuple(promised))

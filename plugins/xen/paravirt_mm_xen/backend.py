@@ -33,11 +33,13 @@ from paravirt_mm import (
     DefaultSpec,
     EntryKind,
     EntryWrite,
+    KernelFile,
     KernelPanic,
     Machine,
     MemoryMap,
     PageRun,
     RangeSet,
+    RecordedBoot,
     Refusal,
     Span,
     SpecError,
@@ -90,6 +92,8 @@ if TYPE_CHECKING:
     import click
 
     from paravirt_mm import Fact, Finding, LogLine, Run
+    from paravirt_mm_xen.dom0.recording import Dom0Recording
+    from paravirt_mm_xen.dom0.row import Charges
 
 EINVAL, ENOMEM = -22, -12
 
@@ -103,6 +107,14 @@ class TableEntries(StrEnum):
     """
     STORE = "store"
     """As the design has it: what is still an ordinary page is written like one."""
+
+
+@attrs.frozen
+class Booted:
+    """A real kernel that booted for a run: its recording, and what of it is not charged yet."""
+
+    recording: Dom0Recording
+    charges: Charges
 
 
 @attrs.frozen
@@ -128,6 +140,10 @@ class Xen:
     replay_limit
         Thorough runs of guests up to this size (MiB of RAM) are replayed on the model of the
         hypervisor; 0: none.
+    hypervisor
+        Where the Debian packages of a real Xen are unpacked, or a version that tools/fetch-xen.sh
+        fetched: 4.14, 4.17, 4.20. An allocator that is a real kernel (``linux:image=``) boots as
+        dom0 under it in QEMU, and is charged with what it asked for. Models stay models.
     """
 
     pvmm_api: ClassVar[int] = API_VERSION
@@ -138,8 +154,12 @@ class Xen:
     table_entries: TableEntries = TableEntries.HYPERCALL
     xen: str | None = None
     replay_limit: int = 512
+    hypervisor: str | None = None
+    _booted: list[Booted] = attrs.field(init=False, factory=list, repr=False, eq=False)
 
     def __attrs_post_init__(self) -> None:
+        if self.hypervisor is not None and self.domain is not DomainKind.DOM0:
+            raise SpecError("hypervisor boots a kernel as dom0: leave out domain=domU")
         if self._release is not None and self.domain is DomainKind.DOM0:
             handling(self._release)
         if not 0 <= self.replay_limit <= 4096:
@@ -148,8 +168,17 @@ class Xen:
 
     @property
     def _release(self) -> Version | None:
-        """The kernel's release as numbers. Raises `SpecError` where it is none."""
+        """The kernel's release as numbers: of the one that booted, or the one that is named. Raises
+        `SpecError` where it is none.
+        """
+        if self._booted:
+            return parse_release(self._booted[-1].recording.release)
         return None if self.kernel is None else parse_release(self.kernel)
+
+    @property
+    def _charges(self) -> Charges | None:
+        """What a real kernel asked for, where one booted."""
+        return self._booted[-1].charges if self._booted else None
 
     def _given(self, machine: Machine, release: Version | None) -> Given:
         """Return what the builder is given for a domain that owns all RAM of a machine, with a
@@ -186,6 +215,20 @@ class Xen:
     def pvmm_features(self, machine: Machine) -> CpuFeatures:
         """Hide large pages: the hypervisor counts references by 4 KiB frames."""
         return attrs.evolve(machine.features, pse=False, gbpages=False)
+
+    @hookimpl
+    def pvmm_boot_kernel(self, machine: Machine, kernel_file: KernelFile) -> RecordedBoot | None:
+        """Boot a real kernel as dom0 under the real hypervisor, if there is one."""
+        if self.hypervisor is None:
+            return None
+        from paravirt_mm_xen.dom0.host import host_of
+        from paravirt_mm_xen.dom0.kept import recorded
+        from paravirt_mm_xen.dom0.row import Charges, recorded_boot
+
+        recording = recorded(kernel_file, self.hypervisor, host_of(machine))
+        boot = recorded_boot(recording, machine)
+        self._booted.append(Booted(recording, Charges.of(recording)))
+        return boot
 
     @hookimpl
     def pvmm_boot_state(self, machine: Machine) -> BootState | Refusal:
@@ -277,6 +320,8 @@ class Xen:
         """Leaf entries are stores, which Xen emulates in a table that it knows; entries that refer
         to tables go through it.
         """
+        if self._charges is not None:
+            return self._charges.written(write)
         if write.kind is EntryKind.LEAF:
             if not write.live:
                 return Cost()
@@ -295,6 +340,8 @@ class Xen:
 
         A page that is not mapped yet needs none; its mapping will be read-only from the start.
         """
+        if self._charges is not None:
+            return self._charges.made_readonly(tables)
         mapped = _mapped(boot, tables.runs)
         if not mapped:
             return Cost()
@@ -303,6 +350,8 @@ class Xen:
     @hookimpl
     def pvmm_pin_tables(self, boot: Boot, tables: Batch) -> Cost | Refusal | None:
         """Pin L1 tables; tables above are validated when they are attached."""
+        if self._charges is not None:
+            return self._charges.pinned(tables)
         leaf_tables = tables.tables(1)
         root = boot.mode.root_level
         large = [level for level in tables.leaf_levels if level > 1 and tables.tables(level)]
@@ -338,6 +387,8 @@ class Xen:
 
         Linux loads the root that it has once more and flushes the TLB (end of init_mem_mapping).
         """
+        if self._charges is not None:
+            return self._charges.at_the_end()
         if root is None:
             return Cost(hypercalls={"mmuext_op": 2}, flushes=2)
         if not boot.ledger.is_readonly(root.runs):
@@ -353,17 +404,22 @@ class Xen:
         """Add columns: ``model``, whether the model of the hypervisor accepts the run;
         ``hypercalls_clearing``, what Linux would spend on entries that stay empty (see `clears`);
         ``dom0_collisions``, how many parts of dom0 stand on something else than RAM, and
-        ``dom0_stands_on``, which, and what Linux makes of it.
+        ``dom0_stands_on``, which, and what Linux makes of it; ``booted``, what really booted.
         """
         from paravirt_mm_xen.empty_entries import cleared_entries
 
         if not run.trace.begun:
             return None
         machine = run.machine
+        charges = self._charges
+        cleared = cleared_entries(run.trace) if charges is None else charges.cleared
         figures: dict[str, int | float | str] = {
             "model": self._told_of_model(run),
-            "hypercalls_clearing": sum(cleared_entries(run.trace).values()),
+            "hypercalls_clearing": sum(cleared.values()),
         }
+        if self._booted:
+            booted = self._booted[-1].recording
+            figures["booted"] = f"Linux {booted.release} on Xen {booted.xen}"
         if self.domain is DomainKind.DOM0:
             figures.update(self._collision_figures(machine, run.trace.start.boot))
         return figures

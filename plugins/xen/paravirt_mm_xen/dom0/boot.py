@@ -3,9 +3,11 @@
 The kernel's image is booted as it is (unpacked: older hypervisors do not know newer compressions).
 Breakpoints of QEMU's gdb stub lie on the one function that all PV hypercalls go through
 (``xen_hypercall_pv``, since the hypercall page went in December 2024, XSA-466), or in older kernels
-on the stubs of the hypercall page; and on ``init_mem_mapping`` and where it returns to. What a call
-carries is read from the guest's memory, machine frames are translated by Xen's machine-to-physical
-table. A stop costs 1 to 2 ms, and there are about 4,000.
+on the stubs of the hypercall page; on ``init_mem_mapping`` and where it returns to, on
+``init_memory_mapping`` and ``panic``. What a call carries is read from the guest's memory, machine
+frames are translated by Xen's machine-to-physical table. There are about 4,000 stops, 100,000 where
+leaf entries go through Xen too. QEMU forgets all translated code when it executes one instruction
+by itself, so the instructions that lie under the breakpoints are carried out here.
 """
 
 from __future__ import annotations
@@ -22,14 +24,21 @@ from pathlib import Path
 
 import attrs
 
-from paravirt_mm import PAGE_SIZE, GdbClient, GdbError, Kernel, printable
-from paravirt_mm_xen.dom0.recording import COMMANDS, FLUSHES, Dom0Recording, Kind, Request
+from paravirt_mm import MIB, PAGE_SIZE, GdbClient, GdbError, Kernel, printable
+from paravirt_mm_xen.dom0.host import Host, plain_host
+from paravirt_mm_xen.dom0.recording import (
+    COMMANDS,
+    FLUSHES,
+    Dom0Recording,
+    Kind,
+    MappedRange,
+    Request,
+)
 from paravirt_mm_xen.live.build import unpack_hypervisor
 from paravirt_mm_xen.live.errors import MissingPieceError, XenBootError
 from paravirt_mm_xen.live.pieces import Pieces
 from paravirt_mm_xen.live.qemu import die_with_parent
 
-HOST_MIB, DOM0_MIB = 1024, 512
 SECONDS = 300.0
 """Time limit of one recording, and of each answer of QEMU's."""
 
@@ -39,7 +48,9 @@ MAX_REQUESTS = 1024
 
 _MMU_UPDATE, _MULTICALL, _UPDATE_VA_MAPPING, _MMUEXT_OP = 1, 13, 14, 26
 """Numbers of hypercalls (public ``xen.h``), registers in the order rdi, rsi, rdx."""
-_STUB = 32  # bytes of a stub in the hypercall page
+_STUB, _STUB_MOV = 32, 3
+"""Bytes of a stub in the hypercall page, and where in it, behind two pushes, the number is moved to
+eax (hypercall_page_initialise_ring3_kernel of Xen)."""
 _MULTICALL_ENTRY = struct.Struct("<QQ6Q")
 _MMU_UPDATE_REQUEST = struct.Struct("<QQ")
 _MMUEXT_REQUEST = struct.Struct("<I4xQQ")
@@ -48,24 +59,29 @@ _M2P = 0xFFFF_8000_0000_0000
 _M2P_CHUNK = 128
 _FRAME = (1 << 52) - 1 >> 12
 _VERSION = re.compile(r"\(XEN\) Xen version (\S+)")
+_XEN_PANIC = re.compile(r"Panic on CPU \d+:\n\(XEN\) (.+)")
 _ROOT_SLOTS = (*range(256), *range(272, 512))  # of an L4, without Xen's own
+_ROOT_SHIFT = 39
+_DIRECT_MAP = 0xFFFF_8880_0000_0000
+"""Where the direct map begins if nothing in the kernel says otherwise (4.20 and later)."""
 _PSE = 1 << 7
 
 
 def record(
     image: Path,
     pieces: Pieces,
+    host: Host | None = None,
     *,
-    host_mib: int = HOST_MIB,
-    dom0_mib: int = DOM0_MIB,
+    parameters: str = "",
     seconds: float = SECONDS,
 ) -> Dom0Recording:
-    """Boot ``image`` as dom0 with ``dom0_mib`` MiB, and write down its hypercalls until
-    ``init_mem_mapping`` returns.
+    """Boot ``image`` as dom0 on ``host``, and write down its hypercalls until ``init_mem_mapping``
+    returns, or the kernel panics in it. ``parameters`` are more words for its command line.
 
     Raises `paravirt_mm.ParavirtMmError` for an image that cannot be read, `MissingPieceError` for
     a kernel that cannot be a PV dom0, and `XenBootError` for a boot that does not get there.
     """
+    host = host or plain_host()
     kernel = Kernel.load(image)
     entries = _entries(kernel)
     with ExitStack() as stack:
@@ -74,32 +90,68 @@ def record(
         (directory / "vmlinux").write_bytes(kernel.unpacked())
         xen = unpack_hypervisor(pieces, directory)
         machine = stack.enter_context(
-            _Machine(pieces.qemu, xen, directory, host_mib, dom0_mib, seconds)
+            _Machine(pieces.qemu, xen, directory, host, seconds, parameters)
         )
         try:
+            if host.e820:
+                give_map(machine.gdb, xen, host)
             recorder = _Recorder(machine.gdb, entries, kernel.symbols)
             recorder.run()
         except GdbError as error:
-            raise XenBootError(f"{kernel.release}: {error}", machine.tail()) from None
+            told = machine.panic() or str(error)
+            raise XenBootError(f"{kernel.release}: {told}", machine.tail()) from None
         log = machine.console()
     version = _VERSION.search(log)
     bss_end = kernel.symbols["__bss_stop"] - _KERNEL_MAP
     return Dom0Recording(
         kernel=kernel.version,
         xen=version[1] if version else "",
-        host_mib=host_mib,
-        dom0_mib=dom0_mib,
+        host_mib=host.mib,
+        dom0_mib=host.pages * PAGE_SIZE // MIB,
         image=(kernel.physical_range[0], bss_end, *recorder.brk, kernel.physical_range[1]),
         log=tuple(printable(line) for line in log.splitlines()),
         calls=tuple(recorder.calls()),
         begin=recorder.begin,
+        mappings=tuple(recorder.mappings),
+        tables=tuple(recorder.tables()),
+        panic=recorder.panic,
     )
 
 
+def give_map(gdb: GdbClient, xen: Path, host: Host) -> None:
+    """Exchange the memory map that the boot loader gives to Xen, before Xen begins."""
+    (entry,) = struct.unpack_from("<I", xen.read_bytes(), _ELF32_ENTRY)
+    gdb.insert_breakpoint(entry)
+    gdb.resume()
+    gdb.remove_breakpoint(entry)
+    information = gdb.read_register("rbx") & 0xFFFF_FFFF
+    entries = b"".join(
+        _MULTIBOOT_ENTRY.pack(_MULTIBOOT_ENTRY.size - 4, start, end - start, kind)
+        for start, end, kind in host.e820
+    )
+    for offset in range(0, len(entries), _PACKET):
+        part = entries[offset : offset + _PACKET]
+        _write(gdb, _MAP_PLACE + offset, part)
+    where = struct.pack("<II", len(entries), _MAP_PLACE)
+    _write(gdb, information + _MULTIBOOT_MAP, where)
+
+
+def _write(gdb: GdbClient, address: int, data: bytes) -> None:
+    gdb.expect_ok(f"M{address:x},{len(data):x}:{data.hex()}")
+
+
+_ELF32_ENTRY = 24
+_MULTIBOOT_MAP = 44
+"""Where ``mmap_length`` and ``mmap_addr`` stand (Multiboot 0.6.96, "Boot information format")."""
+_MULTIBOOT_ENTRY = struct.Struct("<IQQI")
+_MAP_PLACE = 0x10000
+"""Low memory that neither the firmware nor Xen's trampoline uses."""
+_PACKET = 0x400
+_MOV_EAX, _PUSH_RCX = 0xB8, 0x51
 _KERNEL_MAP = 0xFFFF_FFFF_8000_0000
 _BRK_SYMBOLS = ("pgt_buf_end", "pgt_buf_top")
 """Page numbers: what is left of brk for the first tables (``early_alloc_pgt_buf``)."""
-_NEEDED = ("init_mem_mapping", "__bss_stop", *_BRK_SYMBOLS)
+_NEEDED = ("init_mem_mapping", "init_memory_mapping", "panic", "__bss_stop", *_BRK_SYMBOLS)
 
 
 def _entries(kernel: Kernel) -> dict[int, int | None]:
@@ -117,29 +169,46 @@ def _entries(kernel: Kernel) -> dict[int, int | None]:
         return {symbols["xen_hypercall_pv"]: None}
     page = symbols["hypercall_page"]
     numbers = (_MMU_UPDATE, _MULTICALL, _UPDATE_VA_MAPPING, _MMUEXT_OP)
-    return {page + _STUB * number: number for number in numbers}
+    return {page + _STUB * number + _STUB_MOV: number for number in numbers}
 
 
 class _Machine:
     """QEMU with Xen and the kernel, stopped before its first instruction."""
 
     def __init__(
-        self, qemu: Path, xen: Path, directory: Path, host_mib: int, dom0_mib: int, seconds: float
+        self,
+        qemu: Path,
+        xen: Path,
+        directory: Path,
+        host: Host,
+        seconds: float,
+        parameters: str,
     ) -> None:
         self._log = directory / "console.log"
         ours, theirs = socket.socketpair()
         self._socket = ours
+        memory = host.pages * (PAGE_SIZE >> 10)
         options = (
             "console=com1 com1=115200,8n1 loglvl=all guest_loglvl=error dom0=pv "
-            f"dom0_mem={dom0_mib}M,max:{dom0_mib}M dom0_max_vcpus=1"
+            f"dom0_mem={memory}K,max:{memory}K dom0_max_vcpus=1"
         )
+        modules = "vmlinux earlyprintk=xen console=hvc0 ignore_loglevel nokaslr"
+        modules = f"{modules} {parameters}".rstrip()
+        if host.e820:
+            options += " no-real-mode e820-mtrr-clip=no"
+        if host.initrd:
+            with (directory / "initrd").open("wb") as initrd:
+                initrd.truncate(host.initrd)
+            modules += ",initrd"
+        gbpages = "+pdpe1gb" if host.gbpages else "-pdpe1gb"
         command = [
             *die_with_parent(),
             str(qemu.absolute()),
-            *("-S", "-accel", "tcg", "-cpu", "max,-smap", "-smp", "1", "-m", str(host_mib)),
+            *("-S", "-accel", "tcg", "-cpu", f"max,-smap,{gbpages}", "-smp", "1"),
+            *("-m", str(host.mib)),
             *("-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"),
             *("-kernel", xen.name, "-append", options),
-            *("-initrd", "vmlinux earlyprintk=xen console=hvc0 ignore_loglevel"),
+            *("-initrd", modules),
             *("-chardev", f"socket,id=gdb,fd={theirs.fileno()}", "-gdb", "chardev:gdb"),
             *("-serial", f"file:{self._log.name}"),
         ]
@@ -178,6 +247,11 @@ class _Machine:
         """The last lines of it."""
         return tuple(printable(line, 200) for line in self.console().splitlines()[-12:])
 
+    def panic(self) -> str:
+        """Xen's last words, if it gave up; empty: it did not."""
+        found = _XEN_PANIC.search(self.console())
+        return f"Xen gave up: {printable(found[1], 200)}" if found else ""
+
     def _end(self) -> None:
         self._process.kill()
         self._process.wait()
@@ -202,25 +276,34 @@ class _Recorder:
         self._gdb = gdb
         self._entries = entries
         self._start = symbols["init_mem_mapping"]
+        self._mapping = symbols["init_memory_mapping"]
+        self._panic = symbols["panic"]
         self._brk = [symbols[name] for name in _BRK_SYMBOLS]
+        self._direct_map = symbols.get("page_offset_base")
+        self._under: dict[int, bytes] = {}
         self._seen: list[_Seen] = []
         self._levels: dict[int, int] = {}
+        self._bases: dict[int, int] = {}
         self._pfns: dict[int, int] = {}
         self.begin = 0
         self.brk = (0, 0)
+        self.mappings: list[MappedRange] = []
+        self.panic: str | None = None
 
     def run(self) -> None:
         """Up to the end of ``init_mem_mapping``; then look at the tables that stand."""
         gdb = self._gdb
-        for address in (*self._entries, self._start):
+        for address in (*self._entries, self._start, self._panic):
             gdb.insert_breakpoint(address)
         end = None
-        last: object = None
         for number in range(MAX_STOPS):
             gdb.resume()
             registers = gdb.registers()
             rip = registers["rip"]
             if rip == end:
+                break
+            if rip == self._panic:
+                self._note_panic(registers["rdi"], inside=end is not None)
                 break
             if rip == self._start:
                 self.begin = len(self._seen)
@@ -229,21 +312,44 @@ class _Recorder:
                 end = int.from_bytes(self._memory(registers["rsp"], 8), "little")
                 gdb.remove_breakpoint(rip)
                 gdb.insert_breakpoint(end)
+                gdb.insert_breakpoint(self._mapping)
+                continue
+            if rip == self._mapping:
+                said = registers["rdi"], registers["rsi"], len(self._seen)
+                self.mappings.append(MappedRange(*said))
+                gdb.step()
                 continue
             called = self._entries[rip]
             if called is None:
                 called = registers["rax"] & 0xFFFF_FFFF
             arguments = tuple(registers[name] for name in ("rdi", "rsi", "rdx"))
-            seen = list(self._requests(called, number, arguments))
-            # An interrupt may take the processor away from the breakpoint and bring it back there.
-            again = *arguments, registers["rsp"], registers["rcx"], [one.arguments for one in seen]
-            if again != last:
-                self._seen += seen
-            last = again
-            gdb.step()
+            self._seen += self._requests(called, number, arguments)
+            self._pass(registers)
         else:
             raise GdbError(f"init_mem_mapping did not end after {MAX_STOPS} stops")
         self._look()
+
+    def _pass(self, registers: Mapping[str, int]) -> None:
+        """Carry out the instruction under a breakpoint, a ``mov`` to eax or a ``push`` of rcx."""
+        gdb, rip = self._gdb, registers["rip"]
+        code = self._under.get(rip)
+        if code is None:
+            code = self._under[rip] = self._memory(rip, 5)
+        if code[0] == _MOV_EAX:
+            gdb.write_register("rax", int.from_bytes(code[1:], "little"))
+            gdb.write_register("rip", rip + 5)
+        elif code[0] == _PUSH_RCX:
+            _write(gdb, registers["rsp"] - 8, registers["rcx"].to_bytes(8, "little"))
+            gdb.write_register("rsp", registers["rsp"] - 8)
+            gdb.write_register("rip", rip + 1)
+        else:
+            gdb.step()
+
+    def _note_panic(self, address: int, *, inside: bool) -> None:
+        text = self._memory(address, 200).split(b"\0")[0].decode("ascii", "replace").strip()
+        if not inside:
+            raise GdbError(f"panic before init_mem_mapping: {printable(text)}")
+        self.panic = printable(text)
 
     def calls(self) -> Iterator[Request]:
         """What was asked, in the domain's own frame numbers."""
@@ -323,24 +429,42 @@ class _Recorder:
     def _pfn(self, mfn: int) -> int:
         return self._pfns.get(mfn, -1)
 
+    def tables(self) -> Iterator[tuple[int, int, int]]:
+        """Level, number, and the physical address that it maps from, of each table of the direct
+        map that has a frame of the domain's."""
+        for mfn, base in self._bases.items():
+            if mfn in self._pfns:
+                yield self._levels[mfn], self._pfns[mfn], base
+
     def _look(self) -> None:
         """Levels of the tables that stand, and the domain's numbers of all frames named."""
         root = self._gdb.read_register("cr3") >> 12
+        first = _DIRECT_MAP
+        if self._direct_map is not None:
+            first = int.from_bytes(self._memory(self._direct_map, 8), "little")
+        first = first >> _ROOT_SHIFT & 511
         self._gdb.expect_ok("Qqemu.PhyMemMode:1")
-        tables = {root}
+        tables: dict[int, int | None] = {root: None}
         self._levels[root] = 4
         for level in (4, 3, 2):
-            children: set[int] = set()
-            for table in tables:
+            children: dict[int, int | None] = {}
+            for table, base in tables.items():
                 slots = _ROOT_SLOTS if level == 4 else range(512)
                 entries = struct.unpack("<512Q", self._memory(table << 12, 4096))
                 for slot in slots:
                     if entries[slot] & 1 and not (level < 4 and entries[slot] & _PSE):
-                        children.add(entries[slot] >> 12 & (1 << 40) - 1)
+                        if level == 4:
+                            of = slot - first << _ROOT_SHIFT if 0 <= slot - first < 128 else None
+                        else:
+                            of = None if base is None else base + (slot << 12 + 9 * (level - 1))
+                        child = entries[slot] >> 12 & (1 << 40) - 1
+                        # A table may be in use for the kernel's own mapping, too.
+                        children[child] = children.get(child) if of is None else of
             self._levels.update((table, level - 1) for table in children)
+            self._bases.update((mfn, base) for mfn, base in children.items() if base is not None)
             tables = children
         self._gdb.expect_ok("Qqemu.PhyMemMode:0")
-        for mfn in sorted(set(self._named())):
+        for mfn in sorted({*self._named(), *self._bases}):
             if mfn not in self._pfns:
                 self._translate(mfn // _M2P_CHUNK * _M2P_CHUNK)
 

@@ -106,6 +106,16 @@ _ROWS = {
 
 
 @attrs.frozen
+class MappedRange:
+    """A call of ``init_memory_mapping``: bytes ``[start, end)``, and how many requests were made
+    before it."""
+
+    start: int
+    end: int
+    calls: int
+
+
+@attrs.frozen
 class Dom0Recording:
     """A boot of a kernel as dom0, up to the end of its ``init_mem_mapping``.
 
@@ -113,6 +123,9 @@ class Dom0Recording:
     image's version text, ``xen`` the hypervisor's version, ``log`` what both printed. ``image`` is
     where the kernel lies, in bytes: start and end of what it has from the first byte to its bss,
     then the part of brk that is for the first tables, and the end of all that it was loaded to.
+    ``mappings`` are the calls of ``init_memory_mapping``, ``tables`` the direct map's tables in the
+    end, as ``(level, pfn, physical address that it maps from)``: recordings from before these were
+    written down have none. ``panic`` are the last words of a kernel that gave up in between.
     """
 
     kernel: str
@@ -123,6 +136,9 @@ class Dom0Recording:
     log: tuple[str, ...]
     calls: tuple[Request, ...]
     begin: int
+    mappings: tuple[MappedRange, ...] = ()
+    tables: tuple[tuple[int, int, int], ...] = ()
+    panic: str | None = None
 
     @property
     def release(self) -> str:
@@ -137,6 +153,7 @@ class Dom0Recording:
         """Write the file, packed where its name ends in .xz. Raises `InputError`."""
         record = attrs.asdict(self, recurse=False)
         record["calls"] = [call.as_row() for call in self.calls]
+        record["mappings"] = [attrs.astuple(one) for one in self.mappings]
         text = json.dumps({"format": FORMAT, **record}, separators=(",", ":")) + "\n"
         try:
             if path.suffix == ".xz":
@@ -174,7 +191,20 @@ class Dom0Recording:
             image=(start, end, brk_start, brk_end, top),
             log=tuple(log),
             calls=tuple(map(Request.of_row, calls)),
+            mappings=tuple(MappedRange(*row) for row in _rows_of_three(record, "mappings")),
+            tables=tuple(_rows_of_three(record, "tables")),
+            panic=None if record.get("panic") is None else _typed(record, "panic", str)[:200],
         )
+
+
+def _rows_of_three(record: dict[str, Any], name: str) -> Iterator[tuple[int, int, int]]:
+    rows = record.get(name, [])
+    if not isinstance(rows, list) or len(rows) > MAX_CALLS:
+        raise InputError(f"{name!r} must be a list")
+    for row in rows:
+        if not isinstance(row, list) or len(row) != 3 or not all(map(_is_number, row)):
+            raise InputError(f"{name!r} has rows of three numbers, not {str(row)[:80]}")
+        yield row[0], row[1], row[2]
 
 
 def _is_number(value: Any) -> bool:
