@@ -83,6 +83,7 @@ from paravirt_mm_xen.linux import (
     HIGH_P2M_SINCE,
     IDENTITY_64BIT,
     IDENTITY_TABLES,
+    LEAF_HYPERCALLS,
     MULTICALL_ENTRIES,
     UNMAPPED_INITRD_SINCE,
     WRITES_BACK_SINCE,
@@ -174,6 +175,12 @@ class Xen:
         if self._booted:
             return parse_release(self._booted[-1].recording.release)
         return None if self.kernel is None else parse_release(self.kernel)
+
+    @property
+    def _passes_leaves(self) -> bool:
+        """Whether the kernel has the hypervisor write leaf entries, too."""
+        first, after = LEAF_HYPERCALLS
+        return self._release is not None and first <= self._release < after
 
     @property
     def _charges(self) -> Charges | None:
@@ -317,16 +324,18 @@ class Xen:
 
     @hookimpl
     def pvmm_write_entries(self, write: EntryWrite) -> Cost | Refusal:
-        """Leaf entries are stores, which Xen emulates in a table that it knows; entries that refer
-        to tables go through it.
+        """Leaf entries are stores, which Xen emulates in a table that it knows, or go through it
+        (4.19 to 5.15); entries that refer to tables go through it.
         """
         if self._charges is not None:
             return self._charges.written(write)
         if write.kind is EntryKind.LEAF:
+            if write.live and write.level > 1:
+                return Refusal(f"mmu_update: large page in an L{write.level} entry", EINVAL)
+            if self._passes_leaves and write.level == 1:
+                return Cost(hypercalls={"mmu_update": write.count}, way=Way.HYPERCALL)
             if not write.live:
                 return Cost()
-            if write.level > 1:
-                return Refusal(f"mmu_update: large page in an L{write.level} entry", EINVAL)
             return Cost(way=Way.EMULATED)
         if not write.live and self.table_entries is TableEntries.STORE:
             return Cost()

@@ -4,7 +4,8 @@ Each call of init_memory_mapping walks the tables of its range to the end of eac
 0 into the entries behind the end of the range that have no RAM (phys_pud_init, phys_pmd_init and
 phys_pte_init in arch/x86/mm/init_64.c; seen in Linux 3.6 to 6.5). Under Xen an entry of an L2 or L3
 goes through mmu_update, even where it is 0 already: a guest of 512 MiB pays 511 calls for the L3
-and 256 for the L2, in each call of init_memory_mapping. The design has none of it, and no platform
+and 256 for the L2, in each call of init_memory_mapping. Releases whose leaf entries go through it
+pay for those of the L1, too. The design has none of it, and no platform
 asks for it; the trace of a run does not hold these stores, so that allocators are compared by what
 they need. Here they are counted.
 """
@@ -14,6 +15,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from paravirt_mm import (
+    EntriesWritten,
+    EntryKind,
     HandOver,
     Map,
     PagingMode,
@@ -21,13 +24,14 @@ from paravirt_mm import (
     RangeSet,
     StepStarted,
     Trace as RunTrace,
+    Way,
     align_down,
     align_up,
 )
 
 
 def cleared_entries(trace: RunTrace) -> Mapping[int, int]:
-    """Return, by level above 1, how many empty entries Linux would store in the course of a run.
+    """Return, by level, how many empty entries Linux would pass to Xen in the course of a run.
 
     Counted for steps whose tables are handed over one by one, which are calls of Linux's
     init_memory_mapping; others are not Linux's. The 32-bit walk (init_32.c) stores no such entries.
@@ -38,7 +42,12 @@ def cleared_entries(trace: RunTrace) -> Mapping[int, int]:
         return {}
     ram = start.machine.memory_map.ram_pages()
     # Rounded to entries once: a table has few of them, however many pieces the RAM lies in.
-    used = {level: _in_entries(ram, mode.entry_span(level)) for level in range(2, mode.root_level)}
+    leaves = any(
+        event.kind is EntryKind.LEAF and event.cost.way is Way.HYPERCALL
+        for event in trace.of(EntriesWritten)
+    )
+    levels = range(1 if leaves else 2, mode.root_level)
+    used = {level: _in_entries(ram, mode.entry_span(level)) for level in levels}
     cleared = dict.fromkeys(used, 0)
     for event in trace.of(StepStarted):
         step = event.step

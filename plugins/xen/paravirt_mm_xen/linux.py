@@ -18,6 +18,13 @@ IDENTITY_TABLES = 4
 IDENTITY_64BIT = (2, 6, 26), (3, 7)
 """First 64-bit release that does so, and first that does not; 32-bit kernels always do."""
 
+LEAF_HYPERCALLS = (4, 19), (5, 16)
+"""First release whose leaf entries of early boot go through the hypervisor one by one, and first
+that stores them again, as those before 4.19 did (xen_set_pte_init: "x86/xen: don't write ptes
+directly in 32-bit PV guests", and "xen/x86: restore (fix) xen_set_pte_init() behavior"). Stable
+releases of older lines that took the first change as a fix are not told apart.
+"""
+
 WRITES_BACK_SINCE = (2, 6, 39)
 """First release that maps all of the linear allocator's block read-only, and makes what is left of
 it writable (mask_rw_pte, xen_mapping_pagetable_reserve). The last is 3.8: from 3.9 on there is no

@@ -243,6 +243,7 @@ class _Translator:
         # entries of which level get in, which levels are pinned, and the events of all that.
         self._unfinished: dict[Key, list[Segment]] = {}
         self._ways: dict[int, tuple[Way, int]] = {}
+        self._leaf_way = Way.DIRECT
         self._readonly_event: int | None = None
         self._pins: tuple[frozenset[int], int] = (frozenset(), 0)
         self._waiting_readonly: list[tuple[int, Batch]] = []
@@ -317,7 +318,8 @@ class _Translator:
                     for n in range((high - low) // step)
                 ]
                 # Only an L1 in use can be stored to.
-                if level > 1 and key in tree.linked:
+                passed = self._leaf_way is Way.HYPERCALL
+                if passed or (level > 1 and key in tree.linked):
                     self._ops += [("mmu_update", *entry, False) for entry in entries]
                 else:
                     self._ops += [("store", *entry) for entry in entries]
@@ -408,6 +410,7 @@ class _Translator:
 
     def _on_entries(self, event: EntriesWritten) -> None:
         if event.kind is not EntryKind.TABLE:
+            self._leaf_way = event.cost.way
             return
         if self._each:
             self._ways[event.level] = event.cost.way, self._event

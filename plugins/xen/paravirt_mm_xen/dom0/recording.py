@@ -68,7 +68,7 @@ class Request:
 
     @property
     def clears(self) -> bool:
-        """Whether it stores an empty entry into a table above L1."""
+        """Whether it stores an empty entry into a table."""
         return self.kind is Kind.MMU_UPDATE and not self.flags
 
     def as_row(self) -> list[Any]:
