@@ -1,0 +1,187 @@
+"""A real kernel as dom0 as a row: `linux:image=` under `xen:hypervisor=`, from a recorded boot."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import attrs
+import pytest
+
+from paravirt_mm import (
+    MIB,
+    CpuFeatures,
+    E820Type,
+    InputError,
+    Machine,
+    MemoryMap,
+    Outcome,
+    Run,
+    Scenario,
+    SpecError,
+    load,
+)
+from paravirt_mm_xen.backend import Xen
+from paravirt_mm_xen.dom0 import kept
+from paravirt_mm_xen.dom0.host import Host, host_of
+from paravirt_mm_xen.dom0.recording import Dom0Recording
+from paravirt_mm_xen.domain.layout import DomainKind
+from paravirt_mm_xen.live.errors import XenBootError
+from paravirt_mm_xen.live.pieces import Pieces
+
+DATA = Path(__file__).parents[3] / "tests/data/xen"
+QEMU_512M = DATA / "dom0-linux-6.1-xen-4.17-qemu-512m.json.xz"
+
+
+@pytest.fixture(scope="module")
+def recording() -> Dom0Recording:
+    return Dom0Recording.load(QEMU_512M)
+
+
+@attrs.define
+class Booting:
+    """Stands for QEMU: what "boots", and the hosts and parameters that were asked for."""
+
+    recording: Dom0Recording
+    image: Path
+    asked: list[tuple[Host, str]] = attrs.field(factory=list)
+    error: Exception | None = None
+
+    def record(
+        self, _image: Path, _pieces: Pieces, host: Host, *, parameters: str, seconds: float
+    ) -> Dom0Recording:
+        assert seconds == kept.SECONDS
+        self.asked.append((host, parameters))
+        if self.error is not None:
+            raise self.error
+        return self.recording
+
+    def run(self, machine: Machine, options: str = "", backend: str = "xen:hypervisor=here") -> Run:
+        return Scenario.of(machine, f"linux:image={self.image}{options}", backend).run()
+
+
+@pytest.fixture
+def booting(recording: Dom0Recording, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Booting:
+    image, xen = tmp_path / "vmlinuz", tmp_path / "xen"
+    image.write_bytes(b"a kernel")
+    xen.write_bytes(b"a hypervisor")
+    found = Booting(recording, image)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(kept, "record", found.record)
+    monkeypatch.setattr(kept, "find_pieces", lambda _: Pieces(xen, xen, xen, xen))
+    return found
+
+
+def test_the_figures_of_a_row_are_what_the_kernel_asked_for(booting: Booting) -> None:
+    machine = load("qemu-512m")
+    run = booting.run(machine)
+    assert str(run.verdict) == "ok", run.traceback
+    real = booting.recording.counts(inside=True)
+    figures = {**run.figures, **run.extra}
+    cleared = real["cleared L2"] + real["cleared L3"]
+    assert figures["flips"] == real["made read-only"] == 218
+    assert figures["pins_l1"] == figures["tables"] == real["PIN_L1_TABLE"] == 218
+    assert figures["hypercalls"] == real["hypercalls"] - cleared == 656
+    assert figures["multicall_batches"] == real["batches"] == 0
+    assert figures["tlb_flushes"] == 2
+    assert figures["xen.hypercalls_clearing"] == cleared
+    assert figures["xen.booted"] == "Linux 6.1.0-50-amd64 on Xen 4.17.7"
+    assert figures["steps"] == 4
+    # What the model of that release does with that kernel is the same, figure by figure.
+    linked = attrs.evolve(machine, kernel=run.trace.start.machine.kernel)
+    model = Scenario.of(linked, "incremental:variant=linux,kernel=6.1", "xen:kernel=6.1").run()
+    assert {**model.figures, "xen.booted": figures["xen.booted"]} == run.figures
+    assert model.extra["xen.hypercalls_clearing"] == cleared
+
+
+def test_a_boot_is_made_once(booting: Booting) -> None:
+    machine = load("qemu-512m")
+    first, again = booting.run(machine), booting.run(machine)
+    assert first.figures == again.figures
+    assert len(booting.asked) == 1
+    ((host, parameters),) = booting.asked
+    assert (host, parameters) == (host_of(machine), "")
+    assert host.pages == machine.memory_map.ram_pages().total // 4096
+    booting.run(machine, ",movable_node=yes")
+    assert booting.asked[1:] == [(host, "movable_node")]
+    booting.image.write_bytes(b"another kernel")
+    booting.run(machine)
+    assert len(booting.asked) == 3
+
+
+def test_requests_that_share_a_hypercall_are_a_batch(booting: Booting) -> None:
+    calls = list(booting.recording.calls)
+    pins = [n for n, call in enumerate(calls) if call.command == "PIN_L1_TABLE"][-3:]
+    for n in pins:
+        calls[n] = attrs.evolve(calls[n], hypercall=calls[pins[0]].hypercall)
+    booting.recording = attrs.evolve(booting.recording, calls=tuple(calls))
+    run = booting.run(load("qemu-512m"))
+    assert run.figures["multicall_batches"] == 1
+    assert run.figures["hypercalls"] == 656
+
+
+def test_a_kernel_that_gives_up_is_told(booting: Booting) -> None:
+    booting.recording = attrs.evolve(booting.recording, panic="alloc_low_pages: no memory")
+    run = booting.run(load("qemu-512m"))
+    assert run.verdict.outcome is Outcome.PANIC
+    assert run.verdict.detail == "alloc_low_pages: no memory"
+
+
+def told(run: Run) -> str:
+    assert run.verdict.outcome is Outcome.ERROR
+    assert "\n" not in run.verdict.detail
+    return run.verdict.detail
+
+
+def test_what_cannot_be_compared_is_refused_in_a_line(booting: Booting) -> None:
+    machine = load("qemu-512m")
+    memory = machine.memory_map.with_range(256 * MIB, 257 * MIB, E820Type.RAM, None)
+    less = attrs.evolve(machine, memory_map=memory)
+    assert "only dom0 has RAM at 0x10000000-0x10100000" in told(booting.run(less))
+    assert "boots no kernel there" in told(booting.run(machine, backend="xen"))
+    booting.recording = attrs.evolve(booting.recording, mappings=())
+    booting.image.write_bytes(b"a third kernel")
+    assert "record it again" in told(booting.run(machine))
+    booting.image.write_bytes(b"a kernel that Xen refuses")
+    booting.error = XenBootError("6.1: Xen gave up: too small", ("a line", "of the console"))
+    assert told(booting.run(machine)).endswith("6.1: Xen gave up: too small")
+    with pytest.raises(SpecError, match="leave out domain=domU"):
+        Xen(domain=DomainKind.DOMU, hypervisor="4.17")
+
+
+def _machine(*ram: tuple[int, int], **more: Any) -> Machine:
+    entries = [(*span, E820Type.RAM) for span in ram]
+    return Machine(name="m", memory_map=MemoryMap.sanitise(entries), **more)
+
+
+@pytest.mark.parametrize(
+    ("machine", "complaint"),
+    [
+        (_machine((0, 64 * MIB), (3073 * MIB, 3074 * MIB)), "none from 3 to 4 GiB; take it out"),
+        (_machine((0, 64 * MIB), (1 << 40, (1 << 40) + MIB)), "cut the map there"),
+        (_machine((0, 64 * MIB), reserved=((40 * MIB, 41 * MIB),)), "take it out of 'reserved'"),
+        (_machine(*((2 * n * MIB, (2 * n + 1) * MIB) for n in range(128))), "127 entries"),
+        (attrs.evolve(load("qemu-pae-320m")), "only 64-bit kernels with four levels"),
+    ],
+)
+def test_machines_that_no_host_can_be(machine: Machine, complaint: str) -> None:
+    with pytest.raises(InputError, match=complaint) as raised:
+        host_of(machine)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_host_has_the_map_and_room_for_xen() -> None:
+    machine = _machine((0, 640 << 10), (MIB, 3000 * MIB), (4096 * MIB, 4608 * MIB))
+    machine = attrs.evolve(machine, features=CpuFeatures(gbpages=True), initrd=(MIB, 3 * MIB))
+    host = host_of(machine)
+    assert host.e820[:3] == tuple((e.start, e.end, 1) for e in machine.memory_map)
+    ((start, end, kind),) = host.e820[3:]
+    assert (start, kind) == (4608 * MIB, 1)
+    assert end - start > 384 * MIB
+    # QEMU has its memory up to 3 GiB, and the rest from 4 GiB on.
+    assert (host.mib + 1024) * MIB >= end + MIB
+    assert (host.initrd, host.gbpages) == (2 * MIB, True)
+    behind = host_of(_machine((0, 3071 * MIB)))
+    assert behind.e820[-1][0] == 4096 * MIB
+    assert Counter(kind for *_, kind in behind.e820) == {1: 2}
