@@ -9,6 +9,9 @@ from paravirt_mm.machine.e820 import E820Type
 _LOG_TYPES = {kind.label: kind for kind in E820Type} | {
     "persistent (type 7)": E820Type.PMEM,
     "persistent": E820Type.PMEM,
+    # Linux 7.2 as it boots as dom0; the other types it has other words for, too.
+    "System RAM": E820Type.RAM,
+    "device reserved": E820Type.RESERVED,
 }
 _RESOURCE_TYPES = {
     "system ram": E820Type.RAM,
