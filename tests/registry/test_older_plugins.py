@@ -50,7 +50,7 @@ def test_they_load_in_their_roles(older: Registry) -> None:
 )
 @pytest.mark.parametrize("backend", ["announce", "announce:calls_per_table=3", "native", "xen"])
 def test_they_run(older: Registry, allocator: str, backend: str) -> None:
-    run = Scenario.of(bundled("lenovo-x230-8g"), allocator, backend).run(older)
+    run = Scenario.of(bundled("qemu-512m"), allocator, backend).run(older)
     assert run.verdict.outcome is Outcome.OK, run.verdict
 
 
