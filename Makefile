@@ -10,7 +10,7 @@ BASE ?= benchmarks/base.json
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := compare
-.PHONY: help compare test quick lint report bench bench-compare fuzz mutants docs clean
+.PHONY: help compare test test-all quick lint report bench bench-compare fuzz mutants docs clean
 
 help: ## what make can do
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -24,6 +24,9 @@ compare: $(VENV)/.installed ## compare allocators on the machines of the package
 	$(BIN)/paravirt-mm compare
 
 test: $(VENV)/.installed ## the whole suite
+	$(BIN)/pytest -n auto --dist worksteal -m "not full"
+
+test-all: $(VENV)/.installed ## the suite, and larger cases of what it has in small
 	$(BIN)/pytest -n auto --dist worksteal
 
 quick: $(VENV)/.installed ## the part of the suite that takes seconds

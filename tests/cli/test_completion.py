@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow  # a process each
+
 COMMAND = Path(sys.executable).with_name("paravirt-mm")
 
 

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow  # a process each
+
 CODE = '''
 import os, sys
 from typing import ClassVar

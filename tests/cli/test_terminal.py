@@ -11,6 +11,8 @@ from functools import cache
 
 import pytest
 
+pytestmark = pytest.mark.slow  # a process each
+
 LAPTOP = "lenovo-x230-8g"
 FEW = ("lenovo-x230-8g", "pae-4g", "qemu-pae-320m", "asus-l8400-256m")
 FAST = (

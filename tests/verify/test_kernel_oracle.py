@@ -166,6 +166,7 @@ def test_every_kind_is_among_the_chosen() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.full  # `test_kernel.py` asks the package's own comparison about the same machines
 def test_all_machines_of_the_oracle(shared: Path) -> None:
     records = _read(shared / "oracle" / "linux-kernel-oracle.jsonl.xz")
     assert len(records) == 400

@@ -269,7 +269,7 @@ def test_a_refused_run_shows_in_the_figures() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mib", [1024, 4096])
+@pytest.mark.parametrize("mib", [1024, pytest.param(4096, marks=pytest.mark.full)])
 def test_the_model_accepts_large_guests(mib: int) -> None:
     for result in run_all([mib], ALLOCATORS):
         assert result.ok, result.line()

@@ -29,6 +29,7 @@ def test_the_schema_of_traces_is_made_from_the_shapes_of_operations() -> None:
     assert json.loads((SCHEMAS / "xen-trace.schema.json").read_text()) == schema()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["xen-4.14.6.jsonl.xz", "xen-4.17.7-wide.jsonl.xz"])
 def test_recorded_traces_are_valid(name: str) -> None:
     check = validator("xen-trace.schema.json")
@@ -67,6 +68,7 @@ def test_the_schema_refuses_what_the_reader_refuses(changes: dict[str, Any]) -> 
         TraceReader().read(json.dumps(good | changes).encode(), "here")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", sorted(DATA.glob("dom0-*.json.xz")), ids=lambda path: path.name)
 def test_recordings_of_a_dom0_are_valid(path: Path, tmp_path: Path) -> None:
     plain = tmp_path / "plain.json"
