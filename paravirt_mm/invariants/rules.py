@@ -4,9 +4,9 @@
 2. It is reachable (boot map, brk, or direct map so far) when it is first written.
 3. In the end the direct map is exactly what the allocator promised: everything once, identity,
    nothing else; and no RAM up to the limit of the direct map is left out of the promise.
-4. Under a platform that types pages: tables are handed over before they are attached, no table is
-   mapped writable, no page size is used that the platform hides, CR3 is loaded only with a complete
-   tree that maps the kernel.
+4. CR3 is loaded only with a tree whose attached tables map the kernel. Under a platform that types
+   pages, besides: tables are handed over before they are attached, no table is mapped writable, no
+   page size is used that the platform hides.
 5. What was reserved and not used is free and writable in the end, and so is every page that is no
    table; nothing is taken but what was taken at boot or became a table.
 
@@ -242,20 +242,24 @@ class _Checker:
             self._reachable.add(start, end)
 
     def _on_activated(self, number: int, event: RootActivated) -> Iterator[Finding]:
-        if self._boot.typed and event.batch is not None:
-            for index in self._built:
-                if index not in self._handed_over:
-                    address = event.batch.runs[0].span[0]
-                    yield Finding(4, number, address, "CR3 is loaded with tables not handed over")
-                    break
-        for gap, _ in self._mapped.gaps(*self._kernel):
-            yield Finding(4, number, gap, "CR3 is loaded with a tree that does not map the kernel")
-            break
+        # What hangs on tables that are not attached, no walk from CR3 finds.
+        hanging = RangeSet(
+            (start, end) for waiting in self._pending.values() for _, start, end in waiting
+        )
+        walked = RangeSet(self._mapped.difference(hanging))
+        untold = not self._handed_over.issuperset(self._built)
+        if self._boot.typed and event.batch is not None and untold:
+            address = event.batch.runs[0].span[0]
+            yield Finding(4, number, address, "CR3 is loaded with tables not handed over")
+        else:
+            for gap, _ in walked.gaps(*self._kernel):
+                words = "CR3 is loaded with a tree that does not map the kernel"
+                yield Finding(4, number, gap, words)
+                break
         if self._fresh_tree:
             self._fresh_tree = False
             self._reachable = RangeSet()
-        self._reachable.update(self._mapped)
-        self._pending = {}
+        self._reachable.update(walked)
 
     def _on_released(self, number: int, event: SurplusReleased) -> Iterator[Finding]:
         for run in event.pages:

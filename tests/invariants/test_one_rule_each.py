@@ -320,6 +320,9 @@ CASES = {
     "CR3 without the kernel": Case(
         _new_tree(hand_over_first=True, kernel_first=False), PlainPlatform, 4, "not map the kernel"
     ),
+    "CR3 before the tables are attached": Case(
+        _new_tree(hand_over_first=False, kernel_first=True), PlainPlatform, 4, "not map the kernel"
+    ),
     "surplus kept": Case(KeepsTheSurplus, PlainPlatform, 5, "was not given back"),
     "table given back": Case(GivesTablesBack, PlainPlatform, 5, "is a page table"),
     "surplus read-only": Case(BlockAllocator, LeavesSurplusReadonly, 5, "is read-only"),
