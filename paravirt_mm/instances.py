@@ -8,6 +8,7 @@ import inspect
 import os
 import sys
 from collections.abc import Callable, Generator, Iterable, Iterator
+from types import GeneratorType
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
@@ -69,23 +70,29 @@ def _looked_up(factory: type[Any]) -> dict[str, tuple[str, ...]]:
 class Hook:
     """One hook of one plugin, ready to be called."""
 
-    def __init__(self, plugin: str, instance: Any, name: str, parameters: tuple[str, ...]) -> None:
+    __slots__ = ("_function", "_parameters", "_traced", "name", "plugin")
+
+    def __init__(
+        self, plugin: str, instance: Any, name: str, parameters: tuple[str, ...], traced: bool
+    ) -> None:
         self.plugin = plugin
         self.name = name
         self._function: Callable[..., Any] = getattr(instance, name)
         self._parameters = parameters
-        self._may_panic = name in _MAY_PANIC
-        self._traced = os.environ.get(TRACE_VARIABLE) == "1"
+        self._traced = traced
 
     def __call__(self, arguments: dict[str, Any]) -> Any:
         """Call it. Raises `HookFailed` for whatever it raises, but for a panic in an allocator."""
         try:
-            answer = self._function(**{name: arguments[name] for name in self._parameters})
+            taken = arguments
+            if len(self._parameters) != len(arguments):
+                taken = {name: arguments[name] for name in self._parameters}
+            answer = self._function(**taken)
         except BaseException as error:
             if self._passes(error):
                 raise
             raise HookFailed(self.plugin, self.name, error) from error
-        if inspect.isgenerator(answer):
+        if isinstance(answer, GeneratorType):
             answer = self._guarded(answer)
         if self._traced:
             self._show(arguments, answer)
@@ -119,7 +126,7 @@ class Hook:
         """Tell whether an exception is none of the plugin's faults."""
         if isinstance(error, KeyboardInterrupt | Ended):
             return not is_child()
-        return self._may_panic and isinstance(error, KernelPanic)
+        return self.name in _MAY_PANIC and isinstance(error, KernelPanic)
 
     def _show(self, arguments: dict[str, Any], answer: Any) -> None:
         given = ", ".join(
@@ -134,25 +141,39 @@ class Instances:
     def __init__(
         self, plugins: Iterable[tuple[str, Any]], observers: Iterable[tuple[str, Any]] = ()
     ) -> None:
+        watching = list(observers)
+        self._plugins = [
+            (plugin, instance, implemented(type(instance)))
+            for plugin, instance in [*plugins, *watching]
+        ]
+        self._watching = {plugin for plugin, _ in watching}
+        self._traced = os.environ.get(TRACE_VARIABLE) == "1"
         self._hooks: dict[str, list[Hook]] = {}
-        for plugin, instance in plugins:
-            self._add(plugin, instance)
-        self._watching: set[str] = set()
-        for plugin, instance in observers:
-            self._watching.add(plugin)
-            self._add(plugin, instance)
-        self._observers = self._hooks.get("pvmm_observe", [])
+        """Those that were asked for."""
+        self._observers = self._of("pvmm_observe")
         self.left_out: list[str] = []
         """What observers did to be left out."""
 
-    def _add(self, plugin: str, instance: Any) -> None:
-        for name, parameters in implemented(type(instance)).items():
-            self._hooks.setdefault(name, []).append(Hook(plugin, instance, name, parameters))
+    def _of(self, hook: str) -> list[Hook]:
+        found = self._hooks.get(hook)
+        if found is None:
+            found = self._hooks[hook] = [
+                Hook(plugin, instance, hook, hooks[hook], self._traced)
+                for plugin, instance, hooks in self._plugins
+                if hook in hooks
+            ]
+        return found
 
     def call(self, hook: str, **arguments: Any) -> Any:
         """Return the answer of the one plugin that implements a hook; None: none does."""
         found = self._hooks.get(hook)
+        if found is None:
+            found = self._of(hook)
         return found[0](arguments) if found else None
+
+    def answers(self, hook: str) -> bool:
+        """Tell whether a plugin implements a hook."""
+        return bool(self._of(hook))
 
     def each(
         self, hook: str, read: Callable[[Any], T], **arguments: Any
@@ -161,7 +182,7 @@ class Instances:
 
         An observer that fails is left out from then on.
         """
-        for one in list(self._hooks.get(hook, ())):
+        for one in list(self._of(hook)):
             try:
                 answer = one(arguments)
                 found = None if answer is None else read(answer)
@@ -180,7 +201,7 @@ class Instances:
 
     def observe(self, event: Any) -> None:
         """Tell the observers of an event; one that fails is left out from then on."""
-        for one in list(self._observers):
+        for one in self._observers[:]:
             try:
                 one({"event": event})
             except HookFailed as failed:
@@ -191,10 +212,11 @@ class Instances:
         if plugin not in self._watching:
             raise failed
         self.left_out.append(f"observer {plugin} is left out: {failed}")
+        self._plugins = [one for one in self._plugins if one[0] != plugin]
         for hooks in self._hooks.values():
             hooks[:] = [one for one in hooks if one.plugin != plugin]
 
     def implementer(self, hook: str) -> str:
         """Return the name of the plugin that a hook's answer came from."""
-        found = self._hooks.get(hook)
+        found = self._of(hook)
         return found[0].plugin if found else "?"

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import NoneType
 from typing import Any, Literal, TypeVar
+from weakref import WeakKeyDictionary
 
 import attrs
 import cattrs
@@ -116,6 +117,7 @@ def _nothing(text: str) -> None:
         raise ValueError(text)
 
 
+@functools.lru_cache
 def _member(text: str, kind: type[enum.Enum]) -> enum.Enum:
     """Return the member of an enum by its value as text, or by its name in any case."""
     if issubclass(kind, enum.Flag):
@@ -226,10 +228,22 @@ def option_name(field: attrs.Attribute[Any]) -> str:
     return field.alias or field.name
 
 
+_FIELDS: WeakKeyDictionary[type[Any], dict[str, attrs.Attribute[Any]]] = WeakKeyDictionary()
+
+
+def _fields(factory: type[Any]) -> dict[str, attrs.Attribute[Any]]:
+    """Return the options of a plugin class by name, their types resolved."""
+    found = _FIELDS.get(factory)
+    if found is None:
+        attrs.resolve_types(factory)
+        found = {option_name(field): field for field in attrs.fields(factory) if field.init}
+        _FIELDS[factory] = found
+    return found
+
+
 def create(name: str, factory: type[Any], options: Mapping[str, str]) -> Any:
     """Make an instance of a plugin class. Raises `SpecError`: which option, and what fits."""
-    attrs.resolve_types(factory)
-    fields = {option_name(field): field for field in attrs.fields(factory) if field.init}
+    fields = _fields(factory)
     values: dict[str, Any] = {}
     for key, text in options.items():
         field = fields.get(key)
@@ -304,14 +318,11 @@ def described(factory: type[Any]) -> list[Option]:
     What they are for is in the field's metadata (``help``), or in the class's docstring, indented
     below a line that holds the option's name alone.
     """
-    attrs.resolve_types(factory)
     told = _documented(inspect.getdoc(factory) or "")
     found = []
-    for field in attrs.fields(factory):
-        if field.init:
-            name = option_name(field)
-            words = str(field.metadata.get("help") or told.get(name, ""))
-            found.append(Option(name, expected(field.type), as_text(_default(field)), words))
+    for name, field in _fields(factory).items():
+        words = str(field.metadata.get("help") or told.get(name, ""))
+        found.append(Option(name, expected(field.type), as_text(_default(field)), words))
     return found
 
 

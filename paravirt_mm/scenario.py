@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
 from types import MappingProxyType
 from typing import Any
 
@@ -103,21 +104,24 @@ class Scenario:
             if is_small(trace):
                 findings += tuple(check_image(trace))
         ended = _early_end(trace)
-        run = self._run(trace, ended or _verdict(findings), findings)
-        run = attrs.evolve(run, thorough=thorough)
+        run = self._run(trace, ended or _verdict(findings), findings=findings, thorough=thorough)
         if ended is None:
-            for _, more in instances.each("pvmm_check", contract.findings, run=run):
-                findings += more
-            run = attrs.evolve(run, verdict=_verdict(findings), findings=findings)
+            added = [more for _, more in instances.each("pvmm_check", contract.findings, run=run)]
+            if any(added):
+                findings += tuple(chain(*added))
+                run = attrs.evolve(run, verdict=_verdict(findings), findings=findings)
         extra = {
             f"{plugin.rpartition(':')[2]}.{name}": value
             for plugin, figures in instances.each("pvmm_figures", contract.figures, run=run)
             for name, value in figures.items()
         }
-        return attrs.evolve(run, extra=MappingProxyType(extra), left_out=tuple(instances.left_out))
+        if extra or instances.left_out:
+            left_out = tuple(instances.left_out)
+            run = attrs.evolve(run, extra=MappingProxyType(extra), left_out=left_out)
+        return run
 
-    def _run(self, trace: Trace, verdict: Verdict, findings: tuple[Finding, ...] = ()) -> Run:
-        return Run(self.machine, self.allocator, self.backend, trace, verdict, findings)
+    def _run(self, trace: Trace, verdict: Verdict, **more: Any) -> Run:
+        return Run(self.machine, self.allocator, self.backend, trace, verdict, **more)
 
     def _error(
         self,
@@ -130,7 +134,7 @@ class Scenario:
         origin = registry.origin(name)
         verdict = Verdict(Outcome.ERROR, str(PluginError(origin, message)))
         told = "".join(traceback.format_exception(error))
-        return attrs.evolve(self._run(Trace(events), verdict), traceback=told)
+        return self._run(Trace(events), verdict, traceback=told)
 
 
 def _early_end(trace: Trace) -> Verdict | None:

@@ -40,6 +40,10 @@ class Boot:
 
     machine, state
         What the run is about, and what existed before its first step.
+    mode, kernel, features
+        The paging mode; where the kernel lies on this platform; CPU features as it leaves them.
+    largest_level
+        Highest level whose entries may map pages (1: only 4 KiB pages).
     memblock, tree, ledger
         RAM and reservations; the direct-map tree as it stands; which pages are read-only.
     """
@@ -51,15 +55,23 @@ class Boot:
         "_standing",
         "_table_pages",
         "_waiting",
+        "features",
+        "kernel",
+        "largest_level",
         "ledger",
         "machine",
         "memblock",
+        "mode",
         "state",
         "tree",
     )
 
     machine: Machine
     state: BootState
+    mode: PagingMode
+    kernel: KernelImage
+    features: CpuFeatures
+    largest_level: int
     memblock: MemblockView
     tree: TreeView
     ledger: LedgerView
@@ -77,6 +89,10 @@ class Boot:
         for name, value in {
             "machine": machine,
             "state": state,
+            "mode": machine.mode,
+            "kernel": state.kernel_of(machine),
+            "features": state.features,
+            "largest_level": state.features.largest_level(machine.mode),
             "memblock": now.memblock.view(),
             "tree": now.tree.view(),
             "ledger": now.ledger.view(),
@@ -94,26 +110,6 @@ class Boot:
 
     def __delattr__(self, name: str) -> None:
         raise AttributeError(f"the state of a run is to be read: {name} cannot be deleted")
-
-    @property
-    def mode(self) -> PagingMode:
-        """The paging mode."""
-        return self.machine.mode
-
-    @property
-    def kernel(self) -> KernelImage:
-        """Where the kernel lies on this platform."""
-        return self.state.kernel_of(self.machine)
-
-    @property
-    def features(self) -> CpuFeatures:
-        """CPU features as the platform leaves them."""
-        return self.state.features
-
-    @property
-    def largest_level(self) -> int:
-        """Highest level whose entries may map pages (1: only 4 KiB pages)."""
-        return self.features.largest_level(self.mode)
 
     @property
     def max_pfn_mapped(self) -> int:
@@ -168,27 +164,32 @@ class Boot:
 
     def split(self, step: Map) -> list[Piece]:
         """Return the pieces, by page size, in which the range of ``step`` will be mapped."""
+        return list(self._pieces(step))
+
+    def _pieces(self, step: Map) -> tuple[Piece, ...]:
         if step.pieces:
-            return list(step.pieces)
+            return step.pieces
         # Neither RAM nor the CPU changes in the course of a run.
         key = step.start, step.end, step.promote
-        if key not in self._splits:
-            self._splits[key] = tuple(self._split(step))
-        return list(self._splits[key])
-
-    def _split(self, step: Map) -> list[Piece]:
-        pieces = split_by_alignment(self.mode, step.start, step.end, self.largest_level)
-        if step.promote is Promote.BEFORE_MERGE:
-            pieces = self._promote(pieces)
-        pieces = merge_equal(pieces)
-        if step.promote is Promote.AFTER_MERGE:
-            pieces = self._promote(pieces)
+        pieces = self._splits.get(key)
+        if pieces is None:
+            pieces = self._splits[key] = tuple(self._split(step))
         return pieces
 
-    def _promote(self, pieces: list[Piece]) -> list[Piece]:
-        return promote_to_large(
-            self.mode, pieces, self.largest_level, self.memblock, self.machine.map_limit
-        )
+    def _split(self, step: Map) -> list[Piece]:
+        largest = self.largest_level
+        pieces = split_by_alignment(self.mode, step.start, step.end, largest)
+        if largest == 1:
+            return pieces
+        if step.promote is Promote.BEFORE_MERGE:
+            pieces = self._promote(pieces, largest)
+        pieces = merge_equal(pieces)
+        if step.promote is Promote.AFTER_MERGE:
+            pieces = self._promote(pieces, largest)
+        return pieces
+
+    def _promote(self, pieces: list[Piece], largest: int) -> list[Piece]:
+        return promote_to_large(self.mode, pieces, largest, self.memblock, self.machine.map_limit)
 
     def fillable(self, step: Map) -> tuple[int, Ranges] | None:
         """Return where entries of ``step.skip_empty_level`` may be filled; None: everywhere."""
@@ -205,13 +206,7 @@ class Boot:
 
     def tables_needed(self, step: Map) -> int:
         """Return how many table pages ``step`` would need now."""
-        only = self.fillable(step)
-        spans: dict[int, RangeSet] = {}
-        for piece in self.split(step):
-            missing = self.tree.missing(piece.start, piece.end, piece.level, only)
-            for level, new in missing.items():
-                spans.setdefault(level, RangeSet()).update(new)
-        return sum(new.total // self.mode.table_span(level) for level, new in spans.items())
+        return self.tree.tables_needed(self._pieces(step), self.fillable(step))
 
     @property
     def tables_made(self) -> int:

@@ -5,7 +5,6 @@ Plugins decide, this module acts: only here does state change and does the trace
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import Any, Protocol
 
@@ -29,7 +28,7 @@ from paravirt_mm.engine.steps import (
     StepResult,
     TableDemand,
 )
-from paravirt_mm.engine.tables import Batch, EntryCount, MapPlan
+from paravirt_mm.engine.tables import Batch, EntryCount, MapPlan, tables_by_level
 from paravirt_mm.engine.trace import (
     EntriesWritten,
     Event,
@@ -58,6 +57,8 @@ from paravirt_mm.machine.paging import PAGE_SHIFT
 
 StepGenerator = Generator[Step, StepResult, None]
 
+_FREE = Cost()
+
 MAX_STEPS = 1_000_000
 """More steps than any real machine needs; a generator that yields more never ends."""
 
@@ -71,6 +72,9 @@ class Hooks(Protocol):
 
     def call(self, hook: str, **arguments: Any) -> Any:
         """Call a hook that has at most one answer; None: nobody answers."""
+
+    def answers(self, hook: str) -> bool:
+        """Tell whether somebody answers a hook, so that it is worth asking."""
 
     def observe(self, event: Event) -> None:
         """Tell observers of an event."""
@@ -134,6 +138,8 @@ class _Run:
         self.now = Progress(machine, state)
         self.boot = Boot(machine, state, self.now)
         self.events = events
+        self._watched = hooks.answers("pvmm_observe")
+        self._writes_cost = hooks.answers("pvmm_write_entries")
         self._root: Batch | None = None
         """The root of a new tree; None: the one that exists since boot."""
         self._tree_is_live = True
@@ -196,7 +202,8 @@ class _Run:
 
     def _emit(self, event: Event) -> None:
         self.events.append(event)
-        self.hooks.observe(event)
+        if self._watched:
+            self.hooks.observe(event)
 
     def _note(self, **numbers: Any) -> None:
         self.now.standing = self.now.standing._replace(**numbers)
@@ -215,8 +222,8 @@ class _Run:
             plan = self.now.tree.plan(piece.start, piece.end, piece.level, only)
             grown.append(self._map_piece(step, plan))
             mapped_end = max(mapped_end, plan.mapped_end)
-        highest = max(self.now.standing.max_pfn_mapped, mapped_end >> PAGE_SHIFT)
-        self._note(max_pfn_mapped=highest)
+        if mapped_end >> PAGE_SHIFT > self.now.standing.max_pfn_mapped:
+            self._note(max_pfn_mapped=mapped_end >> PAGE_SHIFT)
         if step.reserve:
             self._release(step, grown)
         return StepResult(pieces, _tables(grown), mapped_end)
@@ -238,18 +245,16 @@ class _Run:
 
     def _build(self, step: Map, plan: MapPlan) -> BatchLife:
         """Make the tables of a plan, fill them, and fill the entries of tables that were there."""
-        span = self.mode.table_span
-        by_level = tuple(
-            (level, sum(high - low for low, high in spans) // span(level))
-            for level, spans in sorted(plan.spans.items())
-        )
-        pages = self._allocate(step, TableDemand(plan.start, plan.end, by_level))
+        pages: tuple[TablePages, ...] = ()
+        if plan.spans:
+            by_level = tables_by_level(self.mode, plan.spans)
+            pages = self._allocate(step, TableDemand(plan.start, plan.end, by_level))
         batch = self.now.tree.commit(plan, self.now.next_index, pages)
         life = self._born(batch, plan)
         for entries in plan.filled:
-            self._write(batch, EntryKind.LEAF, entries)
-        for kind, entries in self._inside(plan, batch):
-            self._write(batch, kind, entries)
+            self._write(batch, EntryKind.LEAF, entries.level, entries.count, entries.owner)
+        for kind, level, count in self._inside(plan, batch):
+            self._write(batch, kind, level, count, batch.index)
         for leaf in plan.leaves:
             self._emit(RangeMapped(leaf, self._map_readonly(leaf.start, leaf.end)))
         return life
@@ -264,8 +269,6 @@ class _Run:
         return life
 
     def _allocate(self, step: Step, demand: TableDemand) -> tuple[TablePages, ...]:
-        if not demand.count:
-            return ()
         answer = self.hooks.call("pvmm_allocate_tables", boot=self.boot, step=step, demand=demand)
         return contract.table_pages(answer, demand)
 
@@ -287,33 +290,33 @@ class _Run:
             self._emit(PagesTaken(taken))
             self._take(taken)
 
-    def _inside(self, plan: MapPlan, batch: Batch) -> Iterator[tuple[EntryKind, EntryCount]]:
+    def _inside(self, plan: MapPlan, batch: Batch) -> Iterator[tuple[EntryKind, int, int]]:
         """Yield the entries inside the new tables: all that no older table holds."""
-        entries: Counter[tuple[int, EntryKind]] = Counter()
+        leaves: dict[int, int] = {}
         for leaf in plan.leaves:
             count = (leaf.end - leaf.start) // self.mode.entry_span(leaf.level)
-            entries[leaf.level, EntryKind.LEAF] += count
-        for level, count in batch.by_level.items():
-            entries[level + 1, EntryKind.TABLE] += count
-        for kind, older in ((EntryKind.LEAF, plan.filled), (EntryKind.TABLE, plan.links)):
+            leaves[leaf.level] = leaves.get(leaf.level, 0) + count
+        tables = {level + 1: count for level, count in batch.by_level.items()}
+        inside = (EntryKind.LEAF, leaves, plan.filled), (EntryKind.TABLE, tables, plan.links)
+        for kind, entries, older in inside:
             for held in older:
-                entries[held.level, kind] -= held.count
-        for (level, kind), count in entries.items():
-            if count:
-                yield kind, EntryCount(level, batch.index, count)
+                entries[held.level] -= held.count
+            for level, count in entries.items():
+                if count:
+                    yield kind, level, count
 
-    def _write(self, batch: Batch, kind: EntryKind, entries: EntryCount) -> None:
-        write = EntryWrite(
-            level=entries.level,
-            kind=kind,
-            count=entries.count,
-            live=self.now.lives[entries.owner].handed_over,
-            readonly_children=kind is EntryKind.LEAF or self.now.ledger.is_readonly(batch.runs),
-        )
-        cost = self._ask("pvmm_write_entries", write=write) or Cost()
-        self._emit(
-            EntriesWritten(batch.index, entries.level, kind, entries.count, entries.owner, cost)
-        )
+    def _write(self, batch: Batch, kind: EntryKind, level: int, count: int, owner: int) -> None:
+        cost = _FREE
+        if self._writes_cost:
+            write = EntryWrite(
+                level,
+                kind,
+                count,
+                self.now.lives[owner].handed_over,
+                kind is EntryKind.LEAF or self.now.ledger.is_readonly(batch.runs),
+            )
+            cost = self._ask("pvmm_write_entries", write=write) or _FREE
+        self._emit(EntriesWritten(batch.index, level, kind, count, owner, cost))
 
     def _map_readonly(self, start: int, end: int) -> tuple[tuple[int, int], ...]:
         """Ask the backend what of a new mapping must not be writable, and note it."""
@@ -379,7 +382,7 @@ class _Run:
         """Write the entries that make a batch part of the tree."""
         batch = life.batch
         for entries in life.links:
-            self._write(batch, EntryKind.TABLE, entries)
+            self._write(batch, EntryKind.TABLE, entries.level, entries.count, entries.owner)
         life.attached = True
         self._now_reachable(life.plan)
         if batch.count:
@@ -401,7 +404,9 @@ class _Run:
             if self._are_attached([entries]):
                 links.append(entries)
             else:
-                self._write(life.batch, EntryKind.TABLE, entries)
+                self._write(
+                    life.batch, EntryKind.TABLE, entries.level, entries.count, entries.owner
+                )
         life.links = tuple(links)
         self.now.pending.append(life)
 
@@ -450,6 +455,8 @@ class _Run:
     def _ask(self, hook: str, **arguments: Any) -> Cost | None:
         """Ask the backend; a refusal ends the run."""
         answer = self.hooks.call(hook, boot=self.boot, **arguments)
+        if answer is None:
+            return None
         tables = arguments.get("tables")
         answer = contract.cost(hook, self.mode, answer, tables.by_level if tables else None)
         if isinstance(answer, Refusal):

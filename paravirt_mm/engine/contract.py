@@ -67,24 +67,36 @@ class Answer:
 
     def of(self, value: Any, kind: type[T], what: str) -> T:
         """Return a value that must be of a class (no bool for a number)."""
+        if type(value) is kind:
+            return value
         if not isinstance(value, kind) or (isinstance(value, bool) and kind is int):
             self.refuse(f"{what} is not a {kind.__name__}", value)
         return value
 
     def number(self, value: Any, what: str, low: int = 0, high: int = MAX_COUNT) -> int:
         """Return a whole number of ``low``..``high``."""
+        if type(value) is int and low <= value <= high:
+            return value
         if not is_int(value):
             self.refuse(f"{what} must be a whole number", value)
         if not low <= value <= high:
             self.refuse(f"{what} is not in {low}..{high}", value)
         return value
 
+    def numbers(self, value: Any, what: str, low: int, high: int) -> None:
+        """Refuse what are not whole numbers of ``low``..``high``."""
+        found = self.items(value, what)
+        # There are hundreds, hardly ever one of them wrong.
+        if set(map(type, found)) != {int} or min(found) < low or max(found) > high:
+            for one in found:
+                self.number(one, what, low, high)
+
     def items(self, value: Any, what: str, most: int = MAX_RUNS) -> tuple[Any, ...]:
         """Return the items of an iterable that is no text and comes to an end."""
+        if isinstance(value, (tuple, list)):
+            return tuple(value)
         if not isinstance(value, Iterable) or isinstance(value, str | bytes | Mapping):
             self.refuse(f"{what}, not a sequence", value)
-        if isinstance(value, tuple | list):
-            return tuple(value)
         found = []
         for item in value:
             found.append(item)
@@ -94,7 +106,7 @@ class Answer:
 
     def span(self, value: Any, what: str, end: int, align: int = PAGE_SIZE) -> Span:
         """Return a pair of addresses, the second behind the first, not above ``end``."""
-        if not isinstance(value, tuple | list) or len(value) != 2:
+        if not isinstance(value, (tuple, list)) or len(value) != 2:
             self.refuse(f"{what} must be a pair (start, end) of bytes", value)
         low, high = value
         if not is_int(low) or not is_int(high):
@@ -109,8 +121,8 @@ class Answer:
         self, value: Any, what: str, end: int, align: int = PAGE_SIZE, *, ordered: bool = True
     ) -> tuple[Span, ...]:
         """Return pairs of addresses, ascending and disjoint if ``ordered``."""
-        found = tuple(self.span(item, what, end, align) for item in self.items(value, what))
-        if ordered:
+        found = tuple([self.span(item, what, end, align) for item in self.items(value, what)])
+        if ordered and len(found) > 1:
             for before, after in pairwise(found):
                 if before[1] > after[0]:
                     self.refuse(f"{what} must ascend and not overlap", (before, after))
@@ -119,7 +131,7 @@ class Answer:
 
 def is_int(value: object) -> TypeGuard[int]:
     """Tell whether a value is a whole number, and no truth value."""
-    return isinstance(value, int) and not isinstance(value, bool)
+    return type(value) is int or (isinstance(value, int) and not isinstance(value, bool))
 
 
 def _shown(value: Any) -> str:
@@ -219,8 +231,7 @@ def boot_state(machine: Machine, answer: Any) -> BootState | Refusal:
         told.spans(spans, f"BootState.tables[{level}]", machine.mode.table_span(root))
     for level, pfns in state.table_pages.items():
         told.number(level, "a level of BootState.table_pages", 1, root)
-        for pfn in told.items(pfns, f"BootState.table_pages[{level}]"):
-            told.number(pfn, f"BootState.table_pages[{level}]", 0, MAX_PFN)
+        told.numbers(pfns, f"BootState.table_pages[{level}]", 0, MAX_PFN)
     told.of(state.typed, bool, "BootState.typed")
     for item in told.items(state.places, "BootState.places"):
         if not isinstance(item, tuple) or len(item) != 2 or not isinstance(item[0], str):
@@ -274,10 +285,10 @@ def step(mode: PagingMode, answer: Any) -> Step:
     window = told.items(answer.tables_from, "Map.tables_from")
     if len(window) != 2:
         told.refuse("Map.tables_from must be a pair (low, high) of bytes", answer.tables_from)
-    for place, address in enumerate(window):
-        told.number(address, f"Map.tables_from[{place}]")
-    for name in ("use_brk", "reserve"):
-        told.of(getattr(answer, name), bool, f"Map.{name}")
+    told.number(window[0], "Map.tables_from[0]")
+    told.number(window[1], "Map.tables_from[1]")
+    told.of(answer.use_brk, bool, "Map.use_brk")
+    told.of(answer.reserve, bool, "Map.reserve")
     told.of(answer.promote, Promote, "Map.promote")
     told.of(answer.hand_over, HandOver, "Map.hand_over")
     told.number(answer.skip_empty_level, "Map.skip_empty_level", 0, 5)
@@ -359,13 +370,11 @@ def refusal(told: Answer, answer: Refusal) -> Refusal:
 
 def cost(
     hook: str, mode: PagingMode, answer: Any, pinnable: Mapping[int, int] | None = None
-) -> Cost | Refusal | None:
+) -> Cost | Refusal:
     """Check what an operation costs, or that it is refused.
 
     ``pinnable`` is how many tables of which level it is about; None: all there are.
     """
-    if answer is None:
-        return None
     told = Answer(hook)
     if isinstance(answer, Refusal):
         return refusal(told, answer)

@@ -8,6 +8,7 @@ in either direction, is one flip of that page (see the definition of ``flips`` i
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from functools import cache
 
 import attrs
 
@@ -23,6 +24,8 @@ class PageStatus:
     flips: int
 
 
+# There are few different ones, and many runs of pages that have them.
+_status = cache(PageStatus)
 _UNTOUCHED = PageStatus(readonly=False, flips=0)
 
 
@@ -36,11 +39,11 @@ class LedgerView:
 
     def is_readonly(self, runs: Iterable[PageRun]) -> bool:
         """Tell whether every page of ``runs`` is read-only."""
-        return all(
-            status is not None and status.readonly
-            for run in runs
-            for _, _, status in self._status.segments(run.low, run.high)
-        )
+        for run in runs:
+            for _, _, status in self._status.segments(run.low, run.high):
+                if status is None or not status.readonly:
+                    return False
+        return True
 
     def readonly(self, low: int, high: int) -> Iterator[tuple[int, int]]:
         """Yield the read-only pfn ranges inside ``[low, high)``, ascending."""
@@ -77,6 +80,6 @@ class Ledger(LedgerView):
             before = status or _UNTOUCHED
             if before.readonly is readonly:
                 continue
-            self._open.set(start, end, PageStatus(readonly, before.flips + 1))
+            self._open.set(start, end, _status(readonly, before.flips + 1))
             flipped += end - start
         return flipped

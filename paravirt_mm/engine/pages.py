@@ -72,7 +72,10 @@ class TablePages:
 
 def page_count(runs: Iterable[PageRun]) -> int:
     """Return how many pages the runs hold."""
-    return sum(run.count for run in runs)
+    count = 0
+    for run in runs:
+        count += run.count
+    return count
 
 
 def first_pages(runs: Iterable[PageRun], count: int) -> Iterator[PageRun]:
@@ -80,12 +83,12 @@ def first_pages(runs: Iterable[PageRun], count: int) -> Iterator[PageRun]:
     if count <= 0:
         return
     for run in runs:
-        taken = min(run.count, count)
-        if taken:
-            yield run.head(taken)
-            count -= taken
-        if not count:
+        if run.count >= count:
+            yield run.head(count)
             return
+        if run.count:
+            yield run
+            count -= run.count
 
 
 deal = first_pages

@@ -10,7 +10,7 @@ import attrs
 
 from paravirt_mm.engine.memblock import MemblockView
 from paravirt_mm.machine.paging import PAGE_SIZE, PagingMode
-from paravirt_mm.machine.ranges import RangeSet, align_down, align_up
+from paravirt_mm.machine.ranges import align_down, align_up
 
 
 @attrs.frozen
@@ -30,6 +30,8 @@ def split_by_alignment(mode: PagingMode, start: int, end: int, largest: int) -> 
     live there.
     """
     start, end = align_down(start, PAGE_SIZE), align_down(end, PAGE_SIZE)
+    if largest == 1:
+        return [Piece(start, end, 1)] if start < end else []
     pieces: list[Piece] = []
     position = start
 
@@ -64,12 +66,12 @@ def tables_to_map(mode: PagingMode, start: int, end: int, largest: int) -> int:
     count = 0
     for level in range(1, mode.root_level + 1):
         span = mode.table_span(level)
-        mapped = RangeSet(
-            (align_down(piece.start, span), align_up(piece.end, span))
-            for piece in pieces
-            if piece.level <= level
-        )
-        count += mapped.total // span
+        done = 0
+        for piece in pieces:
+            if piece.level <= level:
+                first = max(done, align_down(piece.start, span))
+                done = align_up(piece.end, span)
+                count += (done - first) // span
     return count
 
 

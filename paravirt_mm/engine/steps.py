@@ -115,4 +115,4 @@ class TableDemand:
     @property
     def count(self) -> int:
         """How many table pages are needed in all."""
-        return sum(count for _, count in self.by_level)
+        return sum([count for _, count in self.by_level])

@@ -9,12 +9,13 @@ address, pfn) of single tables on demand.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import cached_property
+from operator import attrgetter
 from typing import TYPE_CHECKING
 
 import attrs
 
 from paravirt_mm.engine.pages import PageRun, TablePages, page_count
+from paravirt_mm.engine.split import Piece
 from paravirt_mm.machine.model import Span, sealed
 from paravirt_mm.machine.paging import PAGE_SIZE, PagingMode
 from paravirt_mm.machine.ranges import (
@@ -34,6 +35,9 @@ BOOT_TREE = -1
 """Batch index of the tables that exist since boot."""
 
 
+_START = attrgetter("start")
+
+
 @attrs.frozen
 class TableRun:
     """``count`` tables of ``level``: the i-th maps from ``base + i * span`` and is page ``pfn + i *
@@ -49,7 +53,19 @@ class TableRun:
     step: int
 
 
-@attrs.frozen(eq=False, slots=False)
+def tables_by_level(
+    mode: PagingMode, spans: Mapping[int, Iterable[Span]]
+) -> tuple[tuple[int, int], ...]:
+    """Return how many tables map the spans of each level, by level."""
+    found: list[tuple[int, int]] = []
+    for level in sorted(spans):
+        size = sum([high - low for low, high in spans[level]])
+        if size:
+            found.append((level, size // mode.table_span(level)))
+    return tuple(found)
+
+
+@attrs.frozen(eq=False)
 class Batch:
     """The tables that mapping ``[start, end)`` created, and the pages that became them.
 
@@ -64,26 +80,28 @@ class Batch:
     spans: Mapping[int, tuple[Span, ...]] = attrs.field(converter=sealed)
     leaf_levels: tuple[int, ...]
     pages: tuple[TablePages, ...]
+    runs: tuple[PageRun, ...] = attrs.field(init=False, repr=False)
+    """The pages, in walk order."""
+    count: int = attrs.field(init=False, repr=False)
+    """Tables in all."""
+    by_level: Mapping[int, int] = attrs.field(init=False, repr=False)
+    """Tables by level, levels without any left out."""
+
+    @runs.default
+    def _runs(self) -> tuple[PageRun, ...]:
+        return tuple([part.run for part in self.pages])
+
+    @count.default
+    def _count(self) -> int:
+        return page_count(self.runs)
+
+    @by_level.default
+    def _by_level(self) -> Mapping[int, int]:
+        return sealed(dict(tables_by_level(self.mode, self.spans)))
 
     def tables(self, level: int) -> int:
         """Return how many tables of ``level`` the batch holds."""
-        span = self.mode.table_span(level)
-        return sum(end - start for start, end in self.spans.get(level, ())) // span
-
-    @cached_property
-    def by_level(self) -> Mapping[int, int]:
-        """Tables by level, levels without any left out."""
-        return sealed({lv: self.tables(lv) for lv in sorted(self.spans) if self.spans[lv]})
-
-    @cached_property
-    def count(self) -> int:
-        """Tables in all."""
-        return page_count(self.runs)
-
-    @cached_property
-    def runs(self) -> tuple[PageRun, ...]:
-        """The pages, in walk order."""
-        return tuple(pages.run for pages in self.pages)
+        return self.by_level.get(level, 0)
 
     def walk_order(self) -> Iterator[TableRun]:
         """Yield the tables in the order in which they are allocated (parents first)."""
@@ -265,20 +283,32 @@ class TreeView:
         """Tell whether all of ``[start, end)`` is mapped."""
         return self.mapped().covers(start, end)
 
-    def missing(
-        self, start: int, end: int, level: int, only: tuple[int, Ranges] | None = None
-    ) -> Mapping[int, Iterable[Span]]:
-        """Return, by level, for which spans `plan` would find no table."""
-        large = (lv for lv in self._leaves if lv > 1)
-        if only is not None or any(self._leaves[lv].overlaps(start, end) for lv in large):
-            return self.plan(start, end, level, only).spans
+    def tables_needed(self, pieces: Iterable[Piece], only: tuple[int, Ranges] | None = None) -> int:
+        """Return how many tables `plan` would find missing, for all pieces together."""
+        pieces = sorted(pieces, key=_START)
+        large = [leaves for level, leaves in self._leaves.items() if level > 1 and leaves]
+        if only is not None or any(
+            leaves.overlaps(piece.start, piece.end) for leaves in large for piece in pieces
+        ):
+            missing: dict[int, RangeSet] = {}
+            for piece in pieces:
+                plan = self.plan(piece.start, piece.end, piece.level, only)
+                for level, spans in plan.spans.items():
+                    missing.setdefault(level, RangeSet()).update(spans)
+            return sum(count for _, count in tables_by_level(self.mode, missing))
         # Where no large page lies, a table is there or it is not.
-        missing: dict[int, Iterable[Span]] = {}
-        for table_level in range(level, self.mode.root_level):
-            span = self.mode.table_span(table_level)
-            around = align_down(start, span), align_up(end, span)
-            missing[table_level] = self._tables[table_level].gaps(*around)
-        return missing
+        count = 0
+        for level in range(1, self.mode.root_level):
+            span = self.mode.table_span(level)
+            size = done = 0
+            for piece in pieces:
+                if piece.level <= level:
+                    first = max(done, piece.start - piece.start % span)
+                    done = max(done, piece.end + -piece.end % span)
+                    for low, high in self._tables[level].gaps(first, done):
+                        size += high - low
+            count += size // span
+        return count
 
     def plan(
         self, start: int, end: int, level: int, only: tuple[int, Ranges] | None = None
@@ -295,12 +325,28 @@ class TreeView:
         for table_level in range(self.mode.root_level, 0, -1):
             if only is not None and table_level == only[0]:
                 todo = [part for low, high in todo for part in only[1].within(low, high)]
+            if not todo:
+                break
             todo = walk.descend(table_level, todo) if table_level > 1 else walk.small_pages(todo)
         return walk.plan(start, end)
 
 
 class _Walk:
     """One walk down the levels for one piece: what is there, what has to be new."""
+
+    __slots__ = (
+        "filled",
+        "is_32bit",
+        "known_leaves",
+        "largest",
+        "leaves",
+        "links",
+        "mode",
+        "replaced",
+        "reused_end",
+        "spans",
+        "tables",
+    )
 
     def __init__(
         self,
@@ -310,6 +356,7 @@ class _Walk:
         largest: int,
     ) -> None:
         self.mode, self.tables, self.known_leaves, self.largest = mode, tables, leaves, largest
+        self.is_32bit = mode.is_32bit
         self.spans: dict[int, RangeSet] = {}
         self.leaves: list[Leaves] = []
         self.replaced: list[Leaves] = []
@@ -323,33 +370,32 @@ class _Walk:
         may_be_leaf = level <= self.largest and level in self.known_leaves
         # A 32-bit kernel sets a large page whatever is there, the startup code's tables included
         # (kernel_physical_mapping_init in arch/x86/mm/init_32.c).
-        tables_stay = not (may_be_leaf and self.mode.is_32bit)
+        tables_stay = not (may_be_leaf and self.is_32bit)
         below: list[Span] = []
         for low, high in todo:
-            first, last = align_down(low, entry), align_up(high, entry)
+            first, last = low - low % entry, high + -high % entry
             for start, end, table in self.tables[level - 1].segments(first, last):
-                if table is not None and tables_stay:
-                    below.append((max(low, start), min(high, end)))
-                elif may_be_leaf:
-                    self._map_large(level, start, end)
-                else:
+                if table is None or not tables_stay:
+                    if may_be_leaf:
+                        self._map_large(level, start, end)
+                        continue
                     self._new_tables(level, start, end)
-                    below.append((max(low, start), min(high, end)))
+                below.append((max(low, start), min(high, end)))
         return below
 
     def _map_large(self, level: int, start: int, end: int) -> None:
         """Large pages for ``[start, end)``, unless there are some."""
-        for low, high in self.known_leaves[level].gaps(start, end):
+        known = self.known_leaves[level]
+        for low, high in known.gaps(start, end):
             self.leaves.append(Leaves(level, low, high))
             self._credit(self.filled, level, low, high)
-        for _, high in self.known_leaves[level].within(start, end):
+        for _, high in known.within(start, end) if known else ():
             self.reused_end = max(self.reused_end, high)
 
     def _new_tables(self, level: int, start: int, end: int) -> None:
         """Tables for ``[start, end)``, in place of the large pages that there are."""
-        if level in self.known_leaves:
-            for span in self.known_leaves[level].within(start, end):
-                self.replaced.append(Leaves(level, *span))
+        if known := self.known_leaves.get(level):
+            self.replaced += (Leaves(level, *span) for span in known.within(start, end))
         self.spans.setdefault(level - 1, RangeSet()).add(start, end)
         self._credit(self.links, level, start, end)
 

@@ -54,18 +54,21 @@ class Ranges:
         """Yield, ascending, the parts of the set inside ``[start, end)``."""
         if start >= end:
             return
-        for index in range(bisect_right(self._ends, start), len(self._starts)):
-            if self._starts[index] >= end:
-                return
-            yield max(self._starts[index], start), min(self._ends[index], end)
+        starts, ends = self._starts, self._ends
+        first = bisect_right(ends, start)
+        for index in range(first, bisect_left(starts, end, first)):
+            low, high = starts[index], ends[index]
+            yield low if low > start else start, high if high < end else end
 
     def gaps(self, start: int, end: int) -> Iterator[tuple[int, int]]:
         """Yield, ascending, the parts of ``[start, end)`` that are not in the set."""
+        starts, ends = self._starts, self._ends
         position = start
-        for low, high in self.within(start, end):
-            if position < low:
-                yield position, low
-            position = high
+        first = bisect_right(ends, start)
+        for index in range(first, bisect_left(starts, end, first)):
+            if position < starts[index]:
+                yield position, starts[index]
+            position = ends[index]
         if position < end:
             yield position, end
 
@@ -181,17 +184,18 @@ class RangeSet(Ranges):
         """Add ``[start, end)``, merging with every range it overlaps or touches."""
         if start >= end:
             return
-        if not self._starts or start > self._ends[-1]:
-            self._starts.append(start)
-            self._ends.append(end)
+        starts, ends = self._starts, self._ends
+        if not starts or start > ends[-1]:
+            starts.append(start)
+            ends.append(end)
             return
-        first = bisect_left(self._ends, start)
-        last = bisect_right(self._starts, end)
+        first = bisect_left(ends, start)
+        last = bisect_right(starts, end, first)
         if first < last:
-            start = min(start, self._starts[first])
-            end = max(end, self._ends[last - 1])
-        self._starts[first:last] = [start]
-        self._ends[first:last] = [end]
+            start = starts[first] if starts[first] < start else start
+            end = ends[last - 1] if ends[last - 1] > end else end
+        starts[first:last] = [start]
+        ends[first:last] = [end]
 
     def discard(self, start: int, end: int) -> None:
         """Remove whatever of ``[start, end)`` is in the set."""
@@ -240,32 +244,37 @@ class ValuedRanges(Generic[V]):
         """Yield, ascending, ``(start, end, value)`` of what is known inside ``[start, end)``."""
         if start >= end:
             return
-        for index in range(bisect_right(self._ends, start), len(self._starts)):
-            if self._starts[index] >= end:
-                return
-            yield (
-                max(self._starts[index], start),
-                min(self._ends[index], end),
-                self._values[index],
-            )
+        starts, ends, values = self._starts, self._ends, self._values
+        first = bisect_right(ends, start)
+        for index in range(first, bisect_left(starts, end, first)):
+            low, high = starts[index], ends[index]
+            yield low if low > start else start, high if high < end else end, values[index]
 
     def gaps(self, start: int, end: int) -> Iterator[tuple[int, int]]:
         """Yield, ascending, the parts of ``[start, end)`` that have no value."""
+        starts, ends = self._starts, self._ends
         position = start
-        for low, high, _ in self.within(start, end):
-            if position < low:
-                yield position, low
-            position = high
+        first = bisect_right(ends, start)
+        for index in range(first, bisect_left(starts, end, first)):
+            if position < starts[index]:
+                yield position, starts[index]
+            position = ends[index]
         if position < end:
             yield position, end
 
     def segments(self, start: int, end: int) -> Iterator[tuple[int, int, V | None]]:
         """Yield ``(start, end, value)`` for all of ``[start, end)``; None: nothing is known."""
+        if start >= end:
+            return
+        starts, ends, values = self._starts, self._ends, self._values
         position = start
-        for low, high, value in self.within(start, end):
-            if position < low:
-                yield position, low, None
-            yield low, high, value
+        first = bisect_right(ends, start)
+        for index in range(first, bisect_left(starts, end, first)):
+            if position < starts[index]:
+                yield position, starts[index], None
+                position = starts[index]
+            high = ends[index] if ends[index] < end else end
+            yield position, high, values[index]
             position = high
         if position < end:
             yield position, end, None
@@ -297,43 +306,33 @@ class RangeMap(ValuedRanges[V]):
         """Give every integer of ``[start, end)`` the value ``value``."""
         if start >= end:
             return
-        first = bisect_right(self._ends, start)
-        last = bisect_left(self._starts, end)
-        starts: list[int] = []
-        ends: list[int] = []
-        values: list[V] = []
-        if first < last and self._starts[first] < start:
-            starts.append(self._starts[first])
-            ends.append(start)
-            values.append(self._values[first])
-        elif first and self._ends[first - 1] == start:
-            first -= 1
-            starts.append(self._starts[first])
-            ends.append(start)
-            values.append(self._values[first])
-        if values and values[-1] == value:
-            ends[-1] = end
-        else:
-            starts.append(start)
-            ends.append(end)
-            values.append(value)
-        if first < last and self._ends[last - 1] > end:
-            tail_end, tail = self._ends[last - 1], self._values[last - 1]
-        elif last < len(self._starts) and self._starts[last] == end:
-            tail_end, tail = self._ends[last], self._values[last]
-            last += 1
-        else:
-            tail_end, tail = end, value
-        if tail_end > end:
-            if values[-1] == tail:
-                ends[-1] = tail_end
+        starts, ends, values = self._starts, self._ends, self._values
+        first, last = bisect_right(ends, start), bisect_left(starts, end)
+        overlaps = first < last
+        low, high = start, end
+        before: list[tuple[int, int, V]] = []
+        after: list[tuple[int, int, V]] = []
+        # What reaches in from either side, or touches, becomes part of it or stays beside it.
+        if overlaps and starts[first] < start:
+            if values[first] == value:
+                low = starts[first]
             else:
-                starts.append(end)
-                ends.append(tail_end)
-                values.append(tail)
-        self._starts[first:last] = starts
-        self._ends[first:last] = ends
-        self._values[first:last] = values
+                before = [(starts[first], start, values[first])]
+        elif first and ends[first - 1] == start and values[first - 1] == value:
+            first -= 1
+            low = starts[first]
+        if overlaps and ends[last - 1] > end:
+            if values[last - 1] == value:
+                high = ends[last - 1]
+            else:
+                after = [(end, ends[last - 1], values[last - 1])]
+        elif last < len(starts) and starts[last] == end and values[last] == value:
+            high = ends[last]
+            last += 1
+        if before or after:
+            self._put(first, last, [*before, (low, high, value), *after])
+        else:
+            starts[first:last], ends[first:last], values[first:last] = [low], [high], [value]
 
     def clear(self, start: int, end: int) -> None:
         """Forget the values of ``[start, end)``."""
@@ -347,6 +346,9 @@ class RangeMap(ValuedRanges[V]):
                 kept.append((self._starts[first], start, self._values[first]))
             if self._ends[last - 1] > end:
                 kept.append((end, self._ends[last - 1], self._values[last - 1]))
-            self._starts[first:last] = [low for low, _, _ in kept]
-            self._ends[first:last] = [high for _, high, _ in kept]
-            self._values[first:last] = [value for _, _, value in kept]
+            self._put(first, last, kept)
+
+    def _put(self, first: int, last: int, ranges: list[tuple[int, int, V]]) -> None:
+        self._starts[first:last] = [low for low, _, _ in ranges]
+        self._ends[first:last] = [high for _, high, _ in ranges]
+        self._values[first:last] = [value for _, _, value in ranges]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import cache
 
 from paravirt_mm.errors import SpecError
 
@@ -18,6 +19,7 @@ def leading_version(text: str | None) -> Version:
     return tuple(map(int, match.group().split("."))) if match else ()
 
 
+@cache
 def parse_release(text: str) -> Version:
     """Return the numbers of a release that somebody asks for. Raises `SpecError`."""
     match = _RELEASE.match(text)

@@ -6,7 +6,9 @@ Nothing here comes from the engine's state, so that two plugins can never be cou
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable, Mapping
 from functools import cached_property
+from typing import Any, TypeVar
 
 from paravirt_mm.engine.answers import Cost, Way
 from paravirt_mm.engine.ledger import Ledger
@@ -18,7 +20,6 @@ from paravirt_mm.engine.trace import (
     MadeWritable,
     Panicked,
     RangeMapped,
-    RangeSplit,
     RootActivated,
     RunFinished,
     StepStarted,
@@ -30,6 +31,9 @@ from paravirt_mm.engine.trace import (
 )
 from paravirt_mm.machine.paging import PAGE_SHIFT
 from paravirt_mm.machine.ranges import Ranges, RangeSet
+from paravirt_mm.measure import crashkernel
+
+K = TypeVar("K")
 
 
 class Books:
@@ -66,58 +70,62 @@ class Books:
         for low, high in start.boot.boot_tables:
             self.ledger.start_readonly(low >> PAGE_SHIFT, high >> PAGE_SHIFT)
         for event in trace:
-            self._enter(event)
+            enter = _ENTRIES.get(type(event))
+            if enter is not None:
+                enter(self, event)
 
-    def _enter(self, event: object) -> None:
-        match event:
-            case StepStarted(step=Map() as step):
-                self.map_steps += 1
-                self._later = step.hand_over is HandOver.LATER
-                self.rounds += not self._later
-            case TablesReserved():
-                self.reserved_runs += event.pages
-                self._contiguous(event.pages)
-            case TablesAllocated():
-                self._allocated(event)
-            case EntriesWritten():
-                self.writes[event.cost.way] += event.count
-                self._spend(event.cost)
-            case RangeMapped():
-                size = event.leaves.end - event.leaves.start
-                self.mapped_bytes[event.leaves.level] += size
-                for low, high in event.readonly:
-                    self.ledger.set_readonly(low >> PAGE_SHIFT, high >> PAGE_SHIFT, readonly=True)
-            case MadeReadonly():
-                for run in event.batch.runs:
-                    self.ledger.set_readonly(run.low, run.high, readonly=True)
-                self._spend(event.cost)
-            case TablesPinned():
-                self._pinned(event.cost)
-            case TablesAttached():
-                self.validations.update(dict(event.validated))
-                if event.order is HandOver.LATER:
-                    self.rounds += self._waiting > 0
-                    self._waiting = 0
-            case RootActivated():
-                self._pinned(event.cost)
-                for level in event.cost.pinned:
-                    # Pinned after all: it was counted as validated when it was attached.
-                    self.validations[level] -= event.cost.pinned[level]
-            case MadeWritable():
-                for run in event.pages:
-                    self.ledger.set_readonly(run.low, run.high, readonly=False)
-                self._spend(event.cost)
-                self.hypercalls_of_guess += sum(event.cost.hypercalls.values())
-            case Panicked():
-                self.missing_tables = event.missing_tables
-            case RunFinished():
-                self.reserved_after = RangeSet(event.reserved)
-            case RangeSplit() | StepStarted():
-                pass
+    def _step(self, event: StepStarted) -> None:
+        if isinstance(event.step, Map):
+            self.map_steps += 1
+            self._later = event.step.hand_over is HandOver.LATER
+            self.rounds += not self._later
+
+    def _reserved(self, event: TablesReserved) -> None:
+        self.reserved_runs += event.pages
+        most = max((run.count for run in event.pages), default=0)
+        self.contiguous_pages = max(self.contiguous_pages, most)
+
+    def _written(self, event: EntriesWritten) -> None:
+        self.writes[event.cost.way] += event.count
+        self._spend(event.cost)
+
+    def _mapped(self, event: RangeMapped) -> None:
+        leaves = event.leaves
+        self.mapped_bytes[leaves.level] += leaves.end - leaves.start
+        for low, high in event.readonly:
+            self.ledger.set_readonly(low >> PAGE_SHIFT, high >> PAGE_SHIFT, readonly=True)
+
+    def _readonly(self, event: MadeReadonly) -> None:
+        for run in event.batch.runs:
+            self.ledger.set_readonly(run.low, run.high, readonly=True)
+        self._spend(event.cost)
+
+    def _writable(self, event: MadeWritable) -> None:
+        for run in event.pages:
+            self.ledger.set_readonly(run.low, run.high, readonly=False)
+        self._spend(event.cost)
+        self.hypercalls_of_guess += sum(event.cost.hypercalls.values())
+
+    def _attached(self, event: TablesAttached) -> None:
+        _add(self.validations, dict(event.validated))
+        if event.order is HandOver.LATER:
+            self.rounds += self._waiting > 0
+            self._waiting = 0
+
+    def _activated(self, event: RootActivated) -> None:
+        self._pinned(event)
+        # Pinned after all: they were counted as validated when they were attached.
+        self.validations.subtract(event.cost.pinned)
+
+    def _panicked(self, event: Panicked) -> None:
+        self.missing_tables = event.missing_tables
+
+    def _finished(self, event: RunFinished) -> None:
+        self.reserved_after = RangeSet(event.reserved)
 
     def _allocated(self, event: TablesAllocated) -> None:
         batch = event.batch
-        self.by_level.update(batch.by_level)
+        _add(self.by_level, batch.by_level)
         for part in batch.pages:
             self.by_source[part.source] += part.run.count
             self.table_pages.add(part.run.low, part.run.high)
@@ -134,17 +142,12 @@ class Books:
             # down to the leaf.
             self.peak_unhooked = max(self.peak_unhooked, len(batch.by_level))
 
-    def _contiguous(self, runs: tuple[PageRun, ...]) -> None:
-        self.contiguous_pages = max(self.contiguous_pages, *(run.count for run in runs), 0)
-
-    def _pinned(self, cost: Cost) -> None:
-        if cost.pinned:
-            self.pins.update(cost.pinned)
-        self._spend(cost)
+    def _pinned(self, event: TablesPinned | RootActivated) -> None:
+        _add(self.pins, event.cost.pinned)
+        self._spend(event.cost)
 
     def _spend(self, cost: Cost) -> None:
-        if cost.hypercalls:
-            self.hypercalls.update(cost.hypercalls)
+        _add(self.hypercalls, cost.hypercalls)
         self.batches += cost.batches
         self.tlb_flushes += cost.flushes
 
@@ -177,6 +180,11 @@ class Books:
         return self.machine.memory_map.ram_pages().difference(self.reserved_after)
 
     @cached_property
+    def crash_room(self) -> Mapping[int, int]:
+        """By limit, the largest crash kernel that fits below it, in bytes."""
+        return {limit: crashkernel.room(self.free, limit) for _, limit in crashkernel.LIMITS}
+
+    @cached_property
     def _flips(self) -> tuple[int, int, int]:
         """All flips; those of pages that end the run writable; and the most that one page saw."""
         total = wasted = most = 0
@@ -201,3 +209,26 @@ class Books:
     def max_flips(self) -> int:
         """The most flips that one page saw."""
         return self._flips[2]
+
+
+def _add(sums: Counter[K], more: Mapping[K, int]) -> None:
+    # Counter.update asks first what kind of thing it is given, which takes longer than to add it.
+    for key, count in more.items():
+        sums[key] += count
+
+
+_ENTRIES: Mapping[type, Callable[[Books, Any], None]] = {
+    StepStarted: Books._step,
+    TablesReserved: Books._reserved,
+    TablesAllocated: Books._allocated,
+    EntriesWritten: Books._written,
+    RangeMapped: Books._mapped,
+    MadeReadonly: Books._readonly,
+    MadeWritable: Books._writable,
+    TablesPinned: Books._pinned,
+    TablesAttached: Books._attached,
+    RootActivated: Books._activated,
+    Panicked: Books._panicked,
+    RunFinished: Books._finished,
+}
+"""What each kind of event adds."""

@@ -29,9 +29,15 @@ def places(free: Ranges, size: int, limit: int) -> Iterator[Span]:
             yield first, last
 
 
+def room(free: Ranges, limit: int) -> int:
+    """Return the most bytes that are free below ``limit`` from a multiple of 16 MiB on: a crash
+    kernel of so many fits, and no larger one.
+    """
+    return max([0, *(high - align_up(low, ALIGNMENT) for low, high in free.within(0, limit))])
+
+
 def largest(free: Ranges, limit: int) -> int:
     """Return the largest N in bytes, a whole MiB, for which ``crashkernel=N`` fits below
     ``limit``; 0: none does.
     """
-    rooms = (high - align_up(low, ALIGNMENT) for low, high in free.within(0, limit))
-    return align_down(max((room for room in rooms if room > 0), default=0), MIB)
+    return align_down(room(free, limit), MIB)

@@ -17,7 +17,7 @@ from paravirt_mm.engine.answers import Way
 from paravirt_mm.engine.pages import Source
 from paravirt_mm.engine.trace import Trace
 from paravirt_mm.machine.paging import GIB, MIB, PAGE_SHIFT, PAGE_SIZE, PagingMode
-from paravirt_mm.machine.ranges import Ranges
+from paravirt_mm.machine.ranges import Ranges, align_down
 from paravirt_mm.measure import crashkernel
 from paravirt_mm.measure.books import Books
 
@@ -95,7 +95,7 @@ def _below(pages: Ranges, limit: int | None) -> int | None:
     """Bytes of pages (pfns) below ``limit`` bytes."""
     if limit is None:
         return None
-    return sum(high - low for low, high in pages.within(0, limit >> PAGE_SHIFT)) << PAGE_SHIFT
+    return sum([high - low for low, high in pages.within(0, limit >> PAGE_SHIFT)]) << PAGE_SHIFT
 
 
 def _tables_below(limit: Limit, tables: Tables) -> int | None:
@@ -107,15 +107,15 @@ def _unused_below(limit: Limit, books: Books) -> int | None:
 
 
 def _largest_free(limit: int, books: Books) -> int:
-    return max((high - low for low, high in books.free.within(0, limit)), default=0)
+    return max([high - low for low, high in books.free.within(0, limit)], default=0)
 
 
 def _crashkernel_fits(size: int, limit: int, books: Books) -> bool:
-    return any(crashkernel.places(books.free, size, limit))
+    return size <= books.crash_room[limit]
 
 
 def _crashkernel_largest(limit: int, books: Books) -> int:
-    return crashkernel.largest(books.free, limit)
+    return align_down(books.crash_room[limit], MIB)
 
 
 def _pins(level: int, books: Books) -> int:

@@ -141,6 +141,10 @@ class _Watch:
         """Pass it on."""
         self.hooks.observe(event)
 
+    def answers(self, hook: str) -> bool:
+        """Pass it on."""
+        return self.hooks.answers(hook)
+
     def call(self, hook: str, **arguments: Any) -> Any:
         """Pass it on; where the pages for tables do not suffice, keep those that there were."""
         if hook == "pvmm_promise":

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from enum import StrEnum
+from functools import cached_property
 from typing import TYPE_CHECKING, ClassVar
 
 import attrs
@@ -94,13 +95,13 @@ class Incremental:
         if self.variant is Variant.HPA and (self.movable_node or self.kaslr):
             raise SpecError("movable_node and kaslr are options of variant=linux")
 
-    @property
+    @cached_property
     def _design(self) -> LinuxSteps | SevenSteps:
         if self.variant is Variant.HPA:
             return SevenSteps() if self.brk_pages is None else SevenSteps(self.brk_pages)
         return self._linux
 
-    @property
+    @cached_property
     def _linux(self) -> LinuxSteps:
         return LinuxSteps(
             change_for(self.kernel),

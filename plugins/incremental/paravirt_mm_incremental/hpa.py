@@ -116,8 +116,9 @@ class SevenSteps:
 
         def fits(start: int) -> bool:
             needed = boot.tables_needed(_map(start, high))
-            return page_count(_free_pages(boot, needed)) >= needed
+            return needed <= brk.count or page_count(_free_pages(boot, brk, needed)) >= needed
 
+        brk = boot.brk_free
         if fits(low):
             return low
         unit = boot.mode.table_span(1)
@@ -127,7 +128,7 @@ class SevenSteps:
         probes: list[int] = []
         if boot.largest_level == 1:
             # Each unit takes a table, and tables above it: the answer is near the pages at hand.
-            pages = page_count(_free_pages(boot, bad))
+            pages = page_count(_free_pages(boot, brk, bad))
             probes = [pages + 1, pages - pages // boot.mode.entries(2) - boot.mode.root_level]
         while bad - good > 1:
             middle = probes.pop() if probes else (good + bad) // 2
@@ -141,11 +142,11 @@ class SevenSteps:
 
     def allocate(self, boot: Boot, step: Step, demand: TableDemand) -> Sequence[TablePages]:
         """Take brk pages while there are some, then the highest free pages that are mapped."""
-        pages = list(_free_pages(boot, demand.count))
+        brk = boot.brk_free
+        pages = list(_free_pages(boot, brk, demand.count))
         missing = demand.count - page_count(pages)
         if missing:
             raise KernelPanic("no mapped memory is left for page tables", missing)
-        brk = boot.brk_free
         return [
             TablePages(run, Source.BRK if brk.low <= run.low < brk.high else Source.MEMBLOCK)
             for run in pages
@@ -165,13 +166,15 @@ def _whole_pages(kernel: KernelImage) -> tuple[int, int]:
     return align_down(start, PAGE_SIZE), align_up(end, PAGE_SIZE)
 
 
-def _free_pages(boot: Boot, count: int) -> Iterator[PageRun]:
-    """Yield up to ``count`` pages for tables: brk first; once the tree is live, mapped memory from
-    the top.
+def _free_pages(boot: Boot, brk: PageRun, count: int) -> Iterator[PageRun]:
+    """Yield up to ``count`` pages for tables: of ``brk`` first; once the tree is live, mapped
+    memory from the top.
     """
-    for run in deal([boot.brk_free], count):
+    for run in deal([brk], count):
         yield run
         count -= run.count
+    if not count:
+        return
     oldest = boot.oldest_waiting
     if oldest is not None and oldest.index == 0:
         return

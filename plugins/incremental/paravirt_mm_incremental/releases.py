@@ -16,6 +16,7 @@ get_new_step_size, split_mem_range, alloc_low_pages), mm/memblock.c (memblock_fi
 from __future__ import annotations
 
 from enum import StrEnum
+from functools import cache
 
 import attrs
 
@@ -186,6 +187,7 @@ def gives_back_low_memory(kernel: str) -> bool:
     return missing_check and parse_release(kernel) >= _SEARCH_RESERVES
 
 
+@cache
 def change_for(kernel: str) -> Change:
     """Return what a release does. Raises `SpecError` for releases before 3.9."""
     version = parse_release(kernel)

@@ -97,6 +97,7 @@ if TYPE_CHECKING:
     from paravirt_mm_xen.dom0.row import Charges
 
 EINVAL, ENOMEM = -22, -12
+_STORED, _EMULATED = Cost(), Cost(way=Way.EMULATED)
 
 
 class TableEntries(StrEnum):
@@ -221,7 +222,7 @@ class Xen:
     @hookimpl
     def pvmm_features(self, machine: Machine) -> CpuFeatures:
         """Hide large pages: the hypervisor counts references by 4 KiB frames."""
-        return attrs.evolve(machine.features, pse=False, gbpages=False)
+        return CpuFeatures(pse=False, gbpages=False, nx=machine.features.nx)
 
     @hookimpl
     def pvmm_boot_kernel(self, machine: Machine, kernel_file: KernelFile) -> RecordedBoot | None:
@@ -320,7 +321,7 @@ class Xen:
         readonly = RangeSet(boot.table_pages(start, end))
         if self._release is None or self._release >= WRITES_BACK_SINCE:
             readonly.update(boot.reserved_pages(start, end))
-        return readonly.within(start, end)
+        return tuple(readonly.within(start, end))
 
     @hookimpl
     def pvmm_write_entries(self, write: EntryWrite) -> Cost | Refusal:
@@ -335,10 +336,10 @@ class Xen:
             if self._passes_leaves and write.level == 1:
                 return Cost(hypercalls={"mmu_update": write.count}, way=Way.HYPERCALL)
             if not write.live:
-                return Cost()
-            return Cost(way=Way.EMULATED)
+                return _STORED
+            return _EMULATED
         if not write.live and self.table_entries is TableEntries.STORE:
-            return Cost()
+            return _STORED
         if write.live and not write.readonly_children:
             return Refusal(f"mmu_update: L{write.level} entry to a writable page", EINVAL)
         return Cost(hypercalls={"mmu_update": write.count}, way=Way.HYPERCALL)
@@ -353,7 +354,7 @@ class Xen:
             return self._charges.made_readonly(tables)
         mapped = _mapped(boot, tables.runs)
         if not mapped:
-            return Cost()
+            return _STORED
         return Cost(hypercalls={"update_va_mapping": mapped}, batches=_batches(boot, mapped))
 
     @hookimpl
@@ -554,8 +555,9 @@ def _behind(memory: MemoryMap, pages: int) -> Iterator[Span]:
 
 def _mapped(boot: Boot, pages: Iterable[PageRun]) -> int:
     """Return how many of some pages the kernel has a mapping of."""
-    spans = (span for run in pages for span in boot.reachable(*run.span))
-    return sum(high - low for low, high in spans) // PAGE_SIZE
+    return (
+        sum([high - low for run in pages for low, high in boot.reachable(*run.span)]) // PAGE_SIZE
+    )
 
 
 def _batches(boot: Boot, operations: int) -> int:

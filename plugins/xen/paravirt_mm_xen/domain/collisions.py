@@ -173,9 +173,11 @@ def find_collisions(
 def _not_ram(host: MemoryMap, start: int, end: int) -> Iterator[tuple[int, int, E820Type | None]]:
     position = start
     for entry in host.entries:
-        low, high = max(entry.start, position), min(entry.end, end)
-        if low >= high:
+        if entry.end <= position:
             continue
+        if entry.start >= end:
+            break
+        low, high = max(entry.start, position), min(entry.end, end)
         if position < low:
             yield position, low, None
         if entry.type not in (E820Type.RAM, E820Type.UNUSABLE):

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from enum import StrEnum
+from functools import lru_cache
 from itertools import islice
 
 import attrs
@@ -327,8 +328,13 @@ def boot_l1_pages(
 ) -> list[int]:
     """Return the pfns of the L1 tables among the boot tables, by ascending address mapped."""
     first = tables[0] // PAGE_SIZE
+    return [first + position for position in _l1_positions(mode, end, kind)]
+
+
+@lru_cache
+def _l1_positions(mode: PagingMode, end: int, kind: DomainKind) -> tuple[int, ...]:
     order = builder_tables(mode, end, kind)
-    return [first + position for position, (level, _) in enumerate(order) if level == 1]
+    return tuple(position for position, (level, _) in enumerate(order) if level == 1)
 
 
 def loaded_kernel(machine: Machine) -> KernelImage:
