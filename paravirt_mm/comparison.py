@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import islice
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import attrs
 
 from paravirt_mm.evidence import NOT, verified
-from paravirt_mm.machine.model import Machine
+from paravirt_mm.machine.model import Machine, Span
+from paravirt_mm.measure.books import Books
+from paravirt_mm.measure.crashkernel import Wanted
 from paravirt_mm.offers import default_specs
 from paravirt_mm.registry import Registry, default_registry
 from paravirt_mm.run import Outcome, Run
@@ -35,10 +38,15 @@ class Row:
     figures: dict[str, Any]
     traceback: str = ""
     backend_verified: str = NOT
+    crashkernels: Mapping[str, Sequence[Span]] = MappingProxyType({})
+    """Where crash kernels fit that were asked about: first and last Y of each stretch, in bytes."""
 
     @classmethod
-    def of(cls, run: Run, registry: Registry | None = None) -> Row:
-        """Make the row of a finished run."""
+    def of(
+        cls, run: Run, registry: Registry | None = None, crashkernels: Sequence[str] = ()
+    ) -> Row:
+        """Make the row of a finished run; ``crashkernels`` are asked about (512M, 1G@4G)."""
+        free = Books(run.trace).free if crashkernels and run.figures else None
         return cls(
             machine=run.machine,
             allocator=str(run.allocator),
@@ -49,6 +57,9 @@ class Row:
             figures=dict(run.figures),
             traceback=run.traceback,
             backend_verified=verified(run.backend.name, registry),
+            crashkernels={}
+            if free is None
+            else {text: Wanted.parse(text).places(free) for text in crashkernels},
         )
 
     def as_record(self) -> dict[str, Any]:
@@ -61,6 +72,7 @@ class Row:
             "verdict": self.verdict,
             "verified": self.verified,
             **self.figures,
+            **({"crashkernels": dict(self.crashkernels)} if self.crashkernels else {}),
             **({"traceback": self.traceback} if self.traceback else {}),
         }
 
@@ -78,18 +90,19 @@ def compare(
     backends: Sequence[str] | None = None,
     registry: Registry | None = None,
     each: Each | None = None,
+    crashkernels: Sequence[str] = (),
 ) -> Iterator[list[Row]]:
     """Run every allocator under every backend; yield the rows of one machine after the other.
 
     None: what the installed plugins offer for that (`paravirt_mm.default_specs`). ``each`` runs the
-    scenarios elsewhere. Raises `SpecError` for a wrong spec; a plugin that fails gives rows with
-    the verdict ``error``.
+    scenarios elsewhere; ``crashkernels`` are asked about. Raises `SpecError` for a wrong spec; a
+    plugin that fails gives rows with the verdict ``error``.
     """
     registry = registry or default_registry()
     allocators = allocators or default_specs("allocator", registry)
     backends = backends or default_specs("backend", registry)
     pairs = [(allocator, backend) for allocator in allocators for backend in backends]
-    make = partial(Row.of, registry=registry)
+    make = partial(Row.of, registry=registry, crashkernels=crashkernels)
     if each is None:
         for machine in machines:
             yield list(run_here(registry, [(machine, *pair) for pair in pairs], make))

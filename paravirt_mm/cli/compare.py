@@ -16,12 +16,14 @@ from paravirt_mm.cli import scenarios, screen
 from paravirt_mm.cli.choosing import here_option, machines, wanted
 from paravirt_mm.cli.output import emit, expect_writable, progress
 from paravirt_mm.cli.screen import color_option, paper
+from paravirt_mm.cli.types import CrashKernels
 from paravirt_mm.comparison import Row, compare
 from paravirt_mm.errors import ExitCode, InputError
 from paravirt_mm.machine.model import Machine
 from paravirt_mm.measure.figures import FIGURES
 from paravirt_mm.printable import printable
 from paravirt_mm.registry import Registry, default_registry
+from paravirt_mm.report.crashkernels import as_columns, crashkernels
 from paravirt_mm.report.markup import no_formula, words
 from paravirt_mm.report.paper import PLAIN, Paper
 from paravirt_mm.report.summary import summary_table
@@ -48,11 +50,14 @@ def _csv(rows: Sequence[Row]) -> str:
     extra = [name for row in rows for name in row.figures if name not in FIGURES]
     fields = ["machine", "allocator", "backend", "outcome", "verdict", "verified", *FIGURES]
     fields += dict.fromkeys(extra)
+    fields += dict.fromkeys(name for row in rows for name, _ in as_columns(row.crashkernels))
     out = io.StringIO()
     writer = csv.DictWriter(out, fields, restval="", lineterminator="\n")
     writer.writeheader()
     for row in rows:
-        cells = row.as_record().items()
+        record = row.as_record()
+        record.pop("crashkernels", None)
+        cells = [*record.items(), *as_columns(row.crashkernels)]
         writer.writerow({k: no_formula(v) if isinstance(v, str) else v for k, v in cells})
     return out.getvalue().rstrip("\n")
 
@@ -90,6 +95,10 @@ def _writer(style: str, registry: Registry) -> Callable[[Sequence[Row]], str] | 
     default=("violation", "error"), show_default=True,
     help="Verdicts that make the exit code 1 (4 for error). May be repeated.",
 )  # fmt: skip
+@click.option(
+    "--crashkernel", "asked", metavar="N[@Y],...", type=CrashKernels(), default=(),
+    help="Ask about crash kernels: where does N fit, does N fit at Y (512M,1G@4G)?",
+)  # fmt: skip
 @click.option("--each", is_flag=True, help="Show the table of each of many machines.")
 @color_option
 @here_option
@@ -104,6 +113,7 @@ def command(
     boot: int | None,
     here: bool,
     fail_on: tuple[str, ...],
+    asked: tuple[str, ...],
     each: bool,
     color: str,
     observers: tuple[str, ...],
@@ -125,21 +135,23 @@ def command(
     running = scenarios.Running.of(registry, observers, time_limit, memory_limit, traceback)
     found = machines(names, boot, problems, here=here)
     if write is not None:
-        groups = compare(found, allocators, backends, registry, running.each)
+        groups = compare(found, allocators, backends, registry, running.each, asked)
         rows = [row for group in progress(groups, "comparing", len(names) + here) for row in group]
         running.show_tracebacks(rows)
         emit(write(rows), output)
         return _exit(rows, problems, fail_on)
-    surveyed = survey(found, allocators, backends, registry, running.each)
+    surveyed = survey(found, allocators, backends, registry, running.each, asked or ASKED)
     subjects = list(progress(surveyed, "comparing", len(names) + here))
     rows = [exhibit.row for subject in subjects for exhibit in subject.exhibits]
     running.show_tracebacks(rows)
     if rows:
         on = paper(color, output) if style == TERMINAL else PLAIN
-        screen.write("\n\n\n".join(_text(subjects, style, wide, each, on)), on, output)
+        screen.write("\n\n\n".join(_text(subjects, style, wide, each, bool(asked), on)), on, output)
     return _exit(rows, problems, fail_on)
 
 
+ASKED = ("256M",)
+"""The crash kernel that is asked about where the user asks for none."""
 MANY = 3
 """Machines beyond which the table of each is shown only on demand."""
 MAX_ENDS = 20
@@ -147,9 +159,11 @@ MAX_ENDS = 20
 
 
 def _text(
-    subjects: Sequence[Subject], style: str, wide: bool, each: bool, on: Paper
+    subjects: Sequence[Subject], style: str, wide: bool, each: bool, asked: bool, on: Paper
 ) -> Iterator[str]:
-    """Yield the parts of the text: of several machines the sums first."""
+    """Yield the parts of the text: of several machines the sums first, and where crash kernels fit
+    if that was ``asked``.
+    """
     everything = [exhibit.row for subject in subjects for exhibit in subject.exhibits]
     many = len(subjects) > MANY
     if len(subjects) > 1:
@@ -160,6 +174,8 @@ def _text(
             for one in sentences(totals(subjects))
         )
         yield words("\n".join(said), style)
+        if asked:
+            yield crashkernels(everything, style, on)
     if each or not many:
         yield from (_machine(subject, style, wide, on) for subject in subjects)
     elif any(row.outcome is not Outcome.OK for row in everything):
@@ -183,6 +199,7 @@ def _machine(subject: Subject, style: str, wide: bool, on: Paper) -> str:
     parts = [
         words(f"{on.strong(printable(machine.name))}\n{title}", style),
         figure_tables(rows, style, wide, on),
+        crashkernels(rows, style, on),
     ]
     shown = [exhibit for exhibit in subject.exhibits if exhibit.scene.frames]
     if style == TERMINAL and any(exhibit.ok for exhibit in shown):

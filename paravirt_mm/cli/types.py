@@ -8,6 +8,8 @@ from typing import Any
 
 import click
 
+from paravirt_mm.measure.crashkernel import Wanted
+
 _SIZE = re.compile(r"(\d{1,9})([KMGT]?)", re.IGNORECASE)
 
 
@@ -58,3 +60,23 @@ def size_in_bytes(_context: click.Context, _option: click.Parameter, text: str) 
     if match is None or not int(match[1]):
         raise click.BadParameter(f"{text!r}; the form is 2G, 512M or a number of bytes")
     return int(match[1]) << (10 * " KMGT".index(match[2].upper() or " "))
+
+
+class CrashKernels(click.ParamType[tuple[str, ...]]):
+    """Crash kernels as the kernel's parameter has them, with commas between: 512M,1G@4G."""
+
+    name = "crash kernels"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, ...]:
+        """Return each as it is written."""
+        if isinstance(value, tuple):
+            return value
+        asked = tuple(filter(None, str(value).split(",")))
+        for text in asked:
+            try:
+                Wanted.parse(text)
+            except ValueError:
+                self.fail(f"{text[:40]!r} is no crash kernel (512M, 1G@4G)", param, ctx)
+        return asked

@@ -136,6 +136,15 @@ def summary_table(rows: Sequence[Row], style: str = "simple", paper: Paper = PLA
         "wasted": [_sum(line, line.flips_wasted) for line in lines],
         "max<16M": [size(line.below_16m) if line.machines else MISSING for line in lines],
     }
+    return fitted(columns, [summed_over(rows, lines)], style, paper)
+
+
+def fitted(
+    columns: Mapping[str, Sequence[str]], notes: Sequence[str], style: str, paper: Paper
+) -> str:
+    """Return a table of columns, the first two names, without the last ones where there is no room;
+    below it stand notes, and what is left out.
+    """
     width, fits = -_GAP, 0
     for title, cells in columns.items():
         width += max(len(title), *map(len, cells)) + _GAP
@@ -143,9 +152,8 @@ def summary_table(rows: Sequence[Row], style: str = "simple", paper: Paper = PLA
     shown, left_out = list(columns)[:fits], list(columns)[fits:]
     align = ("left", "left", *("right",) * (len(shown) - 2))
     cut = list(zip(*(columns[title] for title in shown), strict=True))
-    notes = [summed_over(rows, lines)]
     if left_out:
-        notes.append(f"left out for want of room: {', '.join(left_out)}")
+        notes = [*notes, f"left out for want of room: {', '.join(left_out)}"]
     told = (textwrap.fill(note, paper.width, subsequent_indent="  ") for note in notes)
     return "\n\n".join([tabulated(cut, shown, style, align), words("\n".join(told), style)])
 

@@ -48,11 +48,13 @@ def survey(
     backends: Sequence[str] | None = None,
     registry: Registry | None = None,
     each: Each | None = None,
+    crashkernels: Sequence[str] = (),
 ) -> Iterator[Subject]:
     """Run every allocator under every backend on each machine; yield one machine after the other.
 
-    None: what the installed plugins offer for that. ``each`` runs the scenarios elsewhere. Traces
-    are let go of as soon as they have been looked at. Raises `SpecError` for a wrong spec.
+    None: what the installed plugins offer for that. ``each`` runs the scenarios elsewhere,
+    ``crashkernels`` are asked about. Traces are let go of as soon as they have been looked at.
+    Raises `SpecError` for a wrong spec.
     """
     registry = registry or default_registry()
     allocators = allocators or default_specs("allocator", registry)
@@ -60,7 +62,7 @@ def survey(
     pairs = [(allocator, backend) for backend in backends for allocator in allocators]
 
     def exhibit(run: Run) -> Exhibit:
-        return Exhibit(Row.of(run, registry), scene(run), run.findings)
+        return Exhibit(Row.of(run, registry, crashkernels), scene(run), run.findings)
 
     if each is None:
         for machine in machines:
