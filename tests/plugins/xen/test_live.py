@@ -53,14 +53,15 @@ def require(version: str | None = None) -> None:
 
 
 @pytest.fixture(scope="module")
-def live() -> Iterator[LiveXen]:
+def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveXen]:
     require()
     # A folder of this module's own: other tests boot Xen at the same time.
-    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tempfile, "tempdir", folder)
+    folder = tmp_path_factory.mktemp("live")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tempfile, "tempdir", str(folder))
         with LiveXen.open() as session:
             yield session
-        assert not list(Path(folder).iterdir())
+        assert not list(folder.iterdir())
 
 
 def recorded(path: Path) -> list[RecordedTrace]:
@@ -84,6 +85,7 @@ def test_recorded_answers_come_back(live: LiveXen, name: str) -> None:
     assert result.xen == "4.17.7"
 
 
+@pytest.mark.full  # the samples are of these, and fresh ones are as many
 def test_all_recorded_traces_come_back(live: LiveXen) -> None:
     if not SHARED.exists():
         pytest.skip(f"no {SHARED.name} beside the checkout")
