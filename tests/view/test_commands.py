@@ -16,6 +16,7 @@ def run(*arguments: str | Path) -> Result:
     return CliRunner().invoke(cli, [str(each) for each in arguments], standalone_mode=False)
 
 
+@pytest.mark.slow
 def test_report_writes_one_file(tmp_path: Path) -> None:
     path = tmp_path / "out.html"
     result = run("report", "qemu-pae-320m", "-b", "native", "-o", path)

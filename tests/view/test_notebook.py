@@ -67,6 +67,7 @@ def test_polars_will_do_and_nothing_is_said_in_words(
     assert frame(rows) == len(rows)
 
 
+@pytest.mark.slow
 def test_the_notebook_runs(
     checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:

@@ -15,6 +15,8 @@ import pytest
 from paravirt_mm.view.page import as_script_data, page
 from paravirt_mm.view.survey import Subject
 
+pytestmark = pytest.mark.slow  # a browser
+
 FLAGS = (
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking",
     "--disable-component-update", "--disable-sync",
