@@ -73,5 +73,7 @@ class ExitCode(IntEnum):
     """A plugin is broken or failed."""
     BUG = 70
     """Something went wrong that this package did not foresee."""
+    SYSTEM = 71
+    """The system has no file descriptor or memory left for it."""
     INTERRUPTED = 130
     """Ctrl-C. Other signals: 128 and their number, 129 for SIGHUP, 143 for SIGTERM."""

@@ -343,9 +343,13 @@ def _be_the_child(
         if limits.wall is not None:
             # What it starts ends with it. A reader stays where it may read a terminal.
             os.setpgid(0, 0)
-        _own_output()
-        limit_memory(limits.memory)
-        send_items(connection, lambda: work(skip), limits)
+        try:
+            _own_output()
+            limit_memory(limits.memory)
+        except OSError as error:  # no descriptor is left: the system's fault, not the item's
+            connection.send(_Raised(error))
+        else:
+            send_items(connection, lambda: work(skip), limits)
     except (BrokenPipeError, ConnectionResetError):
         pass  # The parent has what it wants.
     except BaseException:

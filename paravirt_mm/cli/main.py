@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
@@ -100,7 +101,8 @@ Start here:
   paravirt-mm run lenovo-x230-8g -a incremental:variant=hpa -b xen
 
 Exit codes: 0 fine, 1 findings, 2 wrong usage, 3 unreadable input or unwritable output, 4 broken
-plugin, 70 a bug of paravirt-mm; 130 interrupted, 129 and 143 ended by SIGHUP and SIGTERM."""
+plugin, 70 a bug of paravirt-mm, 71 no descriptor or memory left; 130 interrupted, 129 and 143
+ended by SIGHUP and SIGTERM."""
 
 
 @click.group(
@@ -178,8 +180,7 @@ def _run() -> int:
         complain(error)
         return exit_code(error)
     except (OSError, MemoryError) as error:
-        complain(f"the system refuses: {error or 'out of memory'}")
-        return ExitCode.BAD_INPUT
+        return _refused(error)
     except Ended:
         raise
     except SystemExit as error:
@@ -192,6 +193,20 @@ def _run() -> int:
         complain("this is a bug of paravirt-mm; please report it with the lines above")
         return ExitCode.BUG
     return code if isinstance(code, int) else ExitCode.OK
+
+
+_USED_UP = {
+    errno.EMFILE: "no file descriptor is left (`ulimit -n` is how many there may be)",
+    errno.ENFILE: "no file descriptor is left on this system",
+    errno.ENOMEM: "out of memory",
+}
+
+
+def _refused(error: OSError | MemoryError) -> ExitCode:
+    """Tell what the system refuses; return the exit code."""
+    number = error.errno if isinstance(error, OSError) else errno.ENOMEM
+    complain(f"the system refuses: {_USED_UP.get(number or 0, error)}")
+    return ExitCode.SYSTEM if number in _USED_UP else ExitCode.BAD_INPUT
 
 
 def _end_in_order() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import faulthandler
 import os
 import pickle
@@ -261,3 +262,14 @@ def test_a_reader_stays_where_it_may_read_a_terminal() -> None:
     """In a group of its own it would be stopped for reading; what runs plugins is in one."""
     assert call(os.getpgrp, limits=Limits()) == os.getpgrp()
     assert call(os.getpgrp, limits=Limits(wall=60)) != os.getpgrp()
+
+
+def test_a_child_that_the_system_refuses_is_no_fault_of_its_item(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(_: int) -> None:
+        raise OSError(errno.EMFILE, "none left")
+
+    monkeypatch.setattr("paravirt_mm.guard.limit_memory", refuse)
+    with pytest.raises(OSError, match="none left"):
+        call(len, "abc")
