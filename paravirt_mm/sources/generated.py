@@ -70,7 +70,11 @@ def generate(n: int, seed: int = 0, modes: Sequence[str] = tuple(MODES)) -> Iter
 
 
 def generated(number: int, seed: int = 0, modes: Sequence[str] = tuple(MODES)) -> Machine:
-    """Return machine ``number`` of `generate` with the same seed and modes."""
+    """Return machine ``number`` of `generate` with the same seed and modes.
+
+    Python's generator folds the key, so that machine ``s + 1`` of seed ``s`` is that of seed 0 too.
+    The key stays as it is: published counts are of the machines that it names.
+    """
     mode = MODES[modes[number % len(modes)]]
     return any_machine(Seeded(seed << 32 | number), mode, f"generated-{seed}-{number}")
 
