@@ -99,6 +99,17 @@ def test_imports_go_down(name: str) -> None:
     assert not wrong, f"{name} imports {', '.join(wrong)}, which stands no lower"
 
 
+def test_the_drawing_shows_the_layers() -> None:
+    """docs/architecture.md draws the table above, highest first."""
+    text = (PACKAGE.parent / "docs" / "architecture.md").read_text(encoding="utf-8")
+    drawing = text.split("## Imports go one way")[1].split("```")[1]
+    lines = (re.findall(r" (\w+)(?= )", line[:41]) for line in drawing.splitlines())
+    drawn = [tuple(sorted(names)) for names in lines if names]
+    unseen = {"", "__main__", "_version", "testing"}
+    wanted = [tuple(sorted(set(layer) - unseen)) for layer in reversed(LAYERS)]
+    assert drawn == [layer for layer in wanted if layer]
+
+
 def circles(graph: dict[str, set[str]]) -> list[list[str]]:
     """Return the strongly connected components of more than one module (Tarjan)."""
     number: dict[str, int] = {}
