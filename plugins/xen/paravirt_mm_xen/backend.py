@@ -74,12 +74,14 @@ from paravirt_mm_xen.domain.layout import (
     Part,
     TooLarge,
     arrange,
+    extra_memory,
     first_allocation,
     loaded_kernel,
     static_tables,
     table_pages,
 )
 from paravirt_mm_xen.linux import (
+    EXTRA_RESERVED_SINCE,
     HIGH_P2M_SINCE,
     IDENTITY_64BIT,
     IDENTITY_TABLES,
@@ -290,6 +292,8 @@ class Xen:
         taken = RangeSet([static])
         taken.update(span for part, span in layout.places if part is not Part.BOOT_STACK)
         taken.update(_behind(machine.memory_map, pages))
+        if (self._release or ()) >= EXTRA_RESERVED_SINCE:
+            taken.update(extra_memory(machine.memory_map))
         return BootState(
             mapped=tuple(mapped),
             max_pfn_mapped=limit >> PAGE_SHIFT,

@@ -18,6 +18,12 @@ IDENTITY_TABLES = 4
 IDENTITY_64BIT = (2, 6, 26), (3, 7)
 """First 64-bit release that does so, and first that does not; 32-bit kernels always do."""
 
+EXTRA_RESERVED_SINCE = (4, 3)
+"""First release known to keep the RAM behind its number of pages, which has no frames before the
+direct map stands, reserved until then (xen_add_extra_mem, xen_remap_memory; "xen: split counting of
+extra memory pages from remapping"). Measured with 5.10, 6.1 and 7.2.
+"""
+
 LEAF_HYPERCALLS = (4, 19), (5, 16)
 """First release whose leaf entries of early boot go through the hypervisor one by one, and first
 that stores them again, as those before 4.19 did (xen_set_pte_init: "x86/xen: don't write ptes

@@ -60,6 +60,7 @@ from paravirt_mm import (
     Way,
     align_down,
 )
+from paravirt_mm_xen.domain.layout import extra_memory
 from paravirt_mm_xen.linux import MULTICALL_ENTRIES
 from paravirt_mm_xen.traces.format import MAX_OPERATIONS, MAX_PAGES, Operation, OperationTrace
 
@@ -232,6 +233,12 @@ class _Translator:
         self._mode = start.machine.mode
         # The builder's tables have frames even where the map shows no RAM (`domain.collisions`).
         self._frames = _Frames(guest_frames(start))
+        self._frameless = {
+            page + n
+            for low, high in extra_memory(start.machine.memory_map)
+            for first, end, page in self._frames.runs(low, high)
+            for n in range((end - first) >> PAGE_SHIFT)
+        }
         self._ops: list[Operation] = []
         self._events: list[int] = []
         self._stand_in: set[int] = set()
@@ -319,6 +326,9 @@ class _Translator:
                 ]
                 # Only an L1 in use can be stored to.
                 passed = self._leaf_way is Way.HYPERCALL
+                if passed and level == 1:
+                    # RAM that waits for its frames gets empty entries (`empty_entries`).
+                    entries = [entry for entry in entries if entry[2] not in self._frameless]
                 if passed or (level > 1 and key in tree.linked):
                     self._ops += [("mmu_update", *entry, False) for entry in entries]
                 else:

@@ -24,6 +24,7 @@ from paravirt_mm import (
 )
 from paravirt_mm_xen.backend import Xen
 from paravirt_mm_xen.dom0 import kept
+from paravirt_mm_xen.dom0.compare import machine_of
 from paravirt_mm_xen.dom0.host import Host, host_of
 from paravirt_mm_xen.dom0.recording import Dom0Recording
 from paravirt_mm_xen.domain.layout import DomainKind
@@ -102,7 +103,9 @@ def test_a_boot_is_made_once(booting: Booting) -> None:
     assert len(booting.asked) == 1
     ((host, parameters),) = booting.asked
     assert (host, parameters) == (host_of(machine), "")
-    assert host.pages == machine.memory_map.ram_pages().total // 4096
+    # The first page is RAM that Linux keeps for itself.
+    assert host.pages == machine.memory_map.ram_pages().total // 4096 + 1
+    assert host.e820[0] == (0, 0x9FC00, 1)
     booting.run(machine, ",movable_node=yes")
     assert booting.asked[1:] == [(host, "movable_node")]
     booting.image.write_bytes(b"another kernel")
@@ -185,3 +188,21 @@ def test_a_host_has_the_map_and_room_for_xen() -> None:
     behind = host_of(_machine((0, 3071 * MIB)))
     assert behind.e820[-1][0] == 4096 * MIB
     assert Counter(kind for *_, kind in behind.e820) == {1: 2}
+
+
+@pytest.mark.parametrize(
+    "path", sorted(DATA.glob("dom0-*-small-132m.json.xz")), ids=lambda p: p.name
+)
+def test_the_row_of_each_release_is_its_models(booting: Booting, path: Path) -> None:
+    """5.10 passes its leaf entries to Xen one by one, and those of RAM without frames are empty."""
+    booting.recording = Dom0Recording.load(path)
+    machine = machine_of(booting.recording)
+    release = booting.recording.release
+    run = booting.run(machine)
+    assert str(run.verdict) == "ok", run.traceback
+    model = Scenario.of(
+        machine, f"incremental:variant=linux,kernel={release}", f"xen:kernel={release}"
+    ).run()
+    assert {**model.figures, "xen.booted": run.extra["xen.booted"]} == run.figures
+    passes = release.startswith("5.10")
+    assert (run.figures["hypercall_writes"] > 512 * run.figures["tables"] / 2) is passes

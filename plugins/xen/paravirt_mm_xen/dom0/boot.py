@@ -115,6 +115,8 @@ def record(
         mappings=tuple(recorder.mappings),
         tables=tuple(recorder.tables()),
         panic=recorder.panic,
+        e820=host.e820,
+        pages=host.pages,
     )
 
 

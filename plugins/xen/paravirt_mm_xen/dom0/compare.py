@@ -15,8 +15,19 @@ from typing import Any
 
 import attrs
 
-from paravirt_mm import PAGE_SHIFT, KernelImage, Machine, Run, Scenario, load
+from paravirt_mm import (
+    PAGE_SHIFT,
+    PAGE_SIZE,
+    E820Type,
+    KernelImage,
+    Machine,
+    MemoryMap,
+    Run,
+    Scenario,
+    load,
+)
 from paravirt_mm_xen.dom0.recording import Dom0Recording, Kind, Request
+from paravirt_mm_xen.domain.layout import extra_memory
 from paravirt_mm_xen.empty_entries import cleared_entries
 from paravirt_mm_xen.traces.format import Operation
 from paravirt_mm_xen.translate import translate
@@ -81,7 +92,9 @@ def compare_dom0(recording: Dom0Recording) -> Dom0Comparison:
     inside = recording.calls[recording.begin :]
     real = _told([_asked(call) for call in inside if not call.clears])
     model = _told(list(_of_model(run)))
-    cleared = cleared_entries(run.trace)
+    cleared = dict(cleared_entries(run.trace))
+    if 1 in cleared:
+        cleared[1] += extra_memory(machine.memory_map).total // PAGE_SIZE
     return Dom0Comparison(
         recording=recording,
         run=run,
@@ -92,13 +105,38 @@ def compare_dom0(recording: Dom0Recording) -> Dom0Comparison:
 
 
 def machine_of(recording: Dom0Recording) -> Machine:
-    """The machine that the kernel found: its log's, with the image where its symbols say."""
+    """The machine that the kernel found: its log's, with the image where its symbols say.
+
+    Kernels that print nothing so early (5.10) found what the host was given, as far as dom0 has
+    pages.
+    """
+    if recording.e820 and not any(_LINUX_MAP in line for line in recording.log):
+        machine = Machine(f"dom0-{recording.release}", _given(recording))
+        return attrs.evolve(machine, kernel=_image(recording))
     with tempfile.TemporaryDirectory() as name:
         log = Path(name) / f"{recording.release}.txt"
         log.write_text("\n".join(recording.log))
         machine = load(log)
+    return attrs.evolve(machine, kernel=_image(recording))
+
+
+_LINUX_MAP = "BIOS-provided physical RAM map"
+
+
+def _image(recording: Dom0Recording) -> KernelImage:
     start, end, brk_start, brk_end, top = recording.image
-    return attrs.evolve(machine, kernel=KernelImage(start, end, brk_start, brk_end, top))
+    return KernelImage(start, end, brk_start, brk_end, top)
+
+
+def _given(recording: Dom0Recording) -> MemoryMap:
+    """Return the host's map without the RAM that is not dom0's."""
+    memory = MemoryMap.sanitise((low, high, E820Type(kind)) for low, high, kind in recording.e820)
+    left = recording.pages * PAGE_SIZE
+    for low, high in memory.ram_pages():
+        if high - low > left:
+            memory = memory.with_range(low + left, high, E820Type.RAM, None)
+        left = max(0, left - (high - low))
+    return memory
 
 
 def _asked(call: Request) -> Asked:

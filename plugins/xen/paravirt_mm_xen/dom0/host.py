@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import attrs
 
 from paravirt_mm import GIB, MIB, PAGE_SIZE, E820Type, InputError, Machine, RangeSet, align_up
+from paravirt_mm_xen.domain.layout import with_first_page
 
 Entry = tuple[int, int, int]
 """An e820 entry: ``[start, end)`` in bytes, and the type's number."""
@@ -57,7 +58,7 @@ def host_of(machine: Machine) -> Host:
     """
     if machine.mode.name != "x86_64":
         raise InputError(f"{machine.mode.title}: only 64-bit kernels with four levels boot as dom0")
-    entries = machine.host_map or machine.memory_map
+    entries = with_first_page(machine.host_map or machine.memory_map)
     ram = RangeSet((e.start, e.end) for e in entries if e.type is E820Type.RAM)
     for low, high in ram.within(LOW_END, 4 * GIB):
         raise InputError(
@@ -81,7 +82,7 @@ def host_of(machine: Machine) -> Host:
     initrd = machine.initrd
     return Host(
         mib=(end if end <= LOW_END else max(end - GIB, 4 * GIB)) // MIB,
-        pages=machine.memory_map.ram_pages().total // PAGE_SIZE,
+        pages=with_first_page(machine.memory_map).ram_pages().total // PAGE_SIZE,
         e820=tuple(sorted(e820)),
         initrd=initrd[1] - initrd[0] if initrd else 0,
         gbpages=machine.features.gbpages,

@@ -125,7 +125,9 @@ class Dom0Recording:
     then the part of brk that is for the first tables, and the end of all that it was loaded to.
     ``mappings`` are the calls of ``init_memory_mapping``, ``tables`` the direct map's tables in the
     end, as ``(level, pfn, physical address that it maps from)``: recordings from before these were
-    written down have none. ``panic`` are the last words of a kernel that gave up in between.
+    written down have none. ``e820`` is the map that the host was given (``[start, end)`` in bytes
+    and the type's number; empty: the firmware's), ``pages`` what dom0 got. ``panic`` are the last
+    words of a kernel that gave up in between.
     """
 
     kernel: str
@@ -139,6 +141,8 @@ class Dom0Recording:
     mappings: tuple[MappedRange, ...] = ()
     tables: tuple[tuple[int, int, int], ...] = ()
     panic: str | None = None
+    e820: tuple[tuple[int, int, int], ...] = ()
+    pages: int = 0
 
     @property
     def release(self) -> str:
@@ -193,6 +197,8 @@ class Dom0Recording:
             calls=tuple(map(Request.of_row, calls)),
             mappings=tuple(MappedRange(*row) for row in _rows_of_three(record, "mappings")),
             tables=tuple(_rows_of_three(record, "tables")),
+            e820=tuple(_rows_of_three(record, "e820")),
+            pages=_typed(record, "pages", int) if "pages" in record else 0,
             panic=None if record.get("panic") is None else _typed(record, "panic", str)[:200],
         )
 

@@ -101,11 +101,16 @@ class Charges:
     def of(cls, recording: Dom0Recording) -> Charges:
         """Return all that was asked in ``init_mem_mapping``; empty entries are only counted."""
         inside = recording.calls[recording.begin :]
+        ram = machine_of(recording).memory_map.ram_pages()
+        bases = {pfn: base for level, pfn, base in recording.tables if level == 1}
         flips, pins, entries = (defaultdict[int, list[Request]](list) for _ in range(3))
         rest: list[Request] = []
         cleared: Counter[int] = Counter()
         for call in inside:
-            if call.clears:
+            base = bases.get(call.pfn) if call.kind is Kind.MMU_UPDATE else None
+            # RAM that waits for its frames is mapped by empty entries.
+            maps = base is not None and base + call.index * PAGE_SIZE in ram
+            if call.clears and not maps:
                 cleared[call.level] += 1
             elif call.kind is Kind.MMU_UPDATE:
                 entries[call.level].append(call)

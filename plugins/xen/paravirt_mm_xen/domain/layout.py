@@ -21,10 +21,13 @@ from paravirt_mm import (
     GIB,
     MIB,
     PAGE_SIZE,
+    E820Type,
     InputError,
     KernelImage,
     Machine,
+    MemoryMap,
     PagingMode,
+    RangeSet,
     Span,
     align_down,
     align_up,
@@ -335,6 +338,24 @@ def boot_l1_pages(
 def _l1_positions(mode: PagingMode, end: int, kind: DomainKind) -> tuple[int, ...]:
     order = builder_tables(mode, end, kind)
     return tuple(position for position, (level, _) in enumerate(order) if level == 1)
+
+
+def extra_memory(memory: MemoryMap) -> RangeSet:
+    """Return, in bytes, the RAM behind the domain's number of pages. What holes in front of it
+    leave without a place, Linux moves here once its direct map stands (xen_remap_memory).
+    """
+    ram = with_first_page(memory).ram_pages()
+    return RangeSet(ram.within(ram.total, ram.end))
+
+
+def with_first_page(memory: MemoryMap) -> MemoryMap:
+    """Return the map with RAM in its first page if that is reserved by itself: Linux keeps it,
+    whatever the firmware says of it, and what a log shows is what Linux has made of the map.
+    """
+    first = next(iter(memory), None)
+    if first is None or (first.start, first.end) != (0, PAGE_SIZE):
+        return memory
+    return memory.with_range(0, PAGE_SIZE, first.type, E820Type.RAM)
 
 
 def loaded_kernel(machine: Machine) -> KernelImage:
