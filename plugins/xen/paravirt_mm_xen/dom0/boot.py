@@ -298,6 +298,7 @@ class _Recorder:
         for address in (*self._entries, self._start, self._panic):
             gdb.insert_breakpoint(address)
         end = None
+        last: object = None
         for number in range(MAX_STOPS):
             gdb.resume()
             registers = gdb.registers()
@@ -325,7 +326,12 @@ class _Recorder:
             if called is None:
                 called = registers["rax"] & 0xFFFF_FFFF
             arguments = tuple(registers[name] for name in ("rdi", "rsi", "rdx"))
-            self._seen += self._requests(called, number, arguments)
+            seen = list(self._requests(called, number, arguments))
+            # An interrupt may take the processor away from the breakpoint and bring it back there.
+            again = *arguments, registers["rsp"], registers["rcx"], [one.arguments for one in seen]
+            if again != last:
+                self._seen += seen
+            last = again
             self._pass(registers)
         else:
             raise GdbError(f"init_mem_mapping did not end after {MAX_STOPS} stops")
