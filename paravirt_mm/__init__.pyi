@@ -141,7 +141,7 @@ from .machine.release import (
     leading_version as leading_version,
     parse_release as parse_release,
 )
-from .offers import default_specs as default_specs
+from .offers import default_specs as default_specs, load as load, load_all as load_all
 from .options import (
     PluginSpec as PluginSpec,
 )
@@ -154,8 +154,6 @@ from .scenario import Scenario as Scenario
 from .sources import (
     bundled as bundled,
     bundled_machines as bundled_machines,
-    load as load,
-    load_all as load_all,
 )
 from .sources.bootlog.facts import (
     DomainKernel as DomainKernel,

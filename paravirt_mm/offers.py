@@ -8,7 +8,7 @@ left out and named in `Registry.broken`; the others go on.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import attrs
@@ -20,9 +20,10 @@ from paravirt_mm.instances import HookFailed, Instances
 from paravirt_mm.machine.model import Machine
 from paravirt_mm.options import PluginSpec
 from paravirt_mm.registry import Junk, Registry, default_registry
-from paravirt_mm.sources import bundled_machines
+from paravirt_mm.sources import bundled_machines, load as load_one, load_all as load_more
 from paravirt_mm.sources.bootlog.facts import Fact
 from paravirt_mm.sources.bootlog.lines import LogLine
+from paravirt_mm.sources.content import Spec
 
 if TYPE_CHECKING:
     import click
@@ -160,6 +161,26 @@ def brought_machine(name: str, registry: Registry | None = None) -> Machine | No
     if name == "-" or os.path.lexists(name) or name in bundled_machines():
         return None
     return machines(registry or default_registry()).get(name)
+
+
+def load(spec: Spec, boot: int | None = None) -> Machine:
+    """Return the one machine that ``spec`` names: a file, a machine of the package or of a plugin;
+    ``boot`` chooses among the boots of a log.
+
+    Raises `InputError` where there is none, or more than one (`load_all` takes those).
+    """
+    return brought_machine(str(spec)) or load_one(spec, boot)
+
+
+def load_all(specs: Iterable[Spec], boot: int | None = None) -> Iterator[Machine]:
+    """Yield every machine of ``specs``: files, folders, archives, names of machines of the package
+    or of plugins.
+
+    Raises `InputError` at the first that cannot be read.
+    """
+    for spec in specs:
+        brought = brought_machine(str(spec))
+        yield from load_more([spec], boot) if brought is None else [brought]
 
 
 def formats(registry: Registry) -> dict[str, Format]:

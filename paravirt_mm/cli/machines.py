@@ -9,7 +9,9 @@ from tabulate import tabulate
 
 from paravirt_mm.cli import reading
 from paravirt_mm.machine.model import Machine
+from paravirt_mm.offers import machines as brought_machines
 from paravirt_mm.printable import printable
+from paravirt_mm.registry import default_registry
 from paravirt_mm.report.values import size
 from paravirt_mm.sources import bundled, bundled_machines
 
@@ -18,8 +20,8 @@ from paravirt_mm.sources import bundled, bundled_machines
 @click.argument("name", required=False, metavar="[NAME|LOG]")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(name: str | None, as_json: bool) -> None:
-    """List the machines that ship with the package, or show one: its memory map, and where it comes
-    from.
+    """List the machines of the package and of plugins, or show one: its memory map, and where it
+    comes from.
 
     NAME may also be a log or machine file: this shows what was understood of it.
     """
@@ -30,6 +32,7 @@ def command(name: str | None, as_json: bool) -> None:
         click.echo(write_json(machine) if as_json else write_toml(machine))
         return
     machines = [bundled(each) for each in bundled_machines()]
+    machines += brought_machines(default_registry()).values()
     if as_json:
         click.echo(json.dumps([_record(machine) for machine in machines], indent=1))
         return

@@ -20,6 +20,7 @@ from paravirt_mm.printable import printable
 from paravirt_mm.sources import bundled_machines
 from paravirt_mm.sources.inputs import CarriedPart, Part, divide
 from paravirt_mm.sources.load import NOTHING, load
+from paravirt_mm.sources.machine_file import write_toml
 
 T = TypeVar("T")
 
@@ -91,6 +92,10 @@ def parts(inputs: Iterable[str]) -> Iterator[Part]:
     unpacked in the child, and one that cannot be costs a part that says why.
     """
     for spec in inputs:
+        brought = brought_machine(spec)
+        if brought is not None:  # carried: whoever reads it need not have the plugin
+            yield CarriedPart(spec, f"{spec}.toml", write_toml(brought).encode())
+            continue
         try:
             yield from reading_each(lambda path: divide([path]), spec)
         except InputError as error:

@@ -105,7 +105,7 @@ def command(
     click.echo(f"{output}: {counts or 'no inputs'}")
     if outcomes.keys() & {UNREADABLE, LIMIT, "error", "violation"}:
         click.echo(f"`paravirt-mm query {output} errors` tells which, and why", err=True)
-    if registry.broken or "error" in outcomes:
+    if "error" in outcomes:
         return ExitCode.PLUGIN
     if UNREADABLE in outcomes:
         return ExitCode.BAD_INPUT
@@ -114,9 +114,6 @@ def command(
 
 def _check_specs(settings: Settings, registry: Registry) -> None:
     """Refuse wrong specs before anything is done; a broken plugin is none, it costs its rows."""
-    for broken in registry.broken:
-        origin = f"{broken.distribution} {broken.version}".strip()
-        click.echo(f"paravirt-mm: plugin {broken.name} ({origin}): {broken.problem}", err=True)
     for role, specs in (("allocator", settings.allocators), ("backend", settings.backends)):
         for text in specs:
             spec = PluginSpec.parse(text)
