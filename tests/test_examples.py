@@ -1,6 +1,9 @@
 """The examples work, and what the documentation says of them is true."""
 
 import importlib.util
+import json
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +12,8 @@ import pytest
 
 from paravirt_mm import Registry, Scenario, bundled
 
-BOTTOM_UP = Path(__file__).parents[1] / "examples" / "bottom_up"
+EXAMPLES = Path(__file__).parents[1] / "examples"
+BOTTOM_UP = EXAMPLES / "bottom_up"
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +39,53 @@ def test_bottom_up_is_correct_and_lies_low(with_bottom_up: Registry, backend: st
         assert run.figures["tables_below_16m"] > 0
 
 
-def test_bottom_up_passes_its_own_conformance_test() -> None:
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_bottom_up.py"]
-    result = subprocess.run(command, cwd=BOTTOM_UP, capture_output=True, text=True, check=False)
+FOLDERS = ("bottom_up", "shadow", "ledger")
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_example_passes_its_own_tests(folder: str) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "--import-mode=append",
+    ]
+    result = subprocess.run(
+        [*command, "."], cwd=EXAMPLES / folder, capture_output=True, text=True, check=False
+    )
     assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-2000:]
+
+
+@pytest.mark.slow
+def test_they_install_like_anybody_elses(tmp_path: Path) -> None:
+    """Real packages, built and installed by pip into a folder of their own; pip fetches the
+    build tool.
+    """
+    site = tmp_path / "site"
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(site)]
+    # A build leaves files behind.
+    sources = [shutil.copytree(EXAMPLES / folder, tmp_path / folder) for folder in FOLDERS]
+    subprocess.run([*pip, *map(str, sources)], check=True)
+    environment = {**os.environ, "PYTHONPATH": str(site)}
+
+    def call(*arguments: str) -> str:
+        command = [sys.executable, "-m", "paravirt_mm", *arguments]
+        result = subprocess.run(
+            command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+        )
+        assert (result.returncode, result.stderr) == (0, "")
+        return result.stdout
+
+    listed = {one["name"]: one for one in json.loads(call("plugins", "--json"))["plugins"]}
+    assert [listed[name]["role"] for name in ("bottom_up", "shadow", "table_ledger")] == [
+        "allocator", "backend", "observer",
+    ]  # fmt: skip
+    chosen = ("-a", "bottom_up", "-b", "shadow", "--observer", "table_ledger:path=t.csv")
+    (row,) = json.loads(call("compare", "lenovo-x230-8g", *chosen, "-f", "json"))
+    assert (row["verdict"], row["flips"]) == ("ok", 0)
+    assert row["shadow.pages"] > 0
+    lines = (tmp_path / "t.csv").read_text().splitlines()
+    assert sum(int(line.rpartition(",")[2]) for line in lines[1:]) == row["shadow.pages"]
