@@ -1,7 +1,7 @@
 """How far each model has been checked, by judge: a data file that the verify commands write.
 
 The file maps a kind of evidence (`KINDS`) to specs, and each spec to how much agreed of how much
-was compared. Checks that are tests only, such as naive models, have no number here.
+was compared.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ KINDS = {
     "model": "whole constructions that the model of Xen accepted",
     "cpu": "images that an emulated CPU walked",
     "operations": "traces of operations that real Xen and its model answered alike",
+    "naive": "odd machines on which a plain model, written apart, did the same",
 }
 """Kinds of evidence in the order in which they are told, and what is counted."""
 

@@ -17,9 +17,17 @@ from paravirt_mm.evidence import EVIDENCE_FILE, Evidence, record_evidence
 from paravirt_mm.registry import Registry, default_registry
 from paravirt_mm.verify.kernel.compare import Replay, replay_file
 
+JUDGES = ("oracle", "naive")
+"""Kinds of evidence (`paravirt_mm.evidence.KINDS`) that such files can be."""
+
 
 @click.command("kernel")
 @click.argument("files", metavar="FILE...", nargs=-1, required=True)
+@click.option(
+    "--judge", type=click.Choice(JUDGES), default=JUDGES[0], show_default=True,
+    help="Whose results these are: real kernel code's, or those of a plain model written apart "
+    "(tests/verify/naive_linux.py prints such files).",
+)  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print every machine's result as JSON.")
 @click.option(
     "-v", "--verbose", is_flag=True, help="Show every field that differs, not only the first."
@@ -29,7 +37,7 @@ from paravirt_mm.verify.kernel.compare import Replay, replay_file
     help="Write how far each model is verified now, for `compare` to show.",
 )  # fmt: skip
 def command(
-    files: tuple[str, ...], as_json: bool, verbose: bool, record_to: str | None
+    files: tuple[str, ...], judge: str, as_json: bool, verbose: bool, record_to: str | None
 ) -> ExitCode:
     """Replay oracle files: machines, and what the page-table code of real Linux kernels did.
 
@@ -42,7 +50,7 @@ def command(
     replays = list(progress(_all(files, registry), "replaying"))
     click.echo(_json(replays) if as_json else _text(replays, verbose))
     if record_to is not None:
-        record_evidence(Path(record_to), "oracle", _evidence(replays))
+        record_evidence(Path(record_to), judge, _evidence(replays))
     return ExitCode.OK if all(replay.agrees for replay in replays) else ExitCode.FINDINGS
 
 

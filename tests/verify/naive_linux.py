@@ -7,6 +7,8 @@ x86_64 and small amounts of RAM; addresses may be anything up to 256 TiB.
 
 from __future__ import annotations
 
+import json
+import sys
 from collections.abc import Callable, Iterator
 from hashlib import sha256
 from random import Random
@@ -420,3 +422,13 @@ def odd_machine(number: int) -> dict[str, Any]:
         "max_low_pfn": max(low) if max_pfn > 1 << 20 else max_pfn,
         "initial_mapped": random.choice([512 << 20, 1 << 30, 8 << 20, 1 << 20, 48 << 20]),
     }
+
+
+def main() -> None:
+    """Print odd machines with what both kernels do, a line each: N of them (default: 100)."""
+    for number in range(int(sys.argv[1]) if len(sys.argv) > 1 else 100):
+        print(json.dumps(record(odd_machine(number))))
+
+
+if __name__ == "__main__":
+    main()

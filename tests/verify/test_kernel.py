@@ -241,6 +241,18 @@ def test_thousands_of_pieces_and_petabytes() -> None:
     assert [r.agrees for r in replayed(record)] == [True, True]
 
 
+def test_a_plain_models_results_are_evidence_of_their_own(tmp_path: Path) -> None:
+    odd = tmp_path / "odd.jsonl"
+    odd.write_text(json.dumps(naive_linux.record(naive_linux.odd_machine(61))))
+    written = tmp_path / "evidence.json"
+    arguments = ["verify", "kernel", str(odd), "--judge", "naive", "--record", str(written)]
+    result = CliRunner().invoke(cli, arguments)
+    assert "1 of 1 machines agree" in result.output
+    assert json.loads(written.read_text()) == {
+        "naive": {"incremental:kernel=4.19": [1, 1], "legacy_linear:kernel=3.6": [1, 1]}
+    }
+
+
 # -- the command, and input that is not what it should be ------------------------------------------
 
 
