@@ -34,7 +34,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -439,10 +439,21 @@ def limit_memory(extra: int) -> None:
     pages = int(Path("/proc/self/statm").read_text("ascii").split()[0])
     limit = pages * os.sysconf("SC_PAGE_SIZE") + extra
     # Inside another guard's child no more can be had than that one allows.
-    _, allowed = resource.getrlimit(resource.RLIMIT_AS)
+    allowed, highest = resource.getrlimit(resource.RLIMIT_AS)
     if allowed != resource.RLIM_INFINITY:
         limit = min(limit, allowed)
-    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    resource.setrlimit(resource.RLIMIT_AS, (limit, highest))
+
+
+@contextmanager
+def without_memory_limit() -> Iterator[None]:
+    """Lift the limit for a program that is started here and that reserves more than it uses."""
+    limit, highest = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (highest, highest))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (limit, highest))
 
 
 def limit_time(limits: Limits) -> None:

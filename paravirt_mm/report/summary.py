@@ -17,7 +17,7 @@ from paravirt_mm.machine.model import Machine
 from paravirt_mm.options import PluginSpec
 from paravirt_mm.report.markup import tabulated, words
 from paravirt_mm.report.paper import PLAIN, Paper
-from paravirt_mm.report.tables import label
+from paravirt_mm.report.tables import label, labels
 from paravirt_mm.report.values import MISSING, size
 from paravirt_mm.run import Outcome
 
@@ -81,10 +81,11 @@ def totals(rows: Sequence[Row]) -> list[Total]:
     shared = comparable(rows)
     backends = dict.fromkeys(row.backend for row in rows)
     keys = dict.fromkeys((row.backend, row.allocator) for row in rows)
+    told = labels(allocator for _, allocator in keys)
     ordered = [key for backend in backends for key in keys if key[0] == backend]
     return [
         _total(
-            allocator,
+            told[allocator],
             backend,
             [row for row in rows if (row.backend, row.allocator) == (backend, allocator)],
             [row for row in shared if (row.backend, row.allocator) == (backend, allocator)],
@@ -93,12 +94,12 @@ def totals(rows: Sequence[Row]) -> list[Total]:
     ]
 
 
-def _total(allocator: str, backend: str, mine: Sequence[Row], shared: Sequence[Row]) -> Total:
+def _total(told: str, backend: str, mine: Sequence[Row], shared: Sequence[Row]) -> Total:
     def over(name: str) -> list[int]:
         return [row.figures.get(name) or 0 for row in shared]
 
     return Total(
-        allocator=label(PluginSpec.parse(allocator)),
+        allocator=told,
         backend=label(PluginSpec.parse(backend)),
         ends=Counter(row.outcome for row in mine),
         machines=len(shared),

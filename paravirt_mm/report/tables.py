@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import textwrap
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import attrs
 
@@ -26,16 +26,37 @@ _GAP = 2
 KEY_FIGURES = tuple(name for name, figure in FIGURES.items() if figure.key)
 
 
-_TELLS_ITSELF = re.compile(r"[a-z][a-z-]{2,}|\d+(\.\d+)+")
+_TELLS_ITSELF = re.compile(r"(?!yes$|true$|false$|off$)[a-z][a-z-]{2,}|\d+(\.\d+)+")
 """Option values that need no name beside them: a word, a kernel release."""
 
 
-def label(spec: PluginSpec) -> str:
-    """Return a plugin spec as a row title, its options as short as they stay clear."""
-    parts = [
-        value if _TELLS_ITSELF.fullmatch(value) else f"{key}={value}" for key, value in spec.options
-    ]
+_DEEPEST = 32
+"""Folders of a path that are shown at most, to tell it from another."""
+
+
+def label(spec: PluginSpec, depth: int = 2) -> str:
+    """Return a plugin spec as a row title, its options as short as they stay clear.
+
+    Of a path only the last ``depth`` names are shown.
+    """
+    parts = []
+    for key, value in spec.options:
+        names = value.rstrip("/").split("/")
+        if len(names) > 1:
+            parts.append("/".join(names[-depth:]))
+        else:
+            parts.append(value if _TELLS_ITSELF.fullmatch(value) else f"{key}={value}")
     return printable(" ".join([spec.name, *parts]))
+
+
+def labels(specs: Iterable[str]) -> dict[str, str]:
+    """Return the `label` of each spec, paths as short as they differ from each other."""
+    parsed = {spec: PluginSpec.parse(spec) for spec in specs}
+    for depth in range(1, _DEEPEST):
+        told = {text: label(spec, depth) for text, spec in parsed.items()}
+        if len(set(told.values())) == len(told):
+            return told
+    return {text: printable(str(spec)) for text, spec in parsed.items()}
 
 
 def machine_title(machine: Machine) -> str:
@@ -73,7 +94,8 @@ _ROOM = 24
 
 
 def _fixed_columns(rows: Sequence[Row], paper: Paper) -> list[list[str]]:
-    names = [label(PluginSpec.parse(row.allocator)) for row in rows]
+    told = labels(row.allocator for row in rows)
+    names = [told[row.allocator] for row in rows]
     backends = [label(PluginSpec.parse(row.backend)) for row in rows]
     verdicts = [str(row.outcome) for row in rows]
     others = sum(max(map(len, (*cells, "verdict"))) + _GAP for cells in (backends, verdicts))
@@ -155,13 +177,16 @@ def _is_text(rows: Sequence[Row], name: str) -> bool:
 
 def _note(rows: Sequence[Row], name: str, paper: Paper) -> str:
     """Return what plugins say in words, each answer with the scenarios that it is about."""
+    who = _who(rows)
     answers: dict[str, list[str]] = {}
     for row in rows:
         if name in row.figures:
-            answers.setdefault(printable(str(row.figures[name])), []).append(_who(row))
+            answers.setdefault(printable(str(row.figures[name])), []).append(
+                who[row.allocator, row.backend]
+            )
     if len(answers) == 1:
         return _filled(f"{printable(name)}: {next(iter(answers))}", paper)
-    told = (f"{answer} ({', '.join(who)})" for answer, who in answers.items())
+    told = (f"{answer} ({', '.join(rows)})" for answer, rows in answers.items())
     return _filled(f"{printable(name)}: {'; '.join(told)}", paper)
 
 
@@ -179,8 +204,15 @@ def assumptions(machine: Machine, paper: Paper = PLAIN) -> str:
     return _filled(f"Assumed: {'; '.join(told)}.", paper) if told else ""
 
 
-def _who(row: Row) -> str:
-    return f"{label(PluginSpec.parse(row.allocator))}/{label(PluginSpec.parse(row.backend))}"
+def _who(rows: Sequence[Row]) -> dict[tuple[str, str], str]:
+    """Return the names of scenarios, by allocator and backend."""
+    told = labels(row.allocator for row in rows)
+    return {
+        (row.allocator, row.backend): (
+            f"{told[row.allocator]}/{label(PluginSpec.parse(row.backend))}"
+        )
+        for row in rows
+    }
 
 
 def _filled(text: str, paper: Paper) -> str:
@@ -191,7 +223,8 @@ def verification(rows: Sequence[Row], paper: Paper = PLAIN) -> str:
     """Return a line for each allocator, and each backend that was judged itself: by which judges
     its model has been checked, and how much of what they compared agrees.
     """
-    known = {label(PluginSpec.parse(row.allocator)): row.verified for row in rows}
+    told = labels(row.allocator for row in rows)
+    known = {told[row.allocator]: row.verified for row in rows}
     for row in rows:
         if row.backend_verified != NOT:
             known[PluginSpec.parse(row.backend).name] = row.backend_verified
@@ -204,10 +237,12 @@ def verification(rows: Sequence[Row], paper: Paper = PLAIN) -> str:
 def _footnotes(rows: Sequence[Row], paper: Paper) -> list[str]:
     """Verdicts that need more than a word, each once, with the scenarios that ended so."""
     reasons: dict[str, list[str]] = {}
+    who = _who(rows)
     for row in rows:
         if row.outcome is not Outcome.OK:
-            reasons.setdefault(printable(row.verdict), []).append(_who(row))
-    return [_filled(f"{', '.join(who)}: {reason}", paper) for reason, who in reasons.items()]
+            name = who[row.allocator, row.backend]
+            reasons.setdefault(printable(row.verdict), []).append(name)
+    return [_filled(f"{', '.join(names)}: {reason}", paper) for reason, names in reasons.items()]
 
 
 def _told(rows: Sequence[Row], names: Sequence[str]) -> list[str]:

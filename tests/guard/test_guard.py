@@ -26,6 +26,7 @@ from paravirt_mm.guard import (
     StoppedError,
     call,
     guarded,
+    without_memory_limit,
 )
 
 SHORT = Limits(cpu=0.3, wall=3.0, memory=64 * MIB)
@@ -273,3 +274,18 @@ def test_a_child_that_the_system_refuses_is_no_fault_of_its_item(
     monkeypatch.setattr("paravirt_mm.guard.limit_memory", refuse)
     with pytest.raises(OSError, match="none left"):
         call(len, "abc")
+
+
+def test_a_program_may_reserve_more_than_the_work_that_starts_it() -> None:
+    """Guest memory of a virtual machine is reserved, and mostly never touched."""
+
+    def limits() -> tuple[str, str]:
+        def mine() -> str:
+            return subprocess.check_output(["bash", "-c", "ulimit -v"], text=True).strip()
+
+        with without_memory_limit():
+            free = mine()
+        return mine(), free
+
+    mine, free = call(limits, limits=Limits(memory=512 * MIB))
+    assert (mine.isdigit(), free) == (True, "unlimited")

@@ -47,6 +47,9 @@ _ELF_SYMBOL = struct.Struct("<IBBHQQ")
 _SHT_SYMTAB = 2
 MAX_SYMTAB = 256 << 20
 _EM_X86_64 = 62
+_MACHINES = {3: "32-bit x86", 183: "arm64", 243: "RISC-V", 21: "PowerPC", 22: "s390"}
+"""What ``e_machine`` calls them (ELF gABI, chapter 4)."""
+_GIVE_ANOTHER = "give a vmlinuz or vmlinux that is built for x86-64"
 
 _BANNER = re.compile(rb"Linux version (\d+\.[ -~]{1,400})")
 _PLAIN_HEADER_END = 0x268
@@ -70,7 +73,7 @@ _STDLIB_CODECS = {
     b"\x5d\x00\x00": "lzma",
     b"BZh": "bzip2",
 }
-_TOOL_CODECS = {b"\x28\xb5\x2f\xfd": "zstd", b"\x02\x21\x4c\x18": "lz4"}
+_TOOL_CODECS = {b"\x28\xb5\x2f\xfd": "zstd", b"\x02\x21\x4c\x18": "lz4", b"\x89LZO": "lzop"}
 
 
 @attrs.frozen(slots=False)
@@ -164,7 +167,7 @@ def _plain_header(image: ElfImage) -> SetupHeader:
 def parse_setup_header(image: bytes) -> SetupHeader:
     """Find payload and version text in a bzImage; raises KernelImageError."""
     if len(image) < 0x1000 or image[0x202:0x206] != b"HdrS":
-        raise KernelImageError("no 'HdrS' at 0x202: not a Linux x86 bzImage")
+        raise KernelImageError(f"no 'HdrS' at 0x202: not a Linux x86 bzImage; {_GIVE_ANOTHER}")
     (version,) = struct.unpack_from("<H", image, 0x206)
     if version < 0x0208:
         raise KernelImageError(f"boot protocol {version:#06x} is older than 2.08")
@@ -173,7 +176,10 @@ def parse_setup_header(image: bytes) -> SetupHeader:
     offset, length = struct.unpack_from("<II", image, 0x248)
     payload = slice(protected_mode + offset, protected_mode + offset + length)
     if not protected_mode < payload.start < payload.stop <= len(image):
-        raise KernelImageError("the payload that the setup header names lies outside the file")
+        raise KernelImageError(
+            "the payload that the setup header names lies outside the file, which seems to be cut "
+            "off: copy it again"
+        )
     (text,) = struct.unpack_from("<H", image, 0x20E)
     release = image[text + 0x200 : text + 0x200 + 256].split(b"\0", 1)[0] if text else b""
     header_end = 0x202 + image[0x201]
@@ -186,7 +192,7 @@ def parse_setup_header(image: bytes) -> SetupHeader:
 
 
 def decompress_payload(payload: bytes) -> bytes:
-    """Unpack a bzImage payload: gzip, xz, lzma and bzip2 in Python, zstd and lz4 by their tools.
+    """Unpack a bzImage payload: Python does gzip, xz, lzma, bzip2; tools do zstd, lz4, lzo.
 
     The kernel's build appends the unpacked length to most formats; it is ignored, as is anything
     else behind the compressed stream. Raises KernelImageError.
@@ -264,8 +270,11 @@ def load_segments(vmlinux: ElfImage) -> tuple[int, tuple[Segment, ...]]:
         raise KernelImageError("the unpacked kernel is no ELF file: too short") from error
     ident, machine, entry, table = header[0], header[2], header[4], header[5]
     entry_size, count = header[9], header[10]
-    if ident[:6] != b"\x7fELF\x02\x01" or machine != _EM_X86_64 or entry_size != 56:
-        raise KernelImageError("the unpacked kernel is no x86-64 ELF file")
+    if ident[:4] == ELF_MAGIC and machine != _EM_X86_64:
+        built = _MACHINES.get(machine, f"ELF machine {machine}")
+        raise KernelImageError(f"this kernel is built for {built}; {_GIVE_ANOTHER}")
+    if ident[:6] != b"\x7fELF\x02\x01" or entry_size != 56:
+        raise KernelImageError(f"the unpacked kernel is no x86-64 ELF file; {_GIVE_ANOTHER}")
     segments = []
     for number in range(count):
         try:

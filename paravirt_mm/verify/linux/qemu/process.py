@@ -10,6 +10,7 @@ import time
 from contextlib import ExitStack
 from types import TracebackType
 
+from paravirt_mm.guard import without_memory_limit
 from paravirt_mm.machine.paging import MIB
 from paravirt_mm.verify.linux.qemu.errors import GdbError, KernelBootError
 from paravirt_mm.verify.linux.qemu.gdbremote import GdbClient
@@ -18,6 +19,8 @@ from paravirt_mm.verify.linux.qemu.ram import GuestRam
 from paravirt_mm.verify.linux.qemu.spec import PC_LOW_LIMIT, Entry, MapSpec
 
 _TAIL = 16 << 10
+_TCG = "tcg,tb-size=64"
+"""64 MiB for translated code, of which a boot needs a tenth; QEMU reserves 1 GiB by itself."""
 
 
 def processor(spec: MapSpec) -> str:
@@ -40,8 +43,8 @@ def kernel_parameters(spec: MapSpec) -> str:
 def qemu_arguments(spec: MapSpec, kernel: Kernel) -> list[str]:
     """QEMU's arguments that decide what the guest sees (plumbing left out)."""
     size = spec.layout.size // MIB
-    machine = f"pc,accel=tcg,max-ram-below-4g={PC_LOW_LIMIT}"
-    arguments = ["-machine", machine, "-cpu", processor(spec), "-m", f"{size}M"]
+    machine = f"pc,max-ram-below-4g={PC_LOW_LIMIT}"
+    arguments = ["-machine", machine, "-accel", _TCG, "-cpu", processor(spec), "-m", f"{size}M"]
     if spec.entry is Entry.FIRMWARE:
         arguments += ["-kernel", str(kernel.path), "-append", kernel_parameters(spec)]
     return arguments
@@ -100,7 +103,7 @@ class Qemu:
         setpriv = shutil.which("setpriv")
         if setpriv is not None:  # QEMU ends even if this process is killed
             arguments = [setpriv, "--pdeathsig", "KILL", *arguments]
-        with theirs:
+        with theirs, without_memory_limit():  # of a scenario: the guest's RAM is not its own
             self._process = subprocess.Popen(  # noqa: S603 - no shell, words of ours
                 arguments,
                 stdin=subprocess.DEVNULL,
