@@ -66,6 +66,9 @@ def test_sets_of_sets(
     before = list(left), list(right)
     assert list(left.difference(right)) == _pairs(left_oracle - right_oracle)
     assert list(left.intersection(right)) == _pairs(left_oracle & right_oracle)
+    for start, end in ((0, LIMIT), (3, 17), (9, 9)):
+        inside = list(left.intersection(right).within(start, end))
+        assert list(left.common_descending(right, start, end)) == inside[::-1]
     assert (left == right) is (left_oracle == right_oracle)
     assert (list(left), list(right)) == before, "operands must not change"
 
@@ -121,9 +124,15 @@ def test_map_is_a_dict_of_integers(
         between -= portion.closedopen(low, high)
     assert list(ranges.gaps(start, end)) == _pairs(between)
     assert all(ranges.get(p) == plain.get(p) for p in range(-1, LIMIT + 1))
-    seen = {p: v for low, high, v in ranges.segments(start, end) for p in range(low, high)}
-    assert seen == {p: plain.get(p) for p in range(start, end)}
-    assert known == [part for part in ranges.segments(start, end) if part[2] is not None]
+    parts = list(ranges.segments(start, end))
+    assert {p: v for low, high, v in parts for p in range(low, high)} == {
+        p: plain.get(p) for p in range(start, end)
+    }
+    assert known == [part for part in parts if part[2] is not None]
+    # They tile the range, and none of them is empty.
+    assert all(low < high for low, high, _ in parts)
+    edges = [start, *(high for _, high, _ in parts)] if parts else [end]
+    assert edges == [*(low for low, _, _ in parts), end]
 
 
 @given(st.integers(0, 1 << 64), st.integers(1, 1 << 40))

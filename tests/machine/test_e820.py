@@ -69,6 +69,7 @@ def test_changing_a_range(raw, start, end, new):
     memory = MemoryMap.sanitise(raw)
     changed = memory.with_range(start, end, RAM, new)
     assert_sane(changed)
+    assert start < end or changed is memory
     assert told(changed) == [
         new if kind is RAM and start <= byte < end else kind
         for byte, kind in enumerate(told(memory))
@@ -101,6 +102,14 @@ def test_a_type_that_nobody_defined_wins_like_any_other_number():
     memory = MemoryMap.sanitise([(0, 0x4000, RAM), (0x1000, 0x2000, E820Type(20))])
     assert [int(entry.type) for entry in memory] == [1, 20, 1]
     assert memory.entries[1].type.label == "type 20"
+
+
+def test_a_type_is_a_number_of_32_bits():
+    assert int(E820Type(0)) == 0
+    assert int(E820Type((1 << 32) - 1)) == (1 << 32) - 1
+    for wrong in (-1, 1 << 32, "RAM", 1.5):
+        with pytest.raises(ValueError, match="is not a valid E820Type"):
+            E820Type(wrong)
 
 
 def test_end_pfn_stops_at_the_limit():

@@ -8,7 +8,19 @@ import pytest
 from paravirt_mm.errors import InputError
 from paravirt_mm.machine.e820 import E820Type, MemoryMap
 from paravirt_mm.machine.model import CpuFeatures, Machine
-from paravirt_mm.machine.paging import GIB, I386, I386_PAE, MIB, MODES, X86_64, X86_64_LA57
+from paravirt_mm.machine.paging import (
+    GIB,
+    I386,
+    I386_PAE,
+    KIB,
+    MIB,
+    MODES,
+    PAGE_SHIFT,
+    PAGE_SIZE,
+    TIB,
+    X86_64,
+    X86_64_LA57,
+)
 
 
 def machine(*ram: tuple[int, int], **options) -> Machine:
@@ -57,6 +69,7 @@ def test_a_kernel_is_moved_into_free_ram_only():
     assert 96 * MIB in places
     assert all(place % (2 * MIB) == 0 and place >= 16 * MIB for place in places)
     assert not [place for place in places if place < 121 * MIB and place + size > 120 * MIB]
+    assert list(machine((MIB, 15 * MIB)).kernel_places()) == []
 
 
 @pytest.mark.parametrize(
@@ -72,6 +85,11 @@ def test_a_kernel_is_moved_into_free_ram_only():
 )
 def test_largest_page(mode, features, level):
     assert features.largest_level(mode) == level
+
+
+def test_units():
+    assert [unit.bit_length() for unit in (PAGE_SIZE, KIB, MIB, GIB, TIB)] == [13, 11, 21, 31, 41]
+    assert PAGE_SIZE == 1 << PAGE_SHIFT
 
 
 @pytest.mark.parametrize("mode", MODES.values(), ids=str)
