@@ -38,23 +38,21 @@ def cleared_entries(trace: RunTrace) -> Mapping[int, int]:
     """
     start = trace.start
     mode = start.machine.mode
+    steps = [event.step for event in trace.of(StepStarted)]
+    calls = [step for step in steps if isinstance(step, Map) and step.hand_over is HandOver.EACH]
     if mode.is_32bit:
         return {}
     ram = start.machine.memory_map.ram_pages()
-    # Rounded to entries once: a table has few of them, however many pieces the RAM lies in.
     leaves = any(
         event.kind is EntryKind.LEAF and event.cost.way is Way.HYPERCALL
         for event in trace.of(EntriesWritten)
     )
     levels = range(1 if leaves else 2, mode.root_level)
-    used = {level: _in_entries(ram, mode.entry_span(level)) for level in levels}
-    cleared = dict.fromkeys(used, 0)
-    for event in trace.of(StepStarted):
-        step = event.step
-        if not isinstance(step, Map) or step.hand_over is not HandOver.EACH:
-            continue
-        for level in cleared:
-            cleared[level] += _behind(used[level], step.start, step.end, mode, level)
+    cleared = dict.fromkeys(levels, 0)
+    for level in cleared if calls else ():
+        # Rounded to entries once: a table has few of them, however many pieces the RAM lies in.
+        used = _in_entries(ram, mode.entry_span(level))
+        cleared[level] = sum(_behind(used, step.start, step.end, mode, level) for step in calls)
     return cleared
 
 
