@@ -75,7 +75,7 @@ def test_a_few(name: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", TARGETS)
 def test_some(name: str) -> None:
-    _search(name, 400 if name in READERS else 40)
+    _search(name, 150 if name in READERS else 20)  # `make fuzz` has the time for more
 
 
 FOUND = sorted(path for path in (HERE / "found").iterdir() if "--" in path.name)
