@@ -294,6 +294,9 @@ class Xen:
         taken.update(_behind(machine.memory_map, pages))
         if (self._release or ()) >= EXTRA_RESERVED_SINCE:
             taken.update(extra_memory(machine.memory_map))
+        # RAM that the mode has no addresses for is nobody's: it cannot be kept for anybody.
+        reach = 1 << mode.physical_bits
+        taken.discard(reach, max(taken.end, reach))
         return BootState(
             mapped=tuple(mapped),
             max_pfn_mapped=limit >> PAGE_SHIFT,

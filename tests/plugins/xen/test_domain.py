@@ -260,6 +260,16 @@ def test_an_old_kernel_gets_no_more_memory_than_its_list_can_name() -> None:
     assert whole.reserved[-1] == ((2 << 40) - (1 << 30), 2 << 40)
 
 
+def test_ram_that_the_mode_cannot_address_is_kept_for_nobody() -> None:
+    """Found by a hunt: 512 GiB under PAE, whose 36 bits end at 64 GiB."""
+    ram = MemoryMap.sanitise([(0, 512 << 30, E820Type.RAM)])
+    machine = attrs.evolve(bundled("pae-4g"), memory_map=ram, reserved=(), max_pfn_hint=None)
+    state = Xen().pvmm_boot_state(machine)
+    assert isinstance(state, BootState)
+    assert max(high for _, high in state.reserved) <= 64 << 30
+    assert str(Scenario.of(machine, "incremental:variant=hpa", "xen").run().verdict) == "ok"
+
+
 def test_guests_of_libxl_4_1_have_slack_behind_their_memory() -> None:
     """8 MiB of the map without memory; Linux keeps them for the balloon driver."""
     machine = guest_machine(256)
