@@ -304,12 +304,17 @@ def expected(kind: Any) -> str:
 
 @attrs.frozen
 class Option:
-    """One option of a plugin: its name, what it accepts, its default as text, what it is for."""
+    """One option of a plugin: its name, what it accepts, its default as text, what it is for.
+
+    ``schema`` says the first two to programs, in the words of JSON schema: type, enum, bounds, and
+    the default as a value.
+    """
 
     name: str
     accepts: str
     default: str
     help: str
+    schema: dict[str, Any]
 
 
 def described(factory: type[Any]) -> list[Option]:
@@ -322,8 +327,59 @@ def described(factory: type[Any]) -> list[Option]:
     found = []
     for name, field in _fields(factory).items():
         words = str(field.metadata.get("help") or told.get(name, ""))
-        found.append(Option(name, expected(field.type), as_text(_default(field)), words))
+        default = _default(field)
+        schema = {**_schema(field.type), **_bounds(field.validator), "default": _json(default)}
+        found.append(Option(name, expected(field.type), as_text(default), words, schema))
     return found
+
+
+_JSON_TYPES: dict[Any, str] = {
+    bool: "boolean", int: "integer", float: "number", NoneType: "null", dict: "object"
+}  # fmt: skip
+_BOUNDS: dict[Any, str] = {
+    operator.ge: "minimum",
+    operator.gt: "exclusiveMinimum",
+    operator.le: "maximum",
+    operator.lt: "exclusiveMaximum",
+}
+
+
+def _schema(kind: Any) -> dict[str, Any]:
+    """Return the JSON schema of a type; what has no type of its own in JSON is text."""
+    origin, args = typing.get_origin(kind) or kind, typing.get_args(kind)
+    if origin is typing.Annotated:
+        return _schema(args[0])
+    if _is_enum(kind):
+        return {"enum": [as_text(member) for member in kind]}
+    if origin is Literal:
+        return {"enum": [_json(one) for one in args]}
+    if origin in (typing.Union, types.UnionType):
+        return {"anyOf": [_schema(one) for one in args]}
+    if origin in _SEQUENCES:
+        items = [one for one in args if one is not ...]
+        return {"type": "array", **({"items": _schema(items[0])} if len(items) == 1 else {})}
+    return {"type": _JSON_TYPES.get(origin, "string")}
+
+
+def _bounds(validator: Any) -> dict[str, Any]:
+    """Return what attrs' own validators allow."""
+    found: dict[str, Any] = {}
+    for one in getattr(validator, "_validators", ()):
+        found |= _bounds(one)
+    word = _BOUNDS.get(getattr(validator, "compare_func", None))
+    if word is not None:
+        found[word] = validator.bound
+    inner = getattr(validator, "validator", None)
+    return found | (_bounds(inner) if inner is not None else {})
+
+
+def _json(value: Any) -> Any:
+    """Return a value as JSON has it; what JSON does not know, as text."""
+    if value is None or (isinstance(value, bool | int | float | str) and not _is_enum(type(value))):
+        return value
+    if isinstance(value, list | tuple):
+        return [_json(one) for one in value]
+    return as_text(value)
 
 
 def _documented(text: str) -> dict[str, str]:

@@ -279,6 +279,7 @@ def test_one_plugin_is_shown(site: Path) -> None:
         "accepts": "one of hpa, linux",
         "default": "linux",
         "help": "``linux``: as merged in Linux; ``hpa``: the seven steps of the proposal.",
+        "schema": {"enum": ["hpa", "linux"], "default": "linux"},
     }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import json
 from enum import Enum, Flag, IntEnum, StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -183,6 +184,14 @@ def test_options_describe_themselves() -> None:
         "1;2",
     )
     assert {"public", "private"} <= told.keys()
+    schemas = {name: option.schema for name, option in told.items()}
+    assert schemas["size"] == {"enum": ["small", "large"], "default": "small"}
+    assert schemas["flag"]["type"] == "boolean"
+    assert schemas["within"]["type"] == "integer"
+    assert schemas["within"]["maximum"] == 8
+    assert schemas["levels"]["default"] == [1, 2]
+    assert {"type": "null"} in schemas["perhaps"]["anyOf"]
+    assert json.dumps(schemas)
 
 
 # -- classes without an entry point ----------------------------------------------------------------
