@@ -201,8 +201,8 @@ def test_a_kernel_boots_as_dom0_and_does_what_the_model_says(
         if ENVIRONMENT in os.environ and where:
             raise
         pytest.skip(str(error))
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     hypervisor = os.environ.get(ENVIRONMENT) or default_directory()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     ram = [(0, 0x80000, E820Type.RAM), (1 << 20, 132 << 20, E820Type.RAM)]
     run = Scenario.of(
         Machine(name="small", memory_map=MemoryMap.sanitise(ram)),
