@@ -111,7 +111,9 @@ def place_kernel(
         if usual < hints.brk_start <= usual + LARGEST_KERNEL:
             start = usual
         else:
-            start = max(align_down(hints.brk_start - size, 2 * MIB), 0)
+            # No kernel is loaded below 1 MiB.
+            lowest = ISA_END if hints.brk_start > ISA_END else 0
+            start = max(align_down(hints.brk_start - size, 2 * MIB), lowest)
         image = KernelImage(start, hints.brk_start, hints.brk_start, hints.brk_start + ASSUMED_BRK)
         return image, (f"kernel starts at {start:#x}", f"{ASSUMED_BRK >> 10} KiB of brk for tables")
     if hints.linked is not None:

@@ -449,3 +449,10 @@ def test_the_first_of_two_boots_counts(tmp_path: Path) -> None:
     assert report.count(DIFFERS) == 0
     log = read_boot_log(tmp_path / "log.txt", 2)
     assert [fact.pfn for fact in log.of_kind(LastPfn)] == [0x6FF00]
+
+
+def test_a_kernel_that_is_guessed_lies_in_ram(tmp_path: Path) -> None:
+    """Its first table of brk lies so low that nothing but 1 MiB is left for its start."""
+    text = KERNEL_RANGE.split(".text .data")[0] + "BRK [0x00bd4000, 0x00bd4fff] PGTABLE\n"
+    check(tmp_path, text)
+    assert load(tmp_path / "log.txt").kernel.start == 0x100000
