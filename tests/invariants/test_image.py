@@ -8,8 +8,15 @@ import pytest
 from paravirt_mm import CpuFeatures, E820Type, Machine, MemoryMap, Scenario
 from paravirt_mm.engine.answers import EntryKind
 from paravirt_mm.engine.tables import Leaves
-from paravirt_mm.engine.trace import EntriesWritten, Event, MadeReadonly, RangeMapped, Trace
-from paravirt_mm.invariants.image import check_image, is_small
+from paravirt_mm.engine.trace import (
+    EntriesWritten,
+    Event,
+    MadeReadonly,
+    RangeMapped,
+    TablesAllocated,
+    Trace,
+)
+from paravirt_mm.invariants.image import SMALL, check_image, is_small
 from paravirt_mm.machine.paging import MODES
 
 ALLOCATORS = ("legacy_linear:kernel=3.6", "incremental:variant=linux", "incremental:variant=hpa")
@@ -46,6 +53,14 @@ def test_sound_runs_have_no_findings(mode: str, backend: str, allocator: str) ->
     assert check_image(trace) == []
 
 
+def test_a_small_run_has_as_many_tables_as_8_gib_of_small_pages() -> None:
+    trace = trace_of("x86_64", "incremental:variant=hpa", "native")
+    count = sum(event.batch.count for event in trace.of(TablesAllocated))
+    assert is_small(trace, count)
+    assert not is_small(trace, count - 1)
+    assert SMALL == (8 << 30) // (2 << 20)
+
+
 def without(trace: Trace, number: int) -> Trace:
     return Trace([*trace.events[:number], *trace.events[number + 1 :]])
 
@@ -71,6 +86,7 @@ def test_an_entry_that_was_never_written_leaves_a_hole() -> None:
     for number in tables:
         findings = check_image(without(trace, number))
         assert {finding.rule for finding in findings} == {3}
+        assert {finding.event for finding in findings} == {len(trace.events) - 2}
         assert "not mapped instead of" in findings[0].message
 
 

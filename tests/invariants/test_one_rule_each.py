@@ -289,26 +289,42 @@ class LeavesSurplusReadonly(MapsReservationsReadonly):
 
 @attrs.frozen
 class Case:
-    """A pair of plugins and the one clause that they break."""
+    """A pair of plugins and the one clause that they break; ``address`` is where, as far as the
+    drawing of the machine tells.
+    """
 
     allocator: type[Any]
     backend: type[Any]
     rule: int
     message: str
+    address: int | None = None
 
 
 CASES = {
-    "not RAM": Case(_from(HOLE), MapsEverything, 1, "is not RAM"),
-    "taken by the kernel": Case(_from(16 * MIB), PlainPlatform, 1, "taken by something else"),
-    "block on the kernel": Case(BlockOnTheKernel, PlainPlatform, 1, "taken by something else"),
-    "table twice": Case(SamePageAgain, PlainPlatform, 1, "a table twice"),
-    "brk that is none": Case(_from(2 * MIB, Source.BRK), PlainPlatform, 1, "said to be brk"),
-    "out of reach": Case(_from(200 * MIB), MapsLittle, 2, "cannot be reached"),
-    "reached too early": Case(UsesWhatWaits, MapsLittle, 2, "cannot be reached"),
-    "RAM not mapped": Case(ForgetsTheTop, PlainPlatform, 3, "promised to be mapped and is not"),
-    "mapped without promise": Case(MapsTheHole, PlainPlatform, 3, "without having been promised"),
-    "mapped twice": Case(MapsTwice, PlainPlatform, 3, "mapped twice"),
-    "never attached": Case(ForgetsToAttach, PlainPlatform, 3, "never attached"),
+    "not RAM": Case(_from(HOLE), MapsEverything, 1, "is not RAM", HOLE),
+    "taken by the kernel": Case(
+        _from(16 * MIB), PlainPlatform, 1, "taken by something else", 16 * MIB
+    ),
+    "block on the kernel": Case(
+        BlockOnTheKernel, PlainPlatform, 1, "taken by something else", 16 * MIB
+    ),
+    "table twice": Case(SamePageAgain, PlainPlatform, 1, "a table twice", 2 * MIB),
+    "brk that is none": Case(
+        _from(2 * MIB, Source.BRK), PlainPlatform, 1, "said to be brk", 2 * MIB
+    ),
+    "out of reach": Case(_from(200 * MIB), MapsLittle, 2, "cannot be reached", 200 * MIB),
+    # Behind the three tables (L1, L2, L3) that the memory above the hole takes.
+    "reached too early": Case(
+        UsesWhatWaits, MapsLittle, 2, "cannot be reached", 200 * MIB + 3 * 4096
+    ),
+    "RAM not mapped": Case(
+        ForgetsTheTop, PlainPlatform, 3, "promised to be mapped and is not", 256 * MIB - 4096
+    ),
+    "mapped without promise": Case(
+        MapsTheHole, PlainPlatform, 3, "without having been promised", HOLE
+    ),
+    "mapped twice": Case(MapsTwice, PlainPlatform, 3, "mapped twice", 4 * MIB),
+    "never attached": Case(ForgetsToAttach, PlainPlatform, 3, "never attached", 0),
     "attached first": Case(AttachesFirst, Lenient, 4, "attached before they are handed over"),
     "never read-only": Case(
         AscendingAllocator, NeverMakesReadonly, 4, "attached before they are handed over"
@@ -318,10 +334,18 @@ CASES = {
         _new_tree(hand_over_first=False, kernel_first=True), Lenient, 4, "tables not handed over"
     ),
     "CR3 without the kernel": Case(
-        _new_tree(hand_over_first=True, kernel_first=False), PlainPlatform, 4, "not map the kernel"
+        _new_tree(hand_over_first=True, kernel_first=False),
+        PlainPlatform,
+        4,
+        "not map the kernel",
+        16 * MIB,
     ),
     "CR3 before the tables are attached": Case(
-        _new_tree(hand_over_first=False, kernel_first=True), PlainPlatform, 4, "not map the kernel"
+        _new_tree(hand_over_first=False, kernel_first=True),
+        PlainPlatform,
+        4,
+        "not map the kernel",
+        16 * MIB,
     ),
     "surplus kept": Case(KeepsTheSurplus, PlainPlatform, 5, "was not given back"),
     "table given back": Case(GivesTablesBack, PlainPlatform, 5, "is a page table"),
@@ -334,6 +358,8 @@ def test_exactly_one_rule(case: Case, run_pair: Callable[[type[Any], type[Any]],
     run = run_pair(case.allocator, case.backend)
     assert {finding.rule for finding in run.findings} == {case.rule}, list(map(str, run.findings))
     assert all(case.message in finding.message for finding in run.findings)
+    if case.address is not None:
+        assert run.findings[0].address == case.address
     assert run.verdict.outcome is Outcome.VIOLATION
     assert str(run.verdict).startswith(f"violation: invariant {case.rule}")
 
