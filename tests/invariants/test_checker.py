@@ -14,6 +14,7 @@ from paravirt_mm import Boot, Event, Map, Outcome, PageRun, Run, Trace, hookimpl
 from paravirt_mm.engine.trace import (
     MadeReadonly,
     MadeWritable,
+    MemoryTaken,
     Panicked,
     RangeMapped,
     RunFinished,
@@ -147,3 +148,44 @@ def test_released_pages_may_be_used_again(backend: type[Any], run_pair: RunPair)
     assert first.low <= later.low < first.high, "the test's allocator does not do what it says"
     assert run.findings == ()
     assert run.verdict.outcome is Outcome.OK
+
+
+def _with(trace: Trace, event: Event, before: type) -> Trace:
+    """Return a copy with an event more, before the first of a kind."""
+    events = list(trace)
+    place = next(n for n, each in enumerate(events) if isinstance(each, before))
+    return Trace([*events[:place], event, *events[place:]])
+
+
+def test_memory_that_the_platform_takes(run_pair: RunPair) -> None:
+    """Taken for good reason, it may be reserved in the end; no table may lie there, before or
+    after.
+    """
+    trace = run_pair(AscendingAllocator, PlainPlatform).trace
+    free = (200 * MIB, 201 * MIB)
+    taken = _altered(
+        _with(trace, MemoryTaken((free,)), RunFinished),
+        RunFinished,
+        lambda e: attrs.evolve(e, reserved=(*e.reserved, free)),
+    )
+    assert check(taken) == []
+    table = next(e for e in trace if isinstance(e, TablesAllocated)).batch.runs[0].span
+    after = check(_with(trace, MemoryTaken((table,)), RunFinished))
+    assert [(each.rule, each.address) for each in after] == [(1, table[0])]
+    assert "takes a page table away" in after[0].message
+    before = check(_with(trace, MemoryTaken((table,)), TablesAllocated))
+    assert {each.rule for each in before} == {1}
+    assert {each.address for each in before} == {table[0]}
+    assert any("was taken away by the platform" in each.message for each in before)
+
+
+def test_what_is_given_back_is_named_by_its_page(run_pair: RunPair) -> None:
+    trace = run_pair(BlockAllocator, _WholeBoot).trace
+    given = [run for e in trace if isinstance(e, SurplusReleased) for run in e.pages]
+    found = check(Trace([each for each in trace if not isinstance(each, MadeWritable)]))
+    named = [each.address for each in found if "a page given back is read-only" in each.message]
+    assert named
+    assert {each.rule for each in found} == {5}
+    assert all(
+        any(low <= address < high for low, high in (r.span for r in given)) for address in named
+    )
