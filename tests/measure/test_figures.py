@@ -306,3 +306,40 @@ def test_figures_come_from_the_trace_alone(run_scenario: Callable[..., Run]) -> 
     run = run_scenario("macmini-4g", "legacy_linear:kernel=3.6,good_end=end", "xen")
     copy = Trace(run.trace)
     assert measure(copy) == {name: run.figures[name] for name in FIGURES}
+
+
+def test_figures_at_the_edges_of_what_they_count() -> None:
+    """The last page below 4 GiB is given back and found again; RAM ends inside of a page; a root
+    waits for the tables below it.
+    """
+    machine = attrs.evolve(MACHINE, memory_map=MemoryMap.sanitise([(MIB, GIB + 100, E820Type.RAM)]))
+    block = PageRun(0xFFFF9, 7)
+    again = TablePages(PageRun(0xFFFFF, 1), Source.MEMBLOCK)
+    batch = _batch([TablePages(block.head(2), Source.RESERVATION), again], index=1)
+    everything = (0, machine.mode.table_span(4))
+    root = Batch(
+        index=0,
+        mode=machine.mode,
+        start=0,
+        end=everything[1],
+        spans={4: (everything,)},
+        leaf_levels=(),
+        pages=(TablePages(PageRun(0x200, 1), Source.BRK),),
+    )
+    figures = measure(
+        Trace(
+            [
+                RunStarted(machine, BOOT, "a", "b", ()),
+                TablesReserved((block,)),
+                TablesAllocated(root),
+                StepStarted(1, Map(0, 4 * MIB, hand_over=HandOver.LATER)),
+                TablesAllocated(batch),
+                RunFinished(()),
+            ]
+        )
+    )
+    assert figures["waste_percent"] == 71.43
+    assert figures["tables_below_4g"] == 4 * PAGE
+    assert figures["unused_below_4g"] == 5 * PAGE
+    assert figures["largest_free_below_4g"] == GIB - MIB
+    assert figures["peak_unhooked"] == 4

@@ -71,3 +71,10 @@ def test_table_count_is_what_a_run_needs() -> None:
 
 def test_64_bit_machines_have_none() -> None:
     assert lowmem32(bundled("lenovo-x230-8g")) is None
+
+
+def test_lowmem_that_ends_with_a_table_takes_no_further_one() -> None:
+    for ram, tables in (((MIB, 64 * MIB), 32), ((2 * MIB, 4 * MIB), 1)):
+        found = lowmem32(pae(ram))
+        assert found is not None
+        assert found.tables_4k == tables
