@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -145,3 +147,30 @@ def test_json_has_everything() -> None:
     assert kind["entries"] <= 4
     assert "memory = [" in kind["machine"]
     assert {row["switches"] for row in result["compared"]} >= {"", "movable_node=yes"}
+
+
+@pytest.mark.slow
+def test_git_bisect_finds_the_commit(tmp_path: Path) -> None:
+    """As docs/bisect.md has it, with commits that choose a model instead of building a kernel."""
+
+    def git(*words: str) -> str:
+        who = ("-c", "user.name=n", "-c", "user.email=n@example.org")
+        command = ["git", *who, *words]
+        return subprocess.run(
+            command, cwd=tmp_path, check=True, capture_output=True, text=True
+        ).stdout
+
+    script = tmp_path / "same-as-good.sh"
+    script.write_text(
+        f"{sys.executable} -m paravirt_mm diff {OLD} incremental:kernel=$(cat kernel) qemu-512m "
+        "--in brk --shrink 0\ncase $? in 0) exit 0 ;; 1) exit 1 ;; *) exit 125 ;; esac\n"
+    )
+    git("init", "-q")
+    for number, kernel in enumerate(("5.10", "none", "5.11", "6.1", "6.12", "7.2")):
+        (tmp_path / "kernel").write_text(kernel)
+        git("add", "kernel")
+        git("commit", "-qm", f"commit {number}")
+    git("bisect", "start", "HEAD", "HEAD~5")
+    found = git("bisect", "run", "sh", "same-as-good.sh")
+    assert "is the first bad commit" in found
+    assert "commit 3" in found
