@@ -45,8 +45,14 @@ def recorded_boot(recording: Dom0Recording, machine: Machine) -> RecordedBoot:
     # Linux keeps the first page for itself, whatever the map says.
     for low, high in different:
         if (low, high) != (0, PAGE_SIZE):
-            who = "only the machine" if asked.covers(low, high) else "only dom0"
-            raise InputError(f"{who} has RAM at {low:#x}-{high:#x}: the two cannot be compared")
+            if asked.covers(low, high):
+                who, remedy = (
+                    "the machine",
+                    "take it out of the map, as Linux does (6.12 from 0x80000 on)",
+                )
+            else:
+                who, remedy = "dom0", "take a kernel with CONFIG_XEN_DOM0, or add it to the map"
+            raise InputError(f"only {who} has RAM at {low:#x}-{high:#x}: {remedy}")
     if not recording.mappings:
         raise InputError("the recording does not say which ranges were mapped: record it again")
     made = {pfn: (level, base) for level, pfn, base in recording.tables}
