@@ -30,6 +30,10 @@ def checked(machine: Machine, where: str) -> Machine:
     ):
         if pfn is not None and pfn > limit >> PAGE_SHIFT:
             raise InputError(f"{what}: page {pfn:#x} lies above all memory", where)
+    if machine.mode.is_32bit and machine.map_limit > 4 * GIB:
+        raise InputError(
+            f"a 32-bit kernel has no addresses for lowmem up to {machine.map_limit:#x}", where
+        )
     if machine.boot_mapped % PAGE_SIZE:
         # Linux prints a count of pages, as an address.
         raise InputError(
