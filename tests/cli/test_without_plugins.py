@@ -43,7 +43,7 @@ last_pfn = 0x40000 max_arch_pfn = 0x400000000
 @pytest.fixture(autouse=True)
 def no_plugins(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is installed."""
-    monkeypatch.setattr(registry, "entry_points", lambda group: [])
+    monkeypatch.setattr(registry, "distributions", list)
     monkeypatch.setattr(registry, "_DEFAULT", [])
 
 
