@@ -136,7 +136,13 @@ class _Conformance:
             pytest.skip(f"declined: {self.declines[requirement]}")
 
     def test_declines_what_may_be_declined(self) -> None:
-        """Most requirements are what makes a plugin right; only some may be declined."""
+        """Most requirements are what makes a plugin right; only some may be declined.
+
+        ::
+
+            declines = {"work_is_done_in_runs": "why"}     skipped, counted, and the reason told
+            declines = {"run_is_right": "why"}             refused: that would make it wrong
+        """
         for requirement in self.declines:
             allowed = ", ".join(sorted(DECLINABLE))
             assert requirement in DECLINABLE, f"{requirement!r} cannot be declined, but {allowed}"
@@ -160,14 +166,27 @@ class _Conformance:
             )
 
     def test_plugin_is_usable(self) -> None:
-        """The registry takes it, in the right role, and every option has a default."""
+        """The registry takes it, in the right role, and every option has a default.
+
+        ::
+
+            pvmm_map_steps         an allocator  --+
+            pvmm_boot_state        a backend       +-- one of them, never two
+            neither                an observer   --+
+        """
         assert problems(self.plugin_name(), self.plugin) == []
         plugin = Plugin(self.plugin_name(), self.plugin)
         assert plugin.role == self._role
         assert isinstance(plugin.create(), self.plugin)
 
     def test_options_are_accepted(self, spec: str) -> None:
-        """The options under test can be created, and creating twice gives equal plugins."""
+        """The options under test can be created, and creating twice gives equal plugins.
+
+        ::
+
+            "kernel=3.6"  -->  X(kernel=3.6)  ==  X(kernel=3.6)  <--  "kernel=3.6"
+                                 no list, file or counter that the two share
+        """
         parsed = PluginSpec.parse(spec)
         plugin = Plugin(parsed.name, self.plugin)
         assert plugin.create(dict(parsed.options)) == plugin.create(dict(parsed.options))
@@ -175,6 +194,11 @@ class _Conformance:
     def test_plugin_says_what_it_is(self) -> None:
         """Class and hooks have docstrings: they are what ``paravirt-mm plugins`` and the manual
         show.
+
+        ::
+
+            class X:              "What it is."        <-- paravirt-mm plugins X
+                def pvmm_...:     "What it does."      <-- the manual
         """
         assert self.plugin.__doc__
         for hook in Plugin(self.plugin_name(), self.plugin).hooks:
@@ -185,6 +209,12 @@ class _Conformance:
 
         What is not the plugin's business is excused: a backend that refuses the machine before the
         allocator is asked anything, an allocator that gives up (the reference allocators may not).
+
+        ::
+
+            promised   [..............................)
+            mapped     [..........]      [............)     violation: a hole in what was promised
+            tables            TT   T                        violation: T is not mapped yet
         """
         run = self.run(MACHINES[machine_name](), spec, partner)
         if self._excused(run, partner):
@@ -221,6 +251,11 @@ class _Conformance:
     def test_any_machine(self, data: st.DataObject) -> None:
         """On whatever machine: the kernel may give up, the platform may refuse, but no rule breaks
         and nothing fails.
+
+        ::
+
+            [RAM)  hole  [RAM)[reserved)[RAM)  hole  [R)    pieces of a page, holes at any place
+               ok, panic, rejected: all of them are answers; violation and error are not
         """
         machine = data.draw(machines())
         spec = data.draw(st.sampled_from(self.specs()))
@@ -326,7 +361,14 @@ class BackendConformance(_Conformance):
         assert bool(state.boot_tables) >= state.typed
 
     def test_features_are_only_taken_away(self, spec: str, machine_name: str) -> None:
-        """A platform may hide what the CPU has, never add to it."""
+        """A platform may hide what the CPU has, never add to it.
+
+        ::
+
+            the CPU has     pse  gbpages  nx
+            the platform    pse     -     nx      it may hide what is there,
+            the platform    pse  gbpages  nx +1   never offer what is not
+        """
         machine = MACHINES[machine_name]()
         state = self.boot_state(spec, machine)
         if state is not None:
@@ -348,7 +390,13 @@ class BackendConformance(_Conformance):
             _check_order(run)
 
     def test_large_pages_are_hidden_or_taken(self, spec: str, partner: str) -> None:
-        """No run uses a page size that the platform does not offer."""
+        """No run uses a page size that the platform does not offer.
+
+        ::
+
+            offered  4K  2M  -         [4K][      2M      ][4K]    right
+                               1G      [          1G           )   was not offered
+        """
         for machine in generate(4, seed=5):
             run = self.run(machine, spec, partner)
             if run.verdict.outcome is Outcome.OK:
