@@ -17,6 +17,8 @@ from paravirt_mm.errors import ExitCode
 
 copier = pytest.importorskip("copier", reason="needs the extra new")
 
+pytestmark = pytest.mark.slow  # a process each
+
 ROLES = ("allocator", "backend", "observer")
 
 
@@ -57,7 +59,6 @@ def test_everything_is_there(projects: dict[str, Path], role: str) -> None:
     }
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("role", ROLES)
 def test_it_installs_and_passes_its_tests(
     projects: dict[str, Path], tmp_path: Path, role: str

@@ -358,6 +358,7 @@ def test_a_map_without_its_first_entry_has_low_memory(tmp_path: Path) -> None:
     assert low == (0x1000, 0x9F000)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("first_kept", [2, 5])
 def test_with_the_maps_head_cut_off_nothing_below_is_judged(
     tmp_path: Path, first_kept: int
@@ -420,6 +421,7 @@ def test_before_2_6_27_the_end_is_that_of_the_last_entry(tmp_path: Path) -> None
     assert "up to 1ff45000 @" in str(report.lines[0].predicted)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "text",
     [
