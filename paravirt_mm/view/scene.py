@@ -47,9 +47,9 @@ LINES: tuple[tuple[int, str], ...] = (
 )
 """Where low memory ends, for whom: real mode, ISA DMA, 32-bit lowmem, 32-bit DMA."""
 
-MAX_FRAMES = 64
+MAX_FRAMES = 32
 """Steps that are kept apart; of a longer run those in the middle become one frame."""
-MAX_RANGES = 400
+MAX_RANGES = 160
 """Ranges of one kind that are kept apart in a frame; more are joined across their smallest gaps."""
 MAX_UPPER = 300
 """Tables above L1 in a batch up to which each run of tables of a level is kept apart."""
