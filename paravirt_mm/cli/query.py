@@ -20,7 +20,7 @@ from paravirt_mm.sweep.questions import (
     MAX_ROWS,
     QUESTIONS,
     SIZES,
-    Answer,
+    QueryResult,
     ask,
     select,
 )
@@ -80,11 +80,11 @@ def command(
     return ExitCode.OK
 
 
-def _json(answer: Answer) -> str:
+def _json(answer: QueryResult) -> str:
     return json.dumps(answer.records(), indent=1, default=str)
 
 
-def _table(answer: Answer, style: str) -> str:
+def _table(answer: QueryResult, style: str) -> str:
     rows = [
         [_cell(title, value) for title, value in zip(answer.titles, row, strict=True)]
         for row in answer.rows

@@ -62,7 +62,7 @@ CHUNK_PAGES = 64
 
 
 @attrs.frozen(eq=False)
-class Tables:
+class TableColumns:
     """Runs of tables as columns, sorted by pfn.
 
     The tables of run *i* are the ``count`` pages from ``pfn`` upward; their spans lie side by side
@@ -78,7 +78,7 @@ class Tables:
     owner: npt.NDArray[np.int64]
 
     @classmethod
-    def of(cls, runs: Iterable[tuple[int, TableRun]]) -> Tables:
+    def of(cls, runs: Iterable[tuple[int, TableRun]]) -> TableColumns:
         """Collect ``(owner, run)`` pairs."""
         rows = [(r.level, r.base, r.count, r.pfn, r.step, owner) for owner, r in runs]
         level, base, count, pfn, step, owner = np.array(rows, dtype=np.int64).reshape(-1, 6).T
@@ -138,7 +138,7 @@ class Image:
             for event in trace.of(EntriesWritten)
             if event.kind is EntryKind.TABLE
         }
-        self.tables = Tables.of(self._find_tables(trace))
+        self.tables = TableColumns.of(self._find_tables(trace))
         self._children = self._by_base()
         self._check_fit()
 

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 import attrs
 
 from paravirt_mm.image.dump import Dump
-from paravirt_mm.image.walker import Cpu, Finding, LeafRun, Limits, PhysicalMemory, Walk, walk
+from paravirt_mm.image.walker import Cpu, Damage, LeafRun, PhysicalMemory, Walk, WalkLimits, walk
 from paravirt_mm.machine.paging import PAGE_SHIFT, PAGE_SIZE, PagingMode
 from paravirt_mm.machine.ranges import RangeSet
 from paravirt_mm.measure.figures import TABLE_FIGURES, Unit, Value
@@ -41,17 +41,17 @@ class Inspection:
     direct_map: DirectMap | None
     direct_figures: Mapping[str, Value] | None
     runs: tuple[LeafRun, ...]
-    findings: tuple[Finding, ...]
+    findings: tuple[Damage, ...]
     dropped: int
 
 
-def limits_for(dump: Dump) -> Limits:
+def limits_for(dump: Dump) -> WalkLimits:
     """Return limits for the tables in a dump. Each page can be one table; some are shared by many
     parents, but not by so many that they are visited more than a few times on the average.
     """
     pages = sum(segment.end - segment.start for segment in dump.segments) // PAGE_SIZE
-    usual = Limits()
-    return Limits(
+    usual = WalkLimits()
+    return WalkLimits(
         tables=min(usual.tables, 4 * pages + 4096), runs=min(usual.runs, 2048 * pages + 4096)
     )
 
@@ -61,7 +61,7 @@ def inspect(
     root: int,
     mode: PagingMode,
     cpu: Cpu | None = None,
-    limits: Limits | None = None,
+    limits: WalkLimits | None = None,
 ) -> Inspection:
     """Walk the tables below ``root`` and work out their figures.
 

@@ -7,7 +7,7 @@ ascending frames with equal rights are one run, and what no run covers is a hole
 
 Entries are untrusted. Reserved bits, tables that are not in memory, tables that are their own
 ancestors and trees without end are findings with level, address and entry; the walk goes on
-elsewhere, and stops at `Limits`.
+elsewhere, and stops at `WalkLimits`.
 
 Virtual addresses are canonical (sign-extended) integers; ends are exclusive.
 """
@@ -52,7 +52,7 @@ class Cpu:
 
 
 @attrs.frozen
-class Limits:
+class WalkLimits:
     """Where a walk gives up: how many tables it visits, runs it keeps, and findings it lists."""
 
     tables: int = 1 << 22
@@ -79,7 +79,7 @@ class LeafRun:
 
 
 @attrs.frozen
-class Finding:
+class Damage:
     """Something wrong in the tables: what, at which level, for which virtual address, and the
     entry.
     """
@@ -108,7 +108,7 @@ class Walk:
     tables: dict[int, U64]
     places: dict[int, tuple[U64, U64]]
     visits: int
-    findings: tuple[Finding, ...]
+    findings: tuple[Damage, ...]
     dropped: int = 0
 
     def holes(self, start: int, end: int) -> Iterator[tuple[int, int]]:
@@ -151,7 +151,7 @@ def walk(
     root: int,
     mode: PagingMode,
     cpu: Cpu | None = None,
-    limits: Limits | None = None,
+    limits: WalkLimits | None = None,
     within: tuple[int, int] | None = None,
 ) -> Walk:
     """Walk the tables below the root at physical address ``root`` (bytes).
@@ -159,7 +159,7 @@ def walk(
     ``within`` limits the walk to entries that translate any of these virtual addresses (canonical,
     end exclusive), which must not lie on both sides of the canonical hole.
     """
-    walker = _Walker(memory, FORMATS[mode.name], cpu or Cpu(), limits or Limits())
+    walker = _Walker(memory, FORMATS[mode.name], cpu or Cpu(), limits or WalkLimits())
     if within is not None:
         mask = (1 << mode.virtual_bits) - 1
         walker.within = within[0] & mask, (within[1] - 1 & mask) + 1
@@ -203,14 +203,14 @@ def _joined(parts: list[_Level]) -> _Level:
 
 class _Walker:
     def __init__(
-        self, memory: PhysicalMemory, entry_format: EntryFormat, cpu: Cpu, limits: Limits
+        self, memory: PhysicalMemory, entry_format: EntryFormat, cpu: Cpu, limits: WalkLimits
     ) -> None:
         self.memory = memory
         self.format = entry_format
         self.mode = entry_format.mode
         self.cpu = cpu
         self.limits = limits
-        self.findings: list[Finding] = []
+        self.findings: list[Damage] = []
         self.dropped = 0
         self.runs: list[U64] = []
         self.run_count = 0
@@ -251,7 +251,7 @@ class _Walker:
     def _find(self, kind: str, level: int, virtual: int, entry: int, message: str) -> None:
         if len(self.findings) < self.limits.findings:
             address = canonical(self.mode, virtual)
-            self.findings.append(Finding(kind, level, address, entry, message))
+            self.findings.append(Damage(kind, level, address, entry, message))
         else:
             self.dropped += 1
 
@@ -654,13 +654,13 @@ def translate(
 __all__ = [
     "Access",
     "Cpu",
+    "Damage",
     "Fault",
-    "Finding",
     "LeafRun",
-    "Limits",
     "PhysicalMemory",
     "Translation",
     "Walk",
+    "WalkLimits",
     "canonical",
     "leaf_address",
     "read_root",

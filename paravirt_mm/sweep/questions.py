@@ -32,7 +32,7 @@ class Question:
 
 
 @attrs.frozen
-class Answer:
+class QueryResult:
     """A table: titles, rows, and whether it was cut."""
 
     titles: tuple[str, ...]
@@ -103,7 +103,7 @@ QUESTIONS = {
 
 def ask(
     path: Path, question: str, by: str | None = None, size: str = "512M", below: str = "4G"
-) -> Answer:
+) -> QueryResult:
     """Answer one of `QUESTIONS` from a sweep's file.
 
     Raises SpecError for a question or a division that there is not, InputError for a bad file.
@@ -116,7 +116,7 @@ def ask(
     if question == "columns":
         with connect(path, read_only=True) as connection:
             titles = ("table", "column", "type", "meaning")
-            return Answer(titles, tuple(columns_of(connection)))
+            return QueryResult(titles, tuple(columns_of(connection)))
     sql = asked.divided if by and asked.divided else asked.sql
     fits = f"crashkernel_{size.lower()}_below_{below.lower()}"
     try:
@@ -126,7 +126,7 @@ def ask(
         raise InputError(f"holds no complete sweep of this version; {error}", str(path)) from None
 
 
-def select(path: Path, sql: str) -> Answer:
+def select(path: Path, sql: str) -> QueryResult:
     """Answer free SQL from a sweep's file; it can change nothing and reach nothing else.
 
     Raises SpecError with DuckDB's words where the SQL is wrong, InputError for a bad file.
@@ -140,4 +140,4 @@ def select(path: Path, sql: str) -> Answer:
             rows = connection.fetchmany(MAX_ROWS + 1)
         except duckdb.Error as error:
             raise SpecError(f"DuckDB: {printable(str(error), 500)}") from None
-    return Answer(titles, tuple(rows[:MAX_ROWS]), len(rows) > MAX_ROWS)
+    return QueryResult(titles, tuple(rows[:MAX_ROWS]), len(rows) > MAX_ROWS)

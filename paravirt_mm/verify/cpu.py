@@ -42,8 +42,8 @@ from paravirt_mm.image.walker import (
     FAULT_WRITE,
     Access,
     Cpu,
+    Damage,
     Fault,
-    Finding,
     LeafRun,
     PhysicalMemory,
     Walk,
@@ -94,7 +94,7 @@ class CpuReport:
     runs: int
     holes: int
     disagreements: tuple[Disagreement, ...]
-    findings: tuple[Finding, ...]
+    findings: tuple[Damage, ...]
     writable_tables: tuple[tuple[int, int], ...] = ()
 
     @property

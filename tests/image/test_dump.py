@@ -20,7 +20,7 @@ from paravirt_mm import InputError, Run
 from paravirt_mm.image.dump import open_dump
 from paravirt_mm.image.elf import write_core
 from paravirt_mm.image.inspect import inspect
-from paravirt_mm.image.walker import Limits, walk
+from paravirt_mm.image.walker import WalkLimits, walk
 from paravirt_mm.machine.paging import I386, I386_PAE, X86_64, X86_64_LA57
 
 
@@ -162,7 +162,7 @@ def test_damaged_headers_never_crash(
     try:
         with open_dump(path) as dump:
             if dump.cr3 is not None and dump.mode is not None:
-                inspect(dump, dump.cr3, dump.mode, limits=Limits(tables=1 << 12, runs=1 << 12))
+                inspect(dump, dump.cr3, dump.mode, limits=WalkLimits(tables=1 << 12, runs=1 << 12))
     except InputError:
         pass
 
@@ -181,7 +181,7 @@ def test_damaged_tables_never_crash(
     path.write_bytes(damaged)
     with open_dump(path) as dump:
         assert dump.cr3 is not None
-        inspect(dump, dump.cr3, X86_64, limits=Limits(tables=1 << 12, runs=1 << 12))
+        inspect(dump, dump.cr3, X86_64, limits=WalkLimits(tables=1 << 12, runs=1 << 12))
 
 
 def elf32(root: int, machine: int, cr4: int) -> bytes:

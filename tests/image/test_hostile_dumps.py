@@ -100,7 +100,7 @@ def test_the_limit_holds_chunk_by_chunk(tmp_path: Path) -> None:
     """Also with the usual limits, for whoever asks for them: no level is held before it is cut."""
     import tracemalloc
 
-    from paravirt_mm.image.walker import Limits
+    from paravirt_mm.image.walker import WalkLimits
 
     pages = np.zeros((4, 512), dtype=np.uint64)
     for level in range(3):
@@ -109,7 +109,7 @@ def test_the_limit_holds_chunk_by_chunk(tmp_path: Path) -> None:
     path.write_bytes(pages.tobytes())
     tracemalloc.start()
     with open_dump(path) as dump:
-        inspect(dump, 0, X86_64, limits=Limits(tables=6_000))
+        inspect(dump, 0, X86_64, limits=WalkLimits(tables=6_000))
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 100 << 20

@@ -13,9 +13,9 @@ from paravirt_mm.image.walker import (
     Cpu,
     Fault,
     LeafRun,
-    Limits,
     Translation,
     Walk,
+    WalkLimits,
     canonical,
     translate,
     walk,
@@ -207,11 +207,11 @@ def test_a_tree_without_end_stops() -> None:
     for table in range(0x1000, 0x5000, 0x1000):
         for n in range(512):
             memory.put(table, n, table + 0x1000 | 0x67)
-    found = walk(memory, 0x1000, X86_64, limits=Limits(tables=2000, runs=50, findings=10))
+    found = walk(memory, 0x1000, X86_64, limits=WalkLimits(tables=2000, runs=50, findings=10))
     assert found.visits <= 2000
     assert {finding.kind for finding in found.findings} == {"limit"}
     # The L1s map the frames of one page again and again: as many runs as entries.
-    full = walk(memory, 0x2000, MODES["i386-pae"], limits=Limits(tables=10000, runs=50))
+    full = walk(memory, 0x2000, MODES["i386-pae"], limits=WalkLimits(tables=10000, runs=50))
     assert len(full.runs) <= 50
 
 
@@ -220,7 +220,7 @@ def test_findings_are_bounded_and_counted() -> None:
     leaf = memory.chain()
     for n in range(512):
         memory.put(leaf, n, 1 << 51 | 0x63)
-    found = walk(memory, 0x1000, X86_64, Cpu(physical_bits=40), Limits(findings=7))
+    found = walk(memory, 0x1000, X86_64, Cpu(physical_bits=40), WalkLimits(findings=7))
     assert len(found.findings) == 7
     assert found.dropped == 505
 
@@ -287,7 +287,7 @@ def edges(found: Walk, mode: PagingMode) -> Iterator[tuple[int, LeafRun | None]]
 @given(page_tables(), st.sampled_from([Cpu(), Cpu(physical_bits=40), Cpu(nx=False)]))
 def test_the_whole_walk_agrees_with_single_addresses(tables: RandomTables, cpu: Cpu) -> None:
     mode = tables.mode
-    found = walk(tables, ROOT, mode, cpu, Limits(tables=1 << 14, runs=1 << 14))
+    found = walk(tables, ROOT, mode, cpu, WalkLimits(tables=1 << 14, runs=1 << 14))
     if any(finding.kind in ("loop", "limit") for finding in found.findings) or found.dropped:
         return  # the walk of one address goes round the loop; the whole walk must not
     probes = [*edges(found, mode)]

@@ -30,8 +30,8 @@ from paravirt_mm.machine.paging import X86_64, X86_64_LA57
 from paravirt_mm.verify.linux.compare import replay
 from paravirt_mm.verify.linux.maps import builtin_maps
 from paravirt_mm.verify.linux.qemu import (
-    DirectMap,
     GdbError,
+    GuestMap,
     Kernel,
     KernelBootError,
     KernelImageError,
@@ -596,7 +596,7 @@ class Tree:
         pages = [self.pages.get(at) for at in range(address, address + size, PAGE)]
         return None if None in pages else b"".join(bytes(page) for page in pages if page)
 
-    def walk(self, end: int = DIRECT_END) -> DirectMap:
+    def walk(self, end: int = DIRECT_END) -> GuestMap:
         mode = X86_64_LA57 if self.levels == 5 else X86_64
         return read_direct_map(self, 0x1000, mode, (self.page_offset, end), Cpu())
 

@@ -36,7 +36,7 @@ from paravirt_mm.verify.linux.qemu import (
     find_qemu,
     record_boot,
 )
-from paravirt_mm.verify.linux.qemu.image import Segment
+from paravirt_mm.verify.linux.qemu.image import LoadSegment
 
 DATA = Path(__file__).parents[1] / "data" / "linux_live"
 FILES = sorted(DATA.glob("linux-*.jsonl"))
@@ -202,7 +202,7 @@ def test_damaged_record_is_refused(change: Change, message: str) -> None:
 
 def a_kernel(*, five_levels: bool = True) -> Kernel:
     """A kernel of the usual place and size, with nothing in it."""
-    segment = Segment(0xFFFFFFFF81000000, 16 * MIB, b"", 55 * MIB + 1)
+    segment = LoadSegment(0xFFFFFFFF81000000, 16 * MIB, b"", 55 * MIB + 1)
     symbols = {"__pgtable_l5_enabled": 0} if five_levels else {}
     return Kernel(Path("vmlinuz"), b"", "6.1.0", "6.1.0", 16 * MIB, (segment,), symbols)
 

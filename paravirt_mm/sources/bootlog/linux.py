@@ -136,7 +136,7 @@ def _span(match: re.Match[str], first: int = 1) -> Span:
 
 
 @attrs.define
-class Boot(Printed):
+class PrintedBoot(Printed):
     """Takes the lines of one boot apart. All methods may raise InputError that names the line."""
 
     _last: str = ""
@@ -445,44 +445,47 @@ class Boot(Printed):
         return any(fact.line < line for fact in self.facts)
 
 
-_Take = Callable[[Boot, "re.Match[str]", int, str], None]
+_Take = Callable[[PrintedBoot, "re.Match[str]", int, str], None]
 
 # In this order: a line goes to the first pattern that it holds, of those whose word it holds.
 _TAKERS: tuple[tuple[str, tuple[tuple[re.Pattern[str], _Take], ...]], ...] = (
-    ("setup_data:", ((_SETUP_DATA, Boot._take_nothing),)),
-    (": ", ((MAP_ENTRY, Boot._take_map),)),
-    ("e820", ((_CHANGE, Boot._take_change),)),
-    ("page ", ((_PAGES, Boot._take_pages),)),
-    ("init_memory_mapping", ((_RANGE, Boot._take_range),)),
-    ("PGTABLE", ((_BRK, Boot._take_brk),)),
-    ("direct mapping tables", ((_BLOCK, Boot._take_block),)),
-    ("last_pfn", ((_LAST_PFN, Boot._take_last_pfn),)),
-    ("setting RW", ((_SETTING_RW, Boot._take_setting_rw),)),
+    ("setup_data:", ((_SETUP_DATA, PrintedBoot._take_nothing),)),
+    (": ", ((MAP_ENTRY, PrintedBoot._take_map),)),
+    ("e820", ((_CHANGE, PrintedBoot._take_change),)),
+    ("page ", ((_PAGES, PrintedBoot._take_pages),)),
+    ("init_memory_mapping", ((_RANGE, PrintedBoot._take_range),)),
+    ("PGTABLE", ((_BRK, PrintedBoot._take_brk),)),
+    ("direct mapping tables", ((_BLOCK, PrintedBoot._take_block),)),
+    ("last_pfn", ((_LAST_PFN, PrintedBoot._take_last_pfn),)),
+    ("setting RW", ((_SETTING_RW, PrintedBoot._take_setting_rw),)),
     (
         "memblock_",
         (
-            (_MEMBLOCK, Boot._take_memblock),
-            (_MEMBLOCK_ALLOC, Boot._take_memblock_alloc),
-            (_MEMBLOCK_FREE, Boot._take_memblock_free),
+            (_MEMBLOCK, PrintedBoot._take_memblock),
+            (_MEMBLOCK_ALLOC, PrintedBoot._take_memblock_alloc),
+            (_MEMBLOCK_FREE, PrintedBoot._take_memblock_free),
         ),
     ),
-    ("reserved[", ((_MEMBLOCK_LIST, Boot._take_memblock_list),)),
-    ("==>", ((_EARLY, Boot._take_early),)),
-    ("RAMDISK", ((_RAMDISK, Boot._take_ramdisk),)),
-    ("trampoline", ((_TRAMPOLINE, Boot._take_trampoline),)),
-    ("MP-table", ((_MP_TABLE, Boot._take_mp_table),)),
-    ("initial memory mapped", ((_BOOT_MAPPED, Boot._take_boot_mapped),)),
-    ("low ram:", ((_LOW_RAM, Boot._take_low_ram),)),
-    ("MEM available", ((_MEGABYTES, Boot._take_megabytes),)),
-    ("NX (", ((_NX, Boot._take_nx),)),
-    ("not marked as", ((_NOT_RAM, Boot._take_not_ram),)),
+    ("reserved[", ((_MEMBLOCK_LIST, PrintedBoot._take_memblock_list),)),
+    ("==>", ((_EARLY, PrintedBoot._take_early),)),
+    ("RAMDISK", ((_RAMDISK, PrintedBoot._take_ramdisk),)),
+    ("trampoline", ((_TRAMPOLINE, PrintedBoot._take_trampoline),)),
+    ("MP-table", ((_MP_TABLE, PrintedBoot._take_mp_table),)),
+    ("initial memory mapped", ((_BOOT_MAPPED, PrintedBoot._take_boot_mapped),)),
+    ("low ram:", ((_LOW_RAM, PrintedBoot._take_low_ram),)),
+    ("MEM available", ((_MEGABYTES, PrintedBoot._take_megabytes),)),
+    ("NX (", ((_NX, PrintedBoot._take_nx),)),
+    ("not marked as", ((_NOT_RAM, PrintedBoot._take_not_ram),)),
     (
         "Using GB pages",
-        ((re.compile("Using GB pages for direct mapping"), Boot._take_gbpages),),
+        ((re.compile("Using GB pages for direct mapping"), PrintedBoot._take_gbpages),),
     ),
-    ("Memory: ", ((_MEMORY, Boot._take_sizes),)),
-    ("Linux version", ((_LINUX, Boot._take_release),)),
-    ("ommand line:", ((_COMMAND_LINE, Boot._take_command_line),)),
-    ("unprivileged", ((re.compile("ACPI in unprivileged domain"), Boot._take_unprivileged),)),
-    ("Xen", ((_ON_XEN, Boot._take_xen),)),
+    ("Memory: ", ((_MEMORY, PrintedBoot._take_sizes),)),
+    ("Linux version", ((_LINUX, PrintedBoot._take_release),)),
+    ("ommand line:", ((_COMMAND_LINE, PrintedBoot._take_command_line),)),
+    (
+        "unprivileged",
+        ((re.compile("ACPI in unprivileged domain"), PrintedBoot._take_unprivileged),),
+    ),
+    ("Xen", ((_ON_XEN, PrintedBoot._take_xen),)),
 )

@@ -25,7 +25,7 @@ from paravirt_mm.errors import InputError
 from paravirt_mm.machine.e820 import E820Type, MemoryMap
 from paravirt_mm.printable import printable
 from paravirt_mm.sources.bootlog.facts import BootLog, Platform
-from paravirt_mm.sources.bootlog.linux import INTERESTING, MAP_ENTRY, Boot
+from paravirt_mm.sources.bootlog.linux import INTERESTING, MAP_ENTRY, PrintedBoot
 from paravirt_mm.sources.bootlog.printed import PrintedMap
 from paravirt_mm.sources.bootlog.reconstruct import reconstruct
 from paravirt_mm.sources.bootlog.xen import XEN_MARK, host_machine
@@ -69,15 +69,15 @@ def scan_boot_log(
     """Read a boot log as `read_boot_log` does; ``source`` names it in messages."""
     if boot is not None and boot < 1:
         raise InputError(f"boots are counted from 1, not {boot}", source)
-    current = Boot(1, source)
-    partial: Boot | None = None
+    current = PrintedBoot(1, source)
+    partial: PrintedBoot | None = None
     for number, message in _messages(content, source):
         if current.ends_before(message):
             if current.number == boot or (boot is None and current.complete):
                 return _result(current, name, more=True)
             if partial is None and (current.maps or current.xen.entries):
                 partial = current
-            current = Boot(current.number + 1, source, number)
+            current = PrintedBoot(current.number + 1, source, number)
         current.feed(number, message)
     if boot is not None and boot != current.number:
         raise InputError(f"there is no boot {boot}: the log holds {current.number}", source)
@@ -91,7 +91,7 @@ def scan_boot_log(
     return _result(current, name, more=partial is not None)
 
 
-def _result(boot: Boot, name: str, more: bool) -> BootLog:
+def _result(boot: PrintedBoot, name: str, more: bool) -> BootLog:
     """Make sense of what has been read. Raises InputError where it contradicts itself."""
     boot.check()
     host_map = boot.xen.host_map

@@ -36,7 +36,7 @@ ABSENT = "nothing"
 
 
 @attrs.frozen
-class Difference:
+class Mismatch:
     """One field of a machine's record that differs: where first, and what both sides have there.
 
     ``kernel`` is what the real code did, ``model`` what the model did, in the kernel's own words.
@@ -61,7 +61,7 @@ class Replay:
     kernel: str
     spec: str
     fields: tuple[str, ...]
-    differences: tuple[Difference, ...]
+    differences: tuple[Mismatch, ...]
 
     @property
     def agrees(self) -> bool:
@@ -99,7 +99,7 @@ def replay(record: Mapping[str, Any], where: str, registry: Registry) -> Iterato
         spec = _spec(release, machine, registry, where)
         run, got = measured(machine, spec, registry, where)
         if run.verdict.outcome is Outcome.ERROR:
-            differences = [Difference("run", "", "ends", f"fails: {printable(str(run.verdict))}")]
+            differences = [Mismatch("run", "", "ends", f"fails: {printable(str(run.verdict))}")]
         else:
             differences = compare(expected, got, Words(tuple(map(int, release.split(".")))))
         fields = tuple(
@@ -208,15 +208,15 @@ def _guesses(check: Checker, table: Mapping[str, Any], key: str) -> tuple[Guess,
 # -- comparison ------------------------------------------------------------------------------------
 
 
-def compare(kernel: Record, model: Record, words: Words) -> list[Difference]:
+def compare(kernel: Record, model: Record, words: Words) -> list[Mismatch]:
     """Return what differs, field by field, in the order in which a kernel does things.
 
     Of each field the first difference is given. Fields that the file leaves out are not compared;
     where only a hash is there and differs, the counts by level are told.
     """
-    found: list[Difference] = []
+    found: list[Mismatch] = []
     if kernel.panic != model.panic:
-        found.append(Difference("panic", "", _panic(kernel.panic), _panic(model.panic)))
+        found.append(Mismatch("panic", "", _panic(kernel.panic), _panic(model.panic)))
     lists: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
         ("steps", "call", lambda call: _call(call, words)),
         ("guess", "block", lambda guess: _guess(guess, words)),
@@ -236,7 +236,7 @@ def compare(kernel: Record, model: Record, words: Words) -> list[Difference]:
             found += _hash_difference(kernel, model, field)
     if kernel.table_count is not None and kernel.table_count != model.table_count:
         counts = _counts(kernel.table_count), _counts(model.table_count or {})
-        found.append(Difference("table_count", "", *counts))
+        found.append(Mismatch("table_count", "", *counts))
     return found
 
 
@@ -246,7 +246,7 @@ def first_difference(
     expected: Sequence[Any],
     got: Sequence[Any],
     show: Callable[[Any], str],
-) -> Difference:
+) -> Mismatch:
     """Return the first place where two lists that are not equal differ; ``show`` words an item."""
     pairs = enumerate(zip_longest(expected, got), 1)
     number, (left, right) = next(pair for pair in pairs if pair[1][0] != pair[1][1])
@@ -254,14 +254,14 @@ def first_difference(
     place = f"{noun} {number} of {len(expected)}"
     if len(expected) != len(got):
         place += f" (model: {len(got)})"
-    return Difference(field, place, *texts)
+    return Mismatch(field, place, *texts)
 
 
-def _hash_difference(kernel: Record, model: Record, field: str) -> Iterator[Difference]:
+def _hash_difference(kernel: Record, model: Record, field: str) -> Iterator[Mismatch]:
     name = f"{field}_sha256"
     expected, got = getattr(kernel, name, None), getattr(model, name, None)
     if expected is not None and expected != got:
-        yield Difference(name, _counts(model.table_count or {}), expected, str(got))
+        yield Mismatch(name, _counts(model.table_count or {}), expected, str(got))
 
 
 def _panic(text: str | None) -> str:

@@ -30,7 +30,7 @@ from paravirt_mm.sources import oracle_machines
 from paravirt_mm.sources.checker import Checker
 from paravirt_mm.sources.content import opened
 from paravirt_mm.verify.kernel.compare import (
-    Difference,
+    Mismatch,
     Replay,
     compare,
     expected_record,
@@ -82,7 +82,7 @@ def replay(record: Mapping[str, Any], where: str, registry: Registry | None = No
     words = Words(_version(release))
     run, got = measured(machine, spec, registry)
     if run.verdict.outcome in (Outcome.ERROR, Outcome.VIOLATION):
-        differences = [Difference("run", "", "ends", f"fails: {printable(str(run.verdict))}")]
+        differences = [Mismatch("run", "", "ends", f"fails: {printable(str(run.verdict))}")]
     else:
         differences = [
             *_memory_differences(record, machine, release, where, words),
@@ -172,7 +172,7 @@ def machine_of(record: Mapping[str, Any], where: str) -> Machine:
 
 def _memory_differences(
     record: Mapping[str, Any], machine: Machine, release: str, where: str, words: Words
-) -> Iterator[Difference]:
+) -> Iterator[Mismatch]:
     """Memory and its end as our reading of the e820 map gives them."""
     derived = MemoryMap.sanitise(_e820(Checker(where), record))
     memory, ours = list(machine.memory_map.ram_pages()), list(derived.ram_pages())
@@ -187,23 +187,21 @@ def _memory_differences(
         model = max((min(end, limit) for start, end in spans if start < limit), default=0)
         model >>= PAGE_SHIFT
         if kernel != model:
-            yield Difference(field, "", f"{kernel:#x}", f"{model:#x}")
+            yield Mismatch(field, "", f"{kernel:#x}", f"{model:#x}")
 
 
-def _brk_differences(machine: Machine, spec: str, registry: Registry) -> Iterator[Difference]:
+def _brk_differences(machine: Machine, spec: str, registry: Registry) -> Iterator[Mismatch]:
     """How many brk pages the release sets aside; a run cannot show pages that it did not need."""
     hooks = Instances([registry.make(PluginSpec.parse(spec), "allocator")])
     linked, found = link(machine, hooks).kernel.brk_pages, machine.kernel.brk_pages
     if linked != found:
-        yield Difference("pgt_buf_pages", "", f"{found} pages", f"{linked} pages")
+        yield Mismatch("pgt_buf_pages", "", f"{found} pages", f"{linked} pages")
 
 
 # -- the order in which pages became tables --------------------------------------------------------
 
 
-def _allocation_differences(
-    record: Mapping[str, Any], run: Run, where: str
-) -> Iterator[Difference]:
+def _allocation_differences(record: Mapping[str, Any], run: Run, where: str) -> Iterator[Mismatch]:
     """Every page with its source and step; not for a panic, which leaves the last step open."""
     if "allocations" not in record or run.verdict.outcome is Outcome.PANIC:
         return
@@ -242,12 +240,12 @@ def _allocation(item: Allocation) -> str:
     return f"pfn {pfn:#x} from {source} in call {step + 1}"
 
 
-def _findings(record: Mapping[str, Any], where: str) -> Iterator[Difference]:
+def _findings(record: Mapping[str, Any], where: str) -> Iterator[Mismatch]:
     """What a walk of the real tables found wrong; a model has no such entries."""
     check = Checker(where)
     for finding in check.array(record.get("findings", []), "findings")[:1]:
         text = printable(check.text(finding, "findings"))
-        yield Difference("findings", "", text, "a sound direct map")
+        yield Mismatch("findings", "", text, "a sound direct map")
 
 
 # -- reading ---------------------------------------------------------------------------------------

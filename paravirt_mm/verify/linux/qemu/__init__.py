@@ -5,7 +5,7 @@
 >>> record.to_json()["steps"]  # doctest: +SKIP
 """
 
-from paravirt_mm.verify.linux.qemu.direct_map import DirectMap, TablePage, read_direct_map
+from paravirt_mm.verify.linux.qemu.direct_map import GuestMap, TablePage, read_direct_map
 from paravirt_mm.verify.linux.qemu.errors import (
     GdbError,
     KernelBootError,
@@ -38,9 +38,9 @@ __all__ = [
     "QEMU_VARIABLE",
     "BootProvenance",
     "BootRecord",
-    "DirectMap",
     "Entry",
     "GdbError",
+    "GuestMap",
     "Kernel",
     "KernelBootError",
     "KernelFacts",

@@ -5,14 +5,14 @@ Source of facts: Intel SDM volume 2 for the encodings.
 
 from __future__ import annotations
 
-from paravirt_mm.verify.linux.qemu.events import Kind
+from paravirt_mm.verify.linux.qemu.events import EventKind
 from paravirt_mm.verify.linux.qemu.kernelmem import KernelMemory
 
 ENDBR64, NOP5, CALL, JUMP = b"\xf3\x0f\x1e\xfa", b"\x0f\x1f\x44\x00\x00", 0xE8, 0xE9
 WATCHED = {
-    Kind.STEP: "init_memory_mapping",
-    Kind.RANGE: "kernel_physical_mapping_init",
-    Kind.ASKED: "alloc_low_pages",
+    EventKind.STEP: "init_memory_mapping",
+    EventKind.RANGE: "kernel_physical_mapping_init",
+    EventKind.ASKED: "alloc_low_pages",
 }
 """Functions that are called from other files, so that no compiler inlines them."""
 _NOP_HOOKS = ("_paravirt_nop", "paravirt_nop", "nop_func")

@@ -21,7 +21,7 @@ class TablePage:
 
 
 @attrs.frozen
-class DirectMap:
+class GuestMap:
     """What a walk found. Offsets are bytes from the start of the direct map, so that for an
     identity mapping they are physical addresses.
     """
@@ -36,7 +36,7 @@ class DirectMap:
 
 def read_direct_map(
     memory: PhysicalMemory, root: int, mode: PagingMode, within: Span, cpu: Cpu | None = None
-) -> DirectMap:
+) -> GuestMap:
     """List tables and leaf runs below the table at physical address ``root``.
 
     ``within`` are the virtual addresses (bytes) of the direct map: its start, and where what comes
@@ -50,7 +50,7 @@ def read_direct_map(
         if level < mode.root_level
         for address, virtual in zip(addresses.tolist(), virtuals.tolist(), strict=True)
     )
-    return DirectMap(
+    return GuestMap(
         tables=tuple(sorted(tables, key=lambda t: (t.level, t.pfn, t.va))),
         leaf_runs=_identity_runs(found, within[0]),
         findings=tuple(_findings(found, within[0])),

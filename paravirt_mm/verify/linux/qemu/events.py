@@ -7,7 +7,7 @@ import enum
 import attrs
 
 
-class Kind(enum.IntEnum):
+class EventKind(enum.IntEnum):
     """What happened, and what the numbers of an `Event` then are."""
 
     STEP = 1
@@ -26,7 +26,7 @@ class Kind(enum.IntEnum):
 class Event:
     """One thing that happened; arguments that it does not have are whatever the registers held."""
 
-    kind: Kind
+    kind: EventKind
     first: int
     second: int = 0
     third: int = 0

@@ -77,7 +77,7 @@ _TOOL_CODECS = {b"\x28\xb5\x2f\xfd": "zstd", b"\x02\x21\x4c\x18": "lz4", b"\x89L
 
 
 @attrs.frozen(slots=False)
-class Segment:
+class LoadSegment:
     """A loadable piece of the kernel: ``data`` goes to physical address ``paddr``."""
 
     vaddr: int
@@ -262,7 +262,7 @@ def _run_bounded(command: list[str], source: IO[bytes], limit: int) -> bytes:
             process.kill()
 
 
-def load_segments(vmlinux: ElfImage) -> tuple[int, tuple[Segment, ...]]:
+def load_segments(vmlinux: ElfImage) -> tuple[int, tuple[LoadSegment, ...]]:
     """The ELF's entry point (physical) and its PT_LOAD segments; raises KernelImageError."""
     try:
         header = _ELF_HEADER.unpack_from(vmlinux, 0)
@@ -287,7 +287,7 @@ def load_segments(vmlinux: ElfImage) -> tuple[int, tuple[Segment, ...]]:
             continue
         if filesz > memsz or offset + filesz > len(vmlinux) or paddr + memsz > MAX_VMLINUX:
             raise KernelImageError(f"ELF segment {number} lies outside the file or above 512 MiB")
-        segments.append(Segment(vaddr, paddr, vmlinux[offset : offset + filesz], memsz))
+        segments.append(LoadSegment(vaddr, paddr, vmlinux[offset : offset + filesz], memsz))
     if not segments:
         raise KernelImageError("the unpacked kernel has no loadable segment")
     return entry, tuple(segments)

@@ -15,7 +15,7 @@ import attrs
 from paravirt_mm.verify.linux.qemu.errors import KernelImageError, LiveUnavailableError
 from paravirt_mm.verify.linux.qemu.image import (
     ElfImage,
-    Segment,
+    LoadSegment,
     load_segments,
     read_kernel,
     read_symtab,
@@ -56,7 +56,7 @@ class Kernel:
     """The image's whole version text, which on Debian names the package version."""
     entry: int
     """Physical address of the 64-bit entry point."""
-    segments: tuple[Segment, ...] = attrs.field(repr=False)
+    segments: tuple[LoadSegment, ...] = attrs.field(repr=False)
     symbols: Mapping[str, int] = attrs.field(repr=False)
     is_bzimage: bool = True
     """A vmlinux has no decompressor, so firmware cannot start it."""

@@ -21,7 +21,7 @@ from paravirt_mm.machine.paging import PAGE_SIZE
 from paravirt_mm.machine.ranges import align_up
 from paravirt_mm.verify.linux.qemu.code import CALL, JUMP, WATCHED, hook_of, jump, moved
 from paravirt_mm.verify.linux.qemu.errors import KernelBootError
-from paravirt_mm.verify.linux.qemu.events import Event, Kind
+from paravirt_mm.verify.linux.qemu.events import Event, EventKind
 from paravirt_mm.verify.linux.qemu.gdbremote import GdbClient
 from paravirt_mm.verify.linux.qemu.kernelmem import KernelMemory
 
@@ -112,7 +112,7 @@ class Probes:
         for kind, rdi, rsi, rdx, rax in _EVENT.iter_unpack(
             self._memory.code(place.events, end - place.events)
         ):
-            yield Event(Kind(kind), rax if kind == Kind.GIVEN else rdi, rsi, rdx)
+            yield Event(EventKind(kind), rax if kind == EventKind.GIVEN else rdi, rsi, rdx)
 
     def _write(self) -> bool:
         memory, place = self._memory, self._place
@@ -125,7 +125,7 @@ class Probes:
         for kind, name in WATCHED.items():
             function, probe = memory.address_of(name), code.here
             code.probe(kind, note)
-            if kind is Kind.ASKED:
+            if kind is EventKind.ASKED:
                 code.come_back(given)
             room = moved(memory.code(function, _FUNCTION_START), function, code.here, fentry)
             if room is None:
@@ -138,7 +138,7 @@ class Probes:
         if not hooks:
             return False
         patches += [(slot, code.here.to_bytes(8, "little")) for slot in hooks]
-        code.probe(Kind.HOOK, note)
+        code.probe(EventKind.HOOK, note)
         code.put(_RETURN)
         variables = struct.pack("<2Q", place.events, place.limit).ljust(_CODE, b"\0")
         patches.append((place.start, variables + bytes(code.data)))
@@ -203,7 +203,7 @@ class _Code:
         self.put(b"\x90\x59\x58\x9d\xc3")  # nop; pop rcx; pop rax; popf; ret
         return full
 
-    def probe(self, kind: Kind, note: int) -> None:
+    def probe(self, kind: EventKind, note: int) -> None:
         """Append the call that adds an event of a kind."""
         self.put(bytes([0x6A, kind]))  # push kind
         self.jump(note, CALL)
@@ -213,7 +213,7 @@ class _Code:
         """Append what a function returns to: it notes the value and goes on at the caller."""
         given = self.here
         self.variable(b"\xff\x35", _CALLER)  # push caller
-        self.probe(Kind.GIVEN, note)
+        self.probe(EventKind.GIVEN, note)
         self.put(_RETURN)
         return given
 

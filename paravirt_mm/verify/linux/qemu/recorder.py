@@ -23,14 +23,14 @@ from pathlib import Path
 from paravirt_mm.image.elf import CR4_LA57
 from paravirt_mm.image.walker import Cpu
 from paravirt_mm.machine.paging import MIB, PAGE_SIZE, X86_64, X86_64_LA57
-from paravirt_mm.verify.linux.qemu.direct_map import DirectMap, read_direct_map
+from paravirt_mm.verify.linux.qemu.direct_map import GuestMap, read_direct_map
 from paravirt_mm.verify.linux.qemu.errors import (
     GdbError,
     GdbTimeout,
     KernelBootError,
     MapSpecError,
 )
-from paravirt_mm.verify.linux.qemu.events import Event, Kind
+from paravirt_mm.verify.linux.qemu.events import Event, EventKind
 from paravirt_mm.verify.linux.qemu.gdbremote import GdbClient
 from paravirt_mm.verify.linux.qemu.handover import put_kernel, set_registers
 from paravirt_mm.verify.linux.qemu.kernelmem import KernelMemory
@@ -201,20 +201,20 @@ class _Recorder:
 
     def _note(self, event: Event) -> None:
         match event.kind:
-            case Kind.STEP:
+            case EventKind.STEP:
                 self.steps.append(MappingStep(event.first, event.second))
-            case Kind.RANGE:
+            case EventKind.RANGE:
                 if not self.steps:
                     raise KernelBootError(
                         "kernel_physical_mapping_init before any init_memory_mapping"
                     )
                 size = _page_size(event.third)
                 self.steps[-1].ranges.append((event.first, event.second, size))
-            case Kind.ASKED:
+            case EventKind.ASKED:
                 self._pages_asked = event.first & 0xFFFF_FFFF
-            case Kind.GIVEN:
+            case EventKind.GIVEN:
                 self._note_pages(event.first)
-            case Kind.HOOK:
+            case EventKind.HOOK:
                 self.hooked.append(event.second)
 
     def _note_pages(self, virtual: int) -> None:
@@ -235,7 +235,7 @@ class _Recorder:
     def _panic_text(self, address: int) -> str:
         return self.memory.text_at(address).strip()
 
-    def direct_map(self, spec: MapSpec) -> tuple[int, int, DirectMap]:
+    def direct_map(self, spec: MapSpec) -> tuple[int, int, GuestMap]:
         """Levels, root and direct map: from CR3, or after a panic from the tree being built."""
         memory = self.memory
         mode = X86_64_LA57 if self.gdb.read_register("cr4") & CR4_LA57 else X86_64

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 
 from paravirt_mm.verify.linux.qemu.code import CALL, ENDBR64, JUMP, NOP5, WATCHED, hook_of
 from paravirt_mm.verify.linux.qemu.errors import KernelBootError
-from paravirt_mm.verify.linux.qemu.events import Event, Kind
+from paravirt_mm.verify.linux.qemu.events import Event, EventKind
 from paravirt_mm.verify.linux.qemu.gdbremote import GdbClient
 from paravirt_mm.verify.linux.qemu.kernelmem import KernelMemory
 
@@ -25,8 +25,8 @@ class Stops:
         self.memory = memory
         address = memory.address_of
         self._watched = {address(name): kind for kind, name in WATCHED.items()}
-        self._watched[hook_of(memory)] = Kind.HOOK
-        self._split = address(WATCHED[Kind.RANGE])
+        self._watched[hook_of(memory)] = EventKind.HOOK
+        self._split = address(WATCHED[EventKind.RANGE])
         # Functions that the kernel never enters again: addresses to come back to instead of the
         # caller's.
         self._page_given = address("x86_64_start_kernel")
@@ -49,7 +49,7 @@ class Stops:
                 self.gdb.write_register("rip", self._range_caller)
             elif rip == self._page_given:
                 self.gdb.write_register("rip", self._page_caller)
-                event(Event(Kind.GIVEN, registers["rax"]))
+                event(Event(EventKind.GIVEN, registers["rax"]))
             elif rip in self._watched:
                 kind = self._watched[rip]
                 event(Event(kind, registers["rdi"], registers["rsi"], registers["rdx"]))
@@ -58,17 +58,17 @@ class Stops:
                 raise KernelBootError(f"stopped at {rip:#x}, where no breakpoint is")
         raise KernelBootError(f"init_mem_mapping did not end after {MAX_STOPS} events")
 
-    def _go_on(self, kind: Kind, registers: Mapping[str, int]) -> None:
+    def _go_on(self, kind: EventKind, registers: Mapping[str, int]) -> None:
         """Leave the breakpoint at the beginning of a function.
 
         QEMU is slow in a page with a breakpoint, and it is the page of the function that maps a
         range whose loops fill the tables: there is none in it until the range is done.
         """
-        if kind is Kind.RANGE:
+        if kind is EventKind.RANGE:
             self._range_caller = self._come_back(registers, self._range_done)
             self.gdb.remove_breakpoint(self._split)
             return
-        if kind is Kind.ASKED:
+        if kind is EventKind.ASKED:
             self._page_caller = self._come_back(registers, self._page_given)
         self._step_over(registers["rip"])
 
