@@ -173,8 +173,8 @@ BACKPORTS: tuple[Backport, ...] = (
 )
 """What is known of it, from the changelogs of the stable releases ("x86/mm: Check return value from
 memblock_phys_alloc_range()", June 2025), and for `no_block` from the record CVE-2025-38071, which
-lists these series and no other: 5.15 has no such fix. Live boots of 5.10.223, 6.1.192 and 6.12.107
-confirm them.
+listed these series and no other in June 2025. Live boots of 5.10.223, 6.1.192 and 6.12.107 confirm
+them.
 """
 
 _SEARCH_RESERVES: Version = (5, 15)
