@@ -570,8 +570,8 @@ def _points(broken: list[BrokenPlugin]) -> Iterator[tuple[str, _Point]]:
         try:
             if PROJECT not in (distribution.read_text("entry_points.txt") or ""):
                 continue
-            told = distribution.metadata
-            name, version = told["Name"] or _folder(distribution), told["Version"] or ""
+            name = _told(distribution, "Name") or _folder(distribution)
+            version = _told(distribution, "Version")
             # An editable install beside its own metadata is the same distribution twice.
             key = re.sub(r"[-_.]+", "-", name).lower()
             if key in seen:
@@ -582,6 +582,18 @@ def _points(broken: list[BrokenPlugin]) -> Iterator[tuple[str, _Point]]:
         except Exception as error:
             problem = f"its metadata cannot be read: {in_one_line(error)}"
             broken.append(BrokenPlugin("?", _folder(distribution), "", problem))
+
+
+def _told(distribution: Distribution, field: str) -> str:
+    """Return a field of a distribution's metadata, empty if it is not there.
+
+    Where importlib_metadata was imported, it finds distributions in place of the standard library,
+    and raises for what that answers with None.
+    """
+    try:
+        return distribution.metadata[field] or ""
+    except (KeyError, FileNotFoundError):
+        return ""
 
 
 def _folder(distribution: Distribution) -> str:

@@ -5,6 +5,7 @@ where it is there.
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,11 @@ from hypothesis import HealthCheck, settings
 pytest_plugins = ["paravirt_mm.testing.fixtures", "pytester"]
 
 CHECKOUT = Path(__file__).resolve().parents[1]
+
+# A suite that a shell started in the background ignores Ctrl-C, and so would the commands that tests
+# start and interrupt.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # The same examples in every run, so that a red test is red for everyone; HYPOTHESIS_PROFILE=search
 # looks further.

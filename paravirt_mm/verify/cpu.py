@@ -19,6 +19,7 @@ stands in the saved CPU context, at a place that known faults give away.
 from __future__ import annotations
 
 import ctypes
+import gc
 import mmap
 import random
 import struct
@@ -305,9 +306,12 @@ class EmulatedCpu:
         self._hook()
 
     def close(self) -> None:
-        """Let go of the memory."""
+        """Let go of the memory: a gigabyte of address space for translated code, which would wait
+        for the garbage collector, since the hooks and this object refer to each other.
+        """
         self.uc = None
         self._maps.clear()
+        gc.collect()
 
     # -- setting up ---------------------------------------------------------------------------
 

@@ -76,6 +76,18 @@ def test_it_can_be_used_whatever_else_it_does(loaded: Registry, name: str) -> No
     assert not [one for one in loaded.broken if one.distribution == name]
 
 
+def test_metadata_that_is_missing_has_no_say(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a dependency imports importlib_metadata, it finds distributions from then on, and
+    raises for what the standard library answers with None.
+    """
+    other = pytest.importorskip("importlib_metadata")
+    monkeypatch.setattr(module, "distributions", lambda: other.distributions(path=[str(site)]))
+    broken: list[module.BrokenPlugin] = []
+    names = {point.distribution for _, point in module._points(broken)}
+    assert {"no_metadata", "prints"} <= names
+    assert not [one for one in broken if one.distribution == "no_metadata"]
+
+
 @pytest.mark.parametrize("name", ANSWERS)
 def test_who_cannot_answer_is_left_out(loaded: Registry, name: str) -> None:
     (found,) = [one for one in loaded.broken if one.name == name]

@@ -40,7 +40,10 @@ def test_a_signal_ends_children_that_are_stuck_first(
         assert process.poll() is None, process.stderr and process.stderr.read()
         begin = time.monotonic()
         process.send_signal(number)
-        _, complaint = process.communicate(timeout=60)
+        try:
+            _, complaint = process.communicate(timeout=60)
+        finally:
+            process.kill()
         passed = time.monotonic() - begin
     assert process.returncode == 128 + number
     assert passed < 20

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import struct
 from pathlib import Path
 
@@ -242,3 +243,17 @@ def test_every_machine_of_the_package() -> None:
     chosen = ["-a", ALLOCATORS[0], "-a", ALLOCATORS[2]]
     result = CliRunner().invoke(command, chosen, standalone_mode=False)
     assert result.return_value == 0, result.output
+
+
+def test_each_cpu_gives_its_memory_back_at_once() -> None:
+    """Each takes a gigabyte of address space, of which a guarded command has four."""
+    trace = trace_of(machine_of("x86_64"), ALLOCATORS[0], "native")
+    sizes = []
+    gc.disable()
+    try:
+        for _ in range(3):
+            check_cpu(trace, samples=1)
+            sizes.append(int(Path("/proc/self/statm").read_text().split()[0]) << 12)
+    finally:
+        gc.enable()
+    assert sizes[-1] - sizes[0] < GIB
