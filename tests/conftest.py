@@ -15,8 +15,8 @@ pytest_plugins = ["paravirt_mm.testing.fixtures", "pytester"]
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 
-# A suite that a shell started in the background ignores Ctrl-C, and so would the commands that tests
-# start and interrupt.
+# A suite that a shell started in the background ignores Ctrl-C, and so would the commands that
+# tests start and interrupt.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
