@@ -24,6 +24,7 @@ that does harm; but so could the plugin, which is code that somebody chose to in
 from __future__ import annotations
 
 import ctypes
+import gc
 import math
 import os
 import resource
@@ -338,6 +339,8 @@ def _be_the_child(
 ) -> NoReturn:
     """Send what the work yields, then end without any of the parent's duties at exit."""
     code = 0
+    # Else the collector would touch, and so copy, every page of what the parent has.
+    gc.freeze()
     try:
         end_with_parent()
         if limits.wall is not None:

@@ -306,12 +306,15 @@ class EmulatedCpu:
         self._hook()
 
     def close(self) -> None:
-        """Let go of the memory: a gigabyte of address space for translated code, which would wait
-        for the garbage collector, since the hooks and this object refer to each other.
+        """Let go of the memory, a gigabyte of address space for translated code among it.
+
+        The engine and its hooks refer to each other, and there is no public way to close it before
+        the garbage collector finds them: what that would call is called here.
         """
+        self._clean = self._at_fault = None
+        getattr(self.uc, "_Uc__finalizer", gc.collect)()
         self.uc = None
         self._maps.clear()
-        gc.collect()
 
     # -- setting up ---------------------------------------------------------------------------
 
@@ -395,14 +398,14 @@ class EmulatedCpu:
 
     def _hook(self) -> None:
         uc, unicorn = self.uc, self._unicorn
+
+        def on_memory(_uc: Any, _kind: int, address: int, *_: Any) -> bool:
+            return self._on_memory(address)
+
         uc.hook_add(unicorn.UC_HOOK_INTR, self._on_interrupt)
+        uc.hook_add(unicorn.UC_HOOK_MEM_READ | unicorn.UC_HOOK_MEM_WRITE, on_memory)
         uc.hook_add(
-            unicorn.UC_HOOK_MEM_READ | unicorn.UC_HOOK_MEM_WRITE,
-            lambda _uc, _kind, address, _size, _value, _data: self._on_memory(address),
-        )
-        uc.hook_add(
-            unicorn.UC_HOOK_MEM_READ_UNMAPPED | unicorn.UC_HOOK_MEM_WRITE_UNMAPPED,
-            lambda _uc, _kind, address, _size, _value, _data: self._on_memory(address),
+            unicorn.UC_HOOK_MEM_READ_UNMAPPED | unicorn.UC_HOOK_MEM_WRITE_UNMAPPED, on_memory
         )
 
     def _on_memory(self, address: int) -> bool:
