@@ -4,6 +4,7 @@ where it is there.
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 from pathlib import Path
@@ -47,3 +48,23 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with the files that take long: what is left when a worker runs out of work is quick."""
     long = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in long)
+
+
+def _settle() -> None:
+    """Keep what is there now from the garbage collector: to look at thousands of tests, and at what
+    modules have cached, again and again takes most of a long test's time.
+    """
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_collection_finish() -> None:
+    """Settle with all tests known."""
+    _settle()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    """Settle after each module."""
+    if nextitem is None or nextitem.path != item.path:
+        _settle()
