@@ -570,8 +570,8 @@ def _points(broken: list[BrokenPlugin]) -> Iterator[tuple[str, _Point]]:
         try:
             if PROJECT not in (distribution.read_text("entry_points.txt") or ""):
                 continue
-            name = _told(distribution, "Name") or _folder(distribution)
-            version = _told(distribution, "Version")
+            name, version = _told(distribution)
+            name = name or _folder(distribution)
             # An editable install beside its own metadata is the same distribution twice.
             key = re.sub(r"[-_.]+", "-", name).lower()
             if key in seen:
@@ -584,16 +584,17 @@ def _points(broken: list[BrokenPlugin]) -> Iterator[tuple[str, _Point]]:
             broken.append(BrokenPlugin("?", _folder(distribution), "", problem))
 
 
-def _told(distribution: Distribution, field: str) -> str:
-    """Return a field of a distribution's metadata, empty if it is not there.
+def _told(distribution: Distribution) -> tuple[str, str]:
+    """Return a distribution's name and version; empty where its metadata does not tell.
 
     Where importlib_metadata was imported, it finds distributions in place of the standard library,
     and raises for what that answers with None.
     """
     try:
-        return distribution.metadata[field] or ""
-    except (KeyError, FileNotFoundError):
-        return ""
+        told: Any = distribution.metadata  # has a `get`, which its type does not tell
+    except FileNotFoundError:
+        return "", ""
+    return told.get("Name", ""), told.get("Version", "")
 
 
 def _folder(distribution: Distribution) -> str:

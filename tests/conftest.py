@@ -51,8 +51,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def _settle() -> None:
-    """Keep what is there now from the garbage collector: to look at thousands of tests, and at what
-    modules have cached, again and again takes most of a long test's time.
+    """Keep what is there now from the garbage collector, which would look at thousands of tests,
+    and at what modules have cached, again and again.
     """
     gc.collect()
     gc.freeze()
