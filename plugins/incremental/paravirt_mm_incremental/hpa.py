@@ -41,7 +41,7 @@ from paravirt_mm import (
     TablePages,
     align_down,
     align_up,
-    deal,
+    first_pages,
     page_count,
     tables_to_map,
 )
@@ -170,7 +170,7 @@ def _free_pages(boot: Boot, brk: PageRun, count: int) -> Iterator[PageRun]:
     """Yield up to ``count`` pages for tables: of ``brk`` first; once the tree is live, mapped
     memory from the top.
     """
-    for run in deal([brk], count):
+    for run in first_pages([brk], count):
         yield run
         count -= run.count
     if not count:
@@ -179,4 +179,4 @@ def _free_pages(boot: Boot, brk: PageRun, count: int) -> Iterator[PageRun]:
     if oldest is not None and oldest.index == 0:
         return
     free = boot.free_reachable(0, boot.machine.map_limit)
-    yield from deal((PageRun.of_span(*span).downward() for span in free), count)
+    yield from first_pages((PageRun.of_span(*span).downward() for span in free), count)
