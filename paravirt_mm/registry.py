@@ -198,17 +198,22 @@ def _hook_problems(factory: type[Any]) -> Iterator[str]:
             continue
         if inspect.iscoroutinefunction(member) or inspect.isasyncgenfunction(member):
             yield f"{name} must not be async"
-        for parameter in list(inspect.signature(member).parameters.values())[1:]:
-            if parameter.name not in _parameters(name):
-                allowed = ", ".join(_parameters(name)) or "none"
-                yield f"{name} takes {parameter.name!r}; it may take: {allowed}"
-            elif parameter.default is not parameter.empty:
-                yield (
-                    f"{name}: parameter {parameter.name!r} must not have a default value "
-                    "(the core's value would never arrive)"
-                )
-            elif parameter.kind is parameter.POSITIONAL_ONLY:
-                yield f"{name}: parameter {parameter.name!r} must not be positional-only"
+        yield from _parameter_problems(name, member)
+
+
+def _parameter_problems(hook: str, method: Callable[..., Any]) -> Iterator[str]:
+    """Yield what is wrong with the parameters of a method that answers ``hook``."""
+    for parameter in list(inspect.signature(method).parameters.values())[1:]:
+        if parameter.name not in _parameters(hook):
+            allowed = ", ".join(_parameters(hook)) or "none"
+            yield f"{hook} takes {parameter.name!r}; it may take: {allowed}"
+        elif parameter.default is not parameter.empty:
+            yield (
+                f"{hook}: parameter {parameter.name!r} must not have a default value "
+                "(the core's value would never arrive)"
+            )
+        elif parameter.kind is parameter.POSITIONAL_ONLY:
+            yield f"{hook}: parameter {parameter.name!r} must not be positional-only"
 
 
 def _role_problems(hooks: Iterable[str]) -> Iterator[str]:

@@ -151,7 +151,13 @@ def _changes(node: ast.AST) -> Iterator[ast.AST]:
             yield fewer.values[0] if len(fewer.values) == 1 else fewer
     elif isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not):
         yield node.operand
-    elif isinstance(node, ast.If):
+    elif isinstance(node, ast.stmt):
+        yield from _statements(node)
+
+
+def _statements(node: ast.stmt) -> Iterator[ast.AST]:
+    """Yield what a statement could become: a condition that always or never holds, no call."""
+    if isinstance(node, ast.If):
         for value in (True, False):
             always = copy.deepcopy(node)
             always.test = ast.copy_location(ast.Constant(value), node.test)

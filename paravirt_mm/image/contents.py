@@ -212,12 +212,7 @@ class Image:
             self._set_writable(low, high, writable=False)
         for event in trace:
             if isinstance(event, TablesAllocated):
-                if self.mode.root_level in event.batch.spans:
-                    self._forget_leaves()
-                # A table where a large page was: its entry refers to the table from now on.
-                for level, spans in event.batch.spans.items():
-                    for low, high in spans if level + 1 in self._leaves else ():
-                        self._leaves[level + 1].clear(low, high)
+                self._make_way(event.batch)
             elif isinstance(event, RangeMapped):
                 self._map_range(event)
             elif isinstance(event, MadeReadonly):
@@ -226,6 +221,15 @@ class Image:
             elif isinstance(event, MadeWritable):
                 for run in event.pages:
                     self._set_writable(*run.span, writable=True)
+
+    def _make_way(self, batch: Batch) -> None:
+        """A table where a large page was: its entry refers to the table from now on."""
+        if self.mode.root_level in batch.spans:
+            self._forget_leaves()
+        for level, spans in batch.spans.items():
+            if level + 1 in self._leaves:
+                for low, high in spans:
+                    self._leaves[level + 1].clear(low, high)
 
     def _forget_leaves(self) -> None:
         self._leaves = {level: RangeMap() for level in (1, *sorted(self.mode.large_levels))}

@@ -270,8 +270,12 @@ class _Checker:
             self._released.append((number, run))
 
     def _on_finished(self, number: int, event: RunFinished) -> Iterator[Finding]:
-        if self._trace.ended_early:
-            return
+        if not self._trace.ended_early:
+            yield from self._left_unmapped(number)
+            yield from self._left_taken(number, RangeSet(event.reserved))
+
+    def _left_unmapped(self, number: int) -> Iterator[Finding]:
+        """The direct map is what was promised, the promise what the kernel needs."""
         promised = RangeSet(self._start.promised)
         for low, high in promised:
             for gap, _ in self._mapped.gaps(low, high):
@@ -289,7 +293,9 @@ class _Checker:
             if built not in self._attached:
                 yield Finding(3, number, 0, f"batch {built} of tables was never attached")
                 break
-        reserved = RangeSet(event.reserved)
+
+    def _left_taken(self, number: int, reserved: RangeSet) -> Iterator[Finding]:
+        """What is no table is free and writable again."""
         for low, _ in self._held:
             yield Finding(5, number, low, "a page set aside for tables was not given back")
             break

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
+from paravirt_mm.engine.answers import Way
 from paravirt_mm.engine.pages import PageRun
 from paravirt_mm.engine.steps import Map, Step
 from paravirt_mm.engine.trace import (
@@ -43,9 +45,10 @@ def narrate(trace: Trace) -> list[str]:
 
 
 def _lines(trace: Trace) -> Iterator[str]:
-    mode = trace.start.machine.mode if trace.begun else None
+    page_name = trace.start.machine.mode.page_name if trace.begun else str
     for number, event in enumerate(trace):
-        text = _describe(event, mode)
+        describe = _WORDS.get(type(event))
+        text = describe(event, page_name) if describe else ""
         if text:
             indent = "" if isinstance(event, StepStarted) else "    "
             yield f"[{number:>4}] {indent}{text}"
@@ -59,48 +62,60 @@ def describe_step(step: Step) -> str:
     return printable(step.label)
 
 
-def _describe(event: object, mode: object) -> str | None:
-    match event:
-        case StepStarted():
-            return f"step {event.number}: {describe_step(event.step)}"
-        case RangeSplit() if len(event.pieces) > 1:
-            name = getattr(mode, "page_name", str)
-            return "split: " + ", ".join(
-                f"{piece.start:#x}-{piece.end:#x} {name(piece.level)}" for piece in event.pieces
-            )
-        case TablesReserved():
-            return f"set aside for tables: {_pages(event.pages)}"
-        case TablesAllocated():
-            levels = ", ".join(f"{n} L{level}" for level, n in event.batch.by_level.items())
-            sources = "; ".join(
-                f"{_pages((part.run,))} from {part.source}" for part in event.batch.pages[:4]
-            )
-            more = " ..." if len(event.batch.pages) > 4 else ""
-            return f"tables: {levels}: {sources}{more}"
-        case EntriesWritten() if event.cost.hypercalls or event.cost.way != "direct":
-            return f"{event.count} L{event.level} {event.kind} entries, {event.cost.way}"
-        case RangeMapped():
-            name = getattr(mode, "page_name", str)
-            readonly = sum(high - low for low, high in event.readonly)
-            note = f", {size(readonly)} of it read-only" if readonly else ""
-            leaves = event.leaves
-            return f"mapped {leaves.start:#x}-{leaves.end:#x} with {name(leaves.level)} pages{note}"
-        case MadeReadonly():
-            return f"{event.batch.count} tables made read-only"
-        case TablesPinned():
-            return "pinned " + ", ".join(f"{n} L{level}" for level, n in event.cost.pinned.items())
-        case RootActivated():
-            return "CR3 loaded"
-        case SurplusReleased():
-            return f"given back unused: {_pages(event.pages)}"
-        case MadeWritable():
-            return f"{_pages(event.pages)} made writable, {event.flipped} of them again"
-        case Panicked():
-            return f"panic: {printable(event.reason)}"
-        case OperationRejected():
-            return f"refused: {printable(event.operation)}, {event.code}"
-        case _:
-            return None
+_PageName = Callable[[int], str]
+"""What the pages of a level are called."""
+
+
+def _split(event: RangeSplit, page_name: _PageName) -> str:
+    if len(event.pieces) < 2:
+        return ""
+    return "split: " + ", ".join(
+        f"{piece.start:#x}-{piece.end:#x} {page_name(piece.level)}" for piece in event.pieces
+    )
+
+
+def _allocated(event: TablesAllocated, _: _PageName) -> str:
+    levels = ", ".join(f"{n} L{level}" for level, n in event.batch.by_level.items())
+    parts = event.batch.pages
+    sources = "; ".join(f"{_pages((part.run,))} from {part.source}" for part in parts[:4])
+    return f"tables: {levels}: {sources}{' ...' if len(parts) > 4 else ''}"
+
+
+def _written(event: EntriesWritten, _: _PageName) -> str:
+    if event.cost.way is Way.DIRECT and not event.cost.hypercalls:
+        return ""
+    return f"{event.count} L{event.level} {event.kind} entries, {event.cost.way}"
+
+
+def _mapped(event: RangeMapped, page_name: _PageName) -> str:
+    leaves = event.leaves
+    readonly = sum(high - low for low, high in event.readonly)
+    note = f", {size(readonly)} of it read-only" if readonly else ""
+    return f"mapped {leaves.start:#x}-{leaves.end:#x} with {page_name(leaves.level)} pages{note}"
+
+
+def _pinned(event: TablesPinned, _: _PageName) -> str:
+    return "pinned " + ", ".join(f"{n} L{level}" for level, n in event.cost.pinned.items())
+
+
+_WORDS: Mapping[type, Callable[[Any, _PageName], str]] = {
+    StepStarted: lambda event, _: f"step {event.number}: {describe_step(event.step)}",
+    RangeSplit: _split,
+    TablesReserved: lambda event, _: f"set aside for tables: {_pages(event.pages)}",
+    TablesAllocated: _allocated,
+    EntriesWritten: _written,
+    RangeMapped: _mapped,
+    MadeReadonly: lambda event, _: f"{event.batch.count} tables made read-only",
+    TablesPinned: _pinned,
+    RootActivated: lambda _event, _: "CR3 loaded",
+    SurplusReleased: lambda event, _: f"given back unused: {_pages(event.pages)}",
+    MadeWritable: lambda event, _: (
+        f"{_pages(event.pages)} made writable, {event.flipped} of them again"
+    ),
+    Panicked: lambda event, _: f"panic: {printable(event.reason)}",
+    OperationRejected: lambda event, _: f"refused: {printable(event.operation)}, {event.code}",
+}
+"""What an event says; nothing: it is not worth a line."""
 
 
 def _pages(runs: tuple[PageRun, ...]) -> str:

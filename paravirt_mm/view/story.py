@@ -214,6 +214,15 @@ class _Teller:
             if self._mapped_readonly:
                 pages = self._mapped_readonly // PAGE_SIZE
                 yield f"{count_text(pages, 'page')} of it {_are(pages)} mapped read-only."
+        yield from self._asked_of_the_platform()
+        yield from self._closing
+        if self._mapped_spans and self._promised:
+            share = 100 * self._mapped_before / self._promised
+            yield f"So far {size(self._mapped_before)} of the direct map exist ({share:.0f} %)."
+        if self._done and not self._gave_up:
+            yield "Nothing is left to do."
+
+    def _asked_of_the_platform(self) -> Iterator[str]:
         if self._readonly:
             text = count_text(self._readonly, "table is", "tables are")
             yield f"{text} read-only before the platform hears of {_them(self._readonly)}."
@@ -232,12 +241,6 @@ class _Teller:
         if self._calls:
             kinds = ", ".join(f"{n:,} {bounded(kind, 40)}" for kind, n in self._calls.items())
             yield f"Asked of the hypervisor: {kinds}."
-        yield from self._closing
-        if self._mapped_spans and self._promised:
-            share = 100 * self._mapped_before / self._promised
-            yield f"So far {size(self._mapped_before)} of the direct map exist ({share:.0f} %)."
-        if self._done and not self._gave_up:
-            yield "Nothing is left to do."
 
     @singledispatchmethod
     def tell(self, event: Event) -> None:

@@ -62,16 +62,8 @@ def slow_entries(trace: Trace, static: dict[int, tuple[int, int, int]]) -> dict[
 
     ``static`` are the tables since boot: pfn to (level, base, owner).
     """
-    machine, state = trace.start.machine, trace.start.boot
-    mode = machine.mode
-    tables = dict(static)
-    for event in trace.of(TablesAllocated):
-        if mode.root_level in event.batch.spans:
-            tables = {}
-        for run in event.batch.walk_order():
-            for n in range(run.count):
-                base = run.base + n * mode.table_span(run.level)
-                tables[run.pfn + n * run.step] = run.level, base, event.batch.index
+    state, mode = trace.start.boot, trace.start.machine.mode
+    tables = slow_tables(trace, static)
     leaves = slow_leaves(trace, bool(static))
     links = {
         (event.batch, event.level, event.owner)
@@ -107,18 +99,27 @@ def slow_entries(trace: Trace, static: dict[int, tuple[int, int, int]]) -> dict[
     return result
 
 
+def slow_tables(
+    trace: Trace, static: dict[int, tuple[int, int, int]]
+) -> dict[int, tuple[int, int, int]]:
+    """Return every table by its pfn: (level, base, owner)."""
+    mode = trace.start.machine.mode
+    tables = dict(static)
+    for event in trace.of(TablesAllocated):
+        if mode.root_level in event.batch.spans:
+            tables = {}
+        for run in event.batch.walk_order():
+            for n in range(run.count):
+                base = run.base + n * mode.table_span(run.level)
+                tables[run.pfn + n * run.step] = run.level, base, event.batch.index
+    return tables
+
+
 def slow_leaves(trace: Trace, old_root: bool) -> dict[tuple[int, int], int]:
     """Return the leaf entries' flags by (level, address), as the events leave them."""
     machine, state = trace.start.machine, trace.start.boot
     mode = machine.mode
-    leaves: dict[tuple[int, int], int] = {}
-    if old_root:
-        flags = 0x23 if mode.is_32bit else 1 << 52 | 0x27
-        for low, high in state.direct_mapped:
-            leaves |= {(1, address): flags for address in range(low, high, 4096)}
-        for low, high in state.boot_tables:
-            for address in range(low, high, 4096):
-                leaves[1, address] &= ~RW
+    leaves = boot_leaves(trace) if old_root else {}
     kernel = state.kernel_of(machine)
 
     def writable(low: int, high: int, on: bool) -> None:
@@ -130,13 +131,12 @@ def slow_leaves(trace: Trace, old_root: bool) -> dict[tuple[int, int], int]:
         if isinstance(event, RangeMapped):
             level, span = event.leaves.level, mode.entry_span(event.leaves.level)
             for address in range(event.leaves.start, event.leaves.end, span):
-                flags = LEAF[level]
                 text = mode.is_32bit and kernel.start < address + span and address < kernel.end
-                if text or not (state.features.nx and mode.has_nx):
-                    flags &= ~NX
-                if state.typed:
-                    flags &= ~GLOBAL
-                leaves[level, address] = flags
+                leaves[level, address] = (
+                    LEAF[level]
+                    & ~(NX if text or not (state.features.nx and mode.has_nx) else 0)
+                    & ~(GLOBAL if state.typed else 0)
+                )
             for low, high in event.readonly:
                 writable(low, high, False)
         elif isinstance(event, MadeReadonly):
@@ -145,6 +145,21 @@ def slow_leaves(trace: Trace, old_root: bool) -> dict[tuple[int, int], int]:
         elif isinstance(event, MadeWritable):
             for run in event.pages:
                 writable(*run.span, True)
+    return leaves
+
+
+def boot_leaves(trace: Trace) -> dict[tuple[int, int], int]:
+    """Return the leaf entries that the domain builder leaves."""
+    state = trace.start.boot
+    flags = 0x23 if trace.start.machine.mode.is_32bit else 1 << 52 | 0x27
+    leaves = {
+        (1, address): flags
+        for low, high in state.direct_mapped
+        for address in range(low, high, 4096)
+    }
+    for low, high in state.boot_tables:
+        for address in range(low, high, 4096):
+            leaves[1, address] &= ~RW
     return leaves
 
 

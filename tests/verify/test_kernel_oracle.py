@@ -12,6 +12,7 @@ import hashlib
 import json
 import lzma
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from paravirt_mm import (
     Scenario,
     Source,
 )
+from paravirt_mm.engine.pages import TablePages
 from paravirt_mm.engine.trace import (
     Panicked,
     RangeMapped,
@@ -94,13 +96,7 @@ def _what_it_did(run: Run) -> Record:
                 ]
             for table in event.batch.completion_order():
                 hooks += [(table.level, table.pfn + i * table.step) for i in range(table.count)]
-            for part in event.batch.pages:
-                if part.source is Source.BRK:
-                    did["brk_tables"] += [
-                        [pfn << 12, (pfn + 1) << 12] for pfn in range(part.run.low, part.run.high)
-                    ]
-                elif part.source is Source.RESERVATION:
-                    did["guess"][-1]["used_end"] = part.run.span[1]
+            _note_sources(did, event.batch.pages)
         elif isinstance(event, RangeMapped):
             leaves[event.leaves.level].add(event.leaves.start, event.leaves.end)
         elif isinstance(event, RunFinished):
@@ -113,6 +109,16 @@ def _what_it_did(run: Run) -> Record:
     did["hook_order_sha256"] = _sha([f"{level} {pfn:x}" for level, pfn in hooks])
     did["leaf_runs"] = sorted([a, b, level] for level, runs in leaves.items() for a, b in runs)
     return did
+
+
+def _note_sources(did: Record, pages: Iterable[TablePages]) -> None:
+    for part in pages:
+        if part.source is Source.BRK:
+            did["brk_tables"] += [
+                [pfn << 12, (pfn + 1) << 12] for pfn in range(part.run.low, part.run.high)
+            ]
+        elif part.source is Source.RESERVATION:
+            did["guess"][-1]["used_end"] = part.run.span[1]
 
 
 def _compare(record: Record, kernel: str) -> None:

@@ -226,11 +226,7 @@ def _join(start: str, rest: str) -> str | None:
     for joined in (start + rest, f"{start} {rest}"):
         if (entry := MAP_ENTRY.search(joined)) is not None and log_type(entry["type"]) is not None:
             return joined
-    if (
-        MAP_ENTRY.search(start)
-        or _BROKEN_ENTRY.search(start)
-        or not re.match(r"0x|-0x|\[mem", rest)
-    ):
+    if MAP_ENTRY.search(start) or _BROKEN_ENTRY.search(start) or not _REST.match(rest):
         return None
     return start + ("" if start.endswith("-") or rest.startswith("-") else " ") + rest
 

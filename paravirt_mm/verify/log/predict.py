@@ -6,12 +6,12 @@ one by one. Line numbers are 0.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from itertools import islice
 
 import attrs
 
-from paravirt_mm.engine.pages import Source
+from paravirt_mm.engine.pages import Source, TablePages
 from paravirt_mm.engine.trace import PagesTaken, RangeSplit, TablesAllocated, TablesReserved
 from paravirt_mm.machine.model import Machine, Span
 from paravirt_mm.machine.paging import GIB, PAGE_SHIFT, PAGE_SIZE
@@ -52,56 +52,87 @@ def mapping_lines(
 def _all_lines(
     run: Run, words: Words, kinds: Collection[type[Fact]], other_tables: int
 ) -> Iterator[Fact]:
-    mode = run.machine.mode
-    blocks: list[list[Reservation]] = []
-    end = brk_end = calls = 0
-    unused: Span | None = None
+    kernel = _Kernel(run.machine, words, Reservation in kinds, other_tables << PAGE_SHIFT)
     for event in run.trace:
         if isinstance(event, RangeSplit):
-            calls += 1
-            blocks.append([])
-            yield from _writable(unused, words)
-            unused = None
-            if calls == 2:
-                yield from _brk_tables(brk_end, brk_end + (other_tables << PAGE_SHIFT), words)
-            end = event.end
-            span = None if words.hides_ranges else (event.start, event.end)
-            yield MappedRange(0, words.mapped_range(event.start, event.end), span)
-            for piece in event.pieces:
-                name = words.page_name(mode.page_name(piece.level))
-                text = words.page_range(piece.start, piece.end, name)
-                yield PageRange(0, text, piece.start, piece.end, name)
+            yield from kernel.begin_call(event)
         elif isinstance(event, TablesReserved):
-            start, top = unused = event.pages[0].span
-            up_to = words.end_of_call(end, run.machine.memory_map)
-            yield TableBlock(0, words.table_block(up_to, start, top), up_to, start, top)
-        elif isinstance(event, TablesAllocated | PagesTaken):
-            taken = event.pages if isinstance(event, PagesTaken) else event.batch.pages
-            for part in taken:
-                start, top = part.run.span
-                if part.source is Source.BRK:
-                    yield from _brk_tables(start, top, words)
-                    brk_end = top
-                elif part.source is Source.RESERVATION:
-                    blocks[-1].append(_reservation(start, top, words))
-                    unused = (top, unused[1]) if unused else None
-                elif Reservation in kinds:
-                    for n in range(part.run.count):
-                        page = (part.run.start + n * part.run.step) << PAGE_SHIFT
-                        yield _reservation(page, page + PAGE_SIZE, words)
-    yield from _writable(unused, words)
-    for parts in blocks:
-        yield from _merged(parts, words)
+            yield kernel.set_aside(event.pages[0].span)
+        elif isinstance(event, TablesAllocated):
+            yield from kernel.take(event.batch.pages)
+        elif isinstance(event, PagesTaken):
+            yield from kernel.take(event.pages)
+    yield from kernel.end()
+
+
+@attrs.define
+class _Kernel:
+    """A kernel that prints. ``other_tables`` (bytes of brk) become tables between the first call of
+    init_memory_mapping and the second; pages from memblock are told if ``tells_pages``.
+
+    Where a call ends (bytes), how many there were, and what each has taken of its block; where the
+    last table from brk ends; what of the last block is not used.
+    """
+
+    machine: Machine
+    words: Words
+    tells_pages: bool
+    other_tables: int
+    _call_end: int = 0
+    _blocks: list[list[Reservation]] = attrs.field(factory=list)
+    _brk_end: int = 0
+    _unused: Span | None = None
+
+    def begin_call(self, event: RangeSplit) -> Iterator[Fact]:
+        """Lines of a call of init_memory_mapping, which begins with what the last one left."""
+        yield from self._give_back()
+        self._blocks.append([])
+        if len(self._blocks) == 2:
+            yield from _brk_tables(self._brk_end, self._brk_end + self.other_tables, self.words)
+        self._call_end = event.end
+        span = None if self.words.hides_ranges else (event.start, event.end)
+        yield MappedRange(0, self.words.mapped_range(event.start, event.end), span)
+        for piece in event.pieces:
+            name = self.words.page_name(self.machine.mode.page_name(piece.level))
+            text = self.words.page_range(piece.start, piece.end, name)
+            yield PageRange(0, text, piece.start, piece.end, name)
+
+    def set_aside(self, block: Span) -> TableBlock:
+        """The line of the block that the linear allocator sets aside for a call."""
+        self._unused = block
+        up_to = self.words.end_of_call(self._call_end, self.machine.memory_map)
+        return TableBlock(0, self.words.table_block(up_to, *block), up_to, *block)
+
+    def take(self, pages: Iterable[TablePages]) -> Iterator[Fact]:
+        """Lines of pages that become tables."""
+        for part in pages:
+            start, end = part.run.span
+            if part.source is Source.BRK:
+                yield from _brk_tables(start, end, self.words)
+                self._brk_end = end
+            elif part.source is Source.RESERVATION:
+                self._blocks[-1].append(_reservation(start, end, self.words))
+                self._unused = (end, self._unused[1]) if self._unused else None
+            elif self.tells_pages:
+                for n in range(part.run.count):
+                    page = (part.run.start + n * part.run.step) << PAGE_SHIFT
+                    yield _reservation(page, page + PAGE_SIZE, self.words)
+
+    def end(self) -> Iterator[Fact]:
+        """Lines at the end of the mapping: what is left of the last block, and every block."""
+        yield from self._give_back()
+        for parts in self._blocks:
+            yield from _merged(parts, self.words)
+
+    def _give_back(self) -> Iterator[WritableRange]:
+        if self._unused is not None:
+            yield WritableRange(0, self.words.setting_writable(*self._unused), *self._unused)
+            self._unused = None
 
 
 def _brk_tables(start: int, end: int, words: Words) -> Iterator[BrkTable]:
     for page in range(start, end, PAGE_SIZE):
         yield BrkTable(0, words.brk_table(page, page + PAGE_SIZE), page, page + PAGE_SIZE)
-
-
-def _writable(unused: Span | None, words: Words) -> Iterator[WritableRange]:
-    if unused is not None:
-        yield WritableRange(0, words.setting_writable(*unused), *unused)
 
 
 def _reservation(start: int, end: int, words: Words) -> Reservation:

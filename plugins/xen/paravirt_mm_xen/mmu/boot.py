@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from attrs import frozen
 
@@ -62,31 +62,56 @@ def build_tables(
 
     A 32-bit guest gets the L2 that Xen needs in the last slot of its L3, mapped or not.
     """
-    fresh = iter(table_frames)
-    tables: set[int] = set()
+    tree = _BootTree(d, iter(table_frames))
+    for mapping in mappings:
+        tree.map(mapping)
+    entries = [tree.place(page) for page in large]
+    if d.mode.pae_xen_slot is not None:
+        tree.child(tree.root, d.mode.pae_xen_slot)
+    tree.protect_tables()
+    return tree.root, entries
 
-    def new_table() -> int:
-        mfn = next(fresh, None)
-        if mfn is None or mfn not in d.type_info or mfn in tables:
+
+class _BootTree:
+    """Tables as they are written, from a supply of frames. Raises ValueError where it ends."""
+
+    def __init__(self, d: Domain, fresh: Iterator[int]) -> None:
+        self._domain = d
+        self._fresh = fresh
+        self._tables: set[int] = set()
+        self._leaves: list[tuple[dict[int, int], int]] = []
+        self.root = self._new_table()
+
+    def _new_table(self) -> int:
+        mfn = next(self._fresh, None)
+        if mfn is None:
             raise ValueError(
-                f"{len(tables)} tables are not enough: give more frames of the guest's"
-                if mfn is None
-                else f"frame {mfn:#x} cannot be a boot table: not the guest's, or given twice"
+                f"{len(self._tables)} tables are not enough: give more frames of the guest's"
             )
-        tables.add(mfn)
-        d.contents[mfn] = {}
+        if mfn not in self._domain.type_info or mfn in self._tables:
+            raise ValueError(
+                f"frame {mfn:#x} cannot be a boot table: not the guest's, or given twice"
+            )
+        self._tables.add(mfn)
+        self._domain.contents[mfn] = {}
         return mfn
 
-    def child(table: int, index: int) -> int:
-        entries = d.contents[table]
+    def child(self, table: int, index: int) -> int:
+        """The table below an entry, made where there is none."""
+        entries = self._domain.contents[table]
         entry = entries.get(index)
         if entry is None:
-            entry = entries[index] = make_entry(new_table(), _TABLE)
+            entry = entries[index] = make_entry(self._new_table(), _TABLE)
         return entry >> PAGE_SHIFT & MFN_MASK
 
-    root = new_table()
-    leaves: list[tuple[dict[int, int], int]] = []
-    for mapping in mappings:
+    def _walk(self, va: int, shifts: Iterable[int]) -> int:
+        table = self.root
+        for shift in shifts:
+            table = self.child(table, va >> shift & (ENTRIES - 1))
+        return table
+
+    def map(self, mapping: BootMapping) -> None:
+        """Write the leaf entries of a mapping."""
         if mapping.va % PAGE_SIZE:
             raise ValueError(f"boot mapping at {mapping.va:#x} does not start on a page")
         flags = _TABLE if mapping.writable else _LEAF_RO
@@ -95,29 +120,26 @@ def build_tables(
             va = mapping.va + page * PAGE_SIZE
             index = va >> PAGE_SHIFT & (ENTRIES - 1)
             if index == 0 or page == 0:
-                table = root
-                for shift in d.mode.walk:
-                    table = child(table, va >> shift & (ENTRIES - 1))
-                entries = d.contents[table]
+                entries = self._domain.contents[self._walk(va, self._domain.mode.walk)]
             entries[index] = make_entry(mapping.mfn + page, flags)
-            leaves.append((entries, index))
-    large_entries: list[LargeEntry] = []
-    for huge in large:
-        size = ENTRIES ** (huge.level - 1)
-        if huge.level not in (2, 3) or huge.va >> PAGE_SHIFT & size - 1 or huge.mfn % size:
-            raise ValueError(f"no large page of level {huge.level} at {huge.va:#x}")
-        *above, shift = d.mode.walk[: d.mode.root - huge.level + 1]
-        table = root
-        for upper in above:
-            table = child(table, huge.va >> upper & (ENTRIES - 1))
-        entry = make_entry(huge.mfn, _TABLE | PSE)
-        large_entries.append((table, huge.va >> shift & (ENTRIES - 1), huge.level, entry))
-    if d.mode.pae_xen_slot is not None:
-        child(root, d.mode.pae_xen_slot)
-    for entries, index in leaves:
-        if entries[index] >> PAGE_SHIFT & MFN_MASK in tables:
-            entries[index] &= ~RW
-    return root, large_entries
+            self._leaves.append((entries, index))
+
+    def place(self, page: LargeMapping) -> LargeEntry:
+        """Return the entry of a large page; the tables above it are made."""
+        frames = ENTRIES ** (page.level - 1)
+        misaligned = page.va >> PAGE_SHIFT & frames - 1 or page.mfn % frames
+        if page.level not in (2, 3) or misaligned:
+            raise ValueError(f"no large page of level {page.level} at {page.va:#x}")
+        mode = self._domain.mode
+        *above, shift = mode.walk[: mode.root - page.level + 1]
+        index = page.va >> shift & (ENTRIES - 1)
+        return self._walk(page.va, above), index, page.level, make_entry(page.mfn, _TABLE | PSE)
+
+    def protect_tables(self) -> None:
+        """Map the tables themselves read-only, as Xen demands."""
+        for entries, index in self._leaves:
+            if entries[index] >> PAGE_SHIFT & MFN_MASK in self._tables:
+                entries[index] &= ~RW
 
 
 def write_large(d: Domain, entries: Iterable[LargeEntry]) -> None:

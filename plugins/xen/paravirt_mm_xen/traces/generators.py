@@ -14,6 +14,7 @@ from __future__ import annotations
 import itertools
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 import attrs
 
@@ -73,6 +74,10 @@ _EXTENSIONS = {
 _MMUEXT_MEMBERS = {"pin": 8, "unpin": 4, "tlb_flush": 2, "new_baseptr": 1}
 _MULTICALL_MEMBERS = {"update_va_mapping": 3, "mmu_update": 3, "pin": 2, "unpin": 2, "update_va": 1}
 
+_VALUES = (0, 2, 0x1234 << 12, 8)  # none is present
+
+Fields = tuple[Any, ...]
+"""What follows the name of an operation."""
 TreePlan = dict[int, list[int]]
 """Pages that a trace of `trees` means to be tables, by level."""
 
@@ -128,51 +133,25 @@ class Draw:
         """An operation of that name with random fields."""
         if self.blind and name in ("read", "probe"):
             name = "type"
-        match name:
-            case "pin":
-                return (name, self.source.randint(1, 4), self.page())
-            case "update_va_mapping":
-                target = self.page()
-                at = target if self.chance(0.75) else self.page()
-                return (name, at, target, self.weighted(_MAPPING_FLAGS))
-            case "mmu_update":
-                return (name, *self.update())
-            case "write" | "store":
-                return (name, *self.update()[:4])
-            case "read":
-                return (name, self.page(), self.weighted(_INDEXES))
-            case "boot_baseptr":
-                return (name,)
-            case "store_value":
-                return (
-                    name,
-                    self.page(),
-                    self.index(),
-                    self.source.choice((0, 2, 0x1234 << 12, 8)),
-                )
-            case "update_va":
-                return (name, self.address(), self.page(), self.weighted(_MAPPING_FLAGS))
-            case "probe":
-                return (name, self.address(), self.source.choice(("read", "write")))
-            case "new_user_baseptr":
-                return (name, None if self.chance(0.3) else self.page())
-            case "tlb_flush":
-                return (name, self.source.choice(tuple(FLUSHES)))
-            case "mmu_update_device":
-                index = self.source.choice(_DEVICE_INDEXES)
-                device = self.source.choice(tuple(DEVICES))
-                return (name, self.page(), index, device, self.weighted(_DEVICE_FLAGS))
-            case "assist":
-                return (name, self.source.choice(tuple(ASSISTS)), self.chance(0.7))
-            case "copy_page":
-                return (name, self.page(), self.page())
-            case "mmu_update_batch":
-                return (name, tuple(self.update() for _ in range(self.source.randint(1, 5))))
-            case "mmuext_batch":
-                return (name, self.members(_MMUEXT_MEMBERS))
-            case "multicall":
-                return (name, self.members(_MULTICALL_MEMBERS))
-        return (name, self.page())
+        fields = _FIELDS.get(name, Draw._page_only)
+        return (name, *fields(self))
+
+    def _page_only(self) -> Fields:
+        return (self.page(),)
+
+    def _mapping(self) -> Fields:
+        """Of ``update_va_mapping``: mostly a page where it lies already."""
+        target = self.page()
+        at = target if self.chance(0.75) else self.page()
+        return (at, target, self.weighted(_MAPPING_FLAGS))
+
+    def _device(self) -> Fields:
+        index = self.source.choice(_DEVICE_INDEXES)
+        device = self.source.choice(tuple(DEVICES))
+        return (self.page(), index, device, self.weighted(_DEVICE_FLAGS))
+
+    def _updates(self) -> Fields:
+        return (tuple(self.update() for _ in range(self.source.randint(1, 5))),)
 
     def update(self) -> tuple[int, int, int, int, bool]:
         """Fields of a ``mmu_update``."""
@@ -185,6 +164,29 @@ class Draw:
     def members(self, names: dict[str, int]) -> tuple[Operation, ...]:
         """Members of a batch."""
         return tuple(self.operation(self.name(names)) for _ in range(self.source.randint(1, 5)))
+
+
+_FIELDS: dict[str, Callable[[Draw], Fields]] = {
+    "pin": lambda draw: (draw.source.randint(1, 4), draw.page()),
+    "update_va_mapping": Draw._mapping,
+    "mmu_update": Draw.update,
+    "write": lambda draw: draw.update()[:4],
+    "store": lambda draw: draw.update()[:4],
+    "read": lambda draw: (draw.page(), draw.weighted(_INDEXES)),
+    "boot_baseptr": lambda _: (),
+    "store_value": lambda draw: (draw.page(), draw.index(), draw.source.choice(_VALUES)),
+    "update_va": lambda draw: (draw.address(), draw.page(), draw.weighted(_MAPPING_FLAGS)),
+    "probe": lambda draw: (draw.address(), draw.source.choice(("read", "write"))),
+    "new_user_baseptr": lambda draw: (None if draw.chance(0.3) else draw.page(),),
+    "tlb_flush": lambda draw: (draw.source.choice(tuple(FLUSHES)),),
+    "mmu_update_device": Draw._device,
+    "assist": lambda draw: (draw.source.choice(tuple(ASSISTS)), draw.chance(0.7)),
+    "copy_page": lambda draw: (draw.page(), draw.page()),
+    "mmu_update_batch": Draw._updates,
+    "mmuext_batch": lambda draw: (draw.members(_MMUEXT_MEMBERS),),
+    "multicall": lambda draw: (draw.members(_MULTICALL_MEMBERS),),
+}
+"""How the fields of an operation are drawn; of any other it is one page."""
 
 
 def uniform(source: random.Random) -> tuple[int, list[Operation]]:
