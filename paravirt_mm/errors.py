@@ -58,6 +58,10 @@ class Ended(SystemExit):
     """A signal asks this process to end: nobody's fault, and nobody's to catch."""
 
 
+INTERRUPTIONS = (KeyboardInterrupt, Ended)
+"""What passes through whatever code of others it meets: that code has not raised it."""
+
+
 class ExitCode(IntEnum):
     """What the process says when it ends."""
 

@@ -10,7 +10,6 @@ import json
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import attrs
 
@@ -173,7 +172,10 @@ def record_evidence(
         entry = sums.setdefault(canonical(item.spec, registry), [0, 0])
         entry[0] += item.agree
         entry[1] += item.compared
-    content = {**(_load(path) if path.exists() else {}), kind: dict(sorted(sums.items()))}
+    content = {
+        **_load(path),
+        kind: {spec: (agree, compared) for spec, (agree, compared) in sorted(sums.items())},
+    }
     ordered = {kind: content[kind] for kind in KINDS if kind in content}
     try:
         path.write_text(_dumped(ordered), encoding="utf-8")
@@ -182,7 +184,7 @@ def record_evidence(
     _parsed.cache_clear()
 
 
-def _dumped(content: dict[str, Any]) -> str:
+def _dumped(content: _Content) -> str:
     """Return the file's text, one spec a line."""
     kinds = []
     for kind, specs in content.items():
@@ -191,14 +193,19 @@ def _dumped(content: dict[str, Any]) -> str:
     return "{\n" + ",\n".join(kinds) + "\n}\n"
 
 
-def _load(path: Path) -> dict[str, dict[str, Any]]:
+_Content = Mapping[str, Mapping[str, tuple[int, int]]]
+"""Kinds, specs of each, and how much agreed of how much was compared."""
+
+
+def _load(path: Path) -> _Content:
     return _parsed(path) if path.exists() else {}
 
 
 @cache
-def _parsed(path: Path) -> dict[str, dict[str, Any]]:
+def _parsed(path: Path) -> _Content:
     try:
-        text = path.read_text(encoding="utf-8")
+        with path.open(encoding="utf-8") as file:
+            text = file.read(MAX_BYTES + 1)
         if len(text) > MAX_BYTES:
             raise InputError(f"longer than {MAX_BYTES >> 20} MiB", str(path))
         content = json.loads(text)

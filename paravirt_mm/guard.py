@@ -283,7 +283,8 @@ def ended(item: object) -> bool:
 def how_it_ended(code: int) -> str:
     """Return an exit code, negative for a signal, in words."""
     if code < 0:
-        return f"was ended by {signal.Signals(-code).name}"
+        named = -code in set(signal.Signals)  # most real-time signals have no name
+        return f"was ended by {signal.Signals(-code).name if named else f'signal {-code}'}"
     return f"ended with exit code {code}"
 
 

@@ -14,7 +14,7 @@ from weakref import WeakKeyDictionary
 
 from paravirt_mm.engine.contract import ContractBroken
 from paravirt_mm.engine.panic import KernelPanic
-from paravirt_mm.errors import Ended
+from paravirt_mm.errors import INTERRUPTIONS
 from paravirt_mm.guard import is_child
 from paravirt_mm.hookspecs import HOOKS, PROJECT, Role
 
@@ -124,7 +124,7 @@ class Hook:
 
     def _passes(self, error: BaseException) -> bool:
         """Tell whether an exception is none of the plugin's faults."""
-        if isinstance(error, KeyboardInterrupt | Ended):
+        if isinstance(error, INTERRUPTIONS):
             return not is_child()
         return self.name in _MAY_PANIC and isinstance(error, KernelPanic)
 

@@ -22,7 +22,7 @@ from weakref import WeakKeyDictionary
 import attrs
 import cattrs
 
-from paravirt_mm.errors import PluginError, SpecError
+from paravirt_mm.errors import INTERRUPTIONS, PluginError, SpecError
 
 _FORM = "the form is name:option=value,option=value"
 _LOCAL = re.compile(r"([^:,=]+\.py:[A-Za-z_]\w*|[A-Za-z_][\w.]*:[A-Z]\w*)(?::(.*))?\Z", re.DOTALL)
@@ -258,7 +258,7 @@ def create(name: str, factory: type[Any], options: Mapping[str, str]) -> Any:
             raise SpecError(f"{name}: {key}={text!r} is not {expected(field.type)}") from error
     try:
         return factory(**values)
-    except (PluginError, KeyboardInterrupt):
+    except (PluginError, *INTERRUPTIONS):
         raise
     except BaseException as error:
         if isinstance(error, SpecError) and str(error).startswith(name):

@@ -27,7 +27,7 @@ from typing import Any, TypeVar
 import attrs
 
 from paravirt_mm import guard, hookspecs
-from paravirt_mm.errors import ParavirtMmError, PluginError, SpecError
+from paravirt_mm.errors import INTERRUPTIONS, ParavirtMmError, PluginError, SpecError
 from paravirt_mm.hookspecs import API_MINOR, API_VERSION, HOOKS, PREFIX, PROJECT, Role
 from paravirt_mm.instances import HookFailed, Instances, implemented, in_one_line
 from paravirt_mm.options import PluginSpec, create
@@ -245,9 +245,9 @@ def _option_problems(factory: type[Any]) -> Iterator[str]:
         return
     try:
         factory()
+    except INTERRUPTIONS:
+        raise
     except BaseException as error:
-        if isinstance(error, KeyboardInterrupt):
-            raise
         yield f"it cannot be made with default options: {type(error).__name__}: {error}"
 
 
@@ -419,9 +419,9 @@ class Registry:
                     raise ImportError(f"it replaces {', '.join(sorted(set(touched))[:5])}")
             else:
                 factory = found.point.load()
+        except INTERRUPTIONS:
+            raise
         except BaseException as error:
-            if isinstance(error, KeyboardInterrupt):
-                raise
             self._break(
                 name, found, f"cannot be loaded from {found.point.value}: {in_one_line(error)}"
             )

@@ -136,10 +136,11 @@ def is_int(value: object) -> TypeGuard[int]:
 
 def _shown(value: Any) -> str:
     """Return an answer as text of a bounded length, whatever its repr does."""
-    if isinstance(value, tuple) and all(is_int(one) for one in value):
-        return f"({', '.join(hex(one) for one in value)})"
     try:
-        text = repr(value)
+        if isinstance(value, tuple) and all(is_int(one) for one in value[:_SHOWN]):
+            text = f"({', '.join(hex(one) for one in value[:_SHOWN])})"
+        else:
+            text = repr(value)
     except Exception as error:
         text = f"<{type(value).__name__} whose repr raises {type(error).__name__}>"
     return text if len(text) <= _SHOWN else text[: _SHOWN - 3] + "..."
@@ -392,20 +393,3 @@ def cost(
     told.of(answer.way, Way, "Cost.way")
     told.number(answer.flushes, "Cost.flushes")
     return answer
-
-
-__all__ = [
-    "Answer",
-    "ContractBroken",
-    "boot_state",
-    "cost",
-    "is_int",
-    "kernel_image",
-    "limit_of",
-    "promise",
-    "readonly",
-    "runs",
-    "step",
-    "steps",
-    "table_pages",
-]

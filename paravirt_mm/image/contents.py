@@ -344,7 +344,7 @@ class Image:
         for start, end, flags in leaves:
             canvas.paint(start, end, start | flags, canvas.entry_span)
         if self._translate is not None:
-            self._to_machine_frames(out)
+            self._to_machine_frames(out, self._translate)
 
     def _refer(self, canvas: _Canvas, level: int, low: int, high: int, owner: int) -> None:
         """Make the entries that refer to tables of the level below."""
@@ -371,12 +371,11 @@ class Image:
             return DOMAIN_BUILDER_TABLE
         return self.format.boot_table[level]
 
-    def _to_machine_frames(self, out: Entries) -> None:
-        assert self._translate is not None  # noqa: S101
+    def _to_machine_frames(self, out: Entries, translate: Translate) -> None:
         present = np.nonzero(out & 1)
         field = self.format.address_field
         values = out[present].astype(np.uint64)
-        frames = self._translate((values & np.uint64(field)) >> np.uint64(PAGE_SHIFT))
+        frames = translate((values & np.uint64(field)) >> np.uint64(PAGE_SHIFT))
         out[present] = values & ~np.uint64(field) | frames << np.uint64(PAGE_SHIFT)
 
 

@@ -99,7 +99,7 @@ class EntryFormat:
             return 0
         if self.mode.entry_bytes == 4:
             return 1 << 21
-        return (self.mode.entry_span(level) - 1) & ~0x1FFF
+        return (self.mode.entry_span(level) - 1) & ~(PAT_LARGE | (PAGE_SIZE - 1))
 
     def above(self, physical_bits: int) -> int:
         """Return the bits that a CPU with ``physical_bits`` address bits reserves at the top of an

@@ -26,9 +26,10 @@ class PagingMode:
     """How one mode translates addresses.
 
     ``index_bits`` gives, from L1 upward, how many address bits index a table; ``large_levels`` the
-    levels above L1 whose entries may map a large page; ``direct_map_base`` is the virtual address
-    of physical 0; ``lowmem_limit`` (bytes) is where the direct map must end, None where it may
-    reach all memory.
+    levels above L1 whose entries may map a large page; ``physical_bits`` and ``virtual_bits`` are
+    what Linux uses of an address; ``direct_map_base`` is the virtual address of physical 0 in the
+    direct map, ``kernel_base`` that in the mapping of the kernel's image; ``lowmem_limit`` (bytes)
+    is where the direct map must end, None where it may reach all memory.
     """
 
     name: str

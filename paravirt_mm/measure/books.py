@@ -61,7 +61,6 @@ class Books:
         self.batches = 0
         self.tlb_flushes = 0
         self.mapped_bytes: Counter[int] = Counter()
-        self.map_steps = 0
         self.rounds = 0
         self.peak_unhooked = 0
         self.reserved_after = RangeSet()
@@ -76,7 +75,6 @@ class Books:
 
     def _step(self, event: StepStarted) -> None:
         if isinstance(event.step, Map):
-            self.map_steps += 1
             self._later = event.step.hand_over is HandOver.LATER
             self.rounds += not self._later
 

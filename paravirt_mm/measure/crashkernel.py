@@ -31,8 +31,8 @@ class Wanted:
     @classmethod
     def parse(cls, text: str) -> Wanted:
         """Read what stands behind ``crashkernel=``: 512M, 1G@4G. Raises ValueError."""
-        size, _, at = text.partition("@")
-        found = cls(_bytes(size), _bytes(at) if _ else None)
+        size, behind, at = text.partition("@")
+        found = cls(_bytes(size), _bytes(at) if behind else None)
         if not found.size:
             raise ValueError("a crash kernel of no bytes")
         return found

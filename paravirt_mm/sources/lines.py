@@ -13,6 +13,7 @@ import json
 import quopri
 import re
 from collections.abc import Iterator, Sequence
+from operator import itemgetter
 from typing import BinaryIO
 
 from paravirt_mm.errors import InputError
@@ -196,8 +197,8 @@ def _journal(stream: BinaryIO, source: str) -> Iterator[tuple[int, str]]:
 
     Numbers ascend; where the newest stands first they are counted from the end.
     """
-    found: list[tuple[float | None, int, str]] = []
-    total = 0
+    found: list[tuple[float | None, int, int, str]] = []
+    total = messages = 0
     stamp: float | None = None
     number = 0
     while raw := stream.readline(MAX_RECORD_BYTES):
@@ -213,13 +214,17 @@ def _journal(stream: BinaryIO, source: str) -> Iterator[tuple[int, str]]:
             if match["at"]:
                 stamp = float(match["at"])
             else:
-                text = _message(match["text"])
-                found += [(stamp, number, _plain(x[:MAX_LINE_BYTES])) for x in text.splitlines()]
-    stamps = [at for at, _, _ in found if at is not None]
+                messages += 1
+                found += [
+                    (stamp, messages, number, _plain(line[:MAX_LINE_BYTES]))
+                    for line in _message(match["text"]).splitlines()
+                ]
+    stamps = [at for at, *_ in found if at is not None]
     newest_first = bool(stamps) and stamps[0] > stamps[-1]
     if newest_first:
-        found.reverse()
-    for _, at, line in found:
+        # The lines of one message stand in their order all the same.
+        found.sort(key=itemgetter(1), reverse=True)
+    for *_, at, line in found:
         yield number + 1 - at if newest_first else at, line
 
 

@@ -78,6 +78,10 @@ WAYS: dict[str, tuple[Callable[[], object], Stopped]] = {
         lambda: os.kill(os.getpid(), signal.SIGKILL),
         Stopped("its process was ended by SIGKILL", crashed=True),
     ),
+    "a signal without a name": (
+        lambda: os.kill(os.getpid(), signal.SIGRTMIN + 6),
+        Stopped(f"its process was ended by signal {signal.SIGRTMIN + 6}", crashed=True),
+    ),
 }
 
 

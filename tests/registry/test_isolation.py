@@ -18,11 +18,15 @@ from paravirt_mm import (
     Map,
     Outcome,
     PageRun,
+    PluginSpec,
+    Promise,
+    Registry,
     Scenario,
     SpecError,
     bundled,
     hookimpl,
 )
+from paravirt_mm.errors import Ended
 from paravirt_mm.testing import AscendingAllocator, BlockAllocator, PlainPlatform, registry_with
 
 
@@ -75,6 +79,13 @@ class StrangeReservation(BlockAllocator):
         return [(0, 4096)]
 
 
+@attrs.frozen
+class EndlessPair(AscendingAllocator):
+    @hookimpl
+    def pvmm_promise(self) -> Any:
+        return Promise((tuple(range(1 << 16)),))
+
+
 ALLOCATORS = {
     "raises": (Divides, "ZeroDivisionError"),
     "no generator": (NoGenerator, "pvmm_map_steps"),
@@ -82,6 +93,7 @@ ALLOCATORS = {
     "too few pages": (TooFewPages, "gave 0 pages where"),
     "strange pages": (StrangePages, "not TablePages"),
     "no promise": (NoPromise, "not a Promise"),
+    "endless pair": (EndlessPair, "must be a pair (start, end) of bytes: (0x0, 0x1, 0x2"),
     "strange reservation": (StrangeReservation, "a run of pages must be a PageRun"),
 }
 
@@ -98,6 +110,7 @@ def test_failing_allocator_is_named(allocator: type[Any], words: str, machine: M
     assert run.verdict.outcome is Outcome.ERROR
     assert "plugin mine (unregistered)" in str(run.verdict)
     assert words in str(run.verdict)
+    assert len(str(run.verdict)) < 400
 
 
 @attrs.frozen
@@ -219,6 +232,32 @@ def test_panic_is_the_allocators_alone(machine: Machine) -> None:
     run = Scenario.of(machine, "ascending", "mine").run(registry)
     assert run.verdict.outcome is Outcome.ERROR
     assert "plugin mine" in str(run.verdict)
+
+
+@pytest.mark.parametrize("interruption", [KeyboardInterrupt(), Ended(143)])
+def test_interruptions_are_nobodys_fault(interruption: BaseException) -> None:
+    """SIGTERM may come while a plugin is imported or made: the process ends, nobody is blamed."""
+
+    @attrs.frozen
+    class Slow(AscendingAllocator):
+        wait: bool = attrs.field(default=False)
+
+        def __attrs_post_init__(self) -> None:
+            if self.wait:
+                raise interruption
+
+    with pytest.raises(type(interruption)):
+        registry_with(slow=Slow).make(PluginSpec.parse("slow:wait=yes"), "allocator")
+
+    @attrs.frozen
+    class Slower(AscendingAllocator):
+        wait: bool = attrs.field(default=True)
+
+        def __attrs_post_init__(self) -> None:
+            raise interruption
+
+    with pytest.raises(type(interruption)):
+        Registry().add("slower", Slower)
 
 
 def test_calls_are_shown_on_demand(

@@ -69,6 +69,13 @@ def journal(order: int = 1, **shape: object) -> str:
     return "".join(json.dumps(record, **shape) + "\n" for record in records)
 
 
+def journal_of_pieces(order: int) -> str:
+    """Messages of several lines each, as containers and serial consoles log them."""
+    messages = ["\n".join(LINES[n : n + 3]) for n in range(0, len(LINES), 3)]
+    records = [{"time": str(number), "log": text} for number, text in enumerate(messages)][::order]
+    return "".join(json.dumps(record) + "\n" for record in records)
+
+
 def dmesg_json(indent: int | None = None) -> str:
     messages = [{"pri": 6, "time": 0.0, "msg": line} for line in LINES]
     return json.dumps({"dmesg": messages}, indent=indent)
@@ -97,6 +104,8 @@ def dmesg_json(indent: int | None = None) -> str:
         "".join(f"data: {line}\n\n" for line in journal().splitlines()).encode(),
         journal(indent="\t").encode(),
         journal(-1).encode(),
+        journal_of_pieces(1).encode(),
+        journal_of_pieces(-1).encode(),
         dmesg_json(indent=3).encode(),
         dmesg_json().encode(),
         "".join(json.dumps({"MESSAGE": list(line.encode())}) + "\n" for line in LINES).encode(),
@@ -127,6 +136,7 @@ def dmesg_json(indent: int | None = None) -> str:
         "crlf", "cr", "cr, lf at the end", "utf-16", "utf-16-le", "utf-16-be", "utf-8 bom",
         "gz", "gz.gz", "gz gz", "bz2", "bz2 bz2", "xz", "xz of gz of utf-16", "zip",
         "journal", "json-seq", "json-sse", "json-pretty", "reversed journal",
+        "pieces", "reversed pieces",
         "dmesg -J", "dmesg -J in a line", "bytes", "=3D", "quoted-printable",
         "mail", "html", "utf-32", "noise first", "base64", "attachment", "docker", "message",
         "br", "span", "nbsp", "colour inside words", "no line ends", "not even blanks",
