@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-import importlib.util
+import importlib
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,19 +13,17 @@ import pytest
 
 @pytest.fixture(scope="module")
 def mutate(checkout: Path) -> Any:
-    spec = importlib.util.spec_from_file_location("mutate", checkout / "tools" / "mutate.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["mutate"] = module
-    spec.loader.exec_module(module)
-    return module
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(checkout / "tools")
+        yield importlib.import_module("mutate")
 
 
 SOURCE = """
 def f(a: int = 1, b=2):
     if a < b and not b:
         g(a)
+    for x in reversed(a.copy()[:b]):
+        y += x // 2 if x.start else -x
     return align_up(a, 4) + b
 """
 
@@ -48,6 +46,15 @@ def test_every_kind_of_change_is_made(mutate: Any, tmp_path: Path) -> None:
         "align_up -> align_down",
         "g(a) -> pass",
         "align_up(a, 4) + b -> align_up(a, 4) - b",
+        "align_up(a, 4) -> a",
+        "reversed -> list",
+        "a.copy() -> a",
+        ":b -> :",
+        "y += x // 2 if x.start else -x -> pass",
+        "x // 2 -> -(-x // 2)",
+        "x // 2 if x.start else -x -> -x",
+        "x.start -> x.end",
+        "-x -> x",
     } <= made
 
 
@@ -61,6 +68,22 @@ def test_each_mutant_differs_in_one_place_and_compiles(mutate: Any, tmp_path: Pa
         assert len(lines) == len(plain)
         assert sum(one != other for one, other in zip(lines, plain, strict=True)) == 1
     assert path.read_text() == SOURCE
+
+
+def test_changes_by_hand(mutate: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, table = tmp_path / "m.py", tmp_path / "rows.md"
+    path.write_text(SOURCE)
+    monkeypatch.setattr(sys.modules["mutants"], "TOP", tmp_path)
+    table.write_text(
+        "| file | was | became |\n| --- | --- | --- |\n"
+        "| m.py | `if a < b and not b: ⏎         g(a)` | `if a < b: ⏎         g(b)` |\n"
+        "| m.py | `g(a)` | `` |\n| m.py | `h(a)` | `` |\n| other.py | `g(a)` | `` |\n"
+    )
+    made = [make().source for make in mutate.edits(table, [path])]
+    assert made == [
+        SOURCE.replace("a < b and not b", "a < b").replace("g(a)", "g(b)"),
+        SOURCE.replace("g(a)", "pass"),
+    ]
 
 
 def test_types_are_no_code(mutate: Any, tmp_path: Path) -> None:
