@@ -218,10 +218,13 @@ class Suite:
         return None if wanted & self.early else False
 
     def files_that_call(self, path: Path) -> list[str]:
-        """Return the test files that call anything of a file, the quickest first."""
+        """Return the test files that call anything of a file, the quickest first; all of them,
+        where nothing of it is a function.
+        """
         taken: dict[str, float] = {}
+        some = any(where == str(path) for called in self.calls.values() for where, _ in called)
         for name, called in self.calls.items():
-            if any(where == str(path) for where, _ in called):
+            if not some or any(where == str(path) for where, _ in called):
                 file = name.split("::")[0]
                 taken[file] = taken.get(file, 0) + self.seconds[name]
         return sorted(taken, key=lambda name: taken[name])
@@ -288,12 +291,11 @@ class Afresh:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         asked = its.makefile("rwb")
         import attrs
-        import hypothesis
         import numpy as np
         import pytest
         import rich  # what most tests import, once for all of them
 
-        _ = attrs, hypothesis, np, rich
+        _ = attrs, np, rich
         for line in asked:
             path, source, tests, seconds = json.loads(line)
 

@@ -93,17 +93,27 @@ def test_types_are_no_code(mutate: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_change_is_noticed_or_not(mutate: Any, checkout: Path) -> None:
-    """In a copy: one that the tests know of dies, and the tests live without any change."""
+def test_a_change_is_noticed_or_not(mutate: Any, checkout: Path, tmp_path: Path) -> None:
+    """In a function and in what a module runs by itself; what means the same lives."""
     import subprocess
 
+    table = tmp_path / "rows.md"
+    table.write_text(
+        "| paravirt_mm/machine/ranges.py | `value - value % alignment` | `value` |\n"
+        "| paravirt_mm/machine/ranges.py | `-value % alignment` | `(-value) % alignment` |\n"
+        "| paravirt_mm/machine/paging.py | `TIB = 1 << 40` | `TIB = 1 << 41` |\n"
+        "| paravirt_mm/machine/paging.py | `PAGE_SHIFT = 12` | `PAGE_SHIFT = 13` |\n"
+        "| paravirt_mm/machine/paging.py | `ISA_END = MIB` | `ISA_END = 1 << 20` |\n"
+    )
     result = subprocess.run(
         [sys.executable, str(checkout / "tools" / "mutate.py"),
-         "paravirt_mm/machine/release.py", "--tests", "tests/machine", "--count", "2"],
+         "paravirt_mm/machine", "--tests", "tests/machine/test_model.py",
+         "--edits", str(table)],
         cwd=checkout, capture_output=True, text=True, check=False, timeout=500,
     )  # fmt: skip
-    assert result.returncode in (0, 1), result.stdout + result.stderr
-    assert "of 2 mutants died" in result.stdout
+    assert result.returncode == 1, result.stdout + result.stderr
+    assert "2 of 4 mutants died" in result.stdout
+    assert "cannot be made in 0 places: paravirt_mm/machine/paging.py: TIB" in result.stdout
 
 
 def test_what_differs_is_the_outermost_function_or_the_module(mutate: Any, tmp_path: Path) -> None:
