@@ -21,8 +21,10 @@ from paravirt_mm.scenario import Scenario
 
 T = TypeVar("T")
 
-Each = Callable[[Sequence[tuple[Machine, str, str]], Callable[[Run], Any]], Iterator[Any]]
-"""What runs scenarios (machine, allocator, backend) and yields what is made of each run."""
+Cell = tuple[Machine, str, str]
+"""One cell of the comparison: a machine, and the specs of allocator and backend."""
+Each = Callable[[Sequence[Cell], Callable[[Run], Any]], Iterator[Any]]
+"""What runs scenarios and yields what is made of each run."""
 
 
 @attrs.frozen
@@ -77,9 +79,7 @@ class Row:
         }
 
 
-def run_here(
-    registry: Registry, todo: Sequence[tuple[Machine, str, str]], make: Callable[[Run], T]
-) -> Iterator[T]:
+def run_here(registry: Registry, todo: Sequence[Cell], make: Callable[[Run], T]) -> Iterator[T]:
     """Yield what ``make`` makes of the runs of scenarios, run in this process."""
     return (make(Scenario.of(*asked).run(registry)) for asked in todo)
 

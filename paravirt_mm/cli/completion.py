@@ -20,8 +20,8 @@ from click.shell_completion import (
     split_arg_string,
 )
 
-VARIABLE = "_PARAVIRT_MM_COMPLETE"
-"""Set by the shell's function while it asks for completions."""
+from paravirt_mm.cli.main import COMPLETE
+
 SHELLS = ("bash", "zsh", "fish")
 
 Completer = Callable[[click.Context, click.Parameter, str], list[CompletionItem]]
@@ -184,4 +184,4 @@ def command(shell: str) -> None:
     if found is None:
         raise click.UsageError(f"click does not know {shell}")
     root = click.get_current_context().find_root().command
-    click.echo(found(root, {}, "paravirt-mm", VARIABLE).source())
+    click.echo(found(root, {}, "paravirt-mm", COMPLETE).source())

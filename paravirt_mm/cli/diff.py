@@ -15,9 +15,10 @@ import click
 
 from paravirt_mm.cli import reading, scenarios
 from paravirt_mm.cli.output import complain, emit, progress, show_status
+from paravirt_mm.cli.types import Seconds
 from paravirt_mm.diff import Compared, Kind, kinds, pairs, random_machines, survey
 from paravirt_mm.differences import ASPECTS
-from paravirt_mm.errors import ExitCode, InputError
+from paravirt_mm.errors import ExitCode
 from paravirt_mm.guard import RUNNING, Limits
 from paravirt_mm.machine.model import Machine
 from paravirt_mm.offers import default_spec
@@ -50,7 +51,7 @@ _SHOWN = 6
     help="What counts as a difference. May be repeated. [default: everything]",
 )  # fmt: skip
 @click.option(
-    "--shrink", "seconds", type=click.FloatRange(0, 86400), default=60.0, show_default=True,
+    "--shrink", "seconds", type=Seconds(0, 86400), default=60.0, show_default=True,
     metavar="SECONDS", help="How long each machine may be made smaller; 0: not at all.",
 )  # fmt: skip
 @click.option("-j", "--jobs", type=click.IntRange(1, 256), help="At a time. [default: all cores]")
@@ -87,7 +88,7 @@ def command(
     Exit code 0: no difference; 1: they differ; 2: a spec is wrong; 3: nothing could be compared. So
     `git bisect run` can use it (docs/bisect.md).
     """
-    limits = Limits(cpu=time_limit, wall=2.5 * time_limit, memory=memory_limit)
+    limits = scenarios.limits(time_limit, memory_limit)
     began = time.monotonic()
     todo = list(pairs(a, b, backend or default_spec("backend")))
     chosen = _machines(machines, count, seed)
@@ -113,11 +114,7 @@ def command(
 
 def _machines(names: Sequence[str], count: int | None, seed: int) -> list[Machine]:
     """Return the machines to compare on. Raises `InputError` for the first that cannot be read."""
-    machines: list[Machine] = []
-    for _, machine in reading.machines(names):
-        if isinstance(machine, InputError):
-            raise machine
-        machines.append(machine)
+    machines = list(reading.all_machines(names))
     if not names:
         machines += [machine_of_map(named) for named in builtin_maps()]
         machines += [bundled(name) for name in bundled_machines()]

@@ -15,12 +15,11 @@ import click
 from paravirt_mm.cli import reading, scenarios
 from paravirt_mm.cli.output import complain, emit, show_status
 from paravirt_mm.cli.types import Seconds
-from paravirt_mm.errors import ExitCode, InputError, SpecError
+from paravirt_mm.errors import ExitCode, SpecError
 from paravirt_mm.guard import TRYING
 from paravirt_mm.hunt.condition import Condition
 from paravirt_mm.hunt.found import Found
 from paravirt_mm.hunt.search import HuntResult, Quarry, hunt
-from paravirt_mm.machine.model import Machine
 from paravirt_mm.machine.paging import MODES
 from paravirt_mm.offers import default_spec
 from paravirt_mm.options import PluginSpec
@@ -103,7 +102,7 @@ def command(
         backend=_checked(backend or default_spec("backend"), "backend"),
         condition=condition,
         other=specs[1] if against is not None else None,
-        machines=_loaded(machines),
+        machines=tuple(reading.all_machines(machines)),
         modes=modes,
     )
     with _progress(seconds) as progress:
@@ -128,16 +127,6 @@ def command(
         emit(found.pytest(), folder / "test_found.py")
     click.echo(_as_json(found, result, seed) if as_json else _as_text(found, result, seed, folder))
     return ExitCode.FINDINGS
-
-
-def _loaded(names: tuple[str, ...]) -> tuple[Machine, ...]:
-    """Read what to start from. Raises `InputError` for the first that cannot be read."""
-    found: list[Machine] = []
-    for _, machine in reading.machines(names):
-        if isinstance(machine, InputError):
-            raise machine
-        found.append(machine)
-    return tuple(found)
 
 
 def _checked(text: str, role: str) -> str:

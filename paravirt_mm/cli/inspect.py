@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import attrs
 import click
 
+from paravirt_mm.cli.types import Number
 from paravirt_mm.errors import ExitCode, InputError
 from paravirt_mm.machine.paging import MODES
 from paravirt_mm.measure.figures import FIGURES, Unit, Value
@@ -19,30 +20,12 @@ if TYPE_CHECKING:
     from paravirt_mm.image.inspect import Inspection
 
 
-class _Number(click.ParamType[int]):
-    """A number, decimal or 0x hexadecimal."""
-
-    name = "address"
-
-    def convert(
-        self, value: object, param: click.Parameter | None, ctx: click.Context | None
-    ) -> int:
-        """Return the number."""
-        try:
-            number = int(str(value), 0)
-        except ValueError:
-            self.fail(f"{value!r} is no number (decimal, or hexadecimal with 0x)", param, ctx)
-        if not 0 <= number < 1 << 64:
-            self.fail(f"{value!r} does not fit 64 bits", param, ctx)
-        return number
-
-
 @click.command()
 @click.argument("file", type=click.Path(path_type=Path))
-@click.option("--cr3", type=_Number(), help="Physical address of the root table.")
+@click.option("--cr3", type=Number(), help="Physical address of the root table.")
 @click.option("--mode", type=click.Choice(sorted(MODES)), help="The paging mode.")
 @click.option(
-    "--base", type=_Number(), default=0, help="Physical address of a raw file's first byte."
+    "--base", type=Number(), default=0, help="Physical address of a raw file's first byte."
 )
 @click.option("--runs", is_flag=True, help="List the leaf runs too: what is mapped, and how.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")

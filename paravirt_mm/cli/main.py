@@ -17,8 +17,8 @@ from paravirt_mm._version import __version__
 from paravirt_mm.cli.output import OutputClosed, complain, streams
 from paravirt_mm.errors import Ended, ExitCode, InputError, ParavirtMmError, PluginError, SpecError
 
-_COMPLETE = "_PARAVIRT_MM_COMPLETE"
-"""Set while a shell asks for completions (`paravirt_mm.cli.completion`)."""
+COMPLETE = "_PARAVIRT_MM_COMPLETE"
+"""Set by a shell's function while it asks for completions (`paravirt_mm.cli.completion`)."""
 
 
 class LazyGroup(click.Group):
@@ -40,7 +40,7 @@ class LazyGroup(click.Group):
         if cmd_name not in self._lazy:
             return super().get_command(ctx, cmd_name)
         command: click.Command = import_module(self._lazy[cmd_name][0]).command
-        if _COMPLETE in os.environ:
+        if COMPLETE in os.environ:
             import_module("paravirt_mm.cli.completion").teach(command)
         return command
 
@@ -146,7 +146,7 @@ def _warn(context: click.Context, /, result: object, **_: object) -> object:
 
 def main() -> NoReturn:
     """Run the command line; errors are one line on standard error and an exit code."""
-    if _COMPLETE in os.environ:
+    if COMPLETE in os.environ:
         import_module("paravirt_mm.cli.completion").register()
         cli.main(prog_name="paravirt-mm")
     _end_in_order()

@@ -60,6 +60,14 @@ def machines(
             yield from _guarded_machines(spec, boot)
 
 
+def all_machines(inputs: Iterable[str]) -> Iterator[Machine]:
+    """Yield the machines of every input. Raises `InputError` for the first that cannot be read."""
+    for _, outcome in machines(inputs):
+        if isinstance(outcome, InputError):
+            raise outcome
+        yield outcome
+
+
 def _guarded_machines(spec: str, boot: int | None) -> Iterator[tuple[str, Machine | InputError]]:
     next_part, answers = 0, 0
     begun: _Begun | None = None
@@ -131,6 +139,3 @@ def reading_each(function: Callable[..., Iterable[T]], spec: str | Path, *args: 
 def _stopped(stopped: Stopped, source: str) -> InputError:
     how = "" if stopped.crashed else "took "
     return InputError(f"cannot be read: {how}{stopped}", source)
-
-
-__all__ = ["limits_for", "machine", "machines", "parts", "reading", "reading_each"]

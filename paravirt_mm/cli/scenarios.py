@@ -16,7 +16,7 @@ import click
 
 from paravirt_mm.cli.output import complain
 from paravirt_mm.cli.types import Seconds, size_in_bytes
-from paravirt_mm.comparison import Row
+from paravirt_mm.comparison import Cell, Row
 from paravirt_mm.errors import PluginError
 from paravirt_mm.guard import RUNNING, Limits, Stopped, guarded
 from paravirt_mm.instances import Instances
@@ -29,9 +29,6 @@ from paravirt_mm.untouched import unchanged
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 T = TypeVar("T")
-
-Asked = tuple[Machine, str, str]
-"""A machine, and the specs of allocator and backend."""
 
 _OBSERVER = click.option(
     "--observer", "observers", multiple=True, metavar="SPEC",
@@ -66,16 +63,23 @@ def _with(*options: Callable[[Command], Command]) -> Callable[[Command], Command
     return decorate
 
 
-def limit_options(limits: Limits) -> Callable[[Command], Command]:
+def limits(time_limit: float, memory_limit: int) -> Limits:
+    """Return what `limit_options` say: seconds of processor time, bytes of memory. A scenario may
+    wait, too, but not for long.
+    """
+    return Limits(cpu=time_limit, wall=2.5 * time_limit, memory=memory_limit)
+
+
+def limit_options(usual: Limits) -> Callable[[Command], Command]:
     """Give a command the options for what one scenario may cost."""
     return _with(
         click.option(
-            "--time-limit", type=Seconds(0.01, 86400), default=limits.cpu,
+            "--time-limit", type=Seconds(0.01, 86400), default=usual.cpu,
             show_default=True, metavar="SECONDS", help="A scenario that takes longer is stopped.",
         ),
         click.option(
             "--memory-limit", callback=size_in_bytes,
-            default=f"{limits.memory >> 30}G", show_default=True, metavar="SIZE",
+            default=f"{usual.memory >> 30}G", show_default=True, metavar="SIZE",
             help="A scenario that needs more is stopped.",
         ),
     )  # fmt: skip
@@ -87,9 +91,9 @@ options = _with(_OBSERVER, limit_options(RUNNING), _TRACEBACK)
 """Gives a command the options of `Running`."""
 
 
-def watching(limits: Limits) -> Callable[[Command], Command]:
+def watching(usual: Limits) -> Callable[[Command], Command]:
     """Give a command observers, and limits of its own."""
-    return _with(_OBSERVER, limit_options(limits))
+    return _with(_OBSERVER, limit_options(usual))
 
 
 @attrs.frozen
@@ -113,8 +117,7 @@ class Running:
         """Make it of what the command line says. Raises `SpecError` for a wrong observer."""
         for text in observers:
             registry.make(PluginSpec.parse(text), "observer")
-        limits = Limits(cpu=time_limit, wall=2.5 * time_limit, memory=memory_limit)
-        return cls(registry, tuple(observers), limits, traceback)
+        return cls(registry, tuple(observers), limits(time_limit, memory_limit), traceback)
 
     @contextmanager
     def watching(self) -> Iterator[Callable[..., Run]]:
@@ -159,7 +162,7 @@ class Running:
         return run
 
     def each(
-        self, todo: Sequence[Asked], make: Callable[[Run], T], *, thorough: bool = False
+        self, todo: Sequence[Cell], make: Callable[[Run], T], *, thorough: bool = False
     ) -> Iterator[T]:
         """Yield what ``make`` makes of the runs of scenarios, which happen in a child.
 

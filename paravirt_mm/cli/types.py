@@ -54,6 +54,24 @@ class Address(click.ParamType[int | str]):
         return number
 
 
+class Number(click.ParamType[int]):
+    """A number, decimal or 0x hexadecimal."""
+
+    name = "address"
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> int:
+        """Return the number."""
+        try:
+            number = int(str(value), 0)
+        except ValueError:
+            self.fail(f"{value!r} is no number (decimal, or hexadecimal with 0x)", param, ctx)
+        if not 0 <= number < 1 << 64:
+            self.fail(f"{value!r} does not fit 64 bits", param, ctx)
+        return number
+
+
 def size_in_bytes(_context: click.Context, _option: click.Parameter, text: str) -> int:
     """Return a size of the command line in bytes."""
     match = _SIZE.fullmatch(text)

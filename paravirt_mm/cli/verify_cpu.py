@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,8 +10,9 @@ import attrs
 import click
 
 from paravirt_mm.cli import scenarios
+from paravirt_mm.cli.recording import record_option
 from paravirt_mm.errors import ExitCode, InputError
-from paravirt_mm.evidence import EVIDENCE_FILE, Evidence, record_evidence
+from paravirt_mm.evidence import Evidence, record_evidence
 from paravirt_mm.guard import MIB, Limits
 from paravirt_mm.machine.model import Machine
 from paravirt_mm.machine.paging import X86_64, X86_64_LA57
@@ -34,13 +34,13 @@ WALKING = Limits(cpu=600.0, wall=1500.0, memory=4096 * MIB)
     show_default=True,
     help="Check 64-bit machines with 5 levels too, where the platform has them.",
 )
-@click.option("--samples", default=4, show_default=True, help="Random addresses a leaf run.")
+@click.option(
+    "--samples", type=click.IntRange(0, 100_000), default=4, show_default=True,
+    help="Random addresses a leaf run.",
+)  # fmt: skip
 @click.option("--seed", default=0, show_default=True, help="Chooses the random addresses.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object a scenario.")
-@click.option(
-    "--record", "record_to", is_flag=False, flag_value=str(EVIDENCE_FILE), metavar="[FILE]",
-    help="Write how far each model is verified now, for `compare` to show.",
-)  # fmt: skip
+@record_option
 @scenarios.watching(WALKING)
 def command(
     machines: tuple[str, ...],
@@ -50,7 +50,7 @@ def command(
     samples: int,
     seed: int,
     as_json: bool,
-    record_to: str | None,
+    record_to: Path | None,
     observers: tuple[str, ...],
     time_limit: float,
     memory_limit: int,
@@ -66,14 +66,15 @@ def command(
     The emulated CPU has 40 physical address bits: entries that refer to memory above 1 TiB must
     fault there with a reserved bit, and are counted apart.
     """
+    from paravirt_mm.cli import reading
     from paravirt_mm.cli.output import progress
     from paravirt_mm.offers import default_specs
     from paravirt_mm.registry import default_registry
     from paravirt_mm.run import Outcome, Run
-    from paravirt_mm.sources import bundled, bundled_machines
+    from paravirt_mm.sources import bundled_machines
     from paravirt_mm.verify.cpu import check_cpu
 
-    chosen = _read(machines) if machines else (bundled(name) for name in bundled_machines())
+    chosen = reading.all_machines(machines or bundled_machines())
     todo = [
         (machine, allocator, backend)
         for given in chosen
@@ -104,22 +105,12 @@ def command(
             failed += not report.agrees
             evidence.append(Evidence(allocator, int(report.agrees), 1))
     if record_to is not None:
-        record_evidence(Path(record_to), "cpu", evidence)
+        record_evidence(record_to, "cpu", evidence)
     if not as_json:
         click.echo(f"{checked} images, {probes} accesses, {failed} images differ")
     if plugins:
         return ExitCode.PLUGIN
     return ExitCode.FINDINGS if failed else ExitCode.OK
-
-
-def _read(inputs: Sequence[str]) -> Iterator[Machine]:
-    """Read machines. Raises `InputError` at the first that cannot be read."""
-    from paravirt_mm.cli import reading
-
-    for _, machine in reading.machines(inputs):
-        if isinstance(machine, InputError):
-            raise machine
-        yield machine
 
 
 def _modes(machine: Machine, la57: bool) -> list[Machine]:

@@ -12,8 +12,9 @@ import click
 
 from paravirt_mm.cli import reading
 from paravirt_mm.cli.output import progress
+from paravirt_mm.cli.recording import record_option
 from paravirt_mm.errors import ExitCode
-from paravirt_mm.evidence import EVIDENCE_FILE, Evidence, record_evidence
+from paravirt_mm.evidence import Evidence, record_evidence
 from paravirt_mm.registry import Registry, default_registry
 from paravirt_mm.verify.kernel.compare import Replay, replay_file
 
@@ -32,12 +33,9 @@ JUDGES = ("oracle", "naive")
 @click.option(
     "-v", "--verbose", is_flag=True, help="Show every field that differs, not only the first."
 )
-@click.option(
-    "--record", "record_to", is_flag=False, flag_value=str(EVIDENCE_FILE), metavar="[FILE]",
-    help="Write how far each model is verified now, for `compare` to show.",
-)  # fmt: skip
+@record_option
 def command(
-    files: tuple[str, ...], judge: str, as_json: bool, verbose: bool, record_to: str | None
+    files: tuple[str, ...], judge: str, as_json: bool, verbose: bool, record_to: Path | None
 ) -> ExitCode:
     """Replay oracle files: machines, and what the page-table code of real Linux kernels did.
 
@@ -50,7 +48,7 @@ def command(
     replays = list(progress(_all(files, registry), "replaying"))
     click.echo(_json(replays) if as_json else _text(replays, verbose))
     if record_to is not None:
-        record_evidence(Path(record_to), judge, _evidence(replays))
+        record_evidence(record_to, judge, _evidence(replays))
     return ExitCode.OK if all(replay.agrees for replay in replays) else ExitCode.FINDINGS
 
 

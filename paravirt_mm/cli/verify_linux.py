@@ -15,9 +15,10 @@ import click
 
 from paravirt_mm.cli import reading
 from paravirt_mm.cli.output import progress
+from paravirt_mm.cli.recording import record_option
 from paravirt_mm.cli.types import Seconds
 from paravirt_mm.errors import ExitCode, InputError
-from paravirt_mm.evidence import EVIDENCE_FILE, Evidence, record_evidence
+from paravirt_mm.evidence import Evidence, record_evidence
 from paravirt_mm.registry import default_registry
 from paravirt_mm.verify.kernel.compare import Replay
 from paravirt_mm.verify.linux.compare import replay, replay_file
@@ -92,10 +93,7 @@ class Result:
 @click.option(
     "-v", "--verbose", is_flag=True, help="Show every field that differs, not only the first."
 )
-@click.option(
-    "--record", "record_to", is_flag=False, flag_value=str(EVIDENCE_FILE), metavar="[FILE]",
-    help="Write how far each model is verified now, for `compare` to show.",
-)  # fmt: skip
+@record_option
 def command(
     machines: tuple[str, ...],
     kernels: tuple[Path, ...],
@@ -108,7 +106,7 @@ def command(
     save: IO[str] | None,
     as_json: bool,
     verbose: bool,
-    record_to: str | None,
+    record_to: Path | None,
 ) -> ExitCode:
     """Boot a real Linux kernel and compare what it did with the model of its release.
 
@@ -147,7 +145,7 @@ def command(
         return ExitCode.BAD_INPUT
     click.echo(_json(results) if as_json else _text(results, verbose))
     if record_to is not None:
-        record_evidence(Path(record_to), "live", _evidence(results))
+        record_evidence(record_to, "live", _evidence(results))
     verdicts = {result.verdict for result in results}
     if "differs" in verdicts:
         return ExitCode.FINDINGS
@@ -156,7 +154,7 @@ def command(
 
 def _recorded(files: Sequence[str]) -> Iterator[Replay]:
     for path in files:
-        yield from replay_file(path)
+        yield from reading.reading_each(replay_file, path)
 
 
 def _replayed(replayed: Replay) -> Result:

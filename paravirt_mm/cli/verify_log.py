@@ -12,8 +12,9 @@ import click
 
 from paravirt_mm.cli import reading
 from paravirt_mm.cli.output import complain, progress
+from paravirt_mm.cli.recording import record_option
 from paravirt_mm.errors import ExitCode, InputError
-from paravirt_mm.evidence import EVIDENCE_FILE, Evidence, record_evidence
+from paravirt_mm.evidence import Evidence, record_evidence
 from paravirt_mm.registry import default_registry
 from paravirt_mm.sources import read_boot_log
 from paravirt_mm.sources.bootlog.lines import LineVerdict, LogLine
@@ -39,17 +40,14 @@ from paravirt_mm.verify.log.variants import all_series
     help="Show every line; with several files only those that differ are shown otherwise.",
 )  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print every line's result as JSON.")
-@click.option(
-    "--record", "record_to", is_flag=False, flag_value=str(EVIDENCE_FILE), metavar="[FILE]",
-    help="Write how far each model is verified now, for `compare` to show.",
-)  # fmt: skip
+@record_option
 def command(
     files: tuple[str, ...],
     kernel: str | None,
     boot: int | None,
     verbose: bool,
     as_json: bool,
-    record_to: str | None,
+    record_to: Path | None,
 ) -> ExitCode:
     """Predict what a kernel printed about its direct map, and compare line by line.
 
@@ -74,7 +72,7 @@ def command(
     elif reports:
         click.echo(_text(reports, verbose or len(files) == 1))
     if record_to is not None:
-        record_evidence(Path(record_to), "logs", _evidence(reports))
+        record_evidence(record_to, "logs", _evidence(reports))
     if problems:
         return ExitCode.BAD_INPUT
     good = all(report.agrees or report.reason for report in reports)

@@ -17,11 +17,9 @@ from paravirt_mm.machine.model import Machine
 from paravirt_mm.options import PluginSpec
 from paravirt_mm.report.markup import tabulated, words
 from paravirt_mm.report.paper import PLAIN, Paper
-from paravirt_mm.report.tables import label, labels
+from paravirt_mm.report.tables import GAP, label, labels
 from paravirt_mm.report.values import MISSING, size
 from paravirt_mm.run import Outcome
-
-_GAP = 2
 
 
 @attrs.frozen
@@ -146,9 +144,9 @@ def fitted(
     """Return a table of columns, the first two names, without the last ones where there is no room;
     below it stand notes, and what is left out.
     """
-    width, fits = -_GAP, 0
+    width, fits = -GAP, 0
     for title, cells in columns.items():
-        width += max(len(title), *map(len, cells)) + _GAP
+        width += max(len(title), *map(len, cells)) + GAP
         fits += width <= paper.width
     shown, left_out = list(columns)[:fits], list(columns)[fits:]
     align = ("left", "left", *("right",) * (len(shown) - 2))

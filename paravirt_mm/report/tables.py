@@ -21,7 +21,8 @@ from paravirt_mm.report.paper import PLAIN, Paper
 from paravirt_mm.report.values import MISSING, count_text, headers, show, size
 from paravirt_mm.run import Outcome
 
-_GAP = 2
+GAP = 2
+"""Blanks between two columns."""
 
 KEY_FIGURES = tuple(name for name, figure in FIGURES.items() if figure.key)
 
@@ -98,7 +99,7 @@ def _fixed_columns(rows: Sequence[Row], paper: Paper) -> list[list[str]]:
     names = [told[row.allocator] for row in rows]
     backends = [label(PluginSpec.parse(row.backend)) for row in rows]
     verdicts = [str(row.outcome) for row in rows]
-    others = sum(max(map(len, (*cells, "verdict"))) + _GAP for cells in (backends, verdicts))
+    others = sum(max(map(len, (*cells, "verdict"))) + GAP for cells in (backends, verdicts))
     room = max(9, paper.width - others - _ROOM)
     names = [name if len(name) <= room else f"{name[: room - 1]}…" for name in names]
     coloured = [
@@ -125,14 +126,14 @@ def fit(rows: Sequence[Row], figures: Sequence[str], paper: Paper = PLAIN) -> It
     """Divide figures among as many tables as it takes to keep each within the paper."""
     colourless = attrs.evolve(paper, colour=False)
     fixed = sum(
-        max(len(title), *map(len, cells)) + _GAP
+        max(len(title), *map(len, cells)) + GAP
         for title, cells in zip(_FIXED, _fixed_columns(rows, colourless), strict=True)
     )
     chosen: list[str] = []
     width = fixed
     for name, title in zip(figures, headers(list(figures)), strict=True):
-        needed = max(len(title), *(len(_cell(row, name)) for row in rows)) + _GAP
-        if chosen and width + needed > paper.width + _GAP:
+        needed = max(len(title), *(len(_cell(row, name)) for row in rows)) + GAP
+        if chosen and width + needed > paper.width + GAP:
             yield chosen
             chosen, width = [], fixed
         chosen.append(name)

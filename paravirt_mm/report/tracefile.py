@@ -10,7 +10,7 @@ from typing import Any
 import attrs
 
 from paravirt_mm.engine.tables import Batch
-from paravirt_mm.engine.trace import RunStarted, Trace
+from paravirt_mm.engine.trace import RunStarted, TablesAllocated, Trace
 from paravirt_mm.machine.paging import PagingMode
 
 
@@ -22,7 +22,7 @@ def trace_lines(trace: Trace) -> Iterator[str]:
         record: dict[str, Any] = {"event": number, "kind": type(event).__name__}
         for field in attrs.fields(type(event)):
             value = getattr(event, field.name)
-            if isinstance(value, Batch) and type(event).__name__ != "TablesAllocated":
+            if isinstance(value, Batch) and not isinstance(event, TablesAllocated):
                 record[field.name] = value.index
             elif isinstance(event, RunStarted) and field.name == "machine":
                 record[field.name] = value.name

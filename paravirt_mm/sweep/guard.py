@@ -32,7 +32,7 @@ from paravirt_mm.sweep.settings import (
     RunRecord,
     Settings,
 )
-from paravirt_mm.sweep.work import OUT_OF_MEMORY, unreadable
+from paravirt_mm.sweep.work import unreadable
 
 STARTING = Limits(cpu=60.0, wall=120.0)
 """What a child may need to start, and to import the plugins that it is to run."""
@@ -80,8 +80,8 @@ class Guard:
                 return record
             if ended(record):
                 return None
-            if isinstance(record, RunRecord) and record.verdict == OUT_OF_MEMORY:
-                # What it left behind in the process may be as large.
+            if isinstance(record, RunRecord) and record.outcome == LIMIT:
+                # It found its memory used up. What it left behind in the process may be as large.
                 return Stopped(f"more than {size(self._settings.memory_limit)} of memory")
             known.append(record)
 

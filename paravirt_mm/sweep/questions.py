@@ -1,7 +1,8 @@
 """The questions that people have of a sweep, as SQL.
 
 Each is one SELECT on the view ``runs`` (or on a table); ``{by}`` stands for the column that the
-answer is divided by, with a comma after it, ``{size}`` and ``{below}`` for the name of a figure.
+answer is divided by, with a comma after it, ``{fits}`` for that which tells whether the crash kernel
+that was asked about fits.
 """
 
 from __future__ import annotations

@@ -102,7 +102,7 @@ def drawings(subjects: Sequence[Subject]) -> list[Drawing]:
 
 def svg(drawing: Drawing, theme: Theme = Theme.LIGHT, *, narrow: bool = False) -> str:
     """Return a chart as SVG text. Raises `ParavirtMmError` where the extra is not installed."""
-    converter = _library("vl_convert")
+    converter = library("vl_convert")
     chart = drawing.draw(drawing, theme, narrow)
     text: str = converter.vegalite_to_svg(_styled(chart, theme).to_dict(), vl_version=_vega_lite())
     return _slimmed(text)
@@ -121,7 +121,7 @@ def _slimmed(picture: str) -> str:
 
 def png(picture: str, scale: float = 2) -> bytes:
     """Return SVG text as PNG. Raises `ParavirtMmError` where the extra is not installed."""
-    converter = _library("vl_convert")
+    converter = library("vl_convert")
     data: bytes = converter.svg_to_png(picture, scale=scale)
     return data
 
@@ -131,10 +131,11 @@ def require_extra() -> None:
     `ParavirtMmError` where the extra is not installed.
     """
     for name in ("altair", "vl_convert", "jinja2"):
-        _library(name)
+        library(name)
 
 
-def _library(name: str) -> Any:
+def library(name: str) -> Any:
+    """Import what the extra brings. Raises `ParavirtMmError` where it is not installed."""
     from importlib import import_module
 
     try:
@@ -146,7 +147,7 @@ def _library(name: str) -> Any:
 
 
 def _vega_lite() -> str:
-    version: str = _library("altair").SCHEMA_VERSION
+    version: str = library("altair").SCHEMA_VERSION
     return ".".join(version.removeprefix("v").split(".")[:2])
 
 
@@ -272,7 +273,7 @@ def _styled(chart: AnyChart, theme: Theme) -> AnyChart:
 
 
 def _data(records: Sequence[Mapping[str, Any]]) -> alt.Data:
-    data: alt.Data = _library("altair").Data(values=[dict(record) for record in records])
+    data: alt.Data = library("altair").Data(values=[dict(record) for record in records])
     return data
 
 
@@ -287,14 +288,14 @@ def _order(records: Sequence[Record], name: str) -> list[str]:
 
 def _colours(names: Sequence[str], theme: Theme) -> alt.Scale:
     shades = [colour(f"series{n % _SERIES + 1}", theme) for n in range(len(names))]
-    scale: alt.Scale = _library("altair").Scale(domain=list(names), range=shades)
+    scale: alt.Scale = library("altair").Scale(domain=list(names), range=shades)
     return scale
 
 
 def _draw_difference(drawing: Drawing, theme: Theme, narrow: bool) -> AnyChart:
     """Bars of one column each for what is wasted, and under which platform, with their numbers."""
     records = drawing.records
-    alt = _library("altair")
+    alt = library("altair")
     whats, backends = _order(records, "what"), _order(records, "backend")
     tops = {what: max(r["value"] for r in records if r["what"] == what) for what in whats}
     columns = [
@@ -334,7 +335,7 @@ def _panel(
     names: bool,
 ) -> AnyChart:
     """Return one column of bars. Its scale is that of both platforms: little looks little."""
-    alt = _library("altair")
+    alt = library("altair")
     order = _order(records, "allocator")
     base = alt.Chart(_data(records)).encode(
         y=alt.Y(
@@ -381,7 +382,7 @@ def _capital(text: str) -> str:
 
 def _draw_guesses(drawing: Drawing, theme: Theme, narrow: bool) -> AnyChart:
     records = drawing.records
-    alt = _library("altair")
+    alt = library("altair")
     scale = _colours(drawing.allocators, theme)
     x = alt.X(
         "ram_gib:Q",
@@ -416,7 +417,7 @@ def _draw_guesses(drawing: Drawing, theme: Theme, narrow: bool) -> AnyChart:
 
 def _by_backend(chart: Any, records: Sequence[Record], narrow: bool) -> AnyChart:
     """Put one chart a backend side by side, or above each other where there is little room."""
-    alt = _library("altair")
+    alt = library("altair")
     backends = _order(records, "backend")
     facet = alt.Facet(
         "backend:N",
@@ -430,7 +431,7 @@ def _by_backend(chart: Any, records: Sequence[Record], narrow: bool) -> AnyChart
 
 def _legend(title: str, narrow: bool, shown: Sequence[str] | None = None) -> Any:
     """Return a legend; ``shown`` are the names that it explains (None: all of the scale)."""
-    alt = _library("altair")
+    alt = library("altair")
     return alt.Legend(
         title=title,
         values=alt.Undefined if shown is None else list(shown),
@@ -443,7 +444,7 @@ def _legend(title: str, narrow: bool, shown: Sequence[str] | None = None) -> Any
 
 def _draw_flips(drawing: Drawing, theme: Theme, narrow: bool) -> AnyChart:
     records = drawing.records
-    alt = _library("altair")
+    alt = library("altair")
     machines = _order(records, "machine")
     largest = max(record["flips_per_table"] for record in records)
     chart = (
@@ -483,7 +484,7 @@ def _draw_flips(drawing: Drawing, theme: Theme, narrow: bool) -> AnyChart:
 
 def _draw_low_memory(drawing: Drawing, theme: Theme, narrow: bool) -> AnyChart:
     records = drawing.records
-    alt = _library("altair")
+    alt = library("altair")
     shown = [{**record, "below": f"below {record['below']}"} for record in records]
     order = _order(shown, "allocator")
     base = alt.Chart(_data(shown)).encode(
@@ -524,7 +525,7 @@ _KIB_LABELS = (
 
 def _draw_hypercalls(drawing: Drawing, theme: Theme, narrow: bool) -> AnyChart:
     records = drawing.records
-    alt = _library("altair")
+    alt = library("altair")
     kinds, order = _order(records, "kind"), _order(records, "allocator")
     chart = (
         alt.Chart(_data([{**r, "place": kinds.index(r["kind"])} for r in records]))

@@ -18,14 +18,13 @@ from typing import Any
 import attrs
 
 from paravirt_mm._version import __version__
-from paravirt_mm.errors import ParavirtMmError
 from paravirt_mm.machine.model import Machine
 from paravirt_mm.measure.figures import FIGURES
 from paravirt_mm.registry import Registry, default_registry
 from paravirt_mm.report.merit import merit
 from paravirt_mm.report.summary import summed_over
 from paravirt_mm.report.values import count_text, size
-from paravirt_mm.view.charts import Drawing, drawings, svg
+from paravirt_mm.view.charts import Drawing, drawings, library, svg
 from paravirt_mm.view.palette import Theme, properties
 from paravirt_mm.view.scene import LINES, MAX_NAME, Frame, Scene, thinned
 from paravirt_mm.view.sentences import sentences
@@ -74,12 +73,7 @@ def as_script_data(value: Any) -> str:
 
 
 def _environment() -> Any:
-    try:
-        import jinja2
-    except ImportError as error:
-        raise ParavirtMmError(
-            "the report needs jinja2: pip install 'paravirt-mm[report]'"
-        ) from error
+    jinja2 = library("jinja2")
     return jinja2.Environment(
         loader=jinja2.FunctionLoader(_asset),
         autoescape=True,

@@ -46,6 +46,7 @@ from paravirt_mm.engine.trace import (
 )
 from paravirt_mm.machine.model import Span
 from paravirt_mm.machine.paging import PAGE_SIZE
+from paravirt_mm.machine.ranges import RangeSet
 from paravirt_mm.printable import printable
 from paravirt_mm.report.values import count_text, size
 from paravirt_mm.run import Run
@@ -142,14 +143,8 @@ def _where(runs: Sequence[PageRun]) -> str:
 
 
 def merged(spans: Iterable[Span]) -> list[Span]:
-    """Return ranges, in bytes, sorted, those that touch joined."""
-    result: list[Span] = []
-    for low, high in sorted(spans):
-        if result and low <= result[-1][1]:
-            result[-1] = result[-1][0], max(result[-1][1], high)
-        else:
-            result.append((low, high))
-    return result
+    """Return ranges, in bytes, sorted, those that touch joined, empty ones left out."""
+    return list(RangeSet(sorted(spans)))
 
 
 class _Teller:
