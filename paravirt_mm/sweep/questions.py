@@ -1,8 +1,8 @@
 """The questions that people have of a sweep, as SQL.
 
 Each is one SELECT on the view ``runs`` (or on a table); ``{by}`` stands for the column that the
-answer is divided by, with a comma after it, ``{fits}`` for that which tells whether the crash kernel
-that was asked about fits.
+answer is divided by, with a comma after it, ``{fits}`` for the one that tells whether the crash
+kernel that was asked about fits.
 """
 
 from __future__ import annotations

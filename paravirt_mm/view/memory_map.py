@@ -10,7 +10,6 @@ from xml.etree import ElementTree
 
 import attrs
 
-from paravirt_mm.machine.e820 import E820Type
 from paravirt_mm.machine.model import Machine, Span
 from paravirt_mm.machine.paging import PAGE_SHIFT, PAGE_SIZE
 from paravirt_mm.options import PluginSpec
@@ -123,13 +122,7 @@ def memory_map(
     width: int = 960,
 ) -> str:
     """Return the picture as SVG text. Without scenes it shows the machine alone."""
-    end = max(
-        [
-            machine.map_limit,
-            *(entry.end for entry in machine.memory_map if entry.type is E820Type.RAM),
-        ]
-    )
-    end = max([end, *(each.end for each in scenes)])
+    end = max(machine.map_limit, machine.memory_map.ram().end, *(each.end for each in scenes))
     scale = Scale(end, width - 2 * _MARGIN, linear=linear)
     lanes = list(_places(machine, scenes))
     foot = _TOP + 34 + 34 * len(lanes) + 42 * len(scenes)
