@@ -197,7 +197,7 @@ def test_where_it_was_raised_is_told() -> None:
 
 
 def test_an_answer_that_cannot_travel_is_an_error() -> None:
-    with pytest.raises((ForeignError, TypeError, AttributeError)):
+    with pytest.raises((ForeignError, TypeError, AttributeError, pickle.PicklingError)):
         call(lambda: lambda: None)
 
 
