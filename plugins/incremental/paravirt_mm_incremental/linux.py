@@ -197,7 +197,7 @@ class LinuxSteps:
             return boot.memblock.pages_top_down(low, high, wanted)
         above = low
         if self.release.bottom_up is BottomUp.ABOVE_KERNEL:
-            above = max(low, _kernel_end(boot))
+            above = _kernel_end(boot)
         upward = boot.memblock.pages_bottom_up(above, high, wanted)
         wanted -= page_count(upward)
         if wanted and low < above:

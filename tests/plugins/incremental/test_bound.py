@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -220,7 +221,40 @@ def test_tight_on_spans():
         assert stuck(deficit + levels, row) is None
 
 
+def bound(*arguments):
+    return CliRunner().invoke(cli, ["verify", "bound", *arguments], standalone_mode=False)
+
+
 def test_command():
-    result = CliRunner().invoke(cli, ["verify", "bound", "rounds", "pae-64"], standalone_mode=False)
+    result = bound("rounds", "pae-64")
     assert result.return_value == ExitCode.OK
     assert result.output.split() == ["proved", "rounds", "proved", "pae-64"]
+    told = " ".join(bound("rounds", "--words").output.split())
+    assert told == f"proved rounds {STATEMENTS['rounds'].words}"
+
+
+@pytest.mark.parametrize(
+    ("answer", "numbers", "code"),
+    [
+        ("proved", None, ExitCode.OK),
+        ("refuted", {"budget": 3}, ExitCode.FINDINGS),
+        ("not decided", None, ExitCode.FINDINGS),
+    ],
+)
+def test_command_tells_what_z3_says(monkeypatch, answer, numbers, code):
+    """Whatever is not proved is printed in full, and counts as a finding."""
+    monkeypatch.setattr(
+        proof, "prove", lambda asked: proof.Proof(asked, answer == "proved", numbers)
+    )
+    result = bound("rounds")
+    assert result.return_value == code
+    words = STATEMENTS["rounds"].words
+    full = f" {words}" if answer != "proved" else ""
+    shown = f" {numbers}" if numbers else ""
+    assert " ".join(result.output.split()) == f"{answer} rounds{full}{shown}"
+    result = bound("rounds", "enough-2", "--json")
+    assert result.return_value == code
+    assert json.loads(result.output) == [
+        {"name": name, "words": STATEMENTS[name].words, "answer": answer, "numbers": numbers}
+        for name in ("rounds", "enough-2")
+    ]

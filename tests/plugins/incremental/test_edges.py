@@ -1,0 +1,310 @@
+"""The edges of what Linux merged, each worked out by hand from init.c of the releases named.
+
+Addresses in bytes; a machine is as small as the edge allows.
+"""
+
+from __future__ import annotations
+
+import attrs
+import pytest
+
+from paravirt_mm import (
+    MODES,
+    AttachTables,
+    CpuFeatures,
+    E820Type,
+    KernelImage,
+    Machine,
+    Map,
+    MemoryMap,
+    Run,
+    Scenario,
+)
+from paravirt_mm.engine.trace import RangeSplit, RootActivated, StepStarted, TablesAllocated
+from paravirt_mm_incremental.releases import change_for
+
+KIB, MIB, GIB, PAGE = 1 << 10, 1 << 20, 1 << 30, 4096
+
+
+def machine(*ram: tuple[int, int], end: int = 18 * MIB, **others: object) -> Machine:
+    """RAM, with a kernel from 16 MiB, or from 1 MiB below that, up to ``end``."""
+    return Machine(
+        "edge",
+        MemoryMap.sanitise((low, high, E820Type.RAM) for low, high in ram),
+        kernel=KernelImage(16 * MIB if end > 16 * MIB else MIB, end, end, end),
+        **others,
+    )
+
+
+def run(subject: Machine, options: str, backend: str = "native") -> Run:
+    return Scenario.of(subject, f"incremental:{options}", backend).run()
+
+
+def calls(found: Run) -> list[tuple[int, int]]:
+    return [(event.start, event.end) for event in found.trace.of(RangeSplit)]
+
+
+def maps(found: Run) -> list[Map]:
+    return [e.step for e in found.trace.of(StepStarted) if isinstance(e.step, Map)]
+
+
+# -- releases -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("last", "first", "new"),
+    [
+        ("3.9.11", "3.10", {"promote"}),
+        ("3.10.108", "3.11", {"brk"}),
+        ("3.12.74", "3.13", {"bottom_up"}),
+        ("3.18.140", "3.19", {"growth"}),
+        ("4.7.10", "4.8", {"brk"}),
+        ("4.18.20", "4.19", {"fallback"}),
+        ("5.10.14", "5.11", {"bottom_up"}),
+        ("5.10.14", "5.10.15", {"bottom_up"}),
+        ("5.11.22", "5.12", {"brk"}),
+        ("6.1.140", "6.1.141", {"no_block"}),
+        ("6.6.92", "6.6.93", {"no_block"}),
+        ("6.12.30", "6.12.31", {"no_block"}),
+        ("6.14.8", "6.14.9", {"no_block"}),
+        ("6.13.12", "6.15", {"no_block"}),
+        ("6.15.11", "6.16", {"brk"}),
+    ],
+)
+def test_what_a_release_was_the_first_to_do(last: str, first: str, new: set[str]) -> None:
+    before, after = attrs.asdict(change_for(last)), attrs.asdict(change_for(first))
+    differ = {name for name in before if before[name] != after[name]}
+    assert differ - {"since", "note"} == new
+
+
+@pytest.mark.parametrize(
+    ("kernel", "wide", "randomised", "narrow"),
+    [
+        ("3.9", 5, 5, 5),
+        ("3.10", 5, 5, 5),
+        ("3.11", 6, 6, 6),
+        ("4.7", 6, 6, 6),
+        ("4.8", 6, 12, 6),
+        ("5.11", 6, 12, 6),
+        ("5.12", 8, 16, 6),
+        ("6.15", 8, 16, 6),
+        ("6.16", 8, 16, 8),
+    ],
+)
+def test_pages_of_brk(kernel: str, wide: int, randomised: int, narrow: int) -> None:
+    """INIT_PGT_BUF_SIZE."""
+    change = change_for(kernel)
+    for name, mode in MODES.items():
+        expected = (narrow, narrow) if name.startswith("i386") else (wide, randomised)
+        assert (change.brk_pages(mode, False), change.brk_pages(mode, True)) == expected
+
+
+@pytest.mark.parametrize(
+    ("kernel", "empty_window", "brk", "words"),
+    [
+        # One page at a time, a message for each of two ways to have none.
+        ("3.9", True, False, "alloc_low_page: ran out of memory"),
+        ("3.9", True, True, "alloc_low_page: ran out of memory"),
+        ("3.12", False, False, "alloc_low_page: can not alloc memory"),
+        ("3.12", False, True, "alloc_low_page: can not alloc memory"),
+        ("3.13", True, False, "alloc_low_pages: ran out of memory"),
+        ("4.18", True, True, "alloc_low_pages: ran out of memory"),
+        ("4.18", False, True, "alloc_low_pages: can not alloc memory"),
+        # The empty window is no message of its own any more; brk may serve, which is worse.
+        ("4.19", True, False, "alloc_low_pages: can not alloc memory"),
+        ("4.19", False, False, "alloc_low_pages: can not alloc memory"),
+        ("4.19", True, True, "extend_brk: brk is closed (kernel BUG)"),
+        ("6.16", False, True, "extend_brk: brk is closed (kernel BUG)"),
+    ],
+)
+def test_last_words(kernel: str, empty_window: bool, brk: bool, words: str) -> None:
+    assert change_for(kernel).panic(window_is_empty=empty_window, use_brk=brk) == words
+
+
+@pytest.mark.parametrize(
+    ("mode", "times"), [("x86_64", 256), ("x86_64-la57", 256), ("i386-pae", 256), ("i386", 512)]
+)
+def test_steps_grow_by_half_a_table(mode: str, times: int) -> None:
+    step = MODES[mode].entry_span(2)
+    assert change_for("4.19").next_step(MODES[mode], step, step, step) == times * step
+    assert change_for("3.18").next_step(MODES[mode], step, step, step) == 32 * step
+
+
+# -- the way down ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kernel", ["5.14", "6.15"])
+def test_less_than_a_large_page_in_all(kernel: str) -> None:
+    """i386: no 4 MiB are free, and the top of the last whole ones would be 0. Nothing below 1 MiB
+    is mapped a second time.
+    """
+    small = machine(
+        (0, 640 * KIB), (MIB, 3 * MIB), end=2 * MIB, mode=MODES["i386"], boot_mapped=3 * MIB
+    )
+    expected = {"5.14": [(MIB, 3 * MIB)], "6.15": [(MIB, 3 * MIB)]}
+    assert calls(run(small, f"kernel={kernel}")) == [(0, MIB), *expected[kernel]]
+
+
+def test_the_first_large_page_is_none_to_begin_at() -> None:
+    """The search begins at 1 MiB: that the first 2 MiB are all free does not count."""
+    top = 64 * MIB
+    full = machine((0, top), reserved=((2 * MIB, top),))
+    assert calls(run(full, "kernel=6.15"))[1] == (top - 2 * MIB, top)
+    free = attrs.evolve(full, reserved=((2 * MIB, 4 * MIB), (6 * MIB, top)))
+    assert calls(run(free, "kernel=6.15"))[1] == (4 * MIB, 6 * MIB)
+
+
+def test_a_step_as_large_as_what_is_left_goes_down_to_the_first_mib() -> None:
+    """``last_start > step``: with 2 MiB left and a step of 2 MiB the rest is one call."""
+    small = machine((0, 4 * MIB), end=2 * MIB - 64 * PAGE, reserved=((0, MIB),))
+    assert calls(run(small, "kernel=4.19")) == [(0, MIB), (2 * MIB, 4 * MIB), (MIB, 2 * MIB)]
+
+
+def test_what_is_promised_is_the_first_mib_and_ram() -> None:
+    holes = machine((4 * KIB, 640 * KIB), (2 * MIB, 40 * MIB), (41 * MIB, 64 * MIB))
+    assert run(holes, "kernel=4.19").trace.start.promised == (
+        (0, MIB),
+        (2 * MIB, 40 * MIB),
+        (41 * MIB, 64 * MIB),
+    )
+
+
+def test_brk_serves_no_step_that_maps_it() -> None:
+    """The kernel counts on brk being mapped by its own tables until they are replaced."""
+    brk = 17 * MIB
+    subject = attrs.evolve(
+        machine((0, 64 * MIB), reserved=((0, MIB),)),
+        kernel=KernelImage(16 * MIB, brk, brk, brk),
+        features=CpuFeatures(pse=False),
+    )
+    steps = maps(run(subject, "kernel=4.19"))
+    assert [(step.start, step.use_brk) for step in steps] == [
+        (0, True),
+        (62 * MIB, True),
+        (MIB, False),
+    ]
+
+
+# -- movable_node ---------------------------------------------------------------------------------
+
+
+def upward(memory: int, kernel_end: int, options: str = "", **others: object) -> Run:
+    subject = machine((0, memory), end=kernel_end, reserved=((0, MIB),), **others)
+    return run(subject, f"kernel=6.1,movable_node=yes{options}", "native")
+
+
+def test_up_from_the_kernel_in_one_call_if_a_step_is_enough() -> None:
+    end = 18 * MIB + 16 * PAGE  # with the brk of 6.1
+    assert calls(upward(end + 2 * MIB, 18 * MIB))[1] == (end, end + 2 * MIB)
+    assert calls(upward(end + 2 * MIB + PAGE, 18 * MIB))[1:3] == [
+        (end, 20 * MIB),
+        (20 * MIB, end + 2 * MIB + PAGE),
+    ]
+
+
+def test_what_the_startup_code_mapped_counts_where_it_says_so() -> None:
+    """max_pfn_mapped: i386 and guests of Xen begin with what is mapped already, x86_64 with 0."""
+    for backend, mode in (("native", "x86_64"), ("native", "i386-pae"), ("xen", "x86_64")):
+        subject = machine((0, 128 * MIB), mode=MODES[mode], boot_mapped=24 * MIB)
+        found = run(subject, "kernel=4.4,movable_node=yes", backend)
+        mapped = found.trace.start.boot.max_pfn_mapped * PAGE
+        assert mapped > 18 * MIB
+        counted = 0 if (backend, mode) == ("native", "x86_64") else mapped
+        assert maps(found)[1].tables_from[1] == counted
+
+
+# -- the trampoline of a randomised direct map ----------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("mode", "tables"), [("x86_64", 1), ("x86_64-la57", 2), ("i386-pae", 0), ("i386", 0)]
+)
+def test_the_trampoline_takes_a_table_for_each_level_above_the_l3(mode: str, tables: int) -> None:
+    subject = machine((0, 64 * MIB), mode=MODES[mode])
+    plain, kaslr = (run(subject, f"kernel=4.9,kaslr={answer}") for answer in ("no", "yes"))
+    assert "incremental.trampoline_tables" not in plain.figures
+    assert kaslr.figures["incremental.trampoline_tables"] == tables
+
+
+# -- the seven steps ------------------------------------------------------------------------------
+
+
+def proposed(subject: Machine, brk_pages: int) -> Run:
+    found = run(subject, f"variant=hpa,brk_pages={brk_pages}")
+    assert str(found.verdict) == "ok"
+    return found
+
+
+def test_a_kernel_beyond_ram_is_promised_too() -> None:
+    """It is mapped by itself, whatever the memory map says."""
+    subject = machine((0, 17 * MIB))
+    found = proposed(subject, 64)
+    end = found.trace.start.boot.kernel_of(found.trace.start.machine).span[1]
+    assert end > 18 * MIB
+    assert found.trace.start.promised == ((0, end),)
+
+
+TAKEN = ((0, MIB), (16 * MIB, 18 * MIB), (250 * MIB, 251 * MIB), (252 * MIB - PAGE, 252 * MIB))
+
+
+@pytest.mark.parametrize(("mode", "levels"), [("x86_64", 3), ("i386-pae", 2)])
+@pytest.mark.parametrize("brk_pages", [3, 5, 7, 64])
+def test_each_round_maps_all_that_the_pages_at_hand_pay_for(
+    mode: str, levels: int, brk_pages: int
+) -> None:
+    """Page by page and table by table: what a round can pay with, what one more L1 would cost, and
+    that the pages are the highest mapped ones that are free, from the top.
+    """
+    subject = machine(
+        (0, 100 * MIB),
+        (101 * MIB + PAGE, 253 * MIB + 5 * PAGE),
+        mode=MODES[mode],
+        features=CpuFeatures(pse=False),
+        reserved=TAKEN,
+        boot_mapped=64 * MIB,
+    )
+    found = proposed(subject, brk_pages)
+    kernel = found.trace.start.boot.kernel_of(found.trace.start.machine)
+    brk = set(range(kernel.brk_start // PAGE, kernel.brk_end // PAGE))
+    taken = {pfn for low, high in (*TAKEN, kernel.span) for pfn in range(low // PAGE, high // PAGE)}
+    spans = subject.memory_map.ram_pages()
+    ram = {pfn for low, high in spans for pfn in range(low // PAGE, high // PAGE)}
+    mapped: set[int] = set()
+    known: set[tuple[int, int]] = set()
+    pending: set[int] = set()
+    live = False
+
+    def tables(start: int, end: int) -> set[tuple[int, int]]:
+        return {
+            (level, number)
+            for level in range(1, levels + 1)
+            for number in range(start // 512**level, (end - 1) // 512**level + 1)
+        } - known
+
+    for event in found.trace:
+        if isinstance(event, TablesAllocated):
+            pages = [run.start + n * run.step for run in event.batch.runs for n in range(run.count)]
+            if event.batch.count == 1 and not known:
+                brk.remove(pages[0])  # the root
+                continue
+            of_brk = [pfn for pfn in pages if pfn in brk]
+            assert of_brk == sorted(brk)[: len(of_brk)]
+            brk.difference_update(of_brk)
+            rest = pages[len(of_brk) :]
+            free = sorted(mapped - taken, reverse=True)
+            assert rest == free[: len(rest)]
+            taken.update(rest)
+        elif isinstance(event, RootActivated):
+            live = True
+        elif isinstance(event, StepStarted) and isinstance(event.step, Map):
+            start, end = event.step.start // PAGE, event.step.end // PAGE
+            at_hand = len(brk) + (len(mapped - taken) if live else 0)
+            new = tables(start, end)
+            assert len(new) <= at_hand
+            if event.step.label[0] != "1" and start - 1 in ram - mapped - pending:
+                more = tables(max(0, start - 512), end)
+                assert len(more) > at_hand
+            known |= new
+            pending.update(range(start, end))
+        elif isinstance(event, StepStarted) and isinstance(event.step, AttachTables):
+            mapped |= pending
