@@ -62,10 +62,20 @@ TESTS = {
     "paravirt_mm/hunt": ["hunt"],
     "paravirt_mm/testing": ["testing", "new_plugin"],
     "paravirt_mm": ["registry", "engine", "guard", "cli", "report", "plugins"],
-    "plugins": ["plugins", "measure", "verify", "matrix"],
-}
-"""By folder, the folders of tests whose quick part concerns it; the longest name that fits counts.
-"""
+    "plugins/chunk_end": ["plugins/chunk_end", "plugins/test_releases.py"],
+    "plugins/faulty": ["plugins/faulty"],
+    "plugins/incremental": [
+        "plugins/incremental", "plugins/test_releases.py", "verify/test_linux_model.py",
+        "verify/test_kernel.py",
+    ],
+    "plugins/legacy_linear": [
+        "plugins/legacy_linear", "plugins/test_releases.py", "verify/test_kernel.py",
+    ],
+    "plugins/linux": ["plugins/test_linux.py", "plugins/test_releases.py", "verify"],
+    "plugins/native": ["plugins/native", "measure", "matrix"],
+    "plugins/xen": ["plugins/xen"],
+}  # fmt: skip
+"""By folder, the tests whose quick part concerns it; the longest name that fits counts."""
 
 
 def changed_functions(old: CodeType, new: CodeType) -> list[tuple[CodeType, CodeType]] | None:
