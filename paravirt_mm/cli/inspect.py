@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import attrs
 import click
 
-from paravirt_mm.cli.types import Number
+from paravirt_mm.cli.types import WholeNumber
 from paravirt_mm.errors import ExitCode, InputError
 from paravirt_mm.machine.paging import MODES
 from paravirt_mm.measure.figures import FIGURES, Unit, Value
@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("file", type=click.Path(path_type=Path))
-@click.option("--cr3", type=Number(), help="Physical address of the root table.")
+@click.option("--cr3", type=WholeNumber(), help="Physical address of the root table.")
 @click.option("--mode", type=click.Choice(sorted(MODES)), help="The paging mode.")
 @click.option(
-    "--base", type=Number(), default=0, help="Physical address of a raw file's first byte."
+    "--base", type=WholeNumber(), default=0, help="Physical address of a raw file's first byte."
 )
 @click.option("--runs", is_flag=True, help="List the leaf runs too: what is mapped, and how.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")

@@ -19,7 +19,7 @@ from paravirt_mm.offers import brought_machine
 from paravirt_mm.printable import printable
 from paravirt_mm.sources import bundled_machines
 from paravirt_mm.sources.inputs import CarriedPart, Part, divide
-from paravirt_mm.sources.load import NOTHING, load
+from paravirt_mm.sources.load import NOTHING, Loaded, load
 from paravirt_mm.sources.machine_file import write_toml
 
 T = TypeVar("T")
@@ -45,9 +45,7 @@ def limits_for(spec: str | Path) -> Limits:
     return attrs.evolve(READING, cpu=READING.cpu + SECONDS_PER_MIB * (size >> 20))
 
 
-def machines(
-    inputs: Iterable[str], boot: int | None = None
-) -> Iterator[tuple[str, Machine | InputError]]:
+def machines(inputs: Iterable[str], boot: int | None = None) -> Iterator[Loaded]:
     """Yield ``(source, machine or error)`` of every input, like `paravirt_mm.sources.load_each`."""
     shipped = frozenset(bundled_machines())
     for spec in inputs:
@@ -68,11 +66,11 @@ def all_machines(inputs: Iterable[str]) -> Iterator[Machine]:
         yield outcome
 
 
-def _guarded_machines(spec: str, boot: int | None) -> Iterator[tuple[str, Machine | InputError]]:
+def _guarded_machines(spec: str, boot: int | None) -> Iterator[Loaded]:
     next_part, answers = 0, 0
     begun: _Begun | None = None
 
-    def work(_: int) -> Iterator[_Begun | tuple[str, Machine | InputError]]:
+    def work(_: int) -> Iterator[_Begun | Loaded]:
         # Forked when it is called: it sees how far the children before it came.
         for number, part in enumerate(islice(divide([spec]), next_part, None), next_part):
             yield _Begun(number, part.source)

@@ -54,7 +54,7 @@ class Address(click.ParamType[int | str]):
         return number
 
 
-class Number(click.ParamType[int]):
+class WholeNumber(click.ParamType[int]):
     """A number, decimal or 0x hexadecimal."""
 
     name = "address"

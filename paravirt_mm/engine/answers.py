@@ -52,10 +52,6 @@ class Refusal:
     code: int
 
 
-Answer = Cost | Refusal | None
-"""None: the platform asks for nothing here."""
-
-
 class EntryKind(StrEnum):
     """What entries point to."""
 

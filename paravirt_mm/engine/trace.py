@@ -197,7 +197,7 @@ Event = (
 )
 
 
-Kind = TypeVar("Kind")
+_Kind = TypeVar("_Kind")
 
 
 @attrs.frozen(init=False)
@@ -231,7 +231,7 @@ class Trace:
                 return event
         return None
 
-    def of(self, kind: type[Kind]) -> Iterator[Kind]:
+    def of(self, kind: type[_Kind]) -> Iterator[_Kind]:
         """Yield the events of a kind, in order."""
         return (event for event in self.events if isinstance(event, kind))
 

@@ -161,7 +161,7 @@ _COMPARISONS: Mapping[str, Callable[[Number, Number], bool]] = {
 
 
 @attrs.frozen
-class _Sum:
+class _Arithmetic:
     """Two terms and an operator between numbers."""
 
     left: Term
@@ -344,13 +344,13 @@ class _Parser:
     def _sum(self) -> Term:
         left = self._product()
         while sign := self._takes("+", "-"):
-            left = _Sum(left, sign, self._product())
+            left = _Arithmetic(left, sign, self._product())
         return left
 
     def _product(self) -> Term:
         left = self._atom()
         while sign := self._takes("*", "/"):
-            left = _Sum(left, sign, self._atom())
+            left = _Arithmetic(left, sign, self._atom())
         return left
 
     def _atom(self) -> Term:
@@ -359,7 +359,7 @@ class _Parser:
             return _Literal(_number(token.text))
         if token.text == "-":
             self._deeper()
-            negative = _Sum(_Literal(0), "-", self._atom())
+            negative = _Arithmetic(_Literal(0), "-", self._atom())
             self.depth -= 1
             return negative
         if token.text == "(":

@@ -11,7 +11,7 @@ import attrs
 
 from paravirt_mm.errors import InputError
 from paravirt_mm.machine.e820 import E820Entry, E820Type, MemoryMap
-from paravirt_mm.machine.model import KernelImage, Machine
+from paravirt_mm.machine.model import Machine
 from paravirt_mm.machine.paging import GIB, KIB, MIB, MODES, PAGE_SIZE, TIB
 from paravirt_mm.machine.ranges import RangeSet, align_down, align_up
 from paravirt_mm.sources.generated import ROOM_AFTER_KERNEL, Choices
@@ -35,7 +35,7 @@ def is_sound(machine: Machine, room: int = ROOM_AFTER_KERNEL) -> bool:
         taken.add(*machine.initrd)
     return (
         machine.memory_map.ram().covers(start, behind + room)
-        and not any(taken.within(behind, behind + room))
+        and not taken.overlaps(behind, behind + room)
         and machine.map_limit >= behind + room
     )
 
@@ -223,18 +223,7 @@ def _move_kernel(choose: Choices, machine: Machine) -> Machine:
     if room < 0 or low >= 4 * GIB:
         return machine
     start = align_up(low, unit) + unit * choose.integer(0, room // unit)
-    return attrs.evolve(machine, kernel=moved(kernel, start))
-
-
-def moved(kernel: KernelImage, start: int) -> KernelImage:
-    """Return a kernel image that begins at ``start`` (bytes), everything else as far behind it."""
-    by = start - kernel.start
-    addresses = {
-        field.name: value + by
-        for field in attrs.fields(type(kernel))
-        if (value := getattr(kernel, field.name)) is not None
-    }
-    return attrs.evolve(kernel, **addresses)
+    return attrs.evolve(machine, kernel=kernel.at(start))
 
 
 _CHANGES: tuple[Callable[[Choices, Machine], Machine], ...] = (

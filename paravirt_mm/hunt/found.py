@@ -17,7 +17,7 @@ from paravirt_mm.invariants.rules import Finding
 from paravirt_mm.machine.model import Machine
 from paravirt_mm.printable import printable
 from paravirt_mm.registry import default_registry
-from paravirt_mm.report.narrative import narrate
+from paravirt_mm.report.narrative import numbered_lines
 from paravirt_mm.report.tables import label, machine_title
 from paravirt_mm.run import Run, Verdict
 from paravirt_mm.sources.machine_file import write_toml
@@ -28,7 +28,10 @@ STORY_LINES = 40
 
 @attrs.frozen
 class Ending:
-    """What is told of a run; unlike the run it can come from another process."""
+    """What is told of a run; unlike the run it can come from another process.
+
+    ``story`` is the trace line by line, up to the first event that is to blame where one is.
+    """
 
     allocator: str
     verdict: Verdict
@@ -39,8 +42,18 @@ class Ending:
     @classmethod
     def of(cls, run: Run) -> Ending:
         """Look at a run."""
-        story = tuple(narrate(run.trace)) if run.trace.begun else ()
+        story = tuple(_story(run))
         return cls(label(run.allocator), run.verdict, run.findings, dict(run.figures), story)
+
+
+def _story(run: Run) -> list[str]:
+    if not run.trace.begun:
+        return []
+    last = min((finding.event for finding in run.findings), default=len(run.trace))
+    lines = [line for number, line in numbered_lines(run.trace) if number <= last]
+    if len(lines) <= STORY_LINES:
+        return lines
+    return [f"   ... {len(lines) - STORY_LINES} lines before ...", *lines[-STORY_LINES:]]
 
 
 @attrs.frozen
@@ -106,17 +119,6 @@ class Found:
             second=second,
         )
 
-    def story(self) -> list[str]:
-        """Return the trace line by line, up to the first event that is to blame where one is."""
-        lines = list(self.run.story)
-        blamed = [finding.event for finding in self.run.findings]
-        if blamed:
-            last = min(blamed)
-            lines = [line for line in lines if int(line[1:].partition("]")[0]) <= last]
-        if len(lines) > STORY_LINES:
-            lines = [f"   ... {len(lines) - STORY_LINES} lines before ...", *lines[-STORY_LINES:]]
-        return lines
-
     def text(self) -> str:
         """Return all of it for a terminal."""
         ends = [f"{self.run.allocator}: {self.run.verdict}"]
@@ -130,7 +132,7 @@ class Found:
             ],
             [f"  taken: {low:#x}-{high:#x}" for low, high in self.machine.reserved],
             [""],
-            self.story(),
+            self.run.story,
             [""],
             [printable(end) for end in ends],
             [f"  {printable(str(finding))}" for finding in self.run.findings[:5]],

@@ -17,7 +17,7 @@ from math import log2
 import attrs
 
 from paravirt_mm.errors import InputError
-from paravirt_mm.hunt.edits import is_sound, moved
+from paravirt_mm.hunt.edits import is_sound
 from paravirt_mm.machine.e820 import E820Entry, E820Type, MemoryMap
 from paravirt_mm.machine.model import DEFAULT_KERNEL, CpuFeatures, Machine, Provenance
 from paravirt_mm.machine.paging import GIB, MIB, PAGE_SIZE
@@ -133,7 +133,7 @@ def _peculiarities(machine: Machine) -> Iterator[Candidate]:
     yield _with(machine, initrd=None)
     yield _with(machine, max_pfn_hint=None, max_low_pfn_hint=None)
     yield _with(machine, kernel=DEFAULT_KERNEL)
-    yield _with(machine, kernel=moved(machine.kernel, DEFAULT_KERNEL.start))
+    yield _with(machine, kernel=machine.kernel.at(DEFAULT_KERNEL.start))
     plain = CpuFeatures(nx=machine.mode.has_nx)
     yield _with(machine, features=plain)
     yield _with(machine, features=attrs.evolve(machine.features, gbpages=False))

@@ -32,7 +32,7 @@ MAX_LINES = 400
 
 def narrate(trace: Trace) -> list[str]:
     """Return a line for each event worth one; a long run is cut in the middle, and says so."""
-    lines = list(_lines(trace))
+    lines = [text for _, text in numbered_lines(trace)]
     if len(lines) <= MAX_LINES:
         return lines
     half = MAX_LINES // 2
@@ -44,14 +44,15 @@ def narrate(trace: Trace) -> list[str]:
     ]
 
 
-def _lines(trace: Trace) -> Iterator[str]:
+def numbered_lines(trace: Trace) -> Iterator[tuple[int, str]]:
+    """Yield the number of each event worth a line, and its line."""
     page_name = trace.start.machine.mode.page_name if trace.begun else str
     for number, event in enumerate(trace):
         describe = _WORDS.get(type(event))
         text = describe(event, page_name) if describe else ""
         if text:
             indent = "" if isinstance(event, StepStarted) else "    "
-            yield f"[{number:>4}] {indent}{text}"
+            yield number, f"[{number:>4}] {indent}{text}"
 
 
 def describe_step(step: Step) -> str:

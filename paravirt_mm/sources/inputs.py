@@ -17,19 +17,16 @@ from typing import BinaryIO, Protocol
 import attrs
 
 from paravirt_mm.errors import InputError
-from paravirt_mm.machine.model import Machine
 from paravirt_mm.printable import printable
 from paravirt_mm.sources import archives, firmware_map
 from paravirt_mm.sources.content import content_of, opened, reading
-from paravirt_mm.sources.load import NOTHING, files_below, load_each, machines_in
+from paravirt_mm.sources.load import NOTHING, Loaded, files_below, load_each, machines_in
 from paravirt_mm.sources.oracle_machines import MAX_RECORD_BYTES
 
 MAX_PART_BYTES = 64 << 20
 """What is longer is not carried: it costs an error, not the memory."""
 
 _RECORD_FILE = re.compile(r"\.jsonl(?:\.(?:gz|bz2|xz|zst|zip))?$", re.IGNORECASE)
-
-Outcome = tuple[str, Machine | InputError]
 
 
 class Part(Protocol):
@@ -42,7 +39,7 @@ class Part(Protocol):
     def digest(self) -> str:
         """Return what changes when the part does."""
 
-    def machines(self, boot: int | None) -> Iterator[Outcome]:
+    def machines(self, boot: int | None) -> Iterator[Loaded]:
         """Read it: ``(source, machine or error)``, like `paravirt_mm.sources.load_each`."""
 
 
@@ -65,7 +62,7 @@ class FilePart:
             return self.path
         return f"{self.path}\0{status.st_size}\0{status.st_mtime_ns}"
 
-    def machines(self, boot: int | None) -> Iterator[Outcome]:
+    def machines(self, boot: int | None) -> Iterator[Loaded]:
         """Read the file."""
         return load_each([self.path], boot)
 
@@ -86,7 +83,7 @@ class CarriedPart:
         """Name and content."""
         return f"{self.source}\0{hashlib.sha256(self.content).hexdigest()}"
 
-    def machines(self, boot: int | None) -> Iterator[Outcome]:
+    def machines(self, boot: int | None) -> Iterator[Loaded]:
         """Read the content."""
         try:
             if self.problem:
@@ -115,7 +112,7 @@ class GeneratedPart:
         """The same."""
         return self.source
 
-    def machines(self, boot: int | None) -> Iterator[Outcome]:
+    def machines(self, boot: int | None) -> Iterator[Loaded]:
         """Make it."""
         from paravirt_mm.sources.generated import generated
 

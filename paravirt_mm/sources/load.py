@@ -24,6 +24,8 @@ from paravirt_mm.sources.content import Content, Spec, content_of, opened
 from paravirt_mm.sources.iomem import read_iomem
 from paravirt_mm.sources.lines import is_journal
 
+Loaded = tuple[str, Machine | InputError]
+"""Where something was read from, and the machine that it is, or why it is none."""
 NOTHING = "holds no machine: no boot log, firmware map or machine file"
 
 _IOMEM = re.compile(rb"\s{0,99}[0-9a-fA-F]{8,16}-[0-9a-fA-F]{8,16} : ")
@@ -59,9 +61,7 @@ def load_all(specs: Iterable[Spec], boot: int | None = None) -> Iterator[Machine
         yield outcome
 
 
-def load_each(
-    specs: Iterable[Spec], boot: int | None = None
-) -> Iterator[tuple[str, Machine | InputError]]:
+def load_each(specs: Iterable[Spec], boot: int | None = None) -> Iterator[Loaded]:
     """Yield ``(source, machine or error)`` for all of ``specs``: one bad log costs no other.
 
     Every spec yields something: one that holds nothing yields an error that says so.
@@ -138,9 +138,7 @@ def machine_name(file_name: str) -> str:
     return _UNSAFE.sub("-", stem).strip("-.")[:80] or "machine"
 
 
-def _outcomes(
-    spec: Spec, source: str, boot: int | None
-) -> Iterator[tuple[str, Machine | InputError]]:
+def _outcomes(spec: Spec, source: str, boot: int | None) -> Iterator[Loaded]:
     path = Path(spec)
     if str(spec) != "-" and not path.exists():
         yield source, _named(str(spec))
@@ -169,9 +167,7 @@ def _named(name: str) -> Machine:
     )
 
 
-def _of_file(
-    spec: Spec, source: str, boot: int | None
-) -> Iterator[tuple[str, Machine | InputError]]:
+def _of_file(spec: Spec, source: str, boot: int | None) -> Iterator[Loaded]:
     with opened(spec, source) as content:
         file_name = Path(spec).name
         if archives.is_archive(content.head):
@@ -180,9 +176,7 @@ def _of_file(
             yield from machines_in(content, source, file_name, boot)
 
 
-def _of_archive(
-    content: Content, source: str, name: str, boot: int | None
-) -> Iterator[tuple[str, Machine | InputError]]:
+def _of_archive(content: Content, source: str, name: str, boot: int | None) -> Iterator[Loaded]:
     """Read a tar archive in passing: a memmap folder, or one source of machines a member."""
     values = firmware_map.Values(source)
     for member in archives.members(content.stream, source):

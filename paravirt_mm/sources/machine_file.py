@@ -34,7 +34,8 @@ _KEYS = frozenset(
     | {"max_pfn", "max_low_pfn", "features", "kernel", "provenance"}
 )
 _FEATURES = frozenset({"pse", "gbpages", "nx"})
-_KERNEL = frozenset({"start", "end", "brk_start", "brk_end"})
+_KERNEL = ("start", "end", "brk_start", "brk_end")
+_LINKED_END = "linked_end"
 _PROVENANCE = frozenset({"source", "title", "kernel_release", "assumed"})
 
 
@@ -154,14 +155,16 @@ def _kernel(
     if "kernel" not in table:
         return place_kernel(memory, MODES[mode_name], None, KernelHints())
     kernel = check.table(table["kernel"], "kernel")
-    check.only(kernel, _KERNEL, "kernel.")
+    check.only(kernel, frozenset((*_KERNEL, _LINKED_END)), "kernel.")
     start, end, brk_start, brk_end = (
-        check.address(check.need(kernel, key, "kernel."), f"kernel.{key}")
-        for key in ("start", "end", "brk_start", "brk_end")
+        check.address(check.need(kernel, key, "kernel."), f"kernel.{key}") for key in _KERNEL
     )
-    if not start <= end <= brk_start <= brk_end:
-        check.fail("kernel", "start, end, brk_start and brk_end must ascend")
-    return KernelImage(start, end, brk_start, brk_end), ()
+    linked_end = None
+    if _LINKED_END in kernel:
+        linked_end = check.address(kernel[_LINKED_END], f"kernel.{_LINKED_END}")
+    if not start <= end <= brk_start <= brk_end <= (linked_end or brk_end):
+        check.fail("kernel", f"{', '.join(_KERNEL)} and {_LINKED_END} must ascend")
+    return KernelImage(start, end, brk_start, brk_end, linked_end), ()
 
 
 def _provenance(check: Checker, table: Mapping[str, Any], source: str) -> Provenance:
@@ -221,12 +224,9 @@ def _tables(machine: Machine) -> dict[str, Any]:
         "gbpages": machine.features.gbpages,
         "nx": machine.features.nx,
     }
-    document["kernel"] = {
-        "start": kernel.start,
-        "end": kernel.end,
-        "brk_start": kernel.brk_start,
-        "brk_end": kernel.brk_end,
-    }
+    document["kernel"] = {key: getattr(kernel, key) for key in _KERNEL}
+    if kernel.linked_end is not None:
+        document["kernel"][_LINKED_END] = kernel.linked_end
     document["provenance"] = provenance
     return document
 

@@ -4,12 +4,24 @@ from __future__ import annotations
 
 import json
 
+import attrs
 import pytest
 from click.testing import CliRunner
 
-from paravirt_mm import Condition, ExitCode, Scenario, load
+from paravirt_mm import (
+    MIB,
+    Condition,
+    E820Type,
+    ExitCode,
+    Finding,
+    Machine,
+    MemoryMap,
+    RangeMapped,
+    Scenario,
+    load,
+)
 from paravirt_mm.cli.main import cli
-from paravirt_mm.hunt.found import Found
+from paravirt_mm.hunt.found import STORY_LINES, Ending, Found
 from paravirt_mm.hunt.search import Quarry, hunt, run_batch
 
 SPACE = Quarry("legacy_linear:kernel=3.6", "native", "panic 'Cannot find space' and other.ok",
@@ -26,6 +38,19 @@ def command(*arguments: object):
 def test_batches_depend_on_seed_and_number_alone():
     quarry = Quarry("incremental:variant=hpa", "native", "waste > 100")
     assert run_batch(quarry, 3, 5) == run_batch(quarry, 3, 5)
+
+
+def test_the_story_ends_with_what_is_to_blame():
+    """However long the run is: that its middle is cut out is no event."""
+    pieces = [(4 * MIB * n, 4 * MIB * n + 2 * MIB, E820Type.RAM) for n in range(16, 400)]
+    machine = Machine("pieces", MemoryMap.sanitise([(0, 64 * MIB, E820Type.RAM), *pieces]))
+    run = Scenario.of(machine, "incremental:variant=linux,kernel=4.19", "native").run()
+    mapped = [n for n, event in enumerate(run.trace) if isinstance(event, RangeMapped)]
+    assert len(mapped) > 300
+    for blamed in (mapped[1], mapped[150], mapped[-1]):
+        ending = Ending.of(attrs.evolve(run, findings=(Finding(3, blamed, 0, "made up"),)))
+        assert ending.story[-1].startswith(f"[{blamed:>4}]")
+        assert len(ending.story) <= STORY_LINES + 1
 
 
 @pytest.mark.slow

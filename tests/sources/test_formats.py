@@ -349,10 +349,11 @@ def test_names_are_harmless(tmp_path, logs, name, expected):
     assert load(path).name == expected
 
 
-def test_a_machine_file_keeps_the_hosts_map(tmp_path):
+def test_a_machine_file_keeps_the_hosts_map_and_the_kernels_end(tmp_path):
     machine = bundled("qemu-512m")
     host = MemoryMap.sanitise([(0, 1 << 33, E820Type.RAM), (1 << 33, 1 << 34, E820Type.NVS)])
-    machine = attrs.evolve(machine, host_map=host)
+    kernel = attrs.evolve(machine.kernel, linked_end=machine.kernel.brk_end + 0x5000)
+    machine = attrs.evolve(machine, host_map=host, kernel=kernel)
     for name, write in (("m.toml", write_toml), ("m.json", write_json)):
         path = tmp_path / name
         path.write_text(write(machine))

@@ -472,7 +472,6 @@ class Xen:
 
     def _releases_that_boot(self, machine: Machine) -> str:
         """Return in words which releases of Linux boot where they would lie; empty: all."""
-
         return releases_that_boot(partial(self._copes, machine))
 
     def _copes(self, machine: Machine, release: Version) -> bool:

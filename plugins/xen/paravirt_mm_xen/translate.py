@@ -555,15 +555,12 @@ class _Translator:
             page = self._frames.page(address >> PAGE_SHIFT)
             # Xen emulates a store to an L1 in use; it would be surprising not to refuse the rest.
             protected = address in tree.readonly and page not in leaf_tables
-            self._expect(("probe", self._va(address), "read"), None)
             self._expect(
                 ("probe", self._va(address), "write"), FAULT_PROTECTED if protected else EMULATED
             )
         self._expect(("probe", self._va(tree.mapped.end), "read"), FAULT_ABSENT)
 
-    def _expect(self, operation: Operation, answer: int | None) -> None:
-        if answer is None:
-            return
+    def _expect(self, operation: Operation, answer: int) -> None:
         self._expected[len(self._ops)] = answer
         self._do(*operation)
 

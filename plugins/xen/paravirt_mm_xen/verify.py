@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from functools import cache
 from pathlib import Path
@@ -151,7 +151,7 @@ def verify(request: Request, *, as_json: bool) -> ExitCode:
     asked = _release(request.release)
     report: dict[str, Any] = {}
     codes = [ExitCode.OK]
-    say = _Silent() if as_json else _Printer()
+    say: _Say = _nothing if as_json else click.echo
     with ExitStack() as stack:
         live: LiveXen | None = None
         if request.live:
@@ -208,14 +208,11 @@ def evidence_of(report: dict[str, Any]) -> dict[str, list[Evidence]]:
     return found
 
 
-class _Printer:
-    def __call__(self, text: str) -> None:
-        click.echo(text)
+_Say = Callable[[str], None]
 
 
-class _Silent(_Printer):
-    def __call__(self, text: str) -> None:
-        pass
+def _nothing(_: str) -> None:
+    """Say nothing: JSON is printed in the end."""
 
 
 def _release(version: str | None) -> Release | None:
@@ -240,7 +237,7 @@ def release_booted(live: LiveXen) -> Release:
 
 
 def _files(
-    request: Request, release: Release | None, report: dict[str, Any], say: _Printer
+    request: Request, release: Release | None, report: dict[str, Any], say: _Say
 ) -> ExitCode:
     outcome = recorded.verify(request.traces, release, progress=sys.stderr.isatty())
     report["files"] = outcome.as_dict()
@@ -254,7 +251,7 @@ def _files(
     return ExitCode.FINDINGS if outcome.differences else ExitCode.OK
 
 
-def _dom0(request: Request, report: dict[str, Any], say: _Printer) -> ExitCode:
+def _dom0(request: Request, report: dict[str, Any], say: _Say) -> ExitCode:
     """Recordings of real kernels as dom0, and fresh ones."""
     report["dom0"] = []
     codes = [ExitCode.OK]
@@ -288,7 +285,7 @@ def _dom0_recordings(request: Request, codes: list[ExitCode]) -> Iterator[Dom0Re
 
 
 def _fresh(
-    request: Request, live: LiveXen, asked: Release | None, report: dict[str, Any], say: _Printer
+    request: Request, live: LiveXen, asked: Release | None, report: dict[str, Any], say: _Say
 ) -> ExitCode:
     @cache
     def booted(version: str | None) -> Release:
@@ -331,7 +328,7 @@ def _runs(
     live: LiveXen | None,
     release: Release,
     report: dict[str, Any],
-    say: _Printer,
+    say: _Say,
 ) -> ExitCode:
     report["runs"] = []
     good = True

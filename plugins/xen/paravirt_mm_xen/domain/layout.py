@@ -365,17 +365,7 @@ def loaded_kernel(machine: Machine) -> KernelImage:
     goes back to the default (CONFIG_PHYSICAL_START, 16 MiB).
     """
     kernel = machine.kernel
-    if kernel.start < _HIGHEST_LINK_ADDRESS:
-        return kernel
-    move = _PHYSICAL_START - kernel.start
-    linked = None if kernel.linked_end is None else kernel.linked_end + move
-    return KernelImage(
-        kernel.start + move,
-        kernel.end + move,
-        kernel.brk_start + move,
-        kernel.brk_end + move,
-        linked,
-    )
+    return kernel if kernel.start < _HIGHEST_LINK_ADDRESS else kernel.at(_PHYSICAL_START)
 
 
 def static_tables(
