@@ -58,6 +58,7 @@ from paravirt_mm.verify.linux.qemu.kernelmem import KernelMemory
 from paravirt_mm.verify.linux.qemu.probes import Probes
 from paravirt_mm.verify.linux.qemu.process import kernel_parameters
 from paravirt_mm.verify.linux.qemu.ram import GuestRam, RamLayout
+from paravirt_mm.verify.linux.qemu.start import SCANS
 
 DATA = Path(__file__).parents[1] / "data" / "linux_live"
 MAPS = {named.name: named.spec for named in builtin_maps()}
@@ -411,6 +412,16 @@ def test_gdb_nonsense_is_refused(stub: Callable[..., Stub], answer: bytes, messa
     client = stub(**{"Z1,0,1": answer}).client(0.5)
     with pytest.raises(GdbError, match=message):
         client.insert_breakpoint(0)
+
+
+def test_gdb_monitor_is_read_to_its_end(stub: Callable[..., Stub]) -> None:
+    text = Stub.packet("O" + b"TR =0000 ".hex()) + Stub.packet("O" + b"00\n".hex())[1:]
+    question = "qRcmd," + b"info registers".hex()
+    client = stub(**{question: text + Stub.packet("OK")[1:]}).client()
+    assert client.monitor("info registers") == "TR =0000 00\n"
+    for answer, message in ((Stub.packet("E22"), "refused"), (Stub.packet("Oxy"), "no text")):
+        with pytest.raises(GdbError, match=message):
+            stub(**{question: answer}).client().monitor("info registers")
 
 
 def test_gdb_end_of_the_machine_is_told(stub: Callable[..., Stub]) -> None:
@@ -800,6 +811,30 @@ def test_live_list_of_events_may_be_small(kernel: Kernel, monkeypatch: pytest.Mo
     monkeypatch.setattr(probes, "_LARGEST", 2 * PAGE)
     monkeypatch.setattr(probes, "_SMALLEST", 2 * PAGE)
     assert comparable(record_boot(spec, kernel).to_json()) == comparable(record.to_json())
+
+
+@pytest.mark.slow
+def test_live_boot_goes_on_from_a_start(kernel: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No record tells how its boot began; where a kernel has not seen the map, it boots anew."""
+    plain = MapSpec(ram=[(0, 0x9FC00), (MIB, 96 * MIB)], gbpages=True)
+    spec = MapSpec(
+        ram=[(0, 0x9FC00), (MIB, 96 * MIB), (4 * GIB, 6 * GIB)],
+        reserved=[(0x5800000, 0x5900000), (5 * GIB, 5 * GIB + 999)],
+        gbpages=True,
+    )
+    kernel.starts.clear()
+    whole = comparable(record_boot(spec, kernel).to_json())
+    (start,) = kernel.starts.values()
+    assert start.pages
+    assert bool(start.skipped) == any(name in kernel.symbols for name in SCANS)
+    assert comparable(record_boot(spec, kernel).to_json()) == whole
+    kernel.starts.clear()
+    record_boot(plain, kernel)
+    assert comparable(record_boot(spec, kernel).to_json()) == whole
+    monkeypatch.setattr("paravirt_mm.verify.linux.qemu.start.MAP_FIELDS", ())
+    assert comparable(record_boot(spec, kernel).to_json()) == whole
+    assert [*kernel.starts.values()] == [None]
+    kernel.starts.clear()
 
 
 CODES = {

@@ -70,6 +70,11 @@ class RegisterLayout:
             n: int.from_bytes(packet[start:end], "little") for n, (start, end) in places.items()
         }
 
+    def unpack_all(self, packet: bytes) -> dict[str, int]:
+        """Values of all registers that the answer to ``g`` holds."""
+        held = (name for name, (_start, end) in self._places.items() if end <= len(packet))
+        return self.unpack(packet, tuple(held))
+
     @cached_property
     def _places(self) -> dict[str, tuple[int, int]]:
         """Where each register stands in the answer to ``g``."""
@@ -119,6 +124,28 @@ class GdbClient:
         except ValueError as error:
             raise GdbError(f"gdb stub sent no registers: {answer[:80]!r}") from error
         return self._layout.unpack(packet, _GENERAL)
+
+    def all_registers(self) -> Mapping[str, int]:
+        """Every register that the stub sends at once."""
+        answer = self.command("g")
+        try:
+            return self._layout.unpack_all(bytes.fromhex(answer))
+        except ValueError as error:
+            raise GdbError(f"gdb stub sent no registers: {answer[:80]!r}") from error
+
+    def monitor(self, command: str) -> str:
+        """Give a command to QEMU's monitor, and return what it prints."""
+        answer = self.command(f"qRcmd,{command.encode().hex()}")
+        text = bytearray()
+        try:
+            while answer.startswith("O") and answer != "OK" and len(text) < _MAX_PACKET:
+                text += bytes.fromhex(answer[1:])
+                answer = self._read_packet()
+        except ValueError as error:
+            raise GdbError(f"gdb stub sent no text: {answer[:80]!r}") from error
+        if answer != "OK":
+            raise GdbError(f"gdb stub refused {command!r}: {answer[:80]!r}")
+        return text.decode("ascii", "replace")
 
     def read_register(self, name: str) -> int:
         """One register by name, control registers included."""

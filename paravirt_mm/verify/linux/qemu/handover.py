@@ -21,13 +21,14 @@ from paravirt_mm.verify.linux.qemu.errors import MapSpecError
 from paravirt_mm.verify.linux.qemu.gdbremote import GdbClient
 from paravirt_mm.verify.linux.qemu.locate import Kernel
 from paravirt_mm.verify.linux.qemu.ram import GuestRam
-from paravirt_mm.verify.linux.qemu.spec import MapSpec
+from paravirt_mm.verify.linux.qemu.spec import MAX_E820_ENTRIES, MapSpec
 
 _GDT = 0x0000  # where GDTR points after a reset, so that selectors can be loaded from it
 _BOOT_PARAMS = 0x1000
 _COMMAND_LINE = 0x2000
 _ROOT_TABLE = 0x3000
-_TABLES_END = 0x80000  # beyond 64 KiB, but out of use before the kernel allocates anything
+SCRATCH_END = 0x80000
+"""Below lies what is put here: beyond 64 KiB, but out of use before the kernel allocates."""
 
 _CODE_SELECTOR, _CODE_DESCRIPTOR = 0x10, 0x00AF_9B00_0000_FFFF
 _DATA_SELECTOR, _DATA_DESCRIPTOR = 0x18, 0x00CF_9300_0000_FFFF
@@ -42,6 +43,18 @@ _COMMAND_LINE_POINTER, _SETUP_DATA_POINTER = 0x228, 0x250
 _E820_ENTRY = struct.Struct("<QQI")
 _SETUP_DATA = struct.Struct("<QII")
 _IDENTITY_GIB = 4
+
+MAP_FIELDS = (
+    (_E820_COUNT, _E820_COUNT + 1),
+    (_SETUP_DATA_POINTER, _SETUP_DATA_POINTER + 8),
+    (_E820_TABLE, _E820_TABLE + MAX_E820_ENTRIES * _E820_ENTRY.size),
+)
+"""Bytes of ``boot_params`` that tell the map and the reservations."""
+
+
+def handed_over(ram: GuestRam) -> bytes:
+    """Return ``boot_params`` as `put_kernel` wrote them."""
+    return ram.read(_BOOT_PARAMS, PAGE_SIZE)
 
 
 def put_kernel(ram: GuestRam, kernel: Kernel, spec: MapSpec, command_line: str) -> None:
@@ -70,8 +83,8 @@ def put_kernel(ram: GuestRam, kernel: Kernel, spec: MapSpec, command_line: str) 
     ram.write(_BOOT_PARAMS, _boot_params(kernel, spec, setup_data))
 
 
-def set_registers(gdb: GdbClient, kernel: Kernel, spec: MapSpec) -> None:
-    """Bring the processor, fresh from reset, to the kernel's entry point."""
+def enter(gdb: GdbClient, spec: MapSpec, address: int) -> None:
+    """Bring the processor, fresh from reset, to an address, as a kernel is entered."""
     cr0, cr4 = control_registers(spec.mode)
     gdb.write_register("efer", _EFER_LME)
     gdb.write_register("cr4", cr4)
@@ -82,7 +95,7 @@ def set_registers(gdb: GdbClient, kernel: Kernel, spec: MapSpec) -> None:
     gdb.write_register("cs", _CODE_SELECTOR)
     gdb.write_register("eflags", _EFLAGS_NONE)
     gdb.write_register("rsi", _BOOT_PARAMS)
-    gdb.write_register("rip", kernel.entry)
+    gdb.write_register("rip", address)
 
 
 def identity_tables(levels: int, heads: Iterable[int]) -> bytes:
@@ -107,7 +120,7 @@ def identity_tables(levels: int, heads: Iterable[int]) -> bytes:
             table = child(table, gib >> 9 * (level - 3) & 511)
         leaf = (gib << 30) | _TABLE | PSE
         tables[table] = [leaf + (n << 21) for n in range(512)]
-    if _ROOT_TABLE + len(tables) * PAGE_SIZE > _TABLES_END:
+    if _ROOT_TABLE + len(tables) * PAGE_SIZE > SCRATCH_END:
         raise MapSpecError("reserved ranges lie in too many different GiB")
     return b"".join(struct.pack("<512Q", *table) for table in tables)
 

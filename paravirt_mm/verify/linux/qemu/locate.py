@@ -9,6 +9,7 @@ import shutil
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import attrs
 
@@ -60,6 +61,8 @@ class Kernel:
     symbols: Mapping[str, int] = attrs.field(repr=False)
     is_bzimage: bool = True
     """A vmlinux has no decompressor, so firmware cannot start it."""
+    starts: dict[Any, Any] = attrs.field(init=False, factory=dict, eq=False, repr=False)
+    """What its boots have in common, as `record_boot` keeps it."""
 
     @classmethod
     def load(cls, path: Path) -> Kernel:

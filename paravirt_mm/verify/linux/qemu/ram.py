@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
 
 import attrs
 
+from paravirt_mm.machine.model import Span
 from paravirt_mm.machine.paging import GIB
+from paravirt_mm.machine.ranges import RangeSet
 from paravirt_mm.verify.linux.qemu.errors import KernelBootError, MapSpecError
 
 _HIGH = 4 * GIB
@@ -76,6 +79,19 @@ class GuestRam:
         if offset is None or size > _MAX_READ:
             raise KernelBootError(f"no RAM at [{address:#x}, {address + size:#x}) to read")
         return os.pread(self.fd, size, offset)
+
+    def beyond(self, known: Iterable[Span]) -> Iterator[tuple[int, bytes]]:
+        """Yield addresses and bytes of what may have been written outside of ``known``."""
+        rest = RangeSet()
+        position = 0
+        while (extent := self._next_data(position)) is not None:
+            start, position = extent
+            rest.add(self._address(start), self._address(position - 1) + 1)
+        for low, high in known:
+            rest.discard(low, high)
+        for low, high in rest:
+            for address in range(low, high, _MAX_READ):
+                yield address, self.read(address, min(_MAX_READ, high - address))
 
     def dump(self, path: Path) -> None:
         """Write all of it to a new sparse file, where an offset is a guest-physical address.

@@ -18,11 +18,15 @@ Source: Linux ``arch/x86/mm/init.c``, ``init_64.c``, ``kernel/paravirt.c``, ``ke
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 
 from paravirt_mm.image.elf import CR4_LA57
 from paravirt_mm.image.walker import Cpu
+from paravirt_mm.machine.model import Span
 from paravirt_mm.machine.paging import MIB, PAGE_SIZE, X86_64, X86_64_LA57
+from paravirt_mm.machine.ranges import RangeSet
 from paravirt_mm.verify.linux.qemu.direct_map import GuestMap, read_direct_map
 from paravirt_mm.verify.linux.qemu.errors import (
     GdbError,
@@ -32,11 +36,11 @@ from paravirt_mm.verify.linux.qemu.errors import (
 )
 from paravirt_mm.verify.linux.qemu.events import Event, EventKind
 from paravirt_mm.verify.linux.qemu.gdbremote import GdbClient
-from paravirt_mm.verify.linux.qemu.handover import put_kernel, set_registers
+from paravirt_mm.verify.linux.qemu.handover import enter, put_kernel
 from paravirt_mm.verify.linux.qemu.kernelmem import KernelMemory
 from paravirt_mm.verify.linux.qemu.locate import Kernel, find_kernel, find_qemu, qemu_version
 from paravirt_mm.verify.linux.qemu.probes import Probes
-from paravirt_mm.verify.linux.qemu.process import Qemu, kernel_parameters, qemu_arguments
+from paravirt_mm.verify.linux.qemu.process import Qemu, kernel_parameters, processor, qemu_arguments
 from paravirt_mm.verify.linux.qemu.ram import GuestRam
 from paravirt_mm.verify.linux.qemu.record import (
     BootProvenance,
@@ -45,6 +49,7 @@ from paravirt_mm.verify.linux.qemu.record import (
     TableAllocation,
 )
 from paravirt_mm.verify.linux.qemu.spec import Entry, MapSpec
+from paravirt_mm.verify.linux.qemu.start import BEFORE_THE_MAP, MapNotSeen, Start
 from paravirt_mm.verify.linux.qemu.stops import Stops
 
 DEFAULT_TIMEOUT = 120.0
@@ -85,14 +90,50 @@ def record_boot(
     if spec.entry is Entry.FIRMWARE and not kernel.is_bzimage:
         raise MapSpecError("firmware starts a bzImage, not a vmlinux")
     started = time.monotonic()
+    boot = partial(_boot, program, spec, kernel, timeout=timeout, dump=dump, started=started)
+    common = (program, processor(spec), kernel_parameters(spec))
+    try:
+        return boot(common)
+    except MapNotSeen:
+        kernel.starts[common] = None
+        return boot(common)
+
+
+def _boot(
+    program: str,
+    spec: MapSpec,
+    kernel: Kernel,
+    common: tuple[str, ...],
+    *,
+    timeout: float,
+    dump: Path | None,
+    started: float,
+) -> BootRecord:
+    """Boot once; continue where boots with the same ``common`` have come to, if one has."""
     with GuestRam(spec.layout) as ram:
+        memory = KernelMemory(ram, kernel.symbols)
+        start = None
         if spec.entry is Entry.DIRECT:
             put_kernel(ram, kernel, spec, kernel_parameters(spec))
+            start = kernel.starts.get(common)
+            if start is not None:
+                start.put(memory)
         with Qemu(program, spec, kernel, ram, timeout) as machine:
             try:
-                if spec.entry is Entry.DIRECT:
-                    set_registers(machine.gdb, kernel, spec)
-                recorder = _Recorder(machine.gdb, KernelMemory(ram, kernel.symbols))
+                recorder = _Recorder(machine.gdb, memory)
+                if start is not None:
+                    start.enter(machine.gdb, ram, spec)
+                    recorder.reach_the_beginning()
+                    start.leave(memory)
+                    recorder.look_for(spec.reserved)
+                elif spec.entry is Entry.DIRECT:
+                    enter(machine.gdb, spec, kernel.entry)
+                    recorder.clear_bss()
+                    new = None if common in kernel.starts else recorder.start(kernel, spec)
+                    recorder.reach_the_beginning()
+                    kernel.starts.setdefault(common, new and new.without_scan(memory))
+                else:
+                    recorder.reach_the_beginning()
                 recorder.run()
                 if dump is not None:
                     ram.dump(dump)
@@ -111,6 +152,8 @@ def record_boot(
                     f"allowed, {timeout:g} s: it hangs, or needs more time"
                 )
                 raise _failed(kernel, problem, machine, ram) from error
+            except MapNotSeen:
+                raise
             except (GdbError, KernelBootError) as error:
                 raise _failed(kernel, str(error), machine, ram) from error
 
@@ -144,9 +187,16 @@ class _Recorder:
         self.hooked: list[int] = []
         self.panic: str | None = None
 
+    def look_for(self, reserved: Iterable[Span]) -> None:
+        """Raise MapNotSeen where the kernel has not heard of all reservations."""
+        missing = RangeSet(reserved)
+        for low, high in self.memory.memblock().reserved:
+            missing.discard(low, high)
+        if missing:
+            raise MapNotSeen("the kernel had read its reservations before")
+
     def run(self) -> None:
-        """Up to the end of the direct map, or to a panic."""
-        self._reach_the_beginning()
+        """From init_mem_mapping up to the end of the direct map, or to a panic."""
         self._look_before()
         end = self.memory.number_at(self.gdb.registers()["rsp"])
         watching = Probes.put(self.gdb, self.memory) or Stops(self.gdb, self.memory)
@@ -160,9 +210,22 @@ class _Recorder:
         elif registers["rip"] == self._extend:
             self.panic = BRK_IS_CLOSED
 
-    def _reach_the_beginning(self) -> None:
+    def start(self, kernel: Kernel, spec: MapSpec) -> Start | None:
+        """Run up to where the map is read, and keep what the machine is then, if it can be."""
+        at = self.memory.symbols.get(BEFORE_THE_MAP)
+        if at is None:
+            return None
+        stops = (at, self._begin, self._panic)
+        for address in stops:
+            self.gdb.insert_breakpoint(address)
+        self.gdb.resume()
+        here = self.gdb.registers()["rip"]
+        for address in stops:
+            self.gdb.remove_breakpoint(address)
+        return Start.taken(self.gdb, self.memory, kernel, spec) if here == at else None
+
+    def reach_the_beginning(self) -> None:
         """Run up to init_mem_mapping."""
-        self._clear_bss()
         for address in (self._begin, self._panic):
             self.gdb.insert_breakpoint(address)
         self.gdb.resume()
@@ -173,7 +236,7 @@ class _Recorder:
         if registers["rip"] != self._begin:
             raise KernelBootError(f"stopped at {registers['rip']:#x}, not at init_mem_mapping")
 
-    def _clear_bss(self) -> None:
+    def clear_bss(self) -> None:
         """Run up to where the kernel clears its bss, and do it."""
         memory, gdb = self.memory, self.gdb
         start = memory.address_of("clear_bss", "x86_64_start_kernel")
