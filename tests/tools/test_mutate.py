@@ -99,7 +99,7 @@ def test_a_change_is_noticed_or_not(mutate: Any, checkout: Path, tmp_path: Path)
 
     table = tmp_path / "rows.md"
     table.write_text(
-        "| paravirt_mm/machine/ranges.py | `value - value % alignment` | `value` |\n"
+        "| paravirt_mm/machine/paging.py | `len(self.index_bits)` | `4` |\n"
         "| paravirt_mm/machine/ranges.py | `-value % alignment` | `(-value) % alignment` |\n"
         "| paravirt_mm/machine/paging.py | `TIB = 1 << 40` | `TIB = 1 << 41` |\n"
         "| paravirt_mm/machine/paging.py | `PAGE_SHIFT = 12` | `PAGE_SHIFT = 13` |\n"
