@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+
 import attrs
 import pytest
 
 from paravirt_mm.errors import InputError
 from paravirt_mm.machine.e820 import E820Type, MemoryMap
-from paravirt_mm.machine.model import CpuFeatures, Machine
+from paravirt_mm.machine.model import BootState, CpuFeatures, KernelImage, Machine, sealed
 from paravirt_mm.machine.paging import (
     GIB,
     I386,
@@ -70,6 +72,110 @@ def test_a_kernel_is_moved_into_free_ram_only():
     assert all(place % (2 * MIB) == 0 and place >= 16 * MIB for place in places)
     assert not [place for place in places if place < 121 * MIB and place + size > 120 * MIB]
     assert list(machine((MIB, 15 * MIB)).kernel_places()) == []
+
+
+def test_a_kernel_leaves_nothing_where_it_was():
+    it = machine(
+        (MIB, 200 * MIB),
+        reserved=((MIB, 2 * MIB), (16 * MIB, 31 * MIB)),
+        initrd=(90 * MIB, 91 * MIB),
+    )
+    moved = it.with_kernel_at(64 * MIB)
+    end = it.kernel.span[1]
+    # What was reserved beside the kernel stays; the initrd is not among it.
+    assert moved.reserved == ((MIB, 2 * MIB), (end, 31 * MIB))
+    assert moved.initrd == it.initrd
+    with pytest.raises(InputError, match="lies on what is taken"):
+        it.with_kernel_at(90 * MIB)
+    assert it.with_kernel_at(91 * MIB).kernel.start == 91 * MIB
+
+
+def test_places_for_a_kernel_are_spread_over_all_of_them():
+    it = machine((0, 116 * MIB))
+    size = it.kernel.span[1] - it.kernel.start  # 14 MiB and 256 KiB
+    every = [16 * MIB + number * 2 * MIB for number in range(50)]
+    fit = [place for place in every if place + size <= 116 * MIB]
+    assert [each.kernel.start for each in it.kernel_places()] == fit
+    assert [each.kernel.start for each in it.kernel_places(50)] == fit
+    assert [each.kernel.start for each in it.kernel_places(49)] == [
+        p for p in every[::2] if p in fit
+    ]
+    assert [each.kernel.start for each in it.kernel_places(20)] == [
+        p for p in every[::3] if p in fit
+    ]
+
+
+def test_the_parts_of_a_kernel():
+    """::
+
+    16 MiB          20 MiB       22 MiB     22 MiB + 8 pages     24 MiB
+      | text .. bss   |            | brk, tables |   free           |  the linker's _end
+    """
+    image = KernelImage(16 * MIB, 20 * MIB, 22 * MIB, 22 * MIB + 8 * PAGE_SIZE, 24 * MIB)
+    assert image.span == (16 * MIB, 22 * MIB + 8 * PAGE_SIZE)
+    assert image.loaded == (16 * MIB, 24 * MIB)
+    assert image.brk_pages == 8
+    assert image.at(64 * MIB) == KernelImage(
+        64 * MIB, 68 * MIB, 70 * MIB, 70 * MIB + 8 * PAGE_SIZE, 72 * MIB
+    )
+    assert attrs.evolve(image, linked_end=None).at(MIB).linked_end is None
+    inside = attrs.evolve(image, end=23 * MIB, linked_end=None)
+    assert inside.span == inside.loaded == (16 * MIB, 23 * MIB)
+    assert attrs.evolve(image, brk_end=22 * MIB - 1).brk_pages == 0
+    assert attrs.evolve(image, brk_end=22 * MIB + 2 * PAGE_SIZE - 1).brk_pages == 1
+
+
+def test_another_brk():
+    """Fewer pages leave the end where it was, with free memory before it; more move the end."""
+    image = KernelImage(16 * MIB, 20 * MIB, 20 * MIB, 20 * MIB + 8 * PAGE_SIZE)
+    less = image.with_brk(3)
+    assert (less.brk_start, less.brk_pages) == (20 * MIB, 3)
+    assert less.loaded == image.loaded
+    assert less.linked_end == 20 * MIB + 8 * PAGE_SIZE
+    more = image.with_brk(10)
+    assert (more.brk_pages, more.linked_end) == (10, None)
+    assert more.loaded == (16 * MIB, 20 * MIB + 10 * PAGE_SIZE)
+    assert image.with_brk(8) == image
+    # Other users of brk behind the tables stay behind them.
+    shared = attrs.evolve(image, linked_end=20 * MIB + 12 * PAGE_SIZE)
+    assert shared.with_brk(10).loaded[1] == 20 * MIB + 14 * PAGE_SIZE
+    # It begins at a page, and the kernel ends where it begins.
+    odd = attrs.evolve(image, brk_start=20 * MIB + 5, end=20 * MIB + 6 * PAGE_SIZE)
+    assert odd.with_brk(2).brk_start == 20 * MIB + PAGE_SIZE
+    assert odd.with_brk(2).end == 20 * MIB + PAGE_SIZE
+    assert attrs.evolve(image, end=19 * MIB).with_brk(1).end == 19 * MIB
+
+
+def test_what_is_taken_before_the_first_step():
+    it = machine((0, 64 * MIB), reserved=((0, MIB),), initrd=(40 * MIB, 41 * MIB))
+    kernel = it.kernel.span
+    state = BootState((), 0, it.features, reserved=((50 * MIB, 51 * MIB),))
+    assert list(state.taken(it)) == [(0, MIB), kernel, (40 * MIB, 41 * MIB), (50 * MIB, 51 * MIB)]
+    assert state.kernel_of(it) is it.kernel
+    # A platform that loads the kernel itself says where the initrd is.
+    elsewhere = attrs.evolve(state, kernel=it.kernel.at(20 * MIB))
+    assert list(elsewhere.taken(it)) == [
+        (0, MIB), it.kernel.at(20 * MIB).span, (50 * MIB, 51 * MIB)
+    ]  # fmt: skip
+
+
+def test_what_is_sealed_is_a_copy():
+    mapping = {1: 2}
+    held = sealed(mapping)
+    mapping[1] = 3
+    assert held == {1: 2}
+    assert sealed({}) == {}
+    assert copy.deepcopy(held) == held  # as a run that travels between processes is
+    with pytest.raises(TypeError):
+        copy.deepcopy(held)[1] = 4
+
+
+def test_4_gib_of_ram_and_not_a_byte_more_are_all_low():
+    assert machine((MIB, 4 * GIB)).max_low_pfn == 4 * GIB // PAGE_SIZE
+    holed = machine((MIB, 3 * GIB), (4 * GIB, 4 * GIB + PAGE_SIZE))
+    assert (holed.max_low_pfn, holed.max_pfn) == (0xC0000, 0x100001)
+    assert machine((MIB, GIB), mode=I386).max_low_pfn == 896 * MIB // PAGE_SIZE
+    assert machine((MIB, 64 * MIB), mode=I386).max_low_pfn == 64 * MIB // PAGE_SIZE
 
 
 @pytest.mark.parametrize(
