@@ -99,14 +99,13 @@ class Progress:
         return (life.batch for life in self.pending if life.batch.count)
 
     def take_reserved(self, run: PageRun) -> None:
-        """Note that pages of the reservation are used now."""
+        """Note that pages of the reservation are used now; the others stay in their order."""
         remaining: list[PageRun] = []
         for held in self.standing.reservation:
-            if held.step == run.step and held.start == run.start and held.count >= run.count:
-                remaining.append(held.tail(run.count))
-            else:
-                left = RangeSet([(held.low, held.high)])
-                left.discard(run.low, run.high)
-                remaining.extend(PageRun(low, high - low) for low, high in left)
-        kept = tuple(held for held in remaining if held.count)
-        self.standing = self.standing._replace(reservation=kept)
+            left = RangeSet([(held.low, held.high)])
+            left.discard(run.low, run.high)
+            pieces = [PageRun(low, high - low) for low, high in left]
+            if held.step < 0:
+                pieces = [piece.downward() for piece in reversed(pieces)]
+            remaining += pieces
+        self.standing = self.standing._replace(reservation=tuple(remaining))

@@ -188,6 +188,7 @@ class _Checker:
             yield Finding(3, number, again, "an address is mapped twice")
             break
         self._mapped.add(leaves.start, leaves.end)
+        self._usable(self._leaf_owners[1], leaves.start, leaves.end)
         for low, high in event.readonly:
             self._ledger.set_readonly(low >> PAGE_SHIFT, high >> PAGE_SHIFT, readonly=True)
         if self._boot.typed:
@@ -199,7 +200,6 @@ class _Checker:
                     for table, _ in self._tables.within(first << PAGE_SHIFT, last << PAGE_SHIFT):
                         yield Finding(4, number, table, "a page table is mapped writable")
                         return
-        self._usable(self._leaf_owners[1], leaves.start, leaves.end)
 
     def _on_written(self, _number: int, event: EntriesWritten) -> Iterator[Finding]:
         if event.kind is EntryKind.LEAF:
