@@ -292,6 +292,7 @@ class Afresh:
 
     def __init__(self) -> None:
         mine, its = socket.socketpair()
+        self._tried = False
         self._pid = os.fork()
         if self._pid:
             self._asked = mine.makefile("rwb")
@@ -318,8 +319,16 @@ class Afresh:
         os._exit(0)
 
     def notices(self, mutant: Mutant, tests: list[str], seconds: float) -> bool:
-        """Tell whether pytest fails with the change."""
-        told = json.dumps([str(mutant.path), mutant.source, tests, 60 + 5 * seconds])
+        """Tell whether pytest fails with the change. Raises RuntimeError if it does without any."""
+        if not self._tried:
+            self._tried = True
+            plain = mutant.path.read_text(encoding="utf-8")
+            if self._fails(str(mutant.path), plain, [*tests, "--collect-only"], seconds):
+                raise RuntimeError("pytest cannot be run afresh")
+        return self._fails(str(mutant.path), mutant.source, tests, seconds)
+
+    def _fails(self, path: str, source: str, tests: list[str], seconds: float) -> bool:
+        told = json.dumps([path, source, tests, 60 + 5 * seconds])
         self._asked.write(told.encode() + b"\n")
         self._asked.flush()
         return int(self._asked.readline()) != 0

@@ -73,6 +73,19 @@ def test_sets_of_sets(
     assert (list(left), list(right)) == before, "operands must not change"
 
 
+@given(st.lists(st.tuples(st.integers(0, LIMIT), st.integers(0, LIMIT)), max_size=8))
+def test_a_set_is_made_of_ranges_in_any_order(parts: list[tuple[int, int]]) -> None:
+    """Empty and inverted ones are none; so does `update`."""
+    plain = portion.empty()
+    for start, end in parts:
+        if start < end:
+            plain |= portion.closedopen(start, end)
+    one_by_one = RangeSet()
+    one_by_one.update(parts)
+    for made in (RangeSet(parts), RangeSet(sorted(parts)), one_by_one):
+        assert list(made) == _pairs(plain)
+
+
 @given(operations)
 def test_copy_is_independent(ops: list[tuple[str, tuple[int, int]]]) -> None:
     ranges, _, _ = _build(ops)

@@ -261,10 +261,10 @@ class OwnTree(AscendingAllocator):
     @hookimpl
     def pvmm_map_steps(self, boot: Boot) -> Generator[Step, StepResult, None]:
         yield NewRoot()
-        yield Map(MIB, 3 * MIB, hand_over=HandOver.LATER)
-        yield Map(3 * MIB, 6 * MIB, hand_over=HandOver.LATER)
-        yield HandOverTables()
-        yield AttachTables()
+        for start, end in ((MIB, 2 * MIB), (2 * MIB, 4 * MIB), (4 * MIB, 6 * MIB)):
+            yield Map(start, end, hand_over=HandOver.LATER)
+            yield HandOverTables()
+            yield AttachTables()
         yield ActivateRoot()
         yield Map(0x1000, 0xA0000, hand_over=HandOver.LATER)
         yield Map(7 * MIB, 9 * MIB, hand_over=HandOver.LATER)
@@ -311,8 +311,12 @@ def spans(chance: random.Random, most: int = 300) -> tuple[int, int]:
     return start * PAGE, (start + chance.choice([1, 1, 2, 7, most])) * PAGE
 
 
+UNMAPPED = (MIB + 8 * PAGE, MIB + 16 * PAGE)
+"""What a platform that types pages maps neither at boot nor in its tables."""
+
+
 def run_of(chance: random.Random) -> PageRun:
-    low, high = (edge // PAGE for edge in spans(chance, 20))
+    low, high = (edge // PAGE for edge in chance.choice([spans(chance, 20), UNMAPPED]))
     return chance.choice([PageRun(low, high - low), PageRun(high - 1, high - low, -1)])
 
 
@@ -340,7 +344,7 @@ def spoiled(event: Event, chance: random.Random) -> Event:
             attrs.evolve(event, boot=attrs.evolve(event.boot, typed=not event.boot.typed)),
             attrs.evolve(event, promised=event.promised[:-1]),
             attrs.evolve(event, promised=((0, 12 * MIB),)),
-            attrs.evolve(event, promised=(*event.promised, (12 * MIB, 13 * MIB))),
+            attrs.evolve(event, promised=(*event.promised, (13 * MIB, 14 * MIB))),
             attrs.evolve(event, boot=attrs.evolve(event.boot, direct_mapped=(spans(chance),))),
             attrs.evolve(event, boot=attrs.evolve(event.boot, features=CpuFeatures(pse=False))),
         ])  # fmt: skip
