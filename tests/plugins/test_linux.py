@@ -217,9 +217,50 @@ def test_other_backends_are_refused_in_words(monkeypatch: pytest.MonkeyPatch) ->
     assert "choose -b native" in run.verdict.detail
 
 
-def test_timeout_is_a_number_of_seconds() -> None:
+@pytest.mark.parametrize("timeout", [0, -1, 86401])
+def test_timeout_is_a_number_of_seconds(timeout: float) -> None:
+    assert paravirt_mm_linux.Linux(timeout=86400)
+    assert paravirt_mm_linux.Linux(timeout=0.5)
     with pytest.raises(SpecError, match="timeout"):
-        paravirt_mm_linux.Linux(timeout=0)
+        paravirt_mm_linux.Linux(timeout=timeout)
+
+
+@pytest.mark.parametrize(
+    ("options", "asked"),
+    [("", ("", 120)), (":movable_node=yes,timeout=7", ("movable_node", 7))],
+)
+def test_what_a_boot_is_asked_for(
+    options: str, asked: tuple[str, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    boot = read_boot(RECORDS["6.1.0-56-amd64:tiny"], "there")
+    found: list[Any] = []
+
+    def booted(_image: str, _machine: Machine, *rest: Any) -> Any:
+        found.append(rest)
+        return boot
+
+    monkeypatch.setattr(paravirt_mm, "recorded_boot", booted)
+    run = Scenario.of(boot.machine, f"linux{options}", "native").run()
+    assert str(run.verdict) == "ok"
+    assert set(found) == {asked}
+    assert run.trace.start.promised == ((0, 80 << 20),)
+
+
+@pytest.mark.parametrize(("page", "refused"), [(-1, False), (0, True), (1, True), (2, False)])
+def test_what_lies_on_the_kernels_spare_brk_cannot_be_handed_over(
+    page: int, refused: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the end of its tables' brk and the end that it was linked with: two pages here."""
+    boot = read_boot(RECORDS["6.1.0-56-amd64:tiny"], "there")
+    kernel = attrs.evolve(boot.machine.kernel, linked_end=boot.machine.kernel.brk_end + 8192)
+    boot = attrs.evolve(boot, machine=attrs.evolve(boot.machine, kernel=kernel))
+    monkeypatch.setattr(paravirt_mm, "recorded_boot", lambda *_: boot)
+    low = kernel.brk_end + 4096 * page
+    asked = attrs.evolve(boot.machine, reserved=(*boot.machine.reserved, (low, low + 4096)))
+    run = Scenario.of(asked, "linux", "native").run()
+    assert ("spare brk" in run.verdict.detail) is refused
+    if refused:
+        assert f"{low:#x}-{low + 4096:#x}" in run.verdict.detail
 
 
 # -- a real boot --------------------------------------------------------------------------------

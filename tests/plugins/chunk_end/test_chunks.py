@@ -7,7 +7,8 @@ start    2M       4M       6M
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar
+from types import SimpleNamespace
+from typing import Any, ClassVar
 
 import attrs
 import pytest
@@ -18,12 +19,14 @@ from paravirt_mm import (
     E820Type,
     KernelImage,
     Machine,
+    Map,
     MemoryMap,
     Outcome,
     RangeMapped,
     Run,
     Scenario,
     SpecError,
+    StepStarted,
     TablesAllocated,
     bundled,
     default_specs,
@@ -142,11 +145,77 @@ def test_it_panics_where_nothing_is_free() -> None:
     subject = machine(LOW, (MIB, 64 * MIB), reserved=((0, 64 * MIB),))
     run = Scenario.of(subject, "chunk_end", "native").run()
     assert str(run.verdict) == "panic: no mapped memory is left for page tables"
-    assert run.figures["overrun"] > 0
+    assert run.figures["overrun"] == 3
+    # A page below the first chunk is all that there is: the others are missing.
+    less = attrs.evolve(subject, reserved=((0, 8 * PAGE), (9 * PAGE, 64 * MIB)))
+    run = Scenario.of(less, "chunk_end", "native").run()
+    assert run.figures["overrun"] == 2
+
+
+def maps(run: Run) -> list[tuple[int, int, str]]:
+    steps = [event.step for event in run.trace.of(StepStarted) if isinstance(event.step, Map)]
+    return [(step.start, step.end, step.label) for step in steps]
+
+
+def test_chunks_in_large_pages_are_one_step_a_table() -> None:
+    """A head behind page 0, whole large pages up to the end of an L2's span, the small tail."""
+    end = GIB + 5 * MIB + 3 * PAGE
+    subject = machine((0x1000, end), features=CpuFeatures(pse=True))
+    run = Scenario.of(subject, "chunk_end", "native").run()
+    assert maps(run) == [
+        (PAGE, 2 * MIB, "chunk"),
+        (2 * MIB, GIB, "chunks"),
+        (GIB, GIB + 4 * MIB, "chunks"),
+        (GIB + 4 * MIB, end, "chunk"),
+    ]
+    assert [event.leaves.level for event in run.trace.of(RangeMapped)] == [1, 2, 2, 1]
+
+
+@pytest.mark.parametrize(("mode", "large"), [("i386", 4 * MIB), ("i386-pae", 2 * MIB)])
+def test_the_first_large_page_of_32_bits_is_a_chunk_of_small_ones(mode: str, large: int) -> None:
+    subject = machine(
+        (0, 16 * MIB), features=CpuFeatures(pse=True), mode=MODES[mode], boot_mapped=8 * MIB
+    )
+    run = Scenario.of(subject, "chunk_end", "native").run()
+    assert maps(run) == [(0, large, "chunk"), (large, 16 * MIB, "chunks")]
+
+
+def test_chunks_of_another_size_end_at_its_multiples() -> None:
+    subject = machine(LOW, (MIB, 21 * MIB))
+    run = Scenario.of(subject, "chunk_end:chunk_mib=8", "native").run()
+    assert [step[:2] for step in maps(run)] == [
+        LOW,
+        (MIB, 8 * MIB),
+        (8 * MIB, 16 * MIB),
+        (16 * MIB, 21 * MIB),
+    ]
+    # A large page at the least.
+    run = Scenario.of(subject, "chunk_end:chunk_mib=1", "native").run()
+    assert [step[0] for step in maps(run)] == [LOW[0], MIB, *range(2 * MIB, 21 * MIB, 2 * MIB)]
+
+
+@pytest.mark.parametrize(
+    ("largest", "limit", "chunk"),
+    [
+        (1, GIB, 2 * MIB),
+        (1, 8 * GIB, 2 * MIB),
+        (1, 8 * GIB + 1, 4 * MIB),
+        (1, 32 * GIB, 8 * MIB),
+        (2, 512 * GIB, 2 * MIB),
+    ],
+)
+def test_no_more_than_4096_chunks_unless_asked_for(largest: int, limit: int, chunk: int) -> None:
+    boot: Any = SimpleNamespace(
+        largest_level=largest, machine=SimpleNamespace(map_limit=limit), mode=MODES["x86_64"]
+    )
+    assert ChunkEnd()._chunk(boot) == chunk
+    assert ChunkEnd(chunk_mib=2)._chunk(boot) == 2 * MIB
 
 
 @pytest.mark.parametrize("size", ["0", "3", "2048", "-2"])
 def test_chunks_are_powers_of_two(size: str) -> None:
+    assert ChunkEnd(chunk_mib=1)
+    assert ChunkEnd(chunk_mib=1024)
     with pytest.raises(SpecError, match="chunk_mib"):
         Scenario.of(machine((MIB, 64 * MIB)), f"chunk_end:chunk_mib={size}", "native").run()
 

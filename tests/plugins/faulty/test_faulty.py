@@ -14,6 +14,7 @@ from paravirt_mm import (
     Outcome,
     Scenario,
     SpecError,
+    StepStarted,
     bundled,
     compare,
 )
@@ -86,6 +87,40 @@ def table_pages(found, after):
         if isinstance(event, TablesAllocated):
             for run_of_pages in event.batch.runs:
                 yield run_of_pages.span[0]
+
+
+@pytest.mark.parametrize(("size", "pages"), [(1, 0), (8191, 1), (8192, 2), (1 << 40, 16)])
+@pytest.mark.parametrize("step", [1, 3])
+def test_whole_pages_of_the_highest_free_piece_are_gone_before_the_step(size, pages, step):
+    """At most that piece, and what ends before it stays."""
+    end = 64 * MIB
+    machine = Machine(
+        "small",
+        MemoryMap.sanitise([(0, end, E820Type.RAM)]),
+        reserved=((end - (16 << 12) - MIB, end - (16 << 12)),),
+    )
+    found = run("incremental:kernel=4.19", f"faulty:fault=take,step={step},size={size}", machine)
+    taken = [span for event in found.trace.of(MemoryTaken) for span in event.spans]
+    assert taken == ([(end - (pages << 12), end)] if pages else [])
+    if taken:
+        events = list(found.trace)
+        before = events[: next(n for n, e in enumerate(events) if isinstance(e, MemoryTaken))]
+        assert sum(isinstance(event, StepStarted) for event in before) in (step - 1, step)
+
+
+def test_each_run_counts_afresh():
+    scenario = Scenario.of(QEMU, ALLOCATORS[0], "faulty:of=xen,operation=3")
+    assert [scenario.run().verdict for _ in range(2)] == [scenario.run().verdict] * 2
+
+
+def test_limits_of_numbers():
+    for options in ("seconds=3601", "step=0", "operation=0"):
+        with pytest.raises(SpecError):
+            run(ALLOCATORS[0], f"faulty:{options}")
+    assert (
+        run(ALLOCATORS[0], "faulty:fault=take,seconds=3600,step=99").verdict.outcome is Outcome.OK
+    )
+    assert run(ALLOCATORS[0], "faulty:fault=late,seconds=0").verdict.outcome is Outcome.OK
 
 
 def test_all_free_memory_gone():

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import attrs
 import pytest
 
-from paravirt_mm import Machine, bundled
+from paravirt_mm import MODES, Cost, KernelImage, Machine, bundled
 from paravirt_mm.testing import BackendConformance, generate
 from paravirt_mm_native import Native
 
@@ -63,3 +64,51 @@ def test_only_cr3_costs_anything(run_scenario) -> None:  # type: ignore[no-untyp
     assert figures["tlb_flushes"] == 1
     assert figures["hypercalls"] == figures["flips"] == figures["emulated_writes"] == 0
     assert figures["direct_writes"] > 0
+
+
+@pytest.mark.parametrize(("mode", "large"), [("x86_64", 2 * MIB), ("i386", 4 * MIB)])
+def test_the_kernel_is_mapped_in_large_pages_to_the_byte(mode: str, large: int) -> None:
+    machine = attrs.evolve(_machine(mode), boot_mapped=8 * MIB)
+    far = 100 * large
+    for low, high, mapped in (
+        (far, far + 1, (far, far + large)),
+        (far - 1, far + large, (far - large, far + large)),
+        (far + 1, far + large + 1, (far, far + 2 * large)),
+    ):
+        kernel = KernelImage(low, high, high, high)
+        state = Native().pvmm_boot_state(attrs.evolve(machine, kernel=kernel))
+        assert state.mapped == ((0, 8 * MIB), mapped)
+        assert state.max_pfn_mapped == 2048
+
+
+def test_tables_that_the_image_brings() -> None:
+    """PAE: an L2 table for each GiB of lowmem. 64 bits, if asked for: L3 and L2 of the first."""
+    state = Native().pvmm_boot_state(_machine("i386-pae"))
+    assert set(state.tables) == {1, 2}
+    assert state.tables[2] == ((0, MODES["i386-pae"].lowmem_limit),)
+    assert set(Native().pvmm_boot_state(_machine("i386")).tables) == {1}
+    state = Native(ident_tables=True).pvmm_boot_state(_machine("x86_64"))
+    assert dict(state.tables) == {2: ((0, 1024 * MIB),), 3: ((0, 512 * 1024 * MIB),)}
+
+
+def test_loading_cr3_flushes_once() -> None:
+    assert Native().pvmm_activate_cr3() == Cost(flushes=1)
+
+
+@pytest.mark.parametrize(
+    ("platform", "release", "mode", "spec"),
+    [
+        ("native", "2.6.26", "x86_64", "native"),
+        ("native", "2.6.27", "x86_64", "native:ident_tables=yes"),
+        ("native", "3.8.13", "x86_64", "native:ident_tables=yes"),
+        ("native", "3.9", "x86_64", "native"),
+        ("native", "3.2", "x86_64-la57", "native"),
+        ("native", "3.2", "i386-pae", "native"),
+        ("native", None, "x86_64", "native"),
+        ("xen-pv", "3.2", "x86_64", None),
+    ],
+)
+def test_platforms_that_are_modelled(
+    platform: str, release: str | None, mode: str, spec: str | None
+) -> None:
+    assert Native().pvmm_models_platform(platform, release, mode) == spec
