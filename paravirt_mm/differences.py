@@ -21,13 +21,13 @@ already, nothing is said of what follows from them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import zip_longest
 from typing import Any
 
 import attrs
 
-from paravirt_mm.engine.pages import Source, TablePages
+from paravirt_mm.engine.pages import PageRun, Source, TablePages
 from paravirt_mm.engine.trace import RangeSplit, RunStarted, TablesAllocated
 from paravirt_mm.machine.paging import PAGE_SHIFT, PAGE_SIZE
 from paravirt_mm.machine.ranges import align_up
@@ -60,7 +60,7 @@ def differences(first: Run, second: Run) -> Iterator[Difference]:
         yield Difference("brk", *(f"{pages} pages" for pages in brk))
     a, b = _Done(first), _Done(second)
     for aspect, mine, others in (("steps", a.steps, b.steps), ("sizes", a.sizes, b.sizes)):
-        difference = _first_difference(aspect, mine, others)
+        difference = _first_difference(aspect, zip_longest(mine, others))
         if difference is not None:
             yield difference
             return
@@ -69,10 +69,11 @@ def differences(first: Run, second: Run) -> Iterator[Difference]:
         return
     if brk[0] == brk[1] and a.from_brk != b.from_brk:
         yield Difference("sources", *(f"{done.from_brk} tables from brk" for done in (a, b)))
-    both = min(len(a.places), len(b.places))
-    difference = _first_difference("places", a.places[:both], b.places[:both])
-    if difference is not None:
-        yield difference
+    if a.places != b.places:
+        both = zip(a.pages(), b.pages(), strict=False)  # as far as both have one
+        difference = _first_difference("places", both)
+        if difference is not None:
+            yield difference
     if a.kernel == b.kernel:
         yield from _figure_differences(first.figures, second.figures)
 
@@ -124,7 +125,8 @@ class _Done:
         self.sizes: list[_Item] = []
         self.tables: dict[int, int] = {}
         self.from_brk = 0
-        self.places: list[_Item] = []
+        self.places: list[PageRun] = []
+        self._placed = 0
         for event in run.trace.of(RangeSplit):
             self.steps.append(self._range(event.start, event.end))
             self.sizes += [
@@ -147,18 +149,26 @@ class _Done:
         return _At(address, address - rounded + 1 if address >= rounded else -1)
 
     def _take(self, part: TablePages) -> None:
-        pages = part.run
+        count = part.run.count
         if part.source is Source.BRK:
-            self.from_brk += pages.count
-        elif len(self.places) + pages.count <= MAX_PLACES:
-            for number in range(pages.count):
-                address = (pages.start + number * pages.step) << PAGE_SHIFT
+            self.from_brk += count
+        elif self._placed + count <= MAX_PLACES:
+            self._placed += count
+            self.places.append(part.run)
+
+    def pages(self) -> Iterator[_Item]:
+        """Yield the places page by page."""
+        for run in self.places:
+            for number in range(run.count):
+                address = (run.start + number * run.step) << PAGE_SHIFT
                 behind = address - self.kernel.brk_end
-                self.places.append(_Item((_At(address, behind + 1 if behind >= 0 else -1),)))
+                yield _Item((_At(address, behind + 1 if behind >= 0 else -1),))
 
 
-def _first_difference(aspect: str, a: Sequence[_Item], b: Sequence[_Item]) -> Difference | None:
-    for number, (first, second) in enumerate(zip_longest(a, b), 1):
+def _first_difference(
+    aspect: str, pairs: Iterable[tuple[_Item | None, _Item | None]]
+) -> Difference | None:
+    for number, (first, second) in enumerate(pairs, 1):
         if first is None or second is None or not first.same(second):
             told = (f"{number}: {item or 'nothing'}" for item in (first, second))
             return Difference(aspect, *told)

@@ -123,18 +123,23 @@ def guarded(work: Callable[[int], Iterable[T]], limits: Limits = RUNNING) -> Ite
 
 
 def together(
-    works: Sequence[Callable[[int], Iterable[T]]], limits: Limits = RUNNING
+    works: Sequence[Callable[[int], Iterable[T]]],
+    limits: Limits = RUNNING,
+    *,
+    until: float = math.inf,
 ) -> Generator[tuple[int, T | Stopped], None, None]:
     """Do several works at a time, each in a child as `guarded` does it; yield ``(number of the
     work, item)`` as they come.
+
+    At ``until`` (of `time.monotonic`) all of them end, whatever they are at.
     """
     done = [0] * len(works)
     children: dict[int, _Forked] = {}
     try:
         for number, work in enumerate(works):
             children[number] = _Forked(work, 0, limits)
-        while children:
-            for number in _ready(children):
+        while children and time.monotonic() < until:
+            for number in _ready(children, until):
                 item = children[number].next()
                 if isinstance(item, _Raised):
                     raise item.error
@@ -151,12 +156,15 @@ def together(
             child.close()
 
 
-def _ready(children: dict[int, _Forked]) -> list[int]:
-    """Wait until some children have something to say, or have had all the time they may have."""
-    if len(children) == 1:
+def _ready(children: dict[int, _Forked], until: float) -> list[int]:
+    """Wait until some children have something to say, or have had all the time they may have; at
+    the longest ``until``.
+    """
+    if len(children) == 1 and until == math.inf:
         return list(children)
-    left = [child.patience.left for child in children.values()]
     began = time.monotonic()
+    left = [child.patience.left for child in children.values()]
+    left += [None if until == math.inf else max(0.0, until - began)]
     said = wait(
         [child.connection for child in children.values()],
         min((one for one in left if one is not None), default=None),

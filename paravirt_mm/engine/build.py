@@ -140,6 +140,8 @@ class _Run:
         self.events = events
         self._watched = hooks.answers("pvmm_observe")
         self._writes_cost = hooks.answers("pvmm_write_entries")
+        self._maps_readonly = hooks.answers("pvmm_map_readonly")
+        self._loses_memory = hooks.answers("pvmm_memory_taken")
         self._root: Batch | None = None
         """The root of a new tree; None: the one that exists since boot."""
         self._tree_is_live = True
@@ -179,7 +181,8 @@ class _Run:
             idle = 0
             for number in range(1, MAX_STEPS + 1):
                 action = self._actions[type(contract.step(self.mode, step))]
-                self._memory_taken(step)
+                if self._loses_memory:
+                    self._memory_taken(step)
                 self._emit(StepStarted(number, step))
                 before = len(self.events)
                 step = steps.send(action(step))
@@ -256,7 +259,8 @@ class _Run:
         for kind, level, count in self._inside(plan, batch):
             self._write(batch, kind, level, count, batch.index)
         for leaf in plan.leaves:
-            self._emit(RangeMapped(leaf, self._map_readonly(leaf.start, leaf.end)))
+            readonly = self._map_readonly(leaf.start, leaf.end) if self._maps_readonly else ()
+            self._emit(RangeMapped(leaf, readonly))
         return life
 
     def _born(self, batch: Batch, plan: MapPlan | None = None) -> BatchLife:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Generator, Iterable, Mapping
 from itertools import pairwise
+from operator import attrgetter
 from typing import Any, NoReturn, TypeGuard, TypeVar
 
 from paravirt_mm.engine.answers import Cost, Refusal, Way
@@ -270,6 +271,15 @@ def steps(answer: Any) -> Generator[Step, StepResult, None]:
 
 
 _LABELLED = (NewRoot, HandOverTables, AttachTables, ActivateRoot)
+_MAP_FIELDS = {
+    "label": str,
+    "use_brk": bool,
+    "reserve": bool,
+    "promote": Promote,
+    "hand_over": HandOver,
+}
+_map_fields = attrgetter(*_MAP_FIELDS)
+_MAP_KINDS = tuple(_MAP_FIELDS.values())
 
 
 def step(mode: PagingMode, answer: Any) -> Step:
@@ -282,16 +292,14 @@ def step(mode: PagingMode, answer: Any) -> Step:
         told.of(answer.label, str, f"{kind.__name__}.label")
         return answer  # type: ignore[no-any-return]  # one of the labelled steps
     told.span((answer.start, answer.end), "Map(start, end)", limit_of(mode))
-    told.of(answer.label, str, "Map.label")
+    if tuple(map(type, _map_fields(answer))) != _MAP_KINDS:
+        for name, wanted in _MAP_FIELDS.items():
+            told.of(getattr(answer, name), wanted, f"Map.{name}")
     window = told.items(answer.tables_from, "Map.tables_from")
     if len(window) != 2:
         told.refuse("Map.tables_from must be a pair (low, high) of bytes", answer.tables_from)
     told.number(window[0], "Map.tables_from[0]")
     told.number(window[1], "Map.tables_from[1]")
-    told.of(answer.use_brk, bool, "Map.use_brk")
-    told.of(answer.reserve, bool, "Map.reserve")
-    told.of(answer.promote, Promote, "Map.promote")
-    told.of(answer.hand_over, HandOver, "Map.hand_over")
     told.number(answer.skip_empty_level, "Map.skip_empty_level", 0, 5)
     for piece in told.items(answer.pieces, "Map.pieces"):
         told.of(piece, Piece, "a piece of Map.pieces")
@@ -381,10 +389,11 @@ def cost(
         return refusal(told, answer)
     if not isinstance(answer, Cost):
         told.refuse("the answer is not a Cost, a Refusal or None", answer)
-    # A Cost holds mappings whatever it is made of.
+    # A Cost holds mappings whatever it is made of. What is wrong is put in words only then.
     for name, count in answer.hypercalls.items():
-        told.of(name, str, "a kind in Cost.hypercalls")
-        told.number(count, f"Cost.hypercalls[{name!r}]")
+        if type(name) is not str or type(count) is not int or not 0 <= count <= MAX_COUNT:
+            told.of(name, str, "a kind in Cost.hypercalls")
+            told.number(count, f"Cost.hypercalls[{name!r}]")
     told.number(answer.batches, "Cost.batches")
     for level, count in answer.pinned.items():
         told.number(level, "a level of Cost.pinned", 1, mode.root_level)

@@ -11,7 +11,7 @@ import attrs
 
 from paravirt_mm.errors import InputError
 from paravirt_mm.machine.e820 import E820Entry, E820Type, MemoryMap
-from paravirt_mm.machine.model import Machine
+from paravirt_mm.machine.model import Machine, Span
 from paravirt_mm.machine.paging import GIB, KIB, MIB, MODES, PAGE_SIZE, TIB
 from paravirt_mm.machine.ranges import RangeSet, align_down, align_up
 from paravirt_mm.sources.generated import ROOM_AFTER_KERNEL, Choices
@@ -143,14 +143,30 @@ def _more_memory(choose: Choices, machine: Machine) -> Machine:
 def _less_memory(choose: Choices, machine: Machine) -> Machine:
     """End RAM earlier, as ``mem=`` does."""
     low = align_up(machine.kernel.span[1], PAGE_SIZE)
-    end = low + choose.integer(0, max(0, machine.memory_map.ram().end - low))
-    return _with_map(
+    return _until(machine, low + choose.integer(0, max(0, machine.memory_map.ram().end - low)))
+
+
+def small(choose: Choices, machine: Machine) -> Machine:
+    """Return the machine with little more RAM than its kernel needs, so that a try is cheap and
+    borders are near each other.
+    """
+    room = choose.one_of((0, 2, 14, 62, 126, 254)) * MIB + choose.one_of((0, 0, 1, -1)) * PAGE_SIZE
+    return _until(machine, align_up(machine.kernel.span[1], PAGE_SIZE) + ROOM_AFTER_KERNEL + room)
+
+
+def _until(machine: Machine, end: int) -> Machine:
+    """Return the machine with all of its RAM below ``end``, and what was in the rest of it."""
+    shorter = _with_map(
         machine,
         [
             (e.start, min(e.end, end) if e.type is E820Type.RAM else e.end, e.type)
             for e in machine.memory_map
         ],
     )
+    taken = RangeSet(machine.reserved)
+    taken.discard(end, max(end, MAX_ADDRESS))
+    gone = machine.initrd is not None and machine.initrd[1] > end
+    return attrs.evolve(shorter, reserved=tuple(taken), initrd=None if gone else machine.initrd)
 
 
 def _reserve(choose: Choices, machine: Machine) -> Machine:
@@ -187,14 +203,66 @@ def _release(choose: Choices, machine: Machine) -> Machine:
 
 
 def _initrd(choose: Choices, machine: Machine) -> Machine:
-    size = choose.one_of((0, 5 * MIB + 123, 40 * MIB, 200 * MIB))
+    """Put the initrd, or another one, where a loader could: below some limit as high as it fits, or
+    a few pages off something else.
+    """
+    size = choose.one_of((0, 5 * MIB + 123, 40 * MIB, 200 * MIB, PAGE_SIZE, 3 * PAGE_SIZE - 1))
+    without = attrs.evolve(machine, initrd=None)
+    if not size:
+        return without
     limit = machine.mode.lowmem_limit or 4 * GIB
+    if choose.one_of((True, False)):
+        limit = max(1, align_down(choose.one_of(_edges(without)), PAGE_SIZE) - _few(choose))
     behind = align_up(machine.kernel.span[1], PAGE_SIZE)
-    for low, high in machine.memory_map.ram().descending(behind, limit) if size else ():
+    for low, high in machine.memory_map.ram().descending(behind, limit):
         if high - size >= low:
             start = align_down(high - size, PAGE_SIZE)
             return attrs.evolve(machine, initrd=(start, start + size))
-    return attrs.evolve(machine, initrd=None)
+    return without
+
+
+def _edges(machine: Machine) -> list[int]:
+    """Return where something begins or ends: RAM, what is taken, the kernel, the initrd."""
+    spans = [*machine.memory_map.ram(), *machine.reserved, machine.kernel.loaded]
+    if machine.initrd is not None:
+        spans.append(machine.initrd)
+    return sorted({edge for span in spans for edge in span})
+
+
+def _few(choose: Choices) -> int:
+    """Return a few pages, in bytes; often none or one."""
+    return PAGE_SIZE * choose.one_of((0, 0, 1, 1, 2, 3, 6, 63, 64, 65, 511, 512))
+
+
+def _take_beside(choose: Choices, machine: Machine) -> Machine:
+    """Take a page or so at an edge of something, or a few pages off: what is free between them is
+    small, and may end amid a page.
+    """
+    edge = choose.one_of(_edges(machine)) + _few(choose) * choose.one_of((1, -1))
+    size = choose.one_of((PAGE_SIZE, PAGE_SIZE, 1, PAGE_SIZE + 1, 64 * KIB, 2 * MIB))
+    start = max(0, edge - choose.one_of((0, size)))
+    return _taking(machine, [(start, start + size)])
+
+
+def _leave_few(choose: Choices, machine: Machine) -> Machine:
+    """Take all of a piece of RAM but for a few pages at an end, or amid it: each of them may be
+    needed.
+    """
+    low, high = choose.one_of(list(machine.memory_map.ram_pages()))
+    left = PAGE_SIZE + _few(choose)
+    start = choose.one_of((low, max(low, high - left), align_down((low + high) // 2, PAGE_SIZE)))
+    end = machine.kernel.span[1] + ROOM_AFTER_KERNEL
+    return _taking(machine, [(low, start), (min(start + left, high), high)], end)
+
+
+def _taking(machine: Machine, spans: Sequence[Span], kernel_end: int = 0) -> Machine:
+    """Return the machine with more of its RAM taken, but nothing of its kernel up to there."""
+    taken, ram = RangeSet(machine.reserved), machine.memory_map.ram()
+    for span in spans:
+        taken.update(ram.within(*span))
+    start, end = machine.kernel.span
+    taken.discard(start, max(end, kernel_end))
+    return attrs.evolve(machine, reserved=tuple(taken))
 
 
 def _features(choose: Choices, machine: Machine) -> Machine:
@@ -238,8 +306,12 @@ _CHANGES: tuple[Callable[[Choices, Machine], Machine], ...] = (
     _less_memory,
     _reserve,
     _reserve,
+    _take_beside,
+    _take_beside,
+    _leave_few,
     _crowd,
     _release,
+    _initrd,
     _initrd,
     _features,
     _mode,

@@ -21,7 +21,7 @@ import attrs
 
 from paravirt_mm.guard import TRYING, Limits, Stopped, together
 from paravirt_mm.hunt.condition import Condition
-from paravirt_mm.hunt.edits import changed
+from paravirt_mm.hunt.edits import changed, small
 from paravirt_mm.machine.model import Machine
 from paravirt_mm.machine.paging import MODES
 from paravirt_mm.run import Outcome, Run
@@ -153,10 +153,15 @@ def _batch(
 
 
 def _fresh(choose: Seeded, real: Sequence[Machine], name: str) -> Machine:
-    """Return a generated machine, or a real one with a few changes."""
+    """Return a generated machine, or a real one with a few changes; every other one is small."""
     if choose.one_of((True, False)):
-        return any_machine(choose, MODES[choose.one_of(tuple(MODES))], name)
-    machine = choose.one_of(real)
+        machine = any_machine(choose, MODES[choose.one_of(tuple(MODES))], name)
+        if choose.one_of((True, False)):
+            return machine
+    else:
+        machine = choose.one_of(real)
+    if choose.one_of((True, False)):
+        machine = small(choose, machine)
     return attrs.evolve(changed(choose, machine), name=name)
 
 
@@ -190,8 +195,9 @@ def hunt(
     """Search until a machine is found, ``seconds`` are over or ``max_tries`` are done.
 
     Real machines are tried as they are, first of all. A try that goes beyond its ``limits`` is an
-    error. ``progress`` hears of every batch: tries so far, and the distance of the nearest machine.
-    Raises `SpecError` for wrong specs or conditions.
+    error; one that is not done when the time is over is given up. ``progress`` hears of every
+    batch: tries so far, and the distance of the nearest machine. Raises `SpecError` for wrong specs
+    or conditions.
     """
     began = time.monotonic()
     result = HuntResult(None, 0, 0.0)
@@ -199,7 +205,7 @@ def hunt(
     ways = [_Way(quarry, seed, number + _START, width) for number in range(width)]
     waiting: dict[int, BatchResult] = {}
     due = _START
-    items = together([way.work for way in ways], limits)
+    items = together([way.work for way in ways], limits, until=began + seconds)
     try:
         for number, item in items:
             batch = ways[number].hear(item)
@@ -219,18 +225,19 @@ def hunt(
                 progress(result.tries, result.nearest)
                 if batch.found is not None:
                     return result
-            late = time.monotonic() - began >= seconds
-            enough = max_tries is not None and result.tries >= max_tries
-            # All real machines are tried, however late it is, unless a plugin makes it so.
-            begun = due > _START or any(way.stopped for way in ways)
-            if begun and (late or enough):
+            if max_tries is not None and due > _START and result.tries >= max_tries:
                 break
     finally:
         items.close()
+    # What was found in a batch that is ahead of the others counts when there is nothing before it.
+    ahead = min((batch.number for batch in waiting.values() if batch.found), default=None)
+    machine = None if ahead is None else waiting[ahead].found
     stopped = [why for way in ways for why in way.stopped.values()]
     error = str(quarry.stopped(quarry.start[0], stopped[0])[0].verdict) if stopped else ""
     return attrs.evolve(
         result,
+        machine=machine,
+        nearest=0.0 if machine else result.nearest,
         tries=result.tries
         + sum(batch.tries for batch in waiting.values())
         + sum(way.tries for way in ways),

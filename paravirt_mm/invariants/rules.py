@@ -16,7 +16,7 @@ Xen plugin.) The checker keeps its own books; it shares no state with the engine
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import attrs
@@ -65,7 +65,7 @@ def check(trace: Trace) -> list[Finding]:
     """
     if not trace.begun:
         return []
-    return list(_Checker(trace).findings())
+    return _Checker(trace).findings()
 
 
 class _Checker:
@@ -99,7 +99,8 @@ class _Checker:
         self._handed_over: set[int] = set()
         self._built: list[int] = []
         self._released: list[tuple[int, PageRun]] = []
-        self._checks: dict[type, Callable[[int, Any], Iterator[Finding]]] = {
+        self._findings: list[Finding] = []
+        self._checks: dict[type, Callable[[int, Any], None]] = {
             TablesReserved: self._on_reserved,
             TablesAllocated: self._on_allocated,
             EntriesWritten: self._on_written,
@@ -113,27 +114,32 @@ class _Checker:
             RunFinished: self._on_finished,
         }
 
-    def findings(self) -> Iterator[Finding]:
-        for number, event in enumerate(self._trace):
+    def findings(self) -> list[Finding]:
+        """Enter every event, and return what is broken."""
+        for number, event in enumerate(self._trace.events):
             handler = self._checks.get(type(event))
             if handler is not None:
-                yield from handler(number, event)
+                handler(number, event)
+        return self._findings
 
-    def _on_reserved(self, number: int, event: TablesReserved) -> Iterator[Finding]:
+    def _find(self, rule: int, number: int, address: int, message: str) -> None:
+        self._findings.append(Finding(rule, number, address, message))
+
+    def _on_reserved(self, number: int, event: TablesReserved) -> None:
         for run in event.pages:
             low, high = run.span
-            yield from self._must_be_free(number, low, high)
+            self._must_be_free(number, low, high)
             self._held.add(low, high)
 
-    def _must_be_free(self, number: int, low: int, high: int) -> Iterator[Finding]:
+    def _must_be_free(self, number: int, low: int, high: int) -> None:
         for gap, _ in self._ram.gaps(low, high):
-            yield Finding(1, number, gap, "a table page is not RAM")
+            self._find(1, number, gap, "a table page is not RAM")
             return
         for taken, _ in self._taken.within(low, high):
-            yield Finding(1, number, taken, "a table page is taken by something else")
+            self._find(1, number, taken, "a table page is taken by something else")
             return
 
-    def _on_allocated(self, number: int, event: TablesAllocated) -> Iterator[Finding]:
+    def _on_allocated(self, number: int, event: TablesAllocated) -> None:
         batch = event.batch
         if self._mode.root_level in batch.spans:
             self._fresh_tree = True
@@ -143,49 +149,49 @@ class _Checker:
         for part in batch.pages:
             low, high = part.run.span
             for again, _ in self._tables.within(low, high):
-                yield Finding(1, number, again, "a page becomes a table twice")
+                self._find(1, number, again, "a page becomes a table twice")
                 break
             else:
                 if part.source is Source.BRK:
                     for gap, _ in self._brk.gaps(low, high):
-                        yield Finding(1, number, gap, "a page said to be brk is not")
+                        self._find(1, number, gap, "a page said to be brk is not")
                         break
                 elif part.source is Source.RESERVATION:
                     for gap, _ in self._held.gaps(low, high):
-                        yield Finding(1, number, gap, "a page said to be set aside is not")
+                        self._find(1, number, gap, "a page said to be set aside is not")
                         break
                     self._held.discard(low, high)
                 else:
-                    yield from self._must_be_free(number, low, high)
+                    self._must_be_free(number, low, high)
             for gone, _ in self._gone.within(low, high):
-                yield Finding(1, number, gone, "a table page was taken away by the platform")
+                self._find(1, number, gone, "a table page was taken away by the platform")
                 break
             # The linear allocator writes through fixmap slots, so a page of its block need not be
             # mapped, but only a page that the allocator holds for tables.
             if part.source is not Source.RESERVATION:
                 for gap, _ in self._reachable.gaps(low, high):
-                    yield Finding(2, number, gap, "a table page cannot be reached yet")
+                    self._find(2, number, gap, "a table page cannot be reached yet")
                     break
             self._tables.add(low, high)
             if part.source is not Source.BRK:
                 self._taken.add(low, high)
 
-    def _on_memory_taken(self, number: int, event: MemoryTaken) -> Iterator[Finding]:
+    def _on_memory_taken(self, number: int, event: MemoryTaken) -> None:
         for low, high in event.spans:
             for lost, _ in self._tables.within(low, high):
-                yield Finding(1, number, lost, "the platform takes a page table away")
+                self._find(1, number, lost, "the platform takes a page table away")
                 break
             self._gone.add(low, high)
             self._taken.add(low, high)
 
-    def _on_mapped(self, number: int, event: RangeMapped) -> Iterator[Finding]:
+    def _on_mapped(self, number: int, event: RangeMapped) -> None:
         leaves = event.leaves
         if leaves.level > self._largest:
             size = self._mode.page_name(leaves.level)
             rule = 4 if self._boot.typed else 3
-            yield Finding(rule, number, leaves.start, f"the platform has no {size} pages")
+            self._find(rule, number, leaves.start, f"the platform has no {size} pages")
         for again, _ in self._mapped.within(leaves.start, leaves.end):
-            yield Finding(3, number, again, "an address is mapped twice")
+            self._find(3, number, again, "an address is mapped twice")
             break
         self._mapped.add(leaves.start, leaves.end)
         self._usable(self._leaf_owners[1], leaves.start, leaves.end)
@@ -198,35 +204,33 @@ class _Checker:
             for low, high in writable:
                 for first, last in self._ledger.readonly(low >> PAGE_SHIFT, high >> PAGE_SHIFT):
                     for table, _ in self._tables.within(first << PAGE_SHIFT, last << PAGE_SHIFT):
-                        yield Finding(4, number, table, "a page table is mapped writable")
+                        self._find(4, number, table, "a page table is mapped writable")
                         return
 
-    def _on_written(self, _number: int, event: EntriesWritten) -> Iterator[Finding]:
+    def _on_written(self, _number: int, event: EntriesWritten) -> None:
         if event.kind is EntryKind.LEAF:
             batch, owners = self._leaf_owners
             known = owners if batch == event.batch else frozenset()
             self._leaf_owners = event.batch, known | {event.owner}
-        return iter(())
 
-    def _on_readonly(self, _number: int, event: MadeReadonly) -> Iterator[Finding]:
+    def _on_readonly(self, _number: int, event: MadeReadonly) -> None:
         for run in event.batch.runs:
             self._ledger.set_readonly(run.low, run.high, readonly=True)
         self._handed_over.add(event.batch.index)
-        return iter(())
 
-    def _on_writable(self, number: int, event: MadeWritable) -> Iterator[Finding]:
+    def _on_writable(self, number: int, event: MadeWritable) -> None:
         for run in event.pages:
             low, high = run.span
             self._ledger.set_readonly(run.low, run.high, readonly=False)
             if self._boot.typed:
                 for table, _ in self._tables.within(low, high):
-                    yield Finding(4, number, table, "a page table is made writable")
+                    self._find(4, number, table, "a page table is made writable")
                     break
 
-    def _on_attached(self, number: int, event: TablesAttached) -> Iterator[Finding]:
+    def _on_attached(self, number: int, event: TablesAttached) -> None:
         batch = event.batch
         if self._boot.typed and batch.index not in self._handed_over:
-            yield Finding(
+            self._find(
                 4, number, batch.runs[0].span[0], "tables are attached before they are handed over"
             )
         self._attached.add(batch.index)
@@ -241,7 +245,7 @@ class _Checker:
         elif not self._fresh_tree:
             self._reachable.add(start, end)
 
-    def _on_activated(self, number: int, event: RootActivated) -> Iterator[Finding]:
+    def _on_activated(self, number: int, event: RootActivated) -> None:
         # What hangs on tables that are not attached, no walk from CR3 finds.
         hanging = RangeSet(
             (start, end) for waiting in self._pending.values() for _, start, end in waiting
@@ -250,74 +254,74 @@ class _Checker:
         untold = not self._handed_over.issuperset(self._built)
         if self._boot.typed and event.batch is not None and untold:
             address = event.batch.runs[0].span[0]
-            yield Finding(4, number, address, "CR3 is loaded with tables not handed over")
+            self._find(4, number, address, "CR3 is loaded with tables not handed over")
         else:
             for gap, _ in walked.gaps(*self._kernel):
                 words = "CR3 is loaded with a tree that does not map the kernel"
-                yield Finding(4, number, gap, words)
+                self._find(4, number, gap, words)
                 break
         if self._fresh_tree:
             self._fresh_tree = False
             self._reachable = RangeSet()
         self._reachable.update(walked)
 
-    def _on_released(self, number: int, event: SurplusReleased) -> Iterator[Finding]:
+    def _on_released(self, number: int, event: SurplusReleased) -> None:
         for run in event.pages:
             for table, _ in self._tables.within(*run.span):
-                yield Finding(5, number, table, "a page given back is a page table")
+                self._find(5, number, table, "a page given back is a page table")
                 break
             self._held.discard(*run.span)
             self._released.append((number, run))
 
-    def _on_finished(self, number: int, event: RunFinished) -> Iterator[Finding]:
+    def _on_finished(self, number: int, event: RunFinished) -> None:
         if not self._trace.ended_early:
-            yield from self._left_unmapped(number)
-            yield from self._left_taken(number, RangeSet(event.reserved))
+            self._left_unmapped(number)
+            self._left_taken(number, RangeSet(event.reserved))
 
-    def _left_unmapped(self, number: int) -> Iterator[Finding]:
+    def _left_unmapped(self, number: int) -> None:
         """The direct map is what was promised, the promise what the kernel needs."""
         promised = RangeSet(self._start.promised)
         for low, high in promised:
             for gap, _ in self._mapped.gaps(low, high):
-                yield Finding(3, number, gap, "promised to be mapped and is not")
+                self._find(3, number, gap, "promised to be mapped and is not")
                 break
         promised.update(self._boot.direct_mapped)
         needed = RangeSet(self._ram.within(0, self._start.machine.map_limit))
         for low, _ in needed.difference(promised):
-            yield Finding(3, number, low, "RAM that the kernel must reach is not promised")
+            self._find(3, number, low, "RAM that the kernel must reach is not promised")
             break
         for low, _ in self._mapped.difference(promised):
-            yield Finding(3, number, low, "mapped without having been promised")
+            self._find(3, number, low, "mapped without having been promised")
             break
         for built in self._built:
             if built not in self._attached:
-                yield Finding(3, number, 0, f"batch {built} of tables was never attached")
+                self._find(3, number, 0, f"batch {built} of tables was never attached")
                 break
 
-    def _left_taken(self, number: int, reserved: RangeSet) -> Iterator[Finding]:
+    def _left_taken(self, number: int, reserved: RangeSet) -> None:
         """What is no table is free and writable again."""
         for low, _ in self._held:
-            yield Finding(5, number, low, "a page set aside for tables was not given back")
+            self._find(5, number, low, "a page set aside for tables was not given back")
             break
         for low, _ in reserved.difference(self._taken):
-            yield Finding(5, number, low, "reserved in the end, and nobody took it")
+            self._find(5, number, low, "reserved in the end, and nobody took it")
             break
-        yield from self._left_readonly(number)
+        self._left_readonly(number)
         for _, run in self._released:
             # What was given back may have become a table since, like any other free page.
             idle = RangeSet(self._tables.gaps(*run.span))
             for low, _ in idle.intersection(reserved):
-                yield Finding(5, number, low, "a page given back is still reserved")
+                self._find(5, number, low, "a page given back is still reserved")
                 break
             for start, end in idle:
                 for first, _ in self._ledger.readonly(start >> PAGE_SHIFT, end >> PAGE_SHIFT):
-                    yield Finding(5, number, first << PAGE_SHIFT, "a page given back is read-only")
+                    self._find(5, number, first << PAGE_SHIFT, "a page given back is read-only")
                     break
 
-    def _left_readonly(self, number: int) -> Iterator[Finding]:
+    def _left_readonly(self, number: int) -> None:
         """Nothing but page tables may be read-only in the end, or the kernel faults on its RAM."""
         for start, end, status in self._ledger:
             if status.readonly:
                 for low, _ in self._tables.gaps(start << PAGE_SHIFT, end << PAGE_SHIFT):
-                    yield Finding(5, number, low, "a page is read-only in the end, and no table")
+                    self._find(5, number, low, "a page is read-only in the end, and no table")
                     return

@@ -8,7 +8,7 @@ operation costs a bisection plus the ranges it touches, never the pages that the
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Generic, TypeVar
 
 V = TypeVar("V")
@@ -103,17 +103,11 @@ class Ranges:
 
     def difference(self, other: Ranges) -> RangeSet:
         """Return what is in this set and not in ``other``."""
-        result = RangeSet()
-        for start, end in self:
-            result.update(other.gaps(start, end))
-        return result
+        return RangeSet._apart(other.gaps, self)
 
     def intersection(self, other: Ranges) -> RangeSet:
         """Return what is in both sets."""
-        result = RangeSet()
-        for start, end in self:
-            result.update(other.within(start, end))
-        return result
+        return RangeSet._apart(other.within, self)
 
     @property
     def total(self) -> int:
@@ -167,6 +161,19 @@ class RangeSet(Ranges):
                 self.add(start, end)
                 last = ends[-1] if ends else None
 
+    @classmethod
+    def _apart(
+        cls, parts: Callable[[int, int], Iterator[tuple[int, int]]], ranges: Ranges
+    ) -> RangeSet:
+        """Return the parts of each range, which ascend and never touch, as the ranges do not."""
+        result = cls()
+        starts, ends = result._starts, result._ends
+        for start, end in ranges:
+            for low, high in parts(start, end):
+                starts.append(low)
+                ends.append(high)
+        return result
+
     def view(self) -> Ranges:
         """Return the same set, as it stands at any time, without the means to change it."""
         view = Ranges()
@@ -185,15 +192,16 @@ class RangeSet(Ranges):
         if start >= end:
             return
         starts, ends = self._starts, self._ends
-        if not starts or start > ends[-1]:
-            starts.append(start)
-            ends.append(end)
-            return
         first = bisect_left(ends, start)
         last = bisect_right(starts, end, first)
-        if first < last:
-            start = starts[first] if starts[first] < start else start
-            end = ends[last - 1] if ends[last - 1] > end else end
+        if first == last:
+            starts.insert(first, start)
+            ends.insert(first, end)
+            return
+        if starts[first] < start:
+            start = starts[first]
+        if ends[last - 1] > end:
+            end = ends[last - 1]
         starts[first:last] = [start]
         ends[first:last] = [end]
 

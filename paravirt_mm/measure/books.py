@@ -68,7 +68,7 @@ class Books:
         self._later = False
         for low, high in start.boot.boot_tables:
             self.ledger.start_readonly(low >> PAGE_SHIFT, high >> PAGE_SHIFT)
-        for event in trace:
+        for event in trace.events:
             enter = _ENTRIES.get(type(event))
             if enter is not None:
                 enter(self, event)

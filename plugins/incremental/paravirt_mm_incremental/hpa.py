@@ -114,12 +114,15 @@ class SevenSteps:
         hand.
         """
 
-        def fits(start: int) -> bool:
-            needed = boot.tables_needed(_map(start, high))
-            return needed <= brk.count or page_count(_free_pages(boot, brk, needed)) >= needed
+        def needed(start: int) -> int:
+            return boot.tables_needed(_map(start, high))
 
-        brk = boot.brk_free
-        if fits(low):
+        brk, whole = boot.brk_free, needed(low)
+        if whole <= brk.count:
+            return low
+        # Fewer than all of it needs are all that there are, so they are counted once.
+        pages = page_count(_free_pages(boot, brk, whole))
+        if pages == whole:
             return low
         unit = boot.mode.table_span(1)
         # Invariant: [high - good units] fits, one bad unit more does not.
@@ -128,13 +131,12 @@ class SevenSteps:
         probes: list[int] = []
         if boot.largest_level == 1:
             # Each unit takes a table, and tables above it: the answer is near the pages at hand.
-            pages = page_count(_free_pages(boot, brk, bad))
             probes = [pages + 1, pages - pages // boot.mode.entries(2) - boot.mode.root_level]
         while bad - good > 1:
             middle = probes.pop() if probes else (good + bad) // 2
             if not good < middle < bad:
                 continue
-            if fits(top - middle * unit):
+            if needed(top - middle * unit) <= pages:
                 good = middle
             else:
                 bad = middle

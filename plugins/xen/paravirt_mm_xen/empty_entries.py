@@ -42,6 +42,8 @@ def cleared_entries(trace: RunTrace) -> Mapping[int, int]:
     calls = [step for step in steps if isinstance(step, Map) and step.hand_over is HandOver.EACH]
     if mode.is_32bit:
         return {}
+    if not calls:
+        return dict.fromkeys(range(2, mode.root_level), 0)
     ram = start.machine.memory_map.ram_pages()
     leaves = any(
         event.kind is EntryKind.LEAF and event.cost.way is Way.HYPERCALL
@@ -49,7 +51,7 @@ def cleared_entries(trace: RunTrace) -> Mapping[int, int]:
     )
     levels = range(1 if leaves else 2, mode.root_level)
     cleared = dict.fromkeys(levels, 0)
-    for level in cleared if calls else ():
+    for level in cleared:
         # Rounded to entries once: a table has few of them, however many pieces the RAM lies in.
         used = _in_entries(ram, mode.entry_span(level))
         cleared[level] = sum(_behind(used, step.start, step.end, mode, level) for step in calls)
