@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from typing import Concatenate, ParamSpec
 
 import attrs
 
@@ -103,6 +104,8 @@ _BOOT_MAPPED = re.compile(rf"initial memory mapped\s*: (?:{_MEM}|{_HEX} - {_HEX}
 _LOW_RAM = re.compile(rf"(?:mapped )?low ram: {_HEX} - {_HEX}")
 _MEGABYTES = re.compile(r"(\d{1,7})MB (HIGH|LOW)MEM available")
 _NX = re.compile(r"NX \(Execute Disable\) protection(?:: (?P<how>\w+)|(?P<problem> .*))")
+_GB_PAGES = re.compile("Using GB pages for direct mapping")
+_UNPRIVILEGED = re.compile("ACPI in unprivileged domain")
 _MEMORY = re.compile(r"Memory: \d+[kK]/\d+[kK] available \((.*)")
 _SIZE = re.compile(r"(\d{1,9})[kK] (?:kernel code|rwdata|rodata|data|init|bss)\b")
 _ON_XEN = re.compile(
@@ -128,11 +131,28 @@ _NOT_BEFORE_MAPPING = frozenset(
 )
 
 
-def _span(match: re.Match[str], first: int = 1) -> Span:
-    """Read the groups from ``first`` of ``[mem A-B]`` (inclusive) or ``A - B`` (exclusive)."""
-    if match[first] is not None:
-        return int(match[first], 16), int(match[first + 1], 16) + 1
-    return int(match[first + 2], 16), int(match[first + 3], 16)
+_P = ParamSpec("_P")
+
+
+@attrs.frozen
+class _Line:
+    """A line that a pattern has recognised: its message, and what the groups say."""
+
+    message: str
+    match: re.Match[str]
+
+    def __getitem__(self, group: int | str) -> str:
+        """The text of a group, empty where the line does not have it."""
+        return self.match[group] or ""
+
+    def hex(self, group: int) -> int:
+        return int(self.match[group], 16)
+
+    def span(self, first: int = 1) -> Span:
+        """The groups from ``first`` of ``[mem A-B]`` (B inclusive) or, next, ``A - B``."""
+        if self[first]:
+            return self.hex(first), self.hex(first + 1) + 1
+        return self.hex(first + 2), self.hex(first + 3)
 
 
 @attrs.define
@@ -147,24 +167,20 @@ class PrintedBoot(Printed):
 
     def feed(self, number: int, message: str) -> None:
         """Take one line, prefixes removed."""
-        where = f"{self.source}:{number}"
         self.last_line = number
         self.order += 1
         if message.startswith(XEN_MARK):
-            self.xen.feed(where, number, message)
+            self.xen.feed(f"{self.source}:{number}", number, message)
             return
         if message == self._last and self._is_double(message):
             return
         self._last = message
-        for word, patterns in _TAKERS:
-            if word not in message:
-                continue
-            for pattern, take in patterns:
-                if match := pattern.search(message):
-                    take(self, match, number, message)
-                    return
+        for word, pattern, take in _TAKERS:
+            if word in message and (match := pattern.search(message)):
+                take(self, _Line(message, match))
+                return
         if _BROKEN_CHANGE.search(message) and self.maps and not self.mapping:
-            raise InputError(f"change of the memory map not understood: {message[:80]!a}", where)
+            raise self._refused(f"change of the memory map not understood: {message[:80]!a}")
 
     def _is_double(self, message: str) -> bool:
         """Tell whether a line is the one before once more: so it is in some logs, all along."""
@@ -173,229 +189,222 @@ class PrintedBoot(Printed):
             self._assume("every line stands twice in the log: each counts once")
         return self._doubled
 
-    def _fact(self, fact: Fact) -> None:
-        self.facts.append(fact)
+    def _fact(
+        self,
+        line: _Line,
+        kind: Callable[Concatenate[int, str, _P], Fact],
+        *said: _P.args,
+        **named: _P.kwargs,
+    ) -> None:
+        self.facts.append(kind(self.last_line, printable(line.message), *said, **named))
         self.progressed = True
-        self._bound(fact.line)
+        self._bound()
 
-    def _bound(self, number: int) -> None:
+    def _refused(self, problem: str) -> InputError:
+        return InputError(problem, f"{self.source}:{self.last_line}")
+
+    def _bound(self) -> None:
         if len(self.facts) > MAX_FACTS or len(self.reserved) > MAX_FACTS:
-            raise InputError(
-                f"more than {MAX_FACTS} boot messages about memory", f"{self.source}:{number}"
-            )
+            raise self._refused(f"more than {MAX_FACTS} boot messages about memory")
 
-    def _reserve(self, number: int, start: int, end: int) -> None:
+    def _reserve(self, start: int, end: int) -> None:
         self.reserved.append((start, end))
-        self._bound(number)
+        self._bound()
 
-    def _take_map(self, match: re.Match[str], number: int, message: str) -> None:
-        label = match["label"]
+    def _take_map(self, line: _Line) -> None:
+        label = line["label"]
         kind = "firmware" if label in _FIRMWARE else label
         self.on_xen |= label == "Xen"
         self.entries += 1
-        where = f"{self.source}:{number}"
         if self.entries > MAX_MAP_ENTRIES:
-            raise InputError(f"more than {MAX_MAP_ENTRIES} memory map entries", where)
-        start, end = _span(match, 2)
+            raise self._refused(f"more than {MAX_MAP_ENTRIES} memory map entries")
+        start, end = line.span(2)
         if start >= end or (start == 0 and end == 1 << 64):
             # An entry of size 0 ends just before its start, at the largest number if that is 0.
             if start > end:
-                raise InputError(f"the entry ends at {end:#x}, before its start {start:#x}", where)
-            self._assume(f"line {number}: empty memory map entry left out")
+                raise self._refused(f"the entry ends at {end:#x}, before its start {start:#x}")
+            self._assume(f"line {self.last_line}: empty memory map entry left out")
             return
-        memory_type = log_type(match["type"])
-        if memory_type is None:
-            memory_type = E820Type.RESERVED
-            self._assume(f"line {number}: unknown or lost memory type read as reserved")
+        memory_type = self._type(line["type"])
         if not self.maps or self.maps[-1].label != kind:
-            self._begin_map(kind, number)
+            self._begin_map(kind)
         self.maps[-1].add((start, end, memory_type))
 
-    def _begin_map(self, kind: str, number: int) -> None:
+    def _type(self, text: str) -> E820Type:
+        memory_type = log_type(text)
+        if memory_type is None:
+            self._assume(f"line {self.last_line}: unknown or lost memory type read as reserved")
+            return E820Type.RESERVED
+        return memory_type
+
+    def _begin_map(self, kind: str) -> None:
         if len(self.maps) >= MAX_MAPS:
-            raise InputError(
-                f"more than {MAX_MAPS} memory maps in one boot", f"{self.source}:{number}"
-            )
+            raise self._refused(f"more than {MAX_MAPS} memory maps in one boot")
         if not self.maps:
             self.progressed = False  # what came before it does not show that the kernel went on
         if kind == "user" and self.last_pfn_order is not None:
             # memmap=exactmap looks for the old end of RAM first; what counts comes after.
             self.last_pfn_order = None
-            self.user_map_from = number
-        self.maps.append(PrintedMap(kind, number))
+            self.user_map_from = self.last_line
+        self.maps.append(PrintedMap(kind, self.last_line))
 
     def _assume(self, text: str) -> None:
         if len(self.assumed) < 32:
             self.assumed.append(text)
 
-    def _take_nothing(self, match: re.Match[str], number: int, message: str) -> None:
+    def _take_nothing(self, line: _Line) -> None:
         """Recognised, and told elsewhere in the log."""
 
-    def _take_change(self, match: re.Match[str], number: int, message: str) -> None:
+    def _take_change(self, line: _Line) -> None:
         if self.mapping or not self.maps:
             return
         self.changes += 1
         if self.changes > MAX_CHANGES:
-            raise InputError(
-                f"more than {MAX_CHANGES} changes of the memory map", f"{self.source}:{number}"
-            )
-        span = _span(match, 2)
+            raise self._refused(f"more than {MAX_CHANGES} changes of the memory map")
+        span = line.span(2)
         if span[0] > span[1]:
-            raise InputError(
-                f"the change ends at {span[1]:#x}, before its start {span[0]:#x}",
-                f"{self.source}:{number}",
-            )
-        old = log_type(match["old"])
-        new = log_type(match["new"] or "") if match["verb"] == "update" else None
-        if match["verb"] == "update" and new is None:
-            new = E820Type.RESERVED
-            self._assume(f"line {number}: unknown or lost memory type read as reserved")
+            raise self._refused(f"the change ends at {span[1]:#x}, before its start {span[0]:#x}")
+        old = log_type(line["old"])
+        new = self._type(line["new"]) if line["verb"] == "update" else None
         if old is E820Type.RAM and new is E820Type.RAM:
-            self._reserve(number, *span)  # setup_data
+            self._reserve(*span)  # setup_data
             return
-        if match["verb"] == "remove" and self.kernel_not_ram and old is None:
+        if line["verb"] == "remove" and self.kernel_not_ram and old is None:
             self.kernel_not_ram = False
-            self._take_kernel_range(span, number)
+            self._take_kernel_range(span)
             return
         self.maps[-1].changes.append(MapChange(self.order, span, old, new))
 
-    def _take_kernel_range(self, span: Span, number: int) -> None:
+    def _take_kernel_range(self, span: Span) -> None:
         """The kernel lies on what is no RAM: it removes the range and adds it as RAM."""
         if not 0 < span[1] - span[0] <= MAX_KERNEL_BYTES:
-            raise InputError("a kernel larger than 1 GiB", f"{self.source}:{number}")
+            raise self._refused("a kernel larger than 1 GiB")
         self.kernel_image = span
         self.maps[-1].changes.append(MapChange(self.order, span, None, E820Type.RAM, whole=True))
 
-    def _take_not_ram(self, match: re.Match[str], number: int, message: str) -> None:
+    def _take_not_ram(self, line: _Line) -> None:
         self.kernel_not_ram = True
 
-    def _take_release(self, match: re.Match[str], number: int, message: str) -> None:
-        self.release = printable(match[1], 80)
+    def _take_release(self, line: _Line) -> None:
+        self.release = printable(line[1], 80)
 
-    def _take_command_line(self, match: re.Match[str], number: int, message: str) -> None:
-        self.command_line = self.command_line or printable(match[1].strip(), 1000)
+    def _take_command_line(self, line: _Line) -> None:
+        self.command_line = self.command_line or printable(line[1].strip(), 1000)
 
-    def _take_last_pfn(self, match: re.Match[str], number: int, message: str) -> None:
-        self._fact(LastPfn(number, printable(message), int(match[1], 16), int(match[2], 16)))
+    def _take_last_pfn(self, line: _Line) -> None:
+        self._fact(line, LastPfn, line.hex(1), line.hex(2))
         if not self.mapping:
             self.last_pfn_order = self.order
 
-    def _take_range(self, match: re.Match[str], number: int, message: str) -> None:
+    def _take_range(self, line: _Line) -> None:
         self.mapping = True
-        span = _span(match) if match[1] or match[3] else None
-        self._fact(MappedRange(number, printable(message), span))
+        self._fact(line, MappedRange, line.span() if line[1] or line[3] else None)
 
-    def _take_pages(self, match: re.Match[str], number: int, message: str) -> None:
+    def _take_pages(self, line: _Line) -> None:
         self.mapping = True
-        self._fact(PageRange(number, printable(message), *_span(match), match["page"]))
+        self._fact(line, PageRange, *line.span(), line["page"])
 
-    def _take_block(self, match: re.Match[str], number: int, message: str) -> None:
+    def _take_block(self, line: _Line) -> None:
         self.mapping = True
-        inclusive = match["mem"] is not None
-        up_to = int(match[1], 16) + inclusive
-        self._fact(TableBlock(number, printable(message), up_to, *_span(match, 3)))
+        inclusive = bool(line["mem"])
+        self._fact(line, TableBlock, line.hex(1) + inclusive, *line.span(3))
 
-    def _take_brk(self, match: re.Match[str], number: int, message: str) -> None:
+    def _take_brk(self, line: _Line) -> None:
         self.mapping = True
-        start, end = int(match[1], 16), int(match[2], 16) + 1
-        self._fact(BrkTable(number, printable(message), start, end))
+        self._fact(line, BrkTable, line.hex(1), line.hex(2) + 1)
 
-    def _take_memblock(self, match: re.Match[str], number: int, message: str) -> None:
-        start, end, owner = int(match[1], 16), int(match[2], 16) + 1, match[3].strip()
+    def _take_memblock(self, line: _Line) -> None:
+        start, end, owner = line.hex(1), line.hex(2) + 1, line[3].strip()
         if self._caller and owner.startswith("memblock_"):
             owner = self._caller
         self._caller = ""
         self.mapping |= _CALLS_ALLOCATOR.match(owner) is not None
         if self.mapping and owner.startswith("init_mem"):
             return  # tried whether large pages fit, and given back
-        self._fact(Reservation(number, printable(message), start, end, printable(owner, 80)))
+        self._fact(line, Reservation, start, end, printable(owner, 80))
         if not self.mapping:
-            self._reserve(number, start, end)
+            self._reserve(start, end)
 
-    def _take_memblock_alloc(self, match: re.Match[str], number: int, message: str) -> None:
-        self._caller = match[1]
-        self.mapping |= _CALLS_ALLOCATOR.match(match[1]) is not None
+    def _take_memblock_alloc(self, line: _Line) -> None:
+        self._caller = line[1]
+        self.mapping |= _CALLS_ALLOCATOR.match(line[1]) is not None
 
-    def _take_memblock_free(self, match: re.Match[str], number: int, message: str) -> None:
+    def _take_memblock_free(self, line: _Line) -> None:
         if not self.mapping:
-            self.freed.append((len(self.reserved), (int(match[1], 16), int(match[2], 16) + 1)))
+            self.freed.append((len(self.reserved), (line.hex(1), line.hex(2) + 1)))
             if len(self.freed) > MAX_CHANGES:
-                raise InputError(
-                    f"more than {MAX_CHANGES} pieces of memory given back",
-                    f"{self.source}:{number}",
-                )
+                raise self._refused(f"more than {MAX_CHANGES} pieces of memory given back")
 
-    def _take_memblock_list(self, match: re.Match[str], number: int, message: str) -> None:
-        start, end = int(match[2], 16), int(match[3], 16) + 1
-        self._fact(Reservation(number, printable(message), start, end, "reserved list"))
+    def _take_memblock_list(self, line: _Line) -> None:
+        start, end = line.hex(2), line.hex(3) + 1
+        self._fact(line, Reservation, start, end, "reserved list")
         if not self.mapping:
-            self._reserve(number, start, end)
+            self._reserve(start, end)
 
-    def _take_early(self, match: re.Match[str], number: int, message: str) -> None:
-        start, end, owner = int(match[1], 16), int(match[2], 16), match["owner"]
-        self._fact(Reservation(number, printable(message), start, end, printable(owner, 80)))
+    def _take_early(self, line: _Line) -> None:
+        start, end, owner = line.hex(1), line.hex(2), line["owner"]
+        self._fact(line, Reservation, start, end, printable(owner, 80))
         if owner == "TEXT DATA BSS":
             self.kernel_image = (start, end)
         elif owner == "RAMDISK":
             self.initrd = self.initrd or (start, end)
         elif owner not in _NOT_BEFORE_MAPPING:
-            self._reserve(number, start, end)
+            self._reserve(start, end)
 
-    def _take_ramdisk(self, match: re.Match[str], number: int, message: str) -> None:
-        start, end = _span(match)
+    def _take_ramdisk(self, line: _Line) -> None:
+        start, end = line.span()
         if self.initrd is None and start < end:
             self.initrd = (start, end)
         self.progressed = True
 
-    def _take_trampoline(self, match: re.Match[str], number: int, message: str) -> None:
-        start, size = int(match[2], 16), int(match[3])
+    def _take_trampoline(self, line: _Line) -> None:
+        start, size = line.hex(2), int(line[3])
         self.trampolines += 1
         self.trampoline = (start, start + align_up(size, PAGE_SIZE))
-        self._note_virtual(match["va"])
+        self._note_virtual(line["va"])
 
-    def _take_mp_table(self, match: re.Match[str], number: int, message: str) -> None:
-        self._note_virtual(match["va"])
+    def _take_mp_table(self, line: _Line) -> None:
+        self._note_virtual(line["va"])
 
     def _note_virtual(self, address: str) -> None:
         if re.fullmatch(r"[0-9a-f]{8}(?:[0-9a-f]{8})?", address):
             self.virtual_digits = len(address)
 
-    def _take_boot_mapped(self, match: re.Match[str], number: int, message: str) -> None:
-        self.boot_mapped = _span(match)[1]
+    def _take_boot_mapped(self, line: _Line) -> None:
+        self.boot_mapped = line.span()[1]
 
-    def _take_low_ram(self, match: re.Match[str], number: int, message: str) -> None:
-        self.low_ram_end = int(match[2], 16)
+    def _take_low_ram(self, line: _Line) -> None:
+        self.low_ram_end = line.hex(2)
 
-    def _take_megabytes(self, match: re.Match[str], number: int, message: str) -> None:
+    def _take_megabytes(self, line: _Line) -> None:
         self.lowmem_lines = True
 
-    def _take_nx(self, match: re.Match[str], number: int, message: str) -> None:
-        self.nx = match["how"] == "active"
-        self.non_pae |= "non-PAE" in (match["problem"] or "")
+    def _take_nx(self, line: _Line) -> None:
+        self.nx = line["how"] == "active"
+        self.non_pae |= "non-PAE" in line["problem"]
 
-    def _take_gbpages(self, match: re.Match[str], number: int, message: str) -> None:
+    def _take_gbpages(self, line: _Line) -> None:
         self.gbpages = self.mapping = True
 
-    def _take_sizes(self, match: re.Match[str], number: int, message: str) -> None:
-        self.kernel_bytes = sum(int(size[1]) for size in _SIZE.finditer(match[1])) << 10
+    def _take_sizes(self, line: _Line) -> None:
+        self.kernel_bytes = sum(int(size[1]) for size in _SIZE.finditer(line[1])) << 10
         self.progressed = True
 
-    def _take_xen(self, match: re.Match[str], number: int, message: str) -> None:
+    def _take_xen(self, line: _Line) -> None:
         # Fully virtualised guests (HVM, PVH) say so, and have native page tables. Kernels before
         # 5.x say "Hypervisor detected: Xen" in both kinds.
-        kind = (match["kind"] or "").strip()
+        kind = line["kind"].strip()
         if kind in ("HVM", "PVH"):
             self.fully_virtual = True
-        elif not message.startswith("Hypervisor") or kind == "PV":
+        elif not line.message.startswith("Hypervisor") or kind == "PV":
             self.on_xen = True
 
-    def _take_unprivileged(self, match: re.Match[str], number: int, message: str) -> None:
+    def _take_unprivileged(self, line: _Line) -> None:
         self.unprivileged = True
 
-    def _take_setting_rw(self, match: re.Match[str], number: int, message: str) -> None:
+    def _take_setting_rw(self, line: _Line) -> None:
         self.mapping = self.on_xen = True
-        start, end = int(match[1], 16), int(match[2], 16)
-        self._fact(WritableRange(number, printable(message), start, end))
+        self._fact(line, WritableRange, line.hex(1), line.hex(2))
 
     # -- boundaries ----------------------------------------------------------------------------
 
@@ -445,47 +454,36 @@ class PrintedBoot(Printed):
         return any(fact.line < line for fact in self.facts)
 
 
-_Take = Callable[[PrintedBoot, "re.Match[str]", int, str], None]
+_Take = Callable[[PrintedBoot, _Line], None]
 
 # In this order: a line goes to the first pattern that it holds, of those whose word it holds.
-_TAKERS: tuple[tuple[str, tuple[tuple[re.Pattern[str], _Take], ...]], ...] = (
-    ("setup_data:", ((_SETUP_DATA, PrintedBoot._take_nothing),)),
-    (": ", ((MAP_ENTRY, PrintedBoot._take_map),)),
-    ("e820", ((_CHANGE, PrintedBoot._take_change),)),
-    ("page ", ((_PAGES, PrintedBoot._take_pages),)),
-    ("init_memory_mapping", ((_RANGE, PrintedBoot._take_range),)),
-    ("PGTABLE", ((_BRK, PrintedBoot._take_brk),)),
-    ("direct mapping tables", ((_BLOCK, PrintedBoot._take_block),)),
-    ("last_pfn", ((_LAST_PFN, PrintedBoot._take_last_pfn),)),
-    ("setting RW", ((_SETTING_RW, PrintedBoot._take_setting_rw),)),
-    (
-        "memblock_",
-        (
-            (_MEMBLOCK, PrintedBoot._take_memblock),
-            (_MEMBLOCK_ALLOC, PrintedBoot._take_memblock_alloc),
-            (_MEMBLOCK_FREE, PrintedBoot._take_memblock_free),
-        ),
-    ),
-    ("reserved[", ((_MEMBLOCK_LIST, PrintedBoot._take_memblock_list),)),
-    ("==>", ((_EARLY, PrintedBoot._take_early),)),
-    ("RAMDISK", ((_RAMDISK, PrintedBoot._take_ramdisk),)),
-    ("trampoline", ((_TRAMPOLINE, PrintedBoot._take_trampoline),)),
-    ("MP-table", ((_MP_TABLE, PrintedBoot._take_mp_table),)),
-    ("initial memory mapped", ((_BOOT_MAPPED, PrintedBoot._take_boot_mapped),)),
-    ("low ram:", ((_LOW_RAM, PrintedBoot._take_low_ram),)),
-    ("MEM available", ((_MEGABYTES, PrintedBoot._take_megabytes),)),
-    ("NX (", ((_NX, PrintedBoot._take_nx),)),
-    ("not marked as", ((_NOT_RAM, PrintedBoot._take_not_ram),)),
-    (
-        "Using GB pages",
-        ((re.compile("Using GB pages for direct mapping"), PrintedBoot._take_gbpages),),
-    ),
-    ("Memory: ", ((_MEMORY, PrintedBoot._take_sizes),)),
-    ("Linux version", ((_LINUX, PrintedBoot._take_release),)),
-    ("ommand line:", ((_COMMAND_LINE, PrintedBoot._take_command_line),)),
-    (
-        "unprivileged",
-        ((re.compile("ACPI in unprivileged domain"), PrintedBoot._take_unprivileged),),
-    ),
-    ("Xen", ((_ON_XEN, PrintedBoot._take_xen),)),
+_TAKERS: tuple[tuple[str, re.Pattern[str], _Take], ...] = (
+    ("setup_data:", _SETUP_DATA, PrintedBoot._take_nothing),
+    (": ", MAP_ENTRY, PrintedBoot._take_map),
+    ("e820", _CHANGE, PrintedBoot._take_change),
+    ("page ", _PAGES, PrintedBoot._take_pages),
+    ("init_memory_mapping", _RANGE, PrintedBoot._take_range),
+    ("PGTABLE", _BRK, PrintedBoot._take_brk),
+    ("direct mapping tables", _BLOCK, PrintedBoot._take_block),
+    ("last_pfn", _LAST_PFN, PrintedBoot._take_last_pfn),
+    ("setting RW", _SETTING_RW, PrintedBoot._take_setting_rw),
+    ("memblock_", _MEMBLOCK, PrintedBoot._take_memblock),
+    ("memblock_", _MEMBLOCK_ALLOC, PrintedBoot._take_memblock_alloc),
+    ("memblock_", _MEMBLOCK_FREE, PrintedBoot._take_memblock_free),
+    ("reserved[", _MEMBLOCK_LIST, PrintedBoot._take_memblock_list),
+    ("==>", _EARLY, PrintedBoot._take_early),
+    ("RAMDISK", _RAMDISK, PrintedBoot._take_ramdisk),
+    ("trampoline", _TRAMPOLINE, PrintedBoot._take_trampoline),
+    ("MP-table", _MP_TABLE, PrintedBoot._take_mp_table),
+    ("initial memory mapped", _BOOT_MAPPED, PrintedBoot._take_boot_mapped),
+    ("low ram:", _LOW_RAM, PrintedBoot._take_low_ram),
+    ("MEM available", _MEGABYTES, PrintedBoot._take_megabytes),
+    ("NX (", _NX, PrintedBoot._take_nx),
+    ("not marked as", _NOT_RAM, PrintedBoot._take_not_ram),
+    ("Using GB pages", _GB_PAGES, PrintedBoot._take_gbpages),
+    ("Memory: ", _MEMORY, PrintedBoot._take_sizes),
+    ("Linux version", _LINUX, PrintedBoot._take_release),
+    ("ommand line:", _COMMAND_LINE, PrintedBoot._take_command_line),
+    ("unprivileged", _UNPRIVILEGED, PrintedBoot._take_unprivileged),
+    ("Xen", _ON_XEN, PrintedBoot._take_xen),
 )
