@@ -52,6 +52,7 @@ from paravirt_mm.verify.linux.qemu.image import (
     decompress_payload,
     load_segments,
     parse_setup_header,
+    read_symtab,
 )
 from paravirt_mm.verify.linux.qemu.kallsyms import parse_kallsyms
 from paravirt_mm.verify.linux.qemu.kernelmem import KernelMemory
@@ -157,6 +158,18 @@ def test_segments_of_the_kernel() -> None:
     for broken in (b"", b"\x7fELF", elf([]), elf([(0, 1 << 40, b"", 4)]), elf([(0, 0, b"ab", 1)])):
         with pytest.raises(KernelImageError):
             load_segments(broken)
+
+
+@pytest.mark.parametrize("offset", [1 << 40, (1 << 64) - 1])
+def test_tables_of_an_elf_file_may_claim_to_lie_anywhere(offset: int) -> None:
+    image = bytearray(elf([(0xFFFFFFFF81000000, 0x1000000, b"abcd", 4)]))
+    struct.pack_into("<Q", image, 32, offset)
+    struct.pack_into("<Q", image, 40, offset)
+    struct.pack_into("<H", image, 60, 3)
+    with pytest.raises(KernelImageError, match="program headers lie outside"):
+        load_segments(bytes(image))
+    with pytest.raises(KernelImageError, match="section headers lie outside"):
+        read_symtab(bytes(image))
 
 
 BASE = 0xFFFF_FFFF_8100_0000

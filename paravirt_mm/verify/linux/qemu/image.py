@@ -273,16 +273,11 @@ def load_segments(vmlinux: ElfImage) -> tuple[int, tuple[LoadSegment, ...]]:
     if ident[:4] == ELF_MAGIC and machine != _EM_X86_64:
         built = _MACHINES.get(machine, f"ELF machine {machine}")
         raise KernelImageError(f"this kernel is built for {built}; {_GIVE_ANOTHER}")
-    if ident[:6] != b"\x7fELF\x02\x01" or entry_size != 56:
+    if ident[:6] != b"\x7fELF\x02\x01" or entry_size != _ELF_SEGMENT.size:
         raise KernelImageError(f"the unpacked kernel is no x86-64 ELF file; {_GIVE_ANOTHER}")
     segments = []
-    for number in range(count):
-        try:
-            kind, _flags, offset, vaddr, paddr, filesz, memsz, _align = _ELF_SEGMENT.unpack_from(
-                vmlinux, table + number * entry_size
-            )
-        except struct.error as error:
-            raise KernelImageError("ELF program headers lie outside the file") from error
+    headers = _headers(vmlinux, _ELF_SEGMENT, table, count, "program")
+    for number, (kind, _flags, offset, vaddr, paddr, filesz, memsz, _align) in enumerate(headers):
         if kind != _PT_LOAD or memsz == 0:
             continue
         if filesz > memsz or offset + filesz > len(vmlinux) or paddr + memsz > MAX_VMLINUX:
@@ -293,6 +288,15 @@ def load_segments(vmlinux: ElfImage) -> tuple[int, tuple[LoadSegment, ...]]:
     return entry, tuple(segments)
 
 
+def _headers(
+    vmlinux: ElfImage, form: struct.Struct, start: int, count: int, of: str
+) -> list[tuple[int, ...]]:
+    end = start + count * form.size
+    if end > len(vmlinux):
+        raise KernelImageError(f"ELF {of} headers lie outside the file")
+    return list(form.iter_unpack(vmlinux[start:end]))
+
+
 def read_symtab(vmlinux: ElfImage) -> Mapping[str, int]:
     """Return addresses by name from the ELF's own symbol table; empty where it was stripped.
 
@@ -300,25 +304,21 @@ def read_symtab(vmlinux: ElfImage) -> Mapping[str, int]:
     """
     header = _ELF_HEADER.unpack_from(vmlinux, 0)
     table, count = header[6], header[12]
-    try:
-        sections = [
-            _ELF_SECTION.unpack_from(vmlinux, table + number * _ELF_SECTION.size)
-            for number in range(count)
-        ]
-        symtab = next((section for section in sections if section[1] == _SHT_SYMTAB), None)
-        if symtab is None:
-            return {}
-        at, size = symtab[4], symtab[5]
-        names_at, names_size = sections[symtab[6]][4:6]
-    except (struct.error, IndexError) as error:
-        raise KernelImageError("ELF section headers lie outside the file") from error
+    sections = _headers(vmlinux, _ELF_SECTION, table, count, "section")
+    symtab = next((section for section in sections if section[1] == _SHT_SYMTAB), None)
+    if symtab is None:
+        return {}
+    at, size, names = symtab[4:7]
+    if names >= len(sections):
+        raise KernelImageError("the ELF symbol table's names are in no section")
+    names_at, names_size = sections[names][4:6]
     if size > MAX_SYMTAB or max(at + size, names_at + names_size) > len(vmlinux):
         raise KernelImageError("the ELF symbol table lies outside the file")
-    names = vmlinux[names_at : names_at + names_size]
+    text = vmlinux[names_at : names_at + names_size]
     symbols: dict[str, int] = {}
     entries = memoryview(vmlinux)[at : at + size - size % _ELF_SYMBOL.size]
     for name, _info, _other, _section, value, _size in _ELF_SYMBOL.iter_unpack(entries):
         if name and value:
-            end = names.find(b"\0", name)
-            symbols.setdefault(names[name:end].decode("ascii", "replace"), value)
+            end = text.find(b"\0", name)
+            symbols.setdefault(text[name:end].decode("ascii", "replace"), value)
     return symbols

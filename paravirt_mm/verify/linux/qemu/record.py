@@ -82,7 +82,7 @@ class BootRecord:
     """The panic's format string (or what the kernel died of), or None."""
     steps: tuple[MappingStep, ...]
     allocations: tuple[TableAllocation, ...]
-    """TablePage pages in the order in which they were taken."""
+    """Pages of tables in the order in which they were taken."""
     hook_order: tuple[tuple[int, int], ...]
     """``(level, pfn)`` in the order in which tables were handed to the paravirt hooks."""
     cr3: int
@@ -95,7 +95,7 @@ class BootRecord:
 
     @property
     def brk_tables(self) -> tuple[Span, ...]:
-        """TablePage pages taken from brk, one range a page."""
+        """Pages of tables taken from brk, one range a page."""
         return tuple(
             (a.pfn * PAGE_SIZE, (a.pfn + 1) * PAGE_SIZE) for a in self.allocations if a.from_brk
         )
