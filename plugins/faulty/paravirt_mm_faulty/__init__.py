@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import inspect
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from enum import StrEnum
 from typing import Any, ClassVar
 
@@ -23,12 +23,14 @@ from paravirt_mm import (
     BootState,
     CpuFeatures,
     EntryWrite,
+    Finding,
     KernelFile,
     Machine,
     PageRun,
     PluginSpec,
     RecordedBoot,
     Refusal,
+    Run,
     Span,
     SpecError,
     Step,
@@ -177,3 +179,15 @@ class Faulty:
     def pvmm_activate_cr3(self, boot: Boot, root: Batch | None) -> Any:
         """As the other backend, with the fault."""
         return self._operation("pvmm_activate_cr3", boot=boot, root=root)
+
+    @hookimpl
+    def pvmm_check(self, run: Run) -> Iterable[Finding] | None:
+        """As the other backend."""
+        findings: Iterable[Finding] | None = self._ask("pvmm_check", run=run)
+        return findings
+
+    @hookimpl
+    def pvmm_figures(self, run: Run) -> Mapping[str, int | float | str] | None:
+        """As the other backend."""
+        figures: Mapping[str, int | float | str] | None = self._ask("pvmm_figures", run=run)
+        return figures
