@@ -8,10 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from timing import Cost, best, timed
-
-ENTRIES = 1 << 28
-"""Entries for 1 TiB of 4 KiB pages: 2 GiB of tables."""
+from timing import ENTRIES, Cost, best, timed
 
 
 def pytest_benchmark_update_machine_info(machine_info: dict[str, Any]) -> None:

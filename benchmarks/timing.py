@@ -13,6 +13,9 @@ from collections.abc import Sequence
 from os import PathLike
 from typing import NamedTuple
 
+ENTRIES = 1 << 28
+"""What the C loop stores: the entries for 1 TiB of 4 KiB pages, 2 GiB of tables."""
+
 
 class Cost(NamedTuple):
     """Seconds of a whole process: by the clock, and of CPU (user and system)."""
