@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -51,17 +52,29 @@ def name_of(path: Path) -> str:
 
 
 @cache
-def trees() -> dict[str, tuple[Path, ast.Module]]:
+def modules() -> dict[str, Path]:
     paths = sorted([*PACKAGE.rglob("*.py"), *PACKAGE.rglob("*.pyi")])
-    found: dict[str, tuple[Path, ast.Module]] = {}
-    for path in paths:  # a stub follows its module and says more
-        found[name_of(path)] = path, ast.parse(path.read_text(encoding="utf-8"))
-    return found
+    return {name_of(path): path for path in paths}  # a stub follows its module and says more
 
 
-def imported(name: str) -> Iterator[str]:
+class Known(NamedTuple):
+    """What the tests want of a module; its syntax tree would take a hundred times the memory."""
+
+    imports: tuple[str, ...]
+    named: tuple[str, ...]
+    strings: tuple[str, ...]
+
+
+@cache
+def known(name: str) -> Known:
+    tree = ast.parse(modules()[name].read_text(encoding="utf-8"))
+    named = (alias.name for alias in ast.walk(tree) if isinstance(alias, ast.alias))
+    return Known(tuple(imported(name, tree)), tuple(named), tuple(strings(tree)))
+
+
+def imported(name: str, tree: ast.Module) -> Iterator[str]:
     """Yield the modules of the core that a module imports, wherever in it."""
-    path, tree = trees()[name]
+    path = modules()[name]
     package = name if path.stem == "__init__" else name.rpartition(".")[0]
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -73,10 +86,10 @@ def imported(name: str) -> Iterator[str]:
                 parents = parents[: len(parents) - node.level + 1]
                 base = ".".join([*parents, node.module] if node.module else parents)
             whole = [f"{base}.{alias.name}" for alias in node.names]
-            named = [one if one in trees() else base for one in whole]
+            named = [one if one in modules() else base for one in whole]
         else:
             continue
-        yield from (one for one in named if one in trees() and one != name)
+        yield from (one for one in named if one in modules() and one != name)
 
 
 def part_of(module: str) -> str:
@@ -85,15 +98,15 @@ def part_of(module: str) -> str:
 
 
 def test_every_part_has_its_layer() -> None:
-    assert {part_of(name) for name in trees()} == set(LEVELS)
+    assert {part_of(name) for name in modules()} == set(LEVELS)
 
 
-@pytest.mark.parametrize("name", sorted(trees()))
+@pytest.mark.parametrize("name", sorted(modules()))
 def test_imports_go_down(name: str) -> None:
     here = part_of(name)
     wrong = [
         module
-        for module in imported(name)
+        for module in known(name).imports
         if part_of(module) != here and LEVELS[part_of(module)] >= LEVELS[here]
     ]
     assert not wrong, f"{name} imports {', '.join(wrong)}, which stands no lower"
@@ -140,7 +153,7 @@ def circles(graph: dict[str, set[str]]) -> list[list[str]]:
 
 
 def test_no_modules_import_each_other() -> None:
-    assert circles({name: set(imported(name)) for name in trees()}) == []
+    assert circles({name: set(known(name).imports) for name in modules()}) == []
 
 
 @pytest.mark.parametrize("part", sorted(set(LEVELS) - {""}))
@@ -149,13 +162,13 @@ def test_no_folders_import_each_other(part: str) -> None:
     graph: dict[str, set[str]] = {}
 
     def folder(name: str) -> str:
-        path, _ = trees()[name]
+        path = modules()[name]
         inside = ".".join(name.split(".")[1:3])
         return inside if path.stem == "__init__" or name.count(".") > 2 else f"{inside}."
 
-    for name in trees():
+    for name in modules():
         if part_of(name) == part:
-            others = {folder(other) for other in imported(name) if part_of(other) == part}
+            others = {folder(other) for other in known(name).imports if part_of(other) == part}
             graph.setdefault(folder(name), set()).update(others - {folder(name)})
     for node in {other for others in graph.values() for other in others}:
         graph.setdefault(node, set())
@@ -191,6 +204,7 @@ WORDS_OF_LOGS = "paravirt_mm.sources.bootlog."
 """Here everything is a word of a real log."""
 
 
+@cache
 def built_in() -> set[str]:
     points = entry_points(group="paravirt_mm")
     return {point.name for point in points if point.dist and point.dist.name == "paravirt-mm"}
@@ -215,17 +229,16 @@ def names_in(text: str, names: set[str]) -> set[str]:
     return words & names
 
 
-@pytest.mark.parametrize("name", sorted(trees()))
+@pytest.mark.parametrize("name", sorted(modules()))
 def test_core_knows_no_plugin_by_name(name: str) -> None:
     names = {*built_in(), "dom0"}
     assert {"native", "xen", "legacy_linear", "incremental"} <= names
-    _, tree = trees()[name]
-    for text in () if name.startswith(WORDS_OF_LOGS) else strings(tree):
+    for text in () if name.startswith(WORDS_OF_LOGS) else known(name).strings:
         for allowed in (*EXAMPLES.get(name, ()), *REAL_THINGS.get(name, ())):
             text = text.replace(allowed, "")
         assert not names_in(text, names), text
-    for module in (alias for alias in ast.walk(tree) if isinstance(alias, ast.alias)):
-        assert not module.name.startswith("paravirt_mm_"), module.name
+    for module in known(name).named:
+        assert not module.startswith("paravirt_mm_"), module
 
 
 def test_a_name_of_a_plugin_is_seen() -> None:
