@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,9 @@ from paravirt_mm.sweep.cluster import describe, differences
 
 from .conftest import FAST, Sweep, command, content, wait_for_chunks
 
-pytest.importorskip("distributed", reason="needs the extra 'cluster'")
+pytestmark = pytest.mark.skipif(
+    find_spec("distributed") is None, reason="needs the extra 'cluster'"
+)
 
 SWEEP = ("--generate", 60, "--seed", 5, "--chunk", 2, *FAST)
 
