@@ -60,6 +60,7 @@ def loaded(site: Path) -> Iterator[Registry]:
     assert _process()[0] == before[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name, kind in KINDS.items() if kind.words])
 def test_broken_package_is_named(loaded: Registry, name: str) -> None:
     words = KINDS[name].words
@@ -70,6 +71,7 @@ def test_broken_package_is_named(loaded: Registry, name: str) -> None:
     assert not any(plugin.distribution == name for plugin in loaded.plugins.values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name, kind in KINDS.items() if not kind.words])
 def test_it_can_be_used_whatever_else_it_does(loaded: Registry, name: str) -> None:
     assert any(plugin.distribution == name for plugin in loaded.plugins.values())
@@ -88,6 +90,7 @@ def test_metadata_that_is_missing_has_no_say(site: Path, monkeypatch: pytest.Mon
     assert not [one for one in broken if one.distribution == "no_metadata"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ANSWERS)
 def test_who_cannot_answer_is_left_out(loaded: Registry, name: str) -> None:
     (found,) = [one for one in loaded.broken if one.name == name]
@@ -95,6 +98,7 @@ def test_who_cannot_answer_is_left_out(loaded: Registry, name: str) -> None:
     assert name in loaded.plugins
 
 
+@pytest.mark.slow
 def test_built_in_plugins_are_what_they_were(loaded: Registry) -> None:
     ours = {name: plugin for name, plugin in loaded.plugins.items() if name in ("xen", "native")}
     assert {plugin.distribution for plugin in ours.values()} == {"paravirt-mm"}
