@@ -128,6 +128,7 @@ def test_evidence_of_one_kind_replaces_that_kind_only(tmp_path: Path) -> None:
     }
 
 
+@pytest.mark.slow
 def test_what_a_cpu_walked_is_recorded_by_allocator(tmp_path: Path) -> None:
     path = tmp_path / "verified.json"
     asked = ["verify", "cpu", "qemu-512m", "--no-la57", "--samples", "0", "-a", "chunk_end"]

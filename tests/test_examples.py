@@ -42,6 +42,7 @@ def test_bottom_up_is_correct_and_lies_low(with_bottom_up: Registry, backend: st
 FOLDERS = ("bottom_up", "shadow", "ledger")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("folder", FOLDERS)
 def test_example_passes_its_own_tests(folder: str) -> None:
     command = [

@@ -83,6 +83,7 @@ def test_help_answers_at_once():
     assert min(seconds() for _ in range(5)) < 0.2
 
 
+@pytest.mark.slow
 def test_logs_of_one_name_keep_their_titles(paravirt_mm, tmp_path):
     """Machines are what they are, not what their file is called."""
     files = []
@@ -292,6 +293,7 @@ def test_control_characters_of_a_log_are_never_shown(tmp_path: Path, paravirt_mm
     assert "\x1b" not in result.stdout + result.stderr
 
 
+@pytest.mark.slow
 def test_where_the_kernel_may_lie(paravirt_mm):
     one = paravirt_mm("run", LAPTOP, "--kernel-at", "400M", "--json")
     assert one.returncode == ExitCode.OK

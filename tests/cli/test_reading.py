@@ -57,7 +57,7 @@ def hostile(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], object]],
 @pytest.mark.parametrize(
     ("act", "words"),
     [
-        (_spin, "cannot be read: took longer than 0.4 s"),
+        pytest.param(_spin, "cannot be read: took longer than 0.4 s", marks=pytest.mark.slow),
         (lambda: bytearray(1 << 33), "cannot be read: took more than 64 MiB of memory"),
         (lambda: os._exit(9), "cannot be read: its process ended with exit code 9"),
     ],

@@ -227,6 +227,7 @@ def test_limits_say_what_they_are_for(generate: Any) -> None:
     assert len(told) / len(limits) > 0.5
 
 
+@pytest.mark.slow
 def test_machines_fit_their_schema() -> None:
     jsonschema = pytest.importorskip("jsonschema", reason="needs jsonschema")
     path = CHECKOUT / "docs" / "reference" / "machine.schema.json"

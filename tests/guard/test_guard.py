@@ -208,6 +208,7 @@ def test_a_call_that_is_stopped_says_why() -> None:
     assert call(sum, [1, 2]) == 3
 
 
+@pytest.mark.slow
 def test_time_is_counted_by_item() -> None:
     """Ten items of a tenth of a second are no reason to stop at three tenths."""
 

@@ -35,6 +35,7 @@ def command(*arguments: object):
     return result
 
 
+@pytest.mark.slow
 def test_batches_depend_on_seed_and_number_alone():
     quarry = Quarry("incremental:variant=hpa", "native", "waste > 100")
     assert run_batch(quarry, 3, 5) == run_batch(quarry, 3, 5)
@@ -71,6 +72,7 @@ def test_a_find_is_small_and_ready_to_use(tmp_path):
     assert Condition.parse(SPACE.condition).holds(run, other)
 
 
+@pytest.mark.slow
 def test_the_pytest_case_fails_until_it_is_mended(tmp_path):
     result = hunt(SPACE, seed=0, seconds=300)
     text = Found.of(SPACE, result).pytest()
@@ -95,6 +97,7 @@ def test_command_finds_and_writes(tmp_path):
     assert "Condition.parse" in (folder / "test_found.py").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_command_says_that_nothing_was_found():
     result = command("incremental:variant=hpa", "--for", "waste > 0", "--tries", 60, "-j", 1)
     assert result.return_value == ExitCode.OK

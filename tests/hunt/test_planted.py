@@ -166,6 +166,7 @@ FAULTS = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
 def test_found_within_a_minute(fault: Planted, tmp_path: Path) -> None:
     path = tmp_path / "copy_of_it.py"

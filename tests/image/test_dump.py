@@ -167,6 +167,7 @@ def test_damaged_headers_never_crash(
         pass
 
 
+@pytest.mark.slow
 @given(st.randoms(use_true_random=False))
 def test_damaged_tables_never_crash(
     core: bytes, tmp_path_factory: pytest.TempPathFactory, random: object

@@ -96,6 +96,7 @@ def test_tables_that_fan_out_are_bounded_by_the_memory_that_could_hold_them(
     assert len(result.runs) <= limits.runs
 
 
+@pytest.mark.slow
 def test_the_limit_holds_chunk_by_chunk(tmp_path: Path) -> None:
     """Also with the usual limits, for whoever asks for them: no level is held before it is cut."""
     import tracemalloc

@@ -14,7 +14,7 @@ from paravirt_mm import Run
 from paravirt_mm.cli.inspect import command
 from paravirt_mm.image.dump import open_dump
 from paravirt_mm.image.elf import write_core
-from paravirt_mm.image.inspect import OWN, inspect
+from paravirt_mm.image.inspect import OWN, Inspection, inspect
 from paravirt_mm.measure.figures import TABLE_FIGURES
 
 LINUX = "linux-6.12-qemu-256m.core.xz"
@@ -27,11 +27,16 @@ def unpacked(dumps: Path, name: str, folder: Path) -> Path:
     return path
 
 
-def test_linux_4_levels(dumps: Path, tmp_path: Path) -> None:
-    with open_dump(unpacked(dumps, LINUX, tmp_path)) as dump:
+@pytest.fixture(scope="module")
+def linux(dumps: Path, tmp_path_factory: pytest.TempPathFactory) -> Inspection:
+    with open_dump(unpacked(dumps, LINUX, tmp_path_factory.mktemp("linux"))) as dump:
         assert dump.cr3 == 0x2C22000  # what QEMU printed
         assert dump.mode is not None
-        result = inspect(dump, dump.cr3, dump.mode)
+        return inspect(dump, dump.cr3, dump.mode)
+
+
+def test_linux_4_levels(linux: Inspection) -> None:
+    result = linux
     assert not result.findings
     assert result.direct_map is not None
     assert result.direct_map.base == 0xFFFF_8880_0000_0000
@@ -77,11 +82,8 @@ def test_figures_of_a_run_and_of_its_image_are_the_same(
     assert result.figures["writable_tables"] == (0 if backend == "xen" else run.figures["tables"])
 
 
-def test_every_figure_has_a_meaning(dumps: Path, tmp_path: Path) -> None:
-    with open_dump(unpacked(dumps, LINUX, tmp_path)) as dump:
-        assert dump.cr3 is not None
-        assert dump.mode is not None
-        assert list(inspect(dump, dump.cr3, dump.mode).figures) == [*TABLE_FIGURES, *OWN]
+def test_every_figure_has_a_meaning(linux: Inspection) -> None:
+    assert list(linux.figures) == [*TABLE_FIGURES, *OWN]
 
 
 # -- the command ----------------------------------------------------------------------------------

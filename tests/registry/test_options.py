@@ -245,6 +245,7 @@ def test_wrong_places(place: str, words: str) -> None:
         Registry().get(place)
 
 
+@pytest.mark.slow
 def test_import_can_neither_hang_nor_end_the_process(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -102,6 +102,7 @@ def test_what_comes_out_is_bounded_by_what_goes_in(
     assert peak < 128 << 20
 
 
+@pytest.mark.slow
 def test_many_members_take_time_in_proportion(tmp_path: Path) -> None:
     stream = io.BytesIO()
     with tarfile.open(fileobj=stream, mode="w") as archive:

@@ -82,6 +82,7 @@ def test_too_much_of_something(tmp_path, lines, expected):
     assert expected in outcome(path)
 
 
+@pytest.mark.slow
 def test_an_endless_line_takes_no_memory(tmp_path):
     path = tmp_path / "line.txt"
     with path.open("wb") as file:
@@ -162,6 +163,7 @@ def test_paths_that_are_no_logs(path):
         load(path) if path != "/" else read_boot_log(path)
 
 
+@pytest.mark.slow
 @settings(
     max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )

@@ -107,7 +107,9 @@ def test_every_column_is_explained(file: Path) -> None:
 
 
 @pytest.mark.parametrize("question", QUESTIONS)
-@pytest.mark.parametrize("by", [None, *GROUPS])
+@pytest.mark.parametrize(
+    "by", [None, *(pytest.param(group, marks=pytest.mark.slow) for group in GROUPS)]
+)
 def test_every_question_has_an_answer(file: Path, question: str, by: str | None) -> None:
     options = ["--by", by] if by else []
     result = CliRunner().invoke(command, [str(file), question, *options], standalone_mode=False)

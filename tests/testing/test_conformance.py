@@ -260,6 +260,7 @@ def test_suite_needs_three_lines(pytester: pytest.Pytester) -> None:
     result.stdout.fnmatch_lines(["paravirt-mm *, plugins: *native (paravirt-mm *"])
 
 
+@pytest.mark.slow
 def test_a_requirement_may_be_declined_with_a_reason(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(
         """
@@ -301,6 +302,7 @@ def test_partners_are_the_kits_own() -> None:
     assert _backend_suite(PlainPlatform).partner_specs() == ["ascending", "block"]
 
 
+@pytest.mark.slow
 def test_any_plugin_can_be_checked_without_code(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(
         mine="""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 import pytest
-from hypothesis import find, given, settings
+from hypothesis import Phase, find, given, settings
 
 from paravirt_mm import MODES, E820Type, Machine, MemoryMap
 from paravirt_mm.machine.paging import GIB, MIB
@@ -81,6 +81,7 @@ def test_drawn_machines_could_be(machine: Machine) -> None:
     _is_realistic(machine)
 
 
+@pytest.mark.slow
 def test_failures_shrink_to_small_machines() -> None:
     """The simplest machine with memory above 4 GiB has hardly more than that."""
     found = find(
@@ -111,7 +112,7 @@ def test_raw_entries_can_be_sanitised(entries: list[tuple[int, int, E820Type]]) 
 def test_raw_entries_are_bad_enough() -> None:
     """Overlaps, inverted and empty entries are all to be found."""
     strategy = raw_entries()
-    quiet = settings(max_examples=500, database=None, derandomize=True)
+    quiet = settings(max_examples=500, database=None, derandomize=True, phases=[Phase.generate])
     for is_bad in (
         lambda rows: any(start > end for start, end, _ in rows),
         lambda rows: any(start == end for start, end, _ in rows),

@@ -198,6 +198,7 @@ def fuzz(tables: RandomTables, folder: Path) -> None:
         emulated.close()
 
 
+@pytest.mark.slow
 @given(page_tables())
 def test_random_tables(tmp_path_factory: pytest.TempPathFactory, tables: RandomTables) -> None:
     fuzz(tables, tmp_path_factory.getbasetemp())

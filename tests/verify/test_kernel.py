@@ -197,6 +197,7 @@ def test_many_odd_machines() -> None:
     assert wrong == []
 
 
+@pytest.mark.slow
 def test_tables_run_out_in_the_middle_of_a_step() -> None:
     """Only the top 2 MiB are free: 512 tables for 1.3 GiB of small pages. None may come from what
     the step itself is mapping.

@@ -255,6 +255,7 @@ def test_plugins_check_lines_that_are_not_linuxs(folder: Path) -> None:
     assert report.nothing == ""
 
 
+@pytest.mark.slow
 def test_more_lines_than_any_kernel_prints(tmp_path: Path) -> None:
     line = "init_memory_mapping: [mem 0x00000000-0x000fffff]\n"
     text = "BIOS-e820: [mem 0x0000000000000000-0x000000003fffffff] usable\n"

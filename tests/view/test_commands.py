@@ -27,6 +27,7 @@ def test_report_writes_one_file(tmp_path: Path) -> None:
     assert [each.name for each in tmp_path.iterdir()] == ["out.html"]
 
 
+@pytest.mark.slow
 def test_report_of_what_cannot_be_read(tmp_path: Path) -> None:
     log = tmp_path / "nothing.txt"
     log.write_text("no memory map in here\n")
@@ -44,6 +45,7 @@ def test_a_map_as_svg(tmp_path: Path, theme: str) -> None:
     assert root.tag.endswith("svg")
 
 
+@pytest.mark.slow
 def test_a_map_and_a_chart_as_png(tmp_path: Path) -> None:
     for name, what in (("map.png", "map"), ("guess.png", "guess")):
         path = tmp_path / name

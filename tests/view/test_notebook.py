@@ -15,6 +15,7 @@ from paravirt_mm import Comparison, ParavirtMmError, Run, bundled, frame
 from paravirt_mm.view.survey import Subject
 
 
+@pytest.mark.slow
 def test_things_show_themselves(runs: dict[tuple[str, str], Run], subjects: list[Subject]) -> None:
     comparison = Comparison(tuple(subjects))
     run = runs["incremental:variant=hpa", "xen"]

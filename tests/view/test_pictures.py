@@ -61,6 +61,7 @@ def test_charts_for_whatever_was_compared(subjects: list[Subject]) -> None:
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_chart_is_drawn_without_a_browser(subjects: list[Subject]) -> None:
     drawing = drawings(subjects)[0]
     text = svg(drawing, Theme.LIGHT)

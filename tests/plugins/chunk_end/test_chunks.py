@@ -126,7 +126,13 @@ def test_nothing_is_guessed_and_no_flip_is_wasted() -> None:
     assert run.figures["flips_wasted"] == run.figures["reserved"] == run.figures["brk_size"] == 0
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(
+    "mode",
+    [
+        pytest.param(mode, marks=pytest.mark.slow if mode.startswith("x86_64") else ())
+        for mode in MODES
+    ],
+)
 def test_every_mode(mode: str) -> None:
     for subject in generate(4, modes=(mode,)):
         run = Scenario.of(subject, "chunk_end", "native").run()

@@ -141,6 +141,7 @@ def test_32_bit_kernels_clear_nothing() -> None:
     assert run.figures["xen.hypercalls_clearing"] == 0
 
 
+@pytest.mark.slow
 def test_model_and_figures_agree_on_the_real_machine() -> None:
     run = _boot()
     answered = replay(translate(run.trace))

@@ -156,6 +156,7 @@ def test_files_that_hold_something_else_are_refused(tmp_path: Path, data: bytes)
         Dom0Recording.load(tmp_path / "bad.json.xz")
 
 
+@pytest.mark.slow
 def test_the_command_reads_recordings_beside_traces(
     recording: Dom0Recording, tmp_path: Path
 ) -> None:

@@ -96,6 +96,7 @@ def test_the_figures_of_a_row_are_what_the_kernel_asked_for(booting: Booting) ->
     assert model.extra["xen.hypercalls_clearing"] == cleared
 
 
+@pytest.mark.slow
 def test_a_boot_is_made_once(booting: Booting) -> None:
     machine = load("qemu-512m")
     first, again = booting.run(machine), booting.run(machine)

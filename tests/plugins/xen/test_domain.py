@@ -368,6 +368,7 @@ def test_tables_of_the_kernels_own(mode: str, kernel: str, tables: int) -> None:
         assert len(set(state.table_pages[1])) == len(state.table_pages[1]) == 2 + own
 
 
+@pytest.mark.slow
 def test_a_domain_in_a_hole_is_that_of_the_first_kernel_that_boots() -> None:
     """Kernel and initrd reach over the end of low RAM; a kernel of 4.3 lies elsewhere."""
     entries = [

@@ -40,6 +40,7 @@ def test_the_seed_decides_everything(name: str) -> None:
     assert trace.name == f"{name}-3-5"
 
 
+@pytest.mark.slow
 def test_another_process_makes_the_same_traces() -> None:
     """String hashing differs from process to process; the traces must not."""
     code = (

@@ -116,6 +116,7 @@ def test_a_qemu_that_cannot_start_is_told(live: LiveXen) -> None:
         live.replay([TRACE])
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("setpriv") is None, reason="no setpriv (util-linux)")
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_qemu_does_not_outlive_its_parent(

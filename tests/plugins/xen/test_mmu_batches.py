@@ -158,6 +158,7 @@ def test_there_is_no_fifth_level() -> None:
             Hypervisor([1]).pin(level, 1)
 
 
+@pytest.mark.slow
 def test_a_direct_map_of_512_mib_is_built_and_loaded() -> None:
     """The construction that Linux does: tables filled as data, read-only, attached, loaded."""
     frames, first_table = 131_072, 130_000

@@ -92,6 +92,7 @@ def test_what_a_report_proves() -> None:
     assert command.evidence_of({}) == {}
 
 
+@pytest.mark.slow
 def test_missing_pieces_name_the_debian_package(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -123,6 +124,7 @@ def test_wrong_specs() -> None:
         guest_machine(32)
 
 
+@pytest.mark.slow
 def test_listing_verifiers_imports_neither_model_nor_live() -> None:
     import subprocess
     import sys

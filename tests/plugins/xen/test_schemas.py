@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ SCHEMAS = ROOT / "docs"
 DATA = ROOT / "tests/data/xen"
 
 
+@cache
 def validator(name: str) -> Any:
     found = json.loads((SCHEMAS / name).read_text())
     jsonschema.Draft202012Validator.check_schema(found)

@@ -40,6 +40,7 @@ def test_all_agree() -> None:
     assert "operations a CPU second" in result.stdout
 
 
+@pytest.mark.slow
 def test_a_line_for_each_trace_that_differs(tmp_path: Path) -> None:
     path = write(tmp_path, -22, 0, -16, 9)
     code, result = verify(str(SAMPLE), str(path))
@@ -100,6 +101,7 @@ def test_usage() -> None:
     assert "Exit code: 0 all agree" in result.stdout
 
 
+@pytest.mark.slow
 def test_another_release(tmp_path: Path) -> None:
     code, result = verify("--release", "ideal", str(SAMPLE))
     assert code == 1

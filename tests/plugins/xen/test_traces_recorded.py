@@ -35,7 +35,11 @@ def disagreements(path: Path) -> list[str]:
     ]
 
 
-@pytest.mark.parametrize("path", [SAMPLE, WIDE, OLD, NEW], ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "path",
+    [SAMPLE, pytest.param(WIDE, marks=pytest.mark.slow), OLD, NEW],
+    ids=lambda path: path.name,
+)
 def test_every_recorded_answer_agrees(path: Path) -> None:
     assert disagreements(path) == []
 
@@ -47,6 +51,7 @@ def test_all_7000_traces_agree() -> None:
     assert disagreements(ALL) == []
 
 
+@pytest.mark.slow
 def test_the_data_holds_what_the_rules_need() -> None:
     """Each answer of each operation occurs; so that agreeing says something."""
     seen: Counter[tuple[str, int]] = Counter()
@@ -116,6 +121,7 @@ def test_versions_without_a_model_are_refused(version: str) -> None:
         release_of(version)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("quirk", ["forgets_nested_failure", "leaves_xen_slots"])
 def test_each_accident_of_release_builds_shows_in_the_data(quirk: str) -> None:
     without = attrs.evolve(RECORDED, name="without", **{quirk: False})
@@ -155,6 +161,7 @@ def traces_of_every_kind() -> Iterator[RecordedTrace]:
                 yield recorded
 
 
+@pytest.mark.slow
 def test_counts_are_what_a_recount_finds() -> None:
     """Whatever happened: a frame's count is the number of entries, pins and roots that name it."""
     tidy = RELEASES["ideal"]
@@ -171,6 +178,7 @@ def test_counts_are_what_a_recount_finds() -> None:
                 assert frame.validated
 
 
+@pytest.mark.slow
 def test_no_table_is_ever_writable() -> None:
     """What the typing is for, after every single operation of a few traces."""
     for recorded in list(traces_of_every_kind())[::8]:
