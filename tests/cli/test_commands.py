@@ -123,7 +123,7 @@ def test_compare_shows_every_scenario_with_its_verdict_within_100_columns(paravi
 
 @pytest.mark.slow
 def test_compare_of_all_machines_ends_with_a_summary_and_fits_a_terminal(paravirt_mm):
-    result = paravirt_mm("compare")
+    result = paravirt_mm("compare", *TWO)
     assert result.returncode == ExitCode.OK
     assert "All " in result.stdout
     assert max(map(len, result.stdout.splitlines())) <= 100

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,12 @@ def run(
     )
 
 
+@cache
+def plainly(*arguments: str) -> bytes:
+    """What a command writes with nothing odd about it."""
+    return run(*arguments).stdout
+
+
 def quiet(result: subprocess.CompletedProcess[bytes]) -> bool:
     return b"Traceback" not in result.stderr and b"Exception ignored" not in result.stderr
 
@@ -56,7 +63,7 @@ def test_standard_output_that_is_closed_is_named(arguments: list[str]) -> None:
 
 @pytest.mark.parametrize("arguments", [SHORT, LONG])
 def test_standard_error_that_is_closed_or_full_costs_nothing(arguments: list[str]) -> None:
-    expected = run(*arguments).stdout
+    expected = plainly(*arguments)
     for redirect in ("2>&-", "2> /dev/full"):
         result = run(*arguments, redirect=redirect)
         assert (result.returncode, result.stdout) == (0, expected)
@@ -94,7 +101,7 @@ def test_a_reader_that_goes_away_is_no_finding(arguments: list[str]) -> None:
 
 
 def test_a_reader_that_reads_slowly_gets_everything() -> None:
-    expected = run(*SHORT).stdout
+    expected = plainly(*SHORT)
     with subprocess.Popen([*COMMAND, *SHORT], stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         time.sleep(0.5)
@@ -175,7 +182,7 @@ def test_a_hangup_that_is_ignored_stays_ignored() -> None:
 
 def test_surroundings_may_be_bare() -> None:
     """No HOME, no TERM, no locale, no PATH, a folder that is gone."""
-    expected = run(*LONG).stdout
+    expected = plainly(*LONG)
     assert run(*LONG, env={}).stdout == expected
     gone = 'mkdir "$0.gone" && cd "$0.gone" && rmdir "$0.gone" && exec "$@"'
     result = subprocess.run(
@@ -206,7 +213,7 @@ def test_a_terminal_of_few_letters_shows_the_rest_escaped(tmp_path: Path, encodi
 @pytest.mark.parametrize("columns", ["1", "20", "0", "-3", "nonsense"])
 def test_a_narrow_terminal_changes_how_help_is_wrapped_only(columns: str) -> None:
     env = {**os.environ, "COLUMNS": columns}
-    assert run(*LONG, env=env).stdout == run(*LONG).stdout
+    assert run(*LONG, env=env).stdout == plainly(*LONG)
     result = run("--help", env=env)
     assert result.returncode == 0
     assert quiet(result)
@@ -224,7 +231,7 @@ def test_on_a_terminal_nothing_but_a_bar_is_added() -> None:
     )
     os.close(theirs)
     os.close(ours)
-    assert result.stdout == run(*LONG).stdout
+    assert result.stdout == plainly(*LONG)
     assert result.returncode == 0
 
 
