@@ -162,10 +162,7 @@ def placed(machine: Machine) -> tuple[tuple[str, Span], ...]:
 def scene(run: Run) -> Scene:
     """Return what there is to see of a run; a run that failed at once has no frames."""
     start = next((event for event in run.trace if isinstance(event, RunStarted)), None)
-    told = chapters(run)
     anew = any(isinstance(event.step, NewRoot) for event in run.trace.of(StepStarted))
-    events = list(run.trace)
-    frames = [_frame(chapter, events[chapter.first : chapter.last + 1], start) for chapter in told]
     return Scene(
         allocator=str(run.allocator),
         backend=str(run.backend),
@@ -174,7 +171,7 @@ def scene(run: Run) -> Scene:
         boot_tables=tuple(merged(start.boot.boot_tables)) if start else (),
         promised=tuple(merged(start.promised)) if start else (),
         idle=tuple(_idle(run.trace)),
-        frames=tuple(_bounded_frames(frames)),
+        frames=tuple(_frames(chapters(run), run.trace, typed=bool(start and start.boot.typed))),
     )
 
 
@@ -196,36 +193,76 @@ def _placed_by_platform(start: RunStarted) -> tuple[tuple[str, Span], ...]:
     return tuple(named)
 
 
-def _frame(chapter: Chapter, events: Sequence[Event], start: RunStarted | None) -> Frame:
-    taker = _Taker(typed=bool(start and start.boot.typed))
-    for event in events:
-        taker.take(event)
-    return Frame(
-        chapter=chapter,
-        mapped=tuple(
-            (low, high, level)
-            for level, spans in sorted(taker.mapped.items())
-            for low, high in thinned(spans)
+def _frames(told: Sequence[Chapter], trace: Trace, *, typed: bool) -> Iterator[Frame]:
+    """Yield a frame a chapter; of too many, those in the middle as one."""
+    events = trace.events
+    head, tail = len(told), 0
+    if len(told) > MAX_FRAMES:
+        head = MAX_FRAMES * 2 // 3
+        tail = MAX_FRAMES - head - 1
+    for number, chapter in enumerate(told):
+        if not head <= number < len(told) - tail:
+            yield _Taker(typed=typed).frame(chapter, events)
+        elif number == head:
+            yield _Taker(typed=typed, apart=False).frame(_joined(told[head:-tail]), events)
+
+
+def _joined(told: Sequence[Chapter]) -> Chapter:
+    """Return chapters as one."""
+    first, last = told[0], told[-1]
+    return Chapter(
+        number=first.number,
+        seed=first.seed,
+        title=f"steps {first.number} to {last.number}, together",
+        sentences=(
+            f"{count_text(len(told), 'step')} that this picture does not keep apart; "
+            "`paravirt-mm run --trace` has each.",
         ),
-        tables=tuple(taker.tables),
-        changes=tuple(dict.fromkeys(taker.changes)),
-        reserved=tuple(thinned(taker.reserved)),
-        released=tuple(thinned(taker.released)),
-        switched=taker.switched,
+        first=first.first,
+        last=last.last,
+        mapped=last.mapped,
     )
 
 
 class _Taker:
-    """Takes the events of one frame, and keeps what can be drawn."""
+    """Takes the events of one frame, and keeps what can be drawn. ``apart``: levels and batches are
+    told apart.
+    """
 
-    def __init__(self, *, typed: bool) -> None:
+    def __init__(self, *, typed: bool, apart: bool = True) -> None:
         self._typed = typed
+        self._apart = apart
         self.mapped: dict[int, list[Span]] = {}
         self.tables: list[TableArea] = []
         self.changes: list[StatusChange] = []
         self.reserved: list[Span] = []
         self.released: list[Span] = []
         self.switched = False
+
+    def frame(self, chapter: Chapter, events: Sequence[Event]) -> Frame:
+        """Take the events of a chapter; return what they change."""
+        take = self.take  # looked up once: each look-up of a dispatching method makes one
+        for event in events[chapter.first : chapter.last + 1]:
+            take(event)
+        return Frame(
+            chapter=chapter,
+            mapped=tuple(
+                (low, high, level)
+                for level, spans in sorted(self.mapped.items())
+                for low, high in thinned(spans)
+            ),
+            tables=tuple(self.tables if self._apart else _joined_areas(self.tables)),
+            changes=tuple(dict.fromkeys(self.changes) if self._apart else self._last_change()),
+            reserved=tuple(thinned(self.reserved)),
+            released=tuple(thinned(self.released)),
+            switched=self.switched,
+        )
+
+    def _last_change(self) -> Iterator[StatusChange]:
+        """Yield the last change as one of all tables, which are drawn as one batch."""
+        for change in self.changes[-1:]:
+            batch = self.tables[0].batch if self.tables else 0
+            yield StatusChange(batch, MIXED, change.status)
 
     @singledispatchmethod
     def take(self, event: Event) -> None:
@@ -246,7 +283,7 @@ class _Taker:
 
     @take.register
     def _(self, event: TablesAllocated) -> None:
-        self.tables += areas(event.batch)
+        self.tables += areas(event.batch) if self._apart else _mixed(event.batch)
 
     @take.register
     def _(self, event: MadeReadonly) -> None:
@@ -280,8 +317,7 @@ def areas(batch: Batch) -> Iterator[TableArea]:
     """
     upper = sum(count for level, count in batch.by_level.items() if level > 1)
     if upper > MAX_UPPER or len(batch.pages) > MAX_RANGES:
-        runs = (TableArea(batch.index, MIXED, run.low, run.high, run.count) for run in batch.runs)
-        yield from _joined_areas(runs)
+        yield from _joined_areas(list(_mixed(batch)))
         return
     by_level: dict[int, list[Span]] = {}
     for row in batch.walk_order():
@@ -292,14 +328,22 @@ def areas(batch: Batch) -> Iterator[TableArea]:
             yield TableArea(batch.index, level, first, end, end - first)
 
 
-def _joined_areas(many: Iterable[TableArea]) -> Iterator[TableArea]:
-    """Yield areas of several levels, few enough to be drawn, that hold the same tables."""
+def _mixed(batch: Batch) -> Iterator[TableArea]:
+    """Yield a batch's runs of pages, whatever levels their tables have."""
+    for run in batch.runs:
+        yield TableArea(batch.index, MIXED, run.low, run.high, run.count)
+
+
+def _joined_areas(many: Sequence[TableArea]) -> Iterator[TableArea]:
+    """Yield areas of several levels, few enough to be drawn, that hold the same tables; they are
+    those of the first batch.
+    """
     waiting = deque(sorted(many, key=lambda area: area.low))
     for low, high in thinned([area.span for area in waiting]):
-        batch, count = waiting[0].batch, 0
+        count = 0
         while waiting and waiting[0].span[0] < high:
             count += waiting.popleft().count
-        yield TableArea(batch, MIXED, low >> PAGE_SHIFT, high >> PAGE_SHIFT, count)
+        yield TableArea(many[0].batch, MIXED, low >> PAGE_SHIFT, high >> PAGE_SHIFT, count)
 
 
 def thinned(spans: Iterable[Span], limit: int | None = None) -> list[Span]:
@@ -315,45 +359,3 @@ def thinned(spans: Iterable[Span], limit: int | None = None) -> list[Span]:
     )
     cuts = [0, *sorted(gaps[: limit - 1]), len(result)]
     return [(result[first][0], result[last - 1][1]) for first, last in pairwise(cuts)]
-
-
-def _bounded_frames(frames: list[Frame]) -> list[Frame]:
-    """Return the frames; of too many, those in the middle as one."""
-    if len(frames) <= MAX_FRAMES:
-        return frames
-    head = MAX_FRAMES * 2 // 3
-    tail = MAX_FRAMES - head - 1
-    return [*frames[:head], _joined(frames[head:-tail]), *frames[-tail:]]
-
-
-def _joined(frames: list[Frame]) -> Frame:
-    first, last = frames[0].chapter, frames[-1].chapter
-    mapped: dict[int, list[Span]] = {}
-    for frame in frames:
-        for low, high, level in frame.mapped:
-            mapped.setdefault(level, []).append((low, high))
-    drawn = [area for frame in frames for area in frame.tables]
-    batch = drawn[0].batch if drawn else 0
-    changes = [change for frame in frames for change in frame.changes]
-    return Frame(
-        chapter=Chapter(
-            number=first.number,
-            seed=first.seed,
-            title=f"steps {first.number} to {last.number}, together",
-            sentences=(
-                f"{count_text(len(frames), 'step')} that this picture does not keep apart; "
-                "`paravirt-mm run --trace` has each.",
-            ),
-            first=first.first,
-            last=last.last,
-            mapped=last.mapped,
-        ),
-        mapped=tuple(
-            (low, high, level) for level, spans in mapped.items() for low, high in thinned(spans)
-        ),
-        tables=tuple(_joined_areas(attrs.evolve(area, batch=batch, level=MIXED) for area in drawn)),
-        changes=tuple(StatusChange(batch, MIXED, change.status) for change in changes[-1:]),
-        reserved=tuple(thinned(span for frame in frames for span in frame.reserved)),
-        released=tuple(thinned(span for frame in frames for span in frame.released)),
-        switched=any(frame.switched for frame in frames),
-    )

@@ -104,13 +104,14 @@ def span_text(low: int, high: int) -> str:
 def chapters(run: Run) -> list[Chapter]:
     """Return the chapters of a run: what there is before the first step, then a chapter a step."""
     teller = _Teller()
+    tell = teller.tell  # looked up once: each look-up of a dispatching method makes one
     found: list[Chapter] = []
     for number, events in enumerate(_by_step(run)):
         first = events[0][0]
         head = events[0][1]
         teller.begin()
         for _, event in events:
-            teller.tell(event)
+            tell(event)
         seed, title = (
             teller.named(head.step) if isinstance(head, StepStarted) else (None, "before the start")
         )
