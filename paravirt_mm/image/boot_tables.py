@@ -71,6 +71,7 @@ def _take(pages: list[PageRun], count: int, machine: Machine) -> PageRun:
     if not pages:
         raise InputError(f"machine {machine.name!r} has no page left for a table since boot")
     run = pages.pop()
-    if run.count > count:
-        pages.append(run.tail(count))
+    if run.count <= count:
+        return run
+    pages.append(run.tail(count))
     return run.head(count)

@@ -43,7 +43,6 @@ from paravirt_mm.image.boot_tables import place_boot_tables
 from paravirt_mm.image.entries import (
     DOMAIN_BUILDER_LEAF,
     DOMAIN_BUILDER_LEAF_64,
-    DOMAIN_BUILDER_TABLE,
     FORMATS,
     NX,
     RW,
@@ -367,8 +366,6 @@ class Image:
     def _table_flags(self, level: int, owner: int, child_owner: int) -> int:
         if owner != BOOT_TREE or child_owner != BOOT_TREE:
             return self.format.table[level]
-        if level == 2 and self.start.boot.typed:
-            return DOMAIN_BUILDER_TABLE
         return self.format.boot_table[level]
 
     def _to_machine_frames(self, out: Entries, translate: Translate) -> None:

@@ -49,8 +49,6 @@ DOMAIN_BUILDER_LEAF = PRESENT | RW | ACCESSED
 """L1 entries of Xen's domain builder for a 32-bit guest (COMPAT_L1_PROT): executable."""
 DOMAIN_BUILDER_LEAF_64 = DOMAIN_BUILDER_LEAF | USER | XEN_GUEST_KERNEL
 """The same for a 64-bit guest (L1_PROT), whose kernel runs in user mode."""
-DOMAIN_BUILDER_TABLE = PRESENT | RW | USER | ACCESSED | DIRTY
-"""Its L2 entries (L2_PROT), which Linux copies when it grafts them into its own tree."""
 
 
 @attrs.frozen
@@ -58,7 +56,8 @@ class EntryFormat:
     """How entries of one mode look.
 
     Tuples by level start with an unused element for level 0. ``table`` is what Linux writes next
-    to the address of a table, ``boot_table`` what tables have that exist since boot. ``reserved``
+    to the address of a table, ``boot_table`` what tables have that exist since boot (L2 entries of
+    Xen's domain builder, L2_PROT, are the same). ``reserved``
     are bits that must be 0 in every present entry of a level (those above the CPU's physical
     addresses come on top); ``permissions`` tells whether entries of a level have RW, USER and NX
     at all: those of a PAE L3 do not.

@@ -121,7 +121,7 @@ class Walk:
                 break
             if position < run.start:
                 yield position, run.start
-            position = max(position, run.end)
+            position = run.end
         if position < end:
             yield position, end
 
@@ -400,10 +400,8 @@ class _Walker:
         if not self.format.permissions[level]:
             return inherited
         own = np.where(entries & np.uint64(RW), _W, 0) | np.where(entries & np.uint64(USER), _U, 0)
-        executable = np.ones(len(entries), dtype=np.bool_)
-        if self.mode.entry_bytes == 8 and self.cpu.nx:
-            executable = (entries & np.uint64(NX)) == 0
-        own |= np.where(executable, _X, 0)
+        # Where there is no NX, an entry with that bit is not sound.
+        own |= np.where(entries & np.uint64(NX), 0, _X)
         return (own.astype(np.uint8) & inherited).astype(np.uint8)
 
     def _children(self, level: int, found: _Level, parents: U64) -> _Level:
@@ -617,10 +615,8 @@ def translate(
     access, cpu = access or Access(), cpu or Cpu()
     entry_format = FORMATS[mode.name]
     size = mode.entry_bytes
-    knows_fetch = size == 8 and cpu.nx
-    code = (FAULT_WRITE if access.write else 0) | (
-        FAULT_FETCH if access.fetch and knows_fetch else 0
-    )
+    knows_fetch = access.fetch and size == 8 and cpu.nx
+    code = FAULT_WRITE * access.write | FAULT_FETCH * knows_fetch
     table, writable, executable = root, True, True
     for level in range(mode.root_level, 0, -1):
         index = (address >> (mode.entry_span(level).bit_length() - 1)) % mode.entries(level)
@@ -640,7 +636,7 @@ def translate(
             return Fault(address, level, entry, code | FAULT_PRESENT | FAULT_RESERVED)
         if entry_format.permissions[level]:
             writable &= bool(entry & RW)
-            executable &= not (knows_fetch and entry & NX)
+            executable &= not entry & NX
         if not leaf:
             table = entry & entry_format.address_field
             continue
