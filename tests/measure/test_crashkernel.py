@@ -18,7 +18,7 @@ from paravirt_mm import (
     RangeSet,
     Scenario,
 )
-from paravirt_mm.measure.crashkernel import largest, places
+from paravirt_mm.measure.crashkernel import Wanted, largest, places
 
 MIB, GIB = 1 << 20, 1 << 30
 FREE = RangeSet([(0, 100 * MIB), (120 * MIB, 300 * MIB)])
@@ -99,3 +99,34 @@ def test_places_for_a_kernel() -> None:
     assert 3 * GIB - 38 * MIB not in found
     assert found[-1] == 9 * GIB - 40 * MIB
     assert len(list(MACHINE.kernel_places(most=100))) <= 100
+
+
+@pytest.mark.parametrize(
+    ("text", "size", "at"),
+    [
+        ("512M", 512 * MIB, None),
+        ("512m@16M", 512 * MIB, 16 * MIB),
+        ("1G@4G", GIB, 4 * GIB),
+        ("64K@0", 64 << 10, 0),
+        ("1T", 1 << 40, None),
+        ("0x1000", 4096, None),
+        (f"{(1 << 52) - 1}", (1 << 52) - 1, None),
+    ],
+)
+def test_what_is_asked_for(text: str, size: int, at: int | None) -> None:
+    assert Wanted.parse(text) == Wanted(size, at)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "0", "-1", "M", "many", "1G@", "1G@-1", f"{1 << 52}", "4096T"]
+)
+def test_what_cannot_be_asked_for(text: str) -> None:
+    with pytest.raises(ValueError, match="size|bytes|invalid literal"):
+        Wanted.parse(text)
+
+
+def test_where_what_is_asked_for_fits() -> None:
+    assert Wanted(172 * MIB).places(FREE) == [(128 * MIB, 128 * MIB)]
+    assert Wanted(5 * MIB, 95 * MIB).places(FREE) == [(95 * MIB, 95 * MIB)]
+    assert Wanted(5 * MIB + 1, 95 * MIB).places(FREE) == []
+    assert Wanted(MIB).places(RangeSet([(4 * GIB, 5 * GIB)])) == []
