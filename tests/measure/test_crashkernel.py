@@ -121,7 +121,7 @@ def test_what_is_asked_for(text: str, size: int, at: int | None) -> None:
     "text", ["", "0", "-1", "M", "many", "1G@", "1G@-1", f"{1 << 52}", "4096T"]
 )
 def test_what_cannot_be_asked_for(text: str) -> None:
-    with pytest.raises(ValueError, match="size|bytes|invalid literal"):
+    with pytest.raises(ValueError, match=r"size|bytes|invalid literal"):
         Wanted.parse(text)
 
 

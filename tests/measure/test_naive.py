@@ -56,8 +56,8 @@ from paravirt_mm.engine.trace import (
 from paravirt_mm.measure.figures import FIGURES, measure
 
 KIB, MIB, GIB, PAGE = 1 << 10, 1 << 20, 1 << 30, 4096
-WINDOWS = (0x80, 0xFF8, 0x37FF8, 0x50000, 0xFFFF8)
-"""Pfns about 1 MiB, 16 MiB, the end of lowmem, and 4 GiB."""
+WINDOWS = (0, 0xF8, 0xFF8, 0x37FF8, 0x50000, 0xFFFF8)
+"""Pfns about 0, 1 MiB, 16 MiB, the end of lowmem, and 4 GiB."""
 CALLS = ("mmu_update", "update_va_mapping", "mmuext_op", "another")
 
 
