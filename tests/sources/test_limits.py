@@ -38,7 +38,8 @@ SAID = (
     f"| {mib(machine_file.MAX_BYTES)}, {checker.MAX_ITEMS:,} items of a list |",
     f"| {iomem.MAX_ENTRIES:,} ranges; {firmware_map.MAX_ENTRIES:,} |",
     f"| {('one', 'two', 'three', 'four', 'five')[content.MAX_LAYERS - 1]}, one in another;"
-    f" {mib(content.UNPACKED_FREE)} and {content.UNPACKED_RATIO} times their size may come out of them,"
+    f" {mib(content.UNPACKED_FREE)} and {content.UNPACKED_RATIO} times their size"
+    f" may come out of them,"
     f" {mib(content.MAX_ZIP_BYTES)} of a zip go in;"
     f" {mib(content._UNPACKER_MEMORY)} of memory for xz and zstd |",
     f"| {archives.MAX_FILES:,} files; {mib(archives.MAX_MEMBER_BYTES)} of a member;",

@@ -1,0 +1,249 @@
+"""Headers of cores at every limit: the last that counts, and the first that does not."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from paravirt_mm import InputError
+from paravirt_mm.image import dump as reader
+from paravirt_mm.image.dump import Dump, open_dump
+from paravirt_mm.machine.paging import I386, I386_PAE, X86_64, X86_64_LA57
+
+PAGE = 4096
+
+
+def note(name: bytes, content: bytes, kind: int = 0) -> bytes:
+    label = name + b"\0"
+    return (
+        struct.pack("<III", len(label), len(content), kind)
+        + label + bytes(-len(label) % 4) + content + bytes(-len(content) % 4)
+    )  # fmt: skip
+
+
+def cpu(cr0: int, cr3: int, cr4: int, size: int = 440) -> bytes:
+    state = bytearray(440)
+    struct.pack_into("<5Q", state, 392, cr0, 0, 0, cr3, cr4)
+    return note(b"QEMU", bytes(state[:size]))
+
+
+def core(
+    loads: list[tuple[int, int, int]],
+    notes: bytes = b"",
+    *,
+    machine: int = 62,
+    extended: bool = False,
+    entry: int = 56,
+) -> bytes:
+    """A core with segments (physical address, offset, length); page ``n`` of it holds ``n``."""
+    count = len(loads) + 1
+    table = PAGE
+    sections = 8 * PAGE if extended else 0
+    header = b"\x7fELF\x02\x01\x01".ljust(16, b"\0") + struct.pack(
+        "<HHIQQQIHHHHHH", 4, machine, 1, 0, table, sections, 0, 64, entry,
+        0xFFFF if extended else count, 64, 1, 0,
+    )  # fmt: skip
+    data = bytearray(b"".join(bytes([n]) * PAGE for n in range(16)))
+    data[: len(header)] = header
+    headers = [struct.pack("<IIQQQQQQ", 4, 0, 6 * PAGE, 0, 0, len(notes), 0, 4)]
+    headers += [
+        struct.pack("<IIQQQQQQ", 1, 0, offset, physical + (1 << 40), physical, length, length, 0)
+        for physical, offset, length in loads
+    ]
+    body = b"".join(each.ljust(entry, b"\0") for each in headers)
+    data[table : table + len(body)] = body
+    data[6 * PAGE : 6 * PAGE + len(notes)] = notes
+    if extended:
+        data[sections : sections + 64] = struct.pack(
+            "<IIQQQQIIQQ", 0, 0, 0, 0, 0, 0, 0, count, 0, 0
+        )
+    return bytes(data)
+
+
+Open = Callable[[bytes], Dump]
+
+
+@pytest.fixture
+def opened(tmp_path: Path) -> Any:
+    dumps: list[Dump] = []
+
+    def write(data: bytes) -> Dump:
+        path = tmp_path / f"core{len(dumps)}"
+        path.write_bytes(data)
+        dumps.append(open_dump(path))
+        return dumps[-1]
+
+    yield write
+    for each in dumps:
+        each.close()
+        each.close()  # does no harm
+
+
+ONE = [(0x1000, 10 * PAGE, PAGE)]
+
+
+def test_pages_are_read_where_they_are_said_to_lie(opened: Open) -> None:
+    dump = opened(core([(0x5000, 11 * PAGE, 2 * PAGE), *ONE, (0x9000, 14 * PAGE, 100)]))
+    assert [(s.start, s.end, s.offset) for s in dump.segments] == [
+        (0x1000, 0x2000, 10 * PAGE),
+        (0x5000, 0x7000, 11 * PAGE),
+        (0x9000, 0x9064, 14 * PAGE),
+    ]
+    assert dump.segments[0].virtual == 0x1000 + (1 << 40)
+    for address, size, seen in [
+        (0x1000, 1, b"\n"), (0x1FFF, 1, b"\n"), (0x1FFF, 2, None), (0xFFF, 1, None),
+        (0x5FFF, 2, b"\v\f"), (0x6FFF, 1, b"\f"), (0x7000, 1, None), (0x9063, 1, b"\x0e"),
+        (0x9063, 2, None), (0x1000, 0, b""),
+    ]:  # fmt: skip
+        assert dump.read(address, size) == seen
+    assert dump.problems == ()
+
+
+def test_memory_that_is_there_twice_or_not_at_all(opened: Open) -> None:
+    """The first piece counts where two overlap; one that another covers is none."""
+    dump = opened(
+        core(
+            [(0x1000, 9 * PAGE, 2 * PAGE), (0x2000, 12 * PAGE, 2 * PAGE), (0x1000, 15 * PAGE, PAGE)]
+        )
+    )
+    assert [(s.start, s.end, s.offset, s.virtual - (1 << 40)) for s in dump.segments] == [
+        (0x1000, 0x2000, 15 * PAGE, 0x1000),
+        (0x2000, 0x3000, 10 * PAGE, 0x2000),
+        (0x3000, 0x4000, 13 * PAGE, 0x3000),
+    ]
+    assert dump.problems == ("2 segments overlap others; the first one is used",)
+    cut = opened(
+        core([(0x1000, 15 * PAGE, PAGE), (0x8000, 15 * PAGE + 96, PAGE), (0x20000, 17 * PAGE, 5)])
+    )
+    assert [(s.start, s.end) for s in cut.segments] == [(0x1000, 0x2000), (0x8000, 0x8FA0)]
+    assert cut.problems == (
+        "truncated: of memory 0x8000-0x9000 only 0xfa0 bytes are in the file",
+        "truncated: of memory 0x20000-0x20005 only 0x0 bytes are in the file",
+    )
+    with pytest.raises(InputError, match="holds no memory"):
+        opened(core([(0x1000, 16 * PAGE, PAGE)]))
+    with pytest.raises(InputError, match="holds no memory"):
+        opened(core([(0x1000, 10 * PAGE, 0)]))
+
+
+def test_how_much_is_read_at_once(opened: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    dump = opened(core(ONE))
+    monkeypatch.setattr(reader, "MAX_READ", 100)
+    assert dump.read(0x1000, 100) == b"\n" * 100
+    for size in (101, -1):
+        with pytest.raises(ValueError, match=f"read of {size} bytes"):
+            dump.read(0x1000, size)
+
+
+def test_as_many_segments_as_are_read(opened: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    loads = [(0x1000 * n, 10 * PAGE, PAGE) for n in range(1, 4)]
+    monkeypatch.setattr(reader, "MAX_SEGMENTS", 4)
+    assert opened(core(loads)).problems == ()
+    monkeypatch.setattr(reader, "MAX_SEGMENTS", 3)
+    dump = opened(core(loads))
+    assert dump.problems == ("4 program headers; only 3 are read",)
+    assert len(dump.segments) == 2
+
+
+@pytest.mark.parametrize("entry", [56, 64])
+def test_how_many_headers_there_are(opened: Open, entry: int) -> None:
+    """Where the number does not fit it stands in the first section's header."""
+    assert opened(core(ONE, extended=True, entry=entry)).problems == ()
+    assert opened(core(ONE, extended=True, entry=entry)).segments[0].start == 0x1000
+    lost = core(ONE, extended=True, entry=entry)
+    with pytest.raises(InputError, match="holds no memory"):
+        opened(lost[: 8 * PAGE + 63])
+    with pytest.raises(InputError, match="has program headers of 55 bytes"):
+        opened(core(ONE).replace(struct.pack("<HHH", 64, 56, 2), struct.pack("<HHH", 64, 55, 2)))
+    short = core([(0x1000, 0, PAGE), (0x3000, 0, PAGE)], entry=entry)
+    dump = opened(short[: PAGE + 3 * entry - 1])
+    assert dump.problems[0] == "the file ends inside its program headers"
+    assert len(dump.segments) == 1
+
+
+def test_notes_as_far_as_they_are_read(opened: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    facts = note(b"VMCOREINFO", b"a=1\nb=2\na=3\nno fact\n") + note(b"OTHER", b"c=1\n")
+    both = facts + note(b"PARAVIRT_MM", b"d=4=5\n")
+    assert dict(opened(core(ONE, both)).facts) == {"a": "1", "b": "2", "d": "4=5"}
+    monkeypatch.setattr(reader, "MAX_NOTES", len(both))
+    assert opened(core(ONE, both)).problems == ()
+    monkeypatch.setattr(reader, "MAX_NOTES", len(both) - 1)
+    assert "the notes are truncated" in opened(core(ONE, both)).problems
+    monkeypatch.undo()
+    monkeypatch.setattr(reader, "MAX_NOTE_COUNT", 3)
+    assert "d" in opened(core(ONE, both)).facts
+    monkeypatch.setattr(reader, "MAX_NOTE_COUNT", 2)
+    assert "d" not in opened(core(ONE, both)).facts
+    monkeypatch.undo()
+    dump = opened(core(ONE, facts + note(b"PARAVIRT_MM", b"d=4567")[:-4]))
+    assert dump.problems == ("a note is truncated",)
+
+
+def test_as_many_problems_as_are_told(opened: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reader, "MAX_PROBLEMS", 2)
+    loads = [(0x1000 * n, 16 * PAGE - 1, PAGE) for n in range(2, 6)]
+    problems = opened(core([*ONE, loads[0], *loads])).problems
+    assert [problem[:30] for problem in problems] == [
+        "truncated: of memory 0x2000-0x",
+        "truncated: of memory 0x3000-0x",
+        "and more",
+    ]
+
+
+PG = 1 << 31
+
+
+@pytest.mark.parametrize(
+    ("notes", "machine", "cr3", "mode"),
+    [
+        (cpu(PG, 0x1FFF, 0), 62, 0x1000, X86_64),
+        (cpu(PG, 0x1FFF, 1 << 12), 62, 0x1000, X86_64_LA57),
+        (cpu(PG, 0x1FFF, 1 << 5), 3, 0x1FE0, I386_PAE),
+        (cpu(PG, 0x1FFF, 0), 3, 0x1000, I386),
+        (cpu(PG - 1, 0x1FFF, 0), 3, None, None),
+        (cpu(PG, 0x1000, 0, 432), 62, 0x1000, X86_64),
+        (cpu(PG, 0x1000, 0, 428), 62, None, None),
+        (cpu(PG, 0x1000, 0) + cpu(PG, 0x2000, 0), 62, 0x1000, X86_64),
+        (note(b"PARAVIRT_MM", b"mode=i386\ncr3=0x3000\n") + cpu(PG, 0x1000, 0), 62, 0x3000, I386),
+        (note(b"PARAVIRT_MM", b"mode=i386\ncr3=0\n"), 62, 0, I386),
+        (note(b"PARAVIRT_MM", b"mode=i386\ncr3=0x10000000000000\n"), 62, None, I386),
+        (note(b"PARAVIRT_MM", b"mode=i386\ncr3=0xfffffffffffff\n"), 62, (1 << 52) - 1, I386),
+        (note(b"PARAVIRT_MM", b"mode=i386\ncr3=-1\n"), 62, None, I386),
+        (note(b"PARAVIRT_MM", b"mode=none\ncr3=0x3000\n") + cpu(PG, 0x1000, 0), 62, 0x1000, X86_64),
+        (note(b"VMCOREINFO", b"SYMBOL(swapper_pg_dir)=c1000000\n"), 3, 0x1000000, I386),
+        (
+            note(b"VMCOREINFO", b"SYMBOL(swapper_pg_dir)=c1000000\nCONFIG_X86_PAE=y\n"),
+            3, 0x1000000, I386_PAE,
+        ),
+        (note(b"VMCOREINFO", b"SYMBOL(swapper_pg_dir)=bfffffff\n"), 3, None, I386),
+        (
+            note(
+                b"VMCOREINFO",
+                b"SYMBOL(swapper_pg_dir)=ffffffff81000000\nNUMBER(phys_base)=-16777216\n",
+            ),
+            62, 0, X86_64,
+        ),
+        (b"", 62, None, None),
+    ],
+)  # fmt: skip
+def test_where_the_root_is(
+    opened: Open, notes: bytes, machine: int, cr3: int | None, mode: Any
+) -> None:
+    dump = opened(core(ONE, notes, machine=machine))
+    assert (dump.cr3, dump.mode) == (cr3, mode)
+
+
+def test_a_raw_file_is_all_memory(opened: Open, tmp_path: Path) -> None:
+    path = tmp_path / "raw"
+    path.write_bytes(b"x" * 100)
+    with open_dump(path, 0x1000) as dump:
+        assert [(s.start, s.end, s.offset, s.virtual) for s in dump.segments] == [
+            (0x1000, 0x1064, 0, 0)
+        ]
+        assert (dump.cr3, dump.mode, dict(dump.facts)) == (None, None, {})
+    with open_dump(path) as dump:
+        assert dump.read(0, 100) == b"x" * 100
