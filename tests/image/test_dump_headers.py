@@ -160,7 +160,7 @@ def test_how_many_headers_there_are(opened: Open, entry: int) -> None:
     with pytest.raises(InputError, match="has program headers of 55 bytes"):
         opened(core(ONE).replace(struct.pack("<HHH", 64, 56, 2), struct.pack("<HHH", 64, 55, 2)))
     short = core([(0x1000, 0, PAGE), (0x3000, 0, PAGE)], entry=entry)
-    dump = opened(short[: PAGE + 3 * entry - 1])
+    dump = opened(short[: PAGE + 2 * entry + 55])
     assert dump.problems[0] == "the file ends inside its program headers"
     assert len(dump.segments) == 1
 
