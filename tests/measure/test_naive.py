@@ -115,7 +115,7 @@ class Chance(random.Random):
         ])  # fmt: skip
 
     def trace(self, mode: PagingMode) -> Trace:
-        ram = [(0x1000, 0x9F000 + 0x800), (MIB, 3 * GIB), (4 * GIB, 5 * GIB)]
+        ram = [(0x1000, 0x9F000 + 0x800), (MIB, 4 * GIB - 16 * MIB), (4 * GIB, 5 * GIB)]
         machine = Machine(
             name="by chance",
             memory_map=MemoryMap.sanitise((low, high, E820Type.RAM) for low, high in ram),
@@ -286,7 +286,7 @@ class Naive:
 def crash_kernels(taken: tuple[tuple[int, int], ...]) -> dict[str, int | bool]:
     """Try every multiple of 16 MiB."""
     found: dict[str, int | bool] = {}
-    free = portion.closedopen(0x1000, 0x9F000) | portion.closedopen(MIB, 3 * GIB)
+    free = portion.closedopen(0x1000, 0x9F000) | portion.closedopen(MIB, 4 * GIB - 16 * MIB)
     free |= portion.closedopen(4 * GIB, 5 * GIB)
     for low, high in taken:
         free -= portion.closedopen(low, high)
