@@ -401,6 +401,7 @@ def score(
         else:
             result.lived.append(str(mutant))
             print(f"LIVES {mutant}", flush=True)
+        print(f"so far {result}", file=sys.stderr, flush=True)
     return result
 
 
