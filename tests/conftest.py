@@ -10,7 +10,7 @@ import signal
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 
 pytest_plugins = ["paravirt_mm.testing.fixtures", "pytester"]
 
@@ -25,6 +25,9 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 # looks further.
 _common = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
 settings.register_profile("default", derandomize=True, database=None, max_examples=40, **_common)
+settings.register_profile(  # for tools/mutate.py: that it fails is all that is asked
+    "mutants", settings.get_profile("default"), phases=(Phase.explicit, Phase.generate)
+)
 settings.register_profile("search", max_examples=2000, **_common)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 

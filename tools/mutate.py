@@ -35,6 +35,7 @@ import socket
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -129,6 +130,8 @@ class Suite:
     early: set[Where] = field(default_factory=set)
     """What importing and collecting calls: its results may be older than a change of it."""
     failed: bool = False
+    noticed: Counter[str] = field(default_factory=Counter)
+    """How many mutants each test has noticed: those come first, their like die of them, too."""
 
     def __post_init__(self) -> None:
         self._places: dict[Where, int] = {}
@@ -213,17 +216,23 @@ class Suite:
             return None
         wanted = {(str(mutant.path), was.co_firstlineno) for was, _ in functions}
         items = [item for item in self.session.items if wanted & self.calls[item.nodeid]]
-        items.sort(key=lambda item: self.seconds[item.nodeid])
+        items.sort(key=lambda item: (-self.noticed[item.nodeid], self.seconds[item.nodeid]))
+        reached = mmap.mmap(-1, 8)
 
         def child() -> bool:
             for found, became in live:
                 for function in found:
                     function.__code__ = became
             _forget_results([function for found, _ in live for function in found])
-            return self.run(items)
+            for number, item in enumerate(items):
+                reached[:] = number.to_bytes(8, "little")
+                if not self.run([item], items[number + 1] if number + 1 < len(items) else None):
+                    return False
+            return True
 
         limit = 10 + 5 * sum(self.seconds[item.nodeid] for item in items)
         if items and _in_child(child, limit) != 0:
+            self.noticed[items[int.from_bytes(reached, "little")].nodeid] += 1
             return True
         return None if wanted & self.early else False
 
@@ -246,21 +255,41 @@ def _codes(code: CodeType) -> Iterator[CodeType]:
         yield from _codes(inner)
 
 
+@functools.cache
+def _all_functions() -> dict[CodeType, list[FunctionType]]:
+    """Every function of the project that lives when all tests are collected, by its code."""
+    found: dict[CodeType, list[FunctionType]] = {}
+    for each in gc.get_objects():
+        if type(each) is FunctionType and each.__code__.co_filename.startswith(str(TOP)):
+            found.setdefault(each.__code__, []).append(each)
+    return found
+
+
 def _live(code: CodeType) -> list[FunctionType]:
+    return _all_functions().get(code, [])
+
+
+@functools.cache
+def _all_results() -> list[Any]:
+    """What may keep results of functions of the project: their caches, and their properties."""
     return [
-        each for each in gc.get_objects() if type(each) is FunctionType and each.__code__ == code
+        each
+        for each in gc.get_objects()
+        if (type(each) is functools._lru_cache_wrapper and "paravirt" in str(each.__module__))
+        or type(each) is functools.cached_property
     ]
 
 
 def _forget_results(functions: list[FunctionType]) -> None:
-    """Empty all caches, and those properties that the functions have worked out already."""
-    for each in gc.get_objects():
-        if type(each) is functools._lru_cache_wrapper:
+    """Empty the caches, and those properties that the functions have worked out already."""
+    for each in _all_results():
+        if type(each) is functools.cached_property:
+            if each.func in functions:
+                for owner in gc.get_objects():
+                    if getattr(type(owner), each.attrname or "", None) is each:
+                        vars(owner).pop(each.attrname, None)
+        else:
             each.cache_clear()
-        elif type(each) is functools.cached_property and each.func in functions:
-            for owner in gc.get_objects():
-                if getattr(type(owner), each.attrname or "", None) is each:
-                    vars(owner).pop(each.attrname, None)
 
 
 def _in_child(work: Callable[[], bool], seconds: float) -> int:
@@ -346,7 +375,7 @@ def _import_as(path: str, source: str) -> None:
     SourceFileLoader.get_code = get_code  # type: ignore[method-assign]
 
 
-OPTIONS = ["-m", "not slow", "-p", "no:cacheprovider", "-p", "no:xdist"]
+OPTIONS = ["-m", "not slow", "-p", "no:cacheprovider", "-p", "no:xdist", "--tb=no"]
 
 
 @dataclass
@@ -427,6 +456,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=1e9, help="stop after so long")
     given = parser.parse_args()
     os.chdir(TOP)
+    os.environ["HYPOTHESIS_PROFILE"] = "mutants"
     files = [
         file.resolve()
         for path in given.paths
@@ -451,6 +481,7 @@ def main() -> int:
         if failing := suite.measure():
             print("left out, as they fail without any change:", *failing, sep="\n  ")
             suite.leave_out(failing)
+        _all_functions(), _all_results()  # once, for all children
         result = score(suite, afresh, chosen, given.seconds)
         print(f"{result} (of {possible} possible, seed {given.seed})")
         codes[0] = 1 if result.lived else 0
