@@ -149,6 +149,7 @@ class Suite:
         """Do the work in the place of running each test once."""
         sys.settrace(None)
         self.session = session
+        session.config.option.tbstyle = "no"  # nobody reads how a test failed
         self.work(self)
         return True
 
@@ -341,7 +342,7 @@ class Afresh:
 
             def child(path: str = path, source: str = source, tests: Any = tests) -> bool:
                 _import_as(path, source)
-                return pytest.main(["-x", *OPTIONS, *tests]) == 0
+                return pytest.main(["-x", "--tb=no", *OPTIONS, *tests]) == 0
 
             asked.write(b"%d\n" % _in_child(child, seconds))
             asked.flush()
@@ -375,7 +376,7 @@ def _import_as(path: str, source: str) -> None:
     SourceFileLoader.get_code = get_code  # type: ignore[method-assign]
 
 
-OPTIONS = ["-m", "not slow", "-p", "no:cacheprovider", "-p", "no:xdist", "--tb=no"]
+OPTIONS = ["-m", "not slow", "-p", "no:cacheprovider", "-p", "no:xdist"]
 
 
 @dataclass
