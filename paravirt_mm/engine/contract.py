@@ -70,15 +70,13 @@ class Answer:
         """Return a value that must be of a class (no bool for a number)."""
         if type(value) is kind:
             return value
-        if not isinstance(value, kind) or (isinstance(value, bool) and kind is int):
+        if not isinstance(value, kind) or isinstance(value, bool):
             self.refuse(f"{what} is not a {kind.__name__}", value)
         return value
 
     def number(self, value: Any, what: str, low: int = 0, high: int = MAX_COUNT) -> int:
         """Return a whole number of ``low``..``high``."""
-        if type(value) is int and low <= value <= high:
-            return value
-        if not is_int(value):
+        if type(value) is not int and not is_int(value):
             self.refuse(f"{what} must be a whole number", value)
         if not low <= value <= high:
             self.refuse(f"{what} is not in {low}..{high}", value)

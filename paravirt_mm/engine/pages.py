@@ -23,12 +23,12 @@ class PageRun:
     @property
     def low(self) -> int:
         """The lowest pfn of the run."""
-        return self.start if self.step > 0 else self.start - self.count + 1
+        return self.start if self.step == 1 else self.start - self.count + 1
 
     @property
     def high(self) -> int:
         """One past the highest pfn of the run."""
-        return self.start + self.count if self.step > 0 else self.start + 1
+        return self.start + self.count if self.step == 1 else self.start + 1
 
     @property
     def span(self) -> tuple[int, int]:

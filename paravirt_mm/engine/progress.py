@@ -105,7 +105,7 @@ class Progress:
             left = RangeSet([(held.low, held.high)])
             left.discard(run.low, run.high)
             pieces = [PageRun(low, high - low) for low, high in left]
-            if held.step < 0:
+            if held.step == -1:
                 pieces = [piece.downward() for piece in reversed(pieces)]
             remaining += pieces
         self.standing = self.standing._replace(reservation=tuple(remaining))

@@ -123,6 +123,33 @@ def test_search_from_the_top_rounds_down_inside_the_range() -> None:
     assert block.find_top_down(0, 16 * PAGE, 5 * PAGE) is None
 
 
+def test_search_from_the_bottom_rounds_up_inside_the_range() -> None:
+    """Free: pages 5 to 12 and 13 to 20, the first with some bytes of page 4."""
+    block = Memblock(RangeSet([(5 * PAGE - 7, 12 * PAGE), (13 * PAGE, 20 * PAGE)]), RangeSet())
+    assert block.find_bottom_up(0, 20 * PAGE, 4 * PAGE, 4 * PAGE) == 8 * PAGE
+    assert block.find_bottom_up(0, 20 * PAGE, 5 * PAGE, 4 * PAGE) is None
+    assert block.find_bottom_up(0, 20 * PAGE, 2 * PAGE, 2 * PAGE) == 6 * PAGE
+    assert block.find_bottom_up(0, 20 * PAGE, PAGE) == 5 * PAGE
+    assert block.find_bottom_up(9 * PAGE, 20 * PAGE, 4 * PAGE, 4 * PAGE) == 16 * PAGE
+    assert block.find_bottom_up(0, 7 * PAGE, 3 * PAGE) is None
+
+
+def test_what_was_learnt_holds_where_it_was_learnt() -> None:
+    """A search below another end, or of another size, or from another start, begins afresh."""
+    ram = RangeSet([(4 * PAGE, 8 * PAGE), (12 * PAGE, 16 * PAGE)])
+    block = Memblock(ram, RangeSet())
+    assert block.find_top_down(0, 16 * PAGE, 3 * PAGE) == 13 * PAGE
+    block.reserve(13 * PAGE, 16 * PAGE)
+    assert block.find_top_down(0, 16 * PAGE, 3 * PAGE) == 5 * PAGE
+    assert block.find_top_down(6 * PAGE, 16 * PAGE, 3 * PAGE) is None
+    assert block.find_top_down(0, 16 * PAGE, 3 * PAGE) == 5 * PAGE
+    assert block.find_top_down(0, 7 * PAGE, 3 * PAGE) == 4 * PAGE
+    assert block.find_top_down(0, 16 * PAGE, PAGE) == 12 * PAGE
+    block.reserve(12 * PAGE, 13 * PAGE)
+    assert block.find_top_down(0, 16 * PAGE, PAGE) == 7 * PAGE
+    assert block.find_top_down(0, 64 * PAGE, 3 * PAGE) == 5 * PAGE
+
+
 def test_unaligned_reservation_spoils_its_page() -> None:
     block = Memblock(RangeSet([(PAGE, 4 * PAGE)]), RangeSet([(2 * PAGE + 5, 2 * PAGE + 6)]))
     assert block.pages_top_down(0, 4 * PAGE, 3) == [PageRun(3, 1, -1), PageRun(1, 1, -1)]
