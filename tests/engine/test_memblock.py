@@ -148,6 +148,11 @@ def test_what_was_learnt_holds_where_it_was_learnt() -> None:
     block.reserve(12 * PAGE, 13 * PAGE)
     assert block.find_top_down(0, 16 * PAGE, PAGE) == 7 * PAGE
     assert block.find_top_down(0, 64 * PAGE, 3 * PAGE) == 5 * PAGE
+    # What lies on both sides of an end that was searched below.
+    whole = Memblock(RangeSet([(4 * PAGE, 16 * PAGE)]), RangeSet())
+    assert whole.find_top_down(0, 8 * PAGE, 2 * PAGE) == 6 * PAGE
+    assert whole.find_top_down(0, 9 * PAGE, 2 * PAGE) == 7 * PAGE
+    assert whole.find_top_down(0, 10 * PAGE, 2 * PAGE) == 8 * PAGE
 
 
 def test_unaligned_reservation_spoils_its_page() -> None:

@@ -139,6 +139,11 @@ WORKED_OUT = {
         [(0, 0x400000, 1), (0x400000, 0x0FC00000, 2), (0x0FC00000, 0x0FFEB000, 1)],
     ),
     "less than a page": ("x86_64", 0x1800, 0x1FFF, 3, []),
+    # init_memory_mapping works with start >> PAGE_SHIFT and end >> PAGE_SHIFT.
+    "edges inside of pages": ("x86_64", 0x1800, 0x3FFF, 1, [(0x1000, 0x3000, 1)]),
+    "an edge inside of a page, large pages": (
+        "x86_64", 0x1FF800, 0x400800, 2, [(0x1FF000, 0x200000, 1), (0x200000, 0x400000, 2)],
+    ),
 }  # fmt: skip
 
 
@@ -152,3 +157,12 @@ def test_known_splits(
 ) -> None:
     found = merge_equal(split_by_alignment(MODES[mode], start, end, largest))
     assert [(p.start, p.end, p.level) for p in found] == pieces
+
+
+def test_only_what_touches_is_merged() -> None:
+    apart = [Piece(0, PAGE, 1), Piece(2 * PAGE, 3 * PAGE, 1), Piece(3 * PAGE, 4 * PAGE, 1)]
+    assert merge_equal(apart) == [Piece(0, PAGE, 1), Piece(2 * PAGE, 4 * PAGE, 1)]
+    assert merge_equal([Piece(0, PAGE, 1), Piece(PAGE, 2 * PAGE, 2)]) == [
+        Piece(0, PAGE, 1),
+        Piece(PAGE, 2 * PAGE, 2),
+    ]
