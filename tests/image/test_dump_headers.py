@@ -11,8 +11,11 @@ import pytest
 
 from paravirt_mm import InputError
 from paravirt_mm.image import dump as reader
+from paravirt_mm.image.contents import Image
 from paravirt_mm.image.dump import Dump, open_dump
-from paravirt_mm.machine.paging import I386, I386_PAE, X86_64, X86_64_LA57
+from paravirt_mm.image.elf import control_registers, core_header, stream_core
+from paravirt_mm.image.walker import canonical
+from paravirt_mm.machine.paging import I386, I386_PAE, MODES, X86_64, X86_64_LA57
 
 PAGE = 4096
 
@@ -247,3 +250,80 @@ def test_a_raw_file_is_all_memory(opened: Open, tmp_path: Path) -> None:
         assert (dump.cr3, dump.mode, dict(dump.facts)) == (None, None, {})
     with open_dump(path) as dump:
         assert dump.read(0, 100) == b"x" * 100
+
+
+# -- the headers that are written ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "cr4"), [("i386", 0x90), ("i386-pae", 0xB0), ("x86_64", 0xB0), ("x86_64-la57", 0x10B0)]
+)
+def test_control_registers_of_a_mode(name: str, cr4: int) -> None:
+    """CR0: PE, WP, PG; CR4: PSE and PGE, with PAE and LA57 where the mode has them."""
+    assert control_registers(MODES[name]) == (0x8001_0001, cr4)
+
+
+@pytest.mark.parametrize(
+    ("name", "machine", "status", "pid"),
+    [("i386", 3, 144, 24), ("i386-pae", 3, 144, 24), ("x86_64", 62, 336, 32)],
+)
+def test_every_field_of_a_header(name: str, machine: int, status: int, pid: int) -> None:
+    """System V ABI, figures 4-3 and 5-1; struct elf_prstatus; QEMUCPUState."""
+    mode = MODES[name]
+    extents = [(0x1000, 0x3000), (0x8000, 0x9000)]
+    data = core_header(mode, 0x5000, extents, mode.direct_map_base, {"a": "b", "c\n": "d"})
+    assert len(data) % PAGE == 0
+    assert data[:16] == b"\x7fELF\x02\x01\x01" + bytes(9)
+    assert struct.unpack_from("<HHIQQQIHHHHHH", data, 16) == (
+        4, machine, 1, 0, 64, 0, 0, 64, 56, 3, 0, 0, 0,
+    )  # fmt: skip
+    headers = [struct.unpack_from("<IIQQQQQQ", data, 64 + 56 * n) for n in range(3)]
+    kind, flags, at, virtual, physical, size, in_memory, align = headers[0]
+    assert (kind, flags, at, virtual, physical, align) == (4, 0, 64 + 3 * 56, 0, 0, 4)
+    assert size == in_memory
+    assert len(data) == -(-(at + size) // PAGE) * PAGE
+    offset = len(data)
+    for (low, high), header in zip(extents, headers[1:], strict=True):
+        length = high - low
+        seen = canonical(mode, mode.direct_map_base + low)
+        assert header == (1, 0, offset, seen, low, length, length, PAGE)
+        offset += length
+    notes = {}
+    end = at + size
+    while at < end:
+        label, length, kind = struct.unpack_from("<III", data, at)
+        at += 12
+        text = data[at : at + label]
+        assert text.endswith(b"\0")
+        at += -(-label // 4) * 4
+        notes[text[:-1]] = kind, data[at : at + length]
+        at += -(-length // 4) * 4
+    assert at == end
+    assert [*notes] == [b"CORE", b"QEMU", b"PARAVIRT_MM"]
+    kind, task = notes[b"CORE"]
+    assert (kind, len(task)) == (1, status)
+    assert task == bytes(pid) + b"\x01" + bytes(status - pid - 1)
+    kind, state = notes[b"QEMU"]
+    assert (kind, len(state)) == (0, 440)
+    assert struct.unpack_from("<II", state) == (1, 440)
+    assert struct.unpack_from("<5Q", state, 392) == (
+        0x8001_0001, 0, 0, 0x5000, control_registers(mode)[1],
+    )  # fmt: skip
+    assert state[8:392] == bytes(384)
+    assert state[432:] == bytes(8)
+    assert notes[b"PARAVIRT_MM"][1].startswith(b"a=b\n")
+
+
+def test_a_pipe_that_takes_little_gets_everything(small_run: Any) -> None:
+    image = Image(small_run("x86_64", "incremental:variant=hpa", "native").trace)
+    parts: list[bytes] = []
+
+    def little(data: Any) -> int | None:
+        taken = bytes(data[:5000])
+        parts.append(taken if len(parts) % 3 else b"")
+        return len(parts[-1]) or None
+
+    whole: list[bytes] = []
+    size = stream_core(image, lambda data: whole.append(bytes(data)) or len(data))
+    assert stream_core(image, little) == size == len(b"".join(whole))
+    assert b"".join(parts) == b"".join(whole)
