@@ -26,8 +26,8 @@ def split_by_alignment(mode: PagingMode, start: int, end: int, largest: int) -> 
     """Split ``[start, end)`` into at most five pieces: 4k head, 2M, 1G, 2M tail, 4k tail.
 
     ``largest`` is the highest level whose entries may map pages. Both edges are rounded down to
-    pages, as the kernel shifts them. A 32-bit kernel never uses a large page for the first 2 or 4 MiB: fixed-range MTRRs
-    live there.
+    pages, as the kernel shifts them. A 32-bit kernel never uses a large page for the first 2 or
+    4 MiB: fixed-range MTRRs live there.
     """
     start, end = align_down(start, PAGE_SIZE), align_down(end, PAGE_SIZE)
     if largest == 1:
