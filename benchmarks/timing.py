@@ -35,6 +35,12 @@ def timed(command: Sequence[str | PathLike[str]]) -> tuple[Cost, str]:
     return Cost(wall, cpu), done.stdout
 
 
+def cpu_seconds() -> float:
+    """Return the CPU time that this process has used, and its children that have ended."""
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(one.ru_utime + one.ru_stime for one in used)
+
+
 def best(costs: Sequence[Cost]) -> Cost:
     """Return the least of each."""
     return Cost(min(cost.wall for cost in costs), min(cost.cpu for cost in costs))

@@ -41,11 +41,17 @@ from paravirt_mm.registry import default_registry
     "where the two do not end alike.",
 )  # fmt: skip
 @click.option(
+    "--against-backend", metavar="SPEC",
+    help="What the second allocator runs under, if not the same. Without --against: the same "
+    "allocator, so that two backends are compared.",
+)  # fmt: skip
+@click.option(
     "--mode", "modes", multiple=True, type=click.Choice(tuple(MODES)), help="Paging modes to try."
 )
 @click.option(
     "--time", "seconds", type=Seconds(0.1, 86400), default=60.0, show_default=True,
-    metavar="SECONDS", help="How long to search; making the machine small comes on top.",
+    metavar="SECONDS",
+    help="How long to search; making the machine small takes as long again at the most.",
 )  # fmt: skip
 @click.option("--tries", type=click.IntRange(1), help="How many machines to try at the most.")
 @click.option("--seed", type=click.IntRange(0, 2**31), default=0, show_default=True)
@@ -62,6 +68,7 @@ def command(
     condition: str,
     backend: str | None,
     against: str | None,
+    against_backend: str | None,
     modes: tuple[str, ...],
     seconds: float,
     tries: int | None,
@@ -92,16 +99,14 @@ def command(
     """
     running = scenarios.Running.of(default_registry(), observers, time_limit, memory_limit)
     wanted = Condition.parse(condition)
-    if wanted.needs_other and against is None:
+    if wanted.needs_other and against is None and against_backend is None:
         raise SpecError(f"the condition {condition!r} speaks of a second allocator: add --against")
-    specs = [_checked(allocator, "allocator")]
-    if against is not None:
-        specs.append(_checked(against, "allocator"))
     quarry = Quarry(
-        allocator=specs[0],
+        allocator=_checked(allocator, "allocator"),
         backend=_checked(backend or default_spec("backend"), "backend"),
         condition=condition,
-        other=specs[1] if against is not None else None,
+        other=against and _checked(against, "allocator"),
+        other_backend=against_backend and _checked(against_backend, "backend"),
         machines=tuple(reading.all_machines(machines)),
         modes=modes,
     )
@@ -120,7 +125,7 @@ def command(
     if result.machine is None:
         click.echo(_not_found(result, seed, as_json))
         return ExitCode.PLUGIN if result.errors else ExitCode.OK
-    found = Found.of(quarry, result, limits=running.limits, each=running.each)
+    found = Found.of(quarry, result, limits=running.limits, each=running.each, seconds=seconds)
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
         emit(found.toml(), folder / "found.toml")

@@ -72,8 +72,8 @@ def _any_entry(choose: Choices, machine: Machine) -> E820Entry:
 
 
 def _size(choose: Choices) -> int:
-    """Return a size near a usual one; by times not a multiple of anything."""
-    size = choose.one_of(_SIZES)
+    """Return a size near a usual one, or some large pages; by times not a multiple of anything."""
+    size = choose.one_of((*_SIZES, 2 * MIB * choose.integer(1, 512)))
     return max(1, size + choose.one_of((0, 0, 0, PAGE_SIZE, -PAGE_SIZE, 1, -1)))
 
 
@@ -251,7 +251,7 @@ def _leave_few(choose: Choices, machine: Machine) -> Machine:
     low, high = choose.one_of(list(machine.memory_map.ram_pages()))
     left = PAGE_SIZE + _few(choose)
     start = choose.one_of((low, max(low, high - left), align_down((low + high) // 2, PAGE_SIZE)))
-    end = machine.kernel.span[1] + ROOM_AFTER_KERNEL
+    end = machine.kernel.span[1] + choose.one_of((0, ROOM_AFTER_KERNEL))
     return _taking(machine, [(low, start), (min(start + left, high), high)], end)
 
 
@@ -294,6 +294,17 @@ def _move_kernel(choose: Choices, machine: Machine) -> Machine:
     return attrs.evolve(machine, kernel=kernel.at(start))
 
 
+def _grow_kernel(choose: Choices, machine: Machine) -> Machine:
+    """Let brk begin, or end, at the border of a large page or a few pages off it."""
+    kernel = machine.kernel
+    edge = choose.one_of((kernel.brk_start, kernel.brk_end))
+    by = align_up(edge, machine.mode.entry_span(2)) + _few(choose) * choose.one_of((1, -1)) - edge
+    if by < 0:
+        return machine
+    grown = attrs.evolve(kernel.at(kernel.start + by), start=kernel.start)
+    return attrs.evolve(machine, kernel=grown)
+
+
 _CHANGES: tuple[Callable[[Choices, Machine], Machine], ...] = (
     _move_edge,
     _move_edge,
@@ -316,4 +327,5 @@ _CHANGES: tuple[Callable[[Choices, Machine], Machine], ...] = (
     _features,
     _mode,
     _move_kernel,
+    _grow_kernel,
 )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from math import inf
+from time import monotonic
 from typing import Any
 
 import attrs
@@ -75,12 +77,15 @@ class Found:
         *,
         limits: Limits = TRYING,
         each: Each | None = None,
+        seconds: float = inf,
     ) -> Found:
-        """Shrink what a hunt found, each try in a child within ``limits``; ``each`` runs what is
-        shown in the end (None: this process). Raises ValueError where the hunt found nothing.
+        """Shrink what a hunt found for ``seconds`` at the most, each try in a child within
+        ``limits``; ``each`` runs what is shown in the end (None: this process). Raises ValueError
+        where the hunt found nothing.
         """
         if result.machine is None:
             raise ValueError("the hunt found nothing")
+        until = monotonic() + seconds
         with Asked(quarry.judge, limits) as asked:
 
             def judge(machine: Machine) -> tuple[bool, Reason]:
@@ -92,10 +97,10 @@ class Found:
             machine, tries = shrink(
                 result.machine,
                 lambda one: (not room or is_sound(one)) and judge(one) == (True, wanted),
+                until=until,
             )
         machine = attrs.evolve(machine, name="found")
-        specs = [quarry.allocator, *([] if quarry.other is None else [quarry.other])]
-        todo = [(machine, spec, quarry.backend) for spec in specs]
+        todo = [(machine, *side) for side in quarry.sides]
         run = each or partial(run_here, default_registry())
         endings = [*run(todo, Ending.of), None]
         entries = len(result.machine.memory_map)
@@ -109,8 +114,8 @@ class Found:
         """Return a test module that fails as long as the condition holds on the machine."""
         lines = "\n".join(f"    {line!r}" for line in self.toml().splitlines(keepends=True))
         second = "None"
-        if self.quarry.other is not None:
-            second = f"Scenario.of(machine, {self.quarry.other!r}, {self.quarry.backend!r}).run()"
+        for allocator, backend in self.quarry.sides[1:]:
+            second = f"Scenario.of(machine, {allocator!r}, {backend!r}).run()"
         return _TEST.format(
             condition=self.quarry.condition,
             lines=lines,
@@ -123,7 +128,9 @@ class Found:
         """Return all of it for a terminal."""
         ends = [f"{self.run.allocator}: {self.run.verdict}"]
         if self.other is not None:
-            ends.append(f"{self.other.allocator}: {self.other.verdict}")
+            under = self.quarry.other_backend
+            other = self.other.allocator + (f" under {under}" if under else "")
+            ends.append(f"{other}: {self.other.verdict}")
         parts: Sequence[Sequence[str]] = (
             [machine_title(self.machine)],
             [

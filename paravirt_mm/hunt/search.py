@@ -41,13 +41,15 @@ _START = -1
 class Quarry:
     """What is hunted: specs, the condition as text, and the real machines to start from.
 
-    ``other`` is the spec of a second allocator, ``modes`` the paging modes that count (none: all).
+    ``other`` is the spec of a second allocator, ``other_backend`` what it runs under if that is not
+    the same; ``modes`` are the paging modes that count (none: all).
     """
 
     allocator: str
     backend: str
     condition: str
     other: str | None = None
+    other_backend: str | None = None
     machines: tuple[Machine, ...] = ()
     modes: tuple[str, ...] = ()
 
@@ -56,23 +58,27 @@ class Quarry:
         """The real machines to start from; those of the package where none are given."""
         return self.machines or _bundled()
 
+    @property
+    def sides(self) -> tuple[tuple[str, str], ...]:
+        """Allocator and backend of each run; the second is what the first is compared with."""
+        first = self.allocator, self.backend
+        if self.other is None and self.other_backend is None:
+            return (first,)
+        return first, (self.other or self.allocator, self.other_backend or self.backend)
+
     def counts(self, machine: Machine) -> bool:
         """Tell whether a machine is in one of the modes that count."""
         return not self.modes or machine.mode.name in self.modes
 
     def runs(self, machine: Machine) -> tuple[Run, Run | None]:
         """Run the allocator, and the second one, on a machine."""
-        run = Scenario.of(machine, self.allocator, self.backend).run()
-        if self.other is None:
-            return run, None
-        return run, Scenario.of(machine, self.other, self.backend).run()
+        first, *second = (Scenario.of(machine, *side).run() for side in self.sides)
+        return first, second[0] if second else None
 
     def stopped(self, machine: Machine, reason: object) -> tuple[Run, Run | None]:
         """Return what `runs` cannot, because one of the two had to be stopped."""
-        run = Scenario.of(machine, self.allocator, self.backend).stopped(reason)
-        if self.other is None:
-            return run, None
-        return run, Scenario.of(machine, self.other, self.backend).stopped(reason)
+        first, *second = (Scenario.of(machine, *side).stopped(reason) for side in self.sides)
+        return first, second[0] if second else None
 
     def judge(self, machine: Machine, stopped: object = None) -> tuple[bool, Reason]:
         """Tell whether the condition is true of the machine, and the reason for how it ended."""

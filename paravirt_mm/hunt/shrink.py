@@ -12,7 +12,8 @@ nothing of machines that were read from a log.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from math import log2
+from math import inf, log2
+from time import monotonic
 
 import attrs
 
@@ -55,9 +56,13 @@ def measure(machine: Machine) -> Measure:
 
 
 def shrink(
-    machine: Machine, holds: Callable[[Machine], bool], max_tries: int = MAX_TRIES
+    machine: Machine,
+    holds: Callable[[Machine], bool],
+    max_tries: int = MAX_TRIES,
+    until: float = inf,
 ) -> tuple[Machine, int]:
-    """Return the smallest machine found on which ``holds`` is true, and how many were tried.
+    """Return the smallest machine found on which ``holds`` is true, and how many were tried; the
+    last is tried before ``until`` (of `time.monotonic`).
 
     ``holds`` must be true of ``machine`` itself. A machine on which it raises `InputError` does not
     count.
@@ -69,7 +74,7 @@ def shrink(
         progress = False
         size = measure(machine)
         for candidate in _simpler(machine):
-            if tries == max_tries:
+            if tries == max_tries or monotonic() >= until:
                 return machine, tries
             if measure(candidate) >= size or not is_sound(candidate, 0):
                 continue

@@ -1,6 +1,6 @@
 """The rules that every run is checked against, from its trace alone.
 
-1. A table page is RAM, free, and not already a table.
+1. A table page is RAM, free, and not already a table; what the platform put somewhere is not free.
 2. It is reachable (boot map, brk, or direct map so far) when it is first written.
 3. In the end the direct map is exactly what the allocator promised: everything once, identity,
    nothing else; and no RAM up to the limit of the direct map is left out of the promise.
@@ -101,6 +101,7 @@ class _Checker:
         self._released: list[tuple[int, PageRun]] = []
         self._findings: list[Finding] = []
         self._checks: dict[type, Callable[[int, Any], None]] = {
+            RunStarted: self._on_started,
             TablesReserved: self._on_reserved,
             TablesAllocated: self._on_allocated,
             EntriesWritten: self._on_written,
@@ -124,6 +125,14 @@ class _Checker:
 
     def _find(self, rule: int, number: int, address: int, message: str) -> None:
         self._findings.append(Finding(rule, number, address, message))
+
+    def _on_started(self, number: int, event: RunStarted) -> None:
+        """A thing that the platform put somewhere is kept from everyone, or free: never half."""
+        kept = RangeSet(event.boot.reserved)
+        for place, (low, high) in event.boot.places:
+            if kept.overlaps(low, high) and not kept.covers(low, high):
+                gap, _ = next(kept.gaps(low, high))
+                self._find(1, number, gap, f"what lies there is kept in part only: {place}")
 
     def _on_reserved(self, number: int, event: TablesReserved) -> None:
         for run in event.pages:

@@ -26,6 +26,7 @@ from paravirt_mm.guard import (
     StoppedError,
     call,
     guarded,
+    together,
     without_memory_limit,
 )
 
@@ -220,6 +221,19 @@ def test_time_is_counted_by_item() -> None:
             yield number
 
     assert list(guarded(work, SHORT)) == list(range(10))
+
+
+@pytest.mark.parametrize("children", [1, 2])
+def test_all_of_them_end_when_the_time_is_over(children: int) -> None:
+    def counts(skip: int) -> Iterator[int]:
+        yield from range(3)
+        time.sleep(60)
+
+    began = time.monotonic()
+    found = list(together([counts] * children, until=began + 0.5))
+    assert 0.4 < time.monotonic() - began < 20
+    for number in range(children):
+        assert [item for one, item in found if one == number] == list(range(len(found) // children))
 
 
 def test_a_reader_may_wait_as_long_as_it_likes() -> None:

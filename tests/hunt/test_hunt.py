@@ -125,3 +125,58 @@ def test_command_as_json():
 def test_wrong_usage(arguments, says):
     with pytest.raises(Exception, match=says):
         command(*arguments)
+
+
+SLEEPER = """
+import time
+from paravirt_mm import hookimpl
+from paravirt_mm_incremental import Incremental
+
+
+class Sleeper(Incremental):
+    @hookimpl
+    def pvmm_promise(self, boot):
+        time.sleep(20)
+        return super().pvmm_promise(boot)
+"""
+
+
+def test_a_try_that_takes_long_does_not_keep_the_hunt(tmp_path):
+    path = tmp_path / "sleeper.py"
+    path.write_text(SLEEPER, encoding="utf-8")
+    result = hunt(Quarry(f"{path}:Sleeper", "native", "panic"), seconds=0.5, jobs=2)
+    assert result.machine is None
+    assert result.seconds < 10
+
+
+FORGETFUL = """
+import attrs
+from paravirt_mm import hookimpl
+from paravirt_mm_xen import Xen
+
+
+@attrs.frozen
+class Forgetful(Xen):
+    @hookimpl
+    def pvmm_boot_state(self, machine):
+        state = super().pvmm_boot_state(machine)
+        if not hasattr(state, "reserved"):
+            return state
+        *others, (low, high) = state.reserved
+        last = [(low, high - 4096)] if high - low > 4096 else []
+        return attrs.evolve(state, reserved=(*others, *last))
+"""
+
+
+def test_two_backends_are_compared(tmp_path):
+    """A page that a platform forgets to keep breaks no rule: it is what the platform says."""
+    path = tmp_path / "forgetful.py"
+    path.write_text(FORGETFUL, encoding="utf-8")
+    result = command(
+        "incremental:variant=hpa", "-b", f"{path}:Forgetful", "--against-backend", "xen",
+        "--for", "differs", "--mode", "x86_64", "--time", 60, "-o", tmp_path,
+    )  # fmt: skip
+    assert result.return_value == ExitCode.FINDINGS
+    assert "incremental hpa under xen: " in result.output
+    case = (tmp_path / "test_found.py").read_text(encoding="utf-8")
+    assert "Scenario.of(machine, 'incremental:variant=hpa', 'xen').run()" in case

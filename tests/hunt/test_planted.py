@@ -107,6 +107,22 @@ FAULTS = (
         "kernel=3.6",
     ),
     Planted(
+        "a lost page: a block right below an initrd takes its first page",
+        "legacy_linear",
+        "LegacyLinear",
+        """
+    @hookimpl
+    def pvmm_reserve_tables(self, boot, step, pieces):
+        first, *others = super().pvmm_reserve_tables(boot, step, pieces)
+        initrd = boot.machine.initrd
+        if initrd and first.high == initrd[0] // 4096:
+            first = attrs.evolve(first, count=first.count + 1)
+        return [first, *others]
+""",
+        "violation",
+        "kernel=2.6.39",
+    ),
+    Planted(
         "the surplus is kept",
         "legacy_linear",
         "LegacyLinear",

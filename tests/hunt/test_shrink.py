@@ -69,3 +69,10 @@ def test_changes_change():
     machine = bundled("lenovo-x230-8g")
     seen = {changed(Seeded(n), machine).memory_map for n in range(200)}
     assert len(seen) > 50
+
+
+def test_nothing_is_tried_when_the_time_is_over():
+    machine = bundled("lenovo-x230-8g")
+    small, tries = shrink(machine, lambda m: True, until=0.0)
+    assert tries == 0
+    assert small.memory_map == machine.memory_map

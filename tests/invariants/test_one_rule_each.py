@@ -7,12 +7,14 @@ Each starts from a correct reference plugin and changes one hook. `Case.message`
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
+from enum import StrEnum
 from typing import Any
 
 import attrs
 import pytest
 
 from paravirt_mm import (
+    PAGE_SIZE,
     ActivateRoot,
     AttachTables,
     Batch,
@@ -300,7 +302,32 @@ class Case:
     address: int | None = None
 
 
+class Thing(StrEnum):
+    """What a platform puts somewhere."""
+
+    INITRD = "initrd"
+
+
+@attrs.frozen
+class KeepsAPart(PlainPlatform):
+    """Two of the three pages of an initrd are kept."""
+
+    @hookimpl
+    def pvmm_boot_state(self, machine: Machine) -> BootState:
+        """Say so."""
+        state = PlainPlatform.pvmm_boot_state(self, machine)
+        start = 40 * MIB
+        return attrs.evolve(
+            state,
+            reserved=((start, start + 2 * PAGE_SIZE),),
+            places=((Thing.INITRD, (start, start + 3 * PAGE_SIZE)),),
+        )
+
+
 CASES = {
+    "an initrd kept in part": Case(
+        AscendingAllocator, KeepsAPart, 1, "kept in part only: initrd", 40 * MIB + 2 * PAGE_SIZE
+    ),
     "not RAM": Case(_from(HOLE), MapsEverything, 1, "is not RAM", HOLE),
     "taken by the kernel": Case(
         _from(16 * MIB), PlainPlatform, 1, "taken by something else", 16 * MIB
