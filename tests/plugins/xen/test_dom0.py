@@ -30,7 +30,14 @@ def recording() -> Dom0Recording:
     return Dom0Recording.load(FIRST)
 
 
-@pytest.mark.parametrize("path", RECORDINGS, ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "path",
+    [
+        path if "small" in path.name else pytest.param(path, marks=pytest.mark.slow)
+        for path in RECORDINGS
+    ],
+    ids=lambda path: path.name,
+)
 def test_the_model_makes_the_calls_of_a_real_kernel_one_by_one(path: Path) -> None:
     found = compare_dom0(Dom0Recording.load(path))
     assert list(found.lines())[1:] == [
