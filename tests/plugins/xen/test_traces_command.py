@@ -32,6 +32,7 @@ def write(tmp_path: Path, *answers: int, name: str = "t") -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_all_agree() -> None:
     code, result = verify(str(SAMPLE))
     assert code == 0
