@@ -244,6 +244,46 @@ def test_a_tree_of_its_own_step_by_step() -> None:
     assert [(e.batch.index, e.cost.flushes) for e in trace.of(RootActivated) if e.batch] == [(0, 3)]
 
 
+def test_what_has_been_handed_over_is_live_before_it_is_attached() -> None:
+    @attrs.frozen
+    class Between(Two):
+        @hookimpl
+        def pvmm_map_steps(self, boot: Boot) -> Generator[Step, StepResult, None]:
+            yield NewRoot()
+            yield Map(2 * MIB, 3 * MIB, hand_over=LATER)
+            yield HandOverTables()
+            yield Map(3 * MIB, 4 * MIB, hand_over=LATER)
+            yield AttachTables()
+
+    run(Between)
+    assert [line for line in SAID if "leaf" in line] == ["256 leaf L1 quiet", "256 leaf L1 live"]
+
+
+def test_a_tree_reaches_nothing_before_cr3_refers_to_it() -> None:
+    @attrs.frozen
+    class Little(Clerk):
+        @hookimpl
+        def pvmm_boot_state(self, machine: Machine) -> BootState:
+            return attrs.evolve(Clerk.pvmm_boot_state(self, machine), mapped=((0, 8 * MIB),))
+
+    @attrs.frozen
+    class Looks(Two):
+        @hookimpl
+        def pvmm_map_steps(self, boot: Boot) -> Generator[Step, StepResult, None]:
+            for step in (
+                NewRoot(),
+                Map(2 * MIB, 16 * MIB, hand_over=LATER),
+                HandOverTables(),
+                AttachTables(),
+                ActivateRoot(),
+            ):
+                yield step
+                TOLD.append([*boot.reachable(0, 16 * MIB)])
+
+    run(Looks, Little)
+    assert TOLD == [[(0, 8 * MIB)]] * 4 + [[(2 * MIB, 16 * MIB)]]
+
+
 @attrs.frozen
 class Guesses(Two):
     """Sets pages aside for one range, in two runs, and gives back what is left."""

@@ -237,3 +237,22 @@ def test_large_page_in_the_way_is_replaced() -> None:
     again = tree.plan(PAGE, 2 * PAGE, 2)
     assert again.leaves == ()
     assert again.mapped_end == 2 << 20
+
+
+def test_a_32_bit_kernel_puts_a_large_page_where_a_table_is() -> None:
+    """The table is gone then: whoever maps small pages there needs one again."""
+    mode = MODES["i386"]
+    large = mode.entry_span(2)
+    tree = Tree(mode)
+    tree.adopt(1, 0, 3 * large)
+    assert tree.plan(large, 2 * large, 1).spans == {}
+    plan = tree.plan(large, 2 * large, 2)
+    assert [(leaf.level, leaf.start, leaf.end) for leaf in plan.leaves] == [(2, large, 2 * large)]
+    tree.commit(plan, 0, [])
+    again = tree.plan(large, 2 * large, 1)
+    assert again.spans == {1: ((large, 2 * large),)}
+    assert [(leaf.level, leaf.start, leaf.end) for leaf in again.replaced] == [
+        (2, large, 2 * large)
+    ]
+    # The tables beside it are still there.
+    assert tree.plan(0, large, 1).spans == tree.plan(2 * large, 3 * large, 1).spans == {}

@@ -16,7 +16,9 @@ from paravirt_mm.engine.trace import (
     TablesAllocated,
     Trace,
 )
-from paravirt_mm.invariants.image import SMALL, check_image, is_small
+from paravirt_mm.image.contents import Image
+from paravirt_mm.image.walker import LeafRun, walk
+from paravirt_mm.invariants.image import SMALL, check_image, compare_walk, is_small
 from paravirt_mm.machine.paging import MODES
 
 ALLOCATORS = ("legacy_linear:kernel=3.6", "incremental:variant=linux", "incremental:variant=hpa")
@@ -135,3 +137,39 @@ def test_runs_that_end_early_have_no_findings() -> None:
     assert run.verdict.outcome == "panic"
     assert check_image(run.trace) == []
     assert check_image(Trace()) == []
+
+
+def changed_runs(*changes: tuple[int, LeafRun | None]) -> list[str]:
+    """What is found where a walk shows other runs than the trace says."""
+    trace = trace_of("x86_64", "incremental:variant=linux", "native")
+    image = Image(trace)
+    found = walk(image, image.root, image.mode)
+    runs: list[LeafRun | None] = list(found.runs)
+    for place, run in changes:
+        runs[place] = run
+    wrong = attrs.evolve(found, runs=tuple(run for run in runs if run is not None))
+    return [f"{each.address:#x} {each.message}" for each in compare_walk(trace, wrong)]
+
+
+def test_a_walk_that_shows_something_else() -> None:
+    """Pages of another size, pages that lead elsewhere or are not there: each at its address."""
+    trace = trace_of("x86_64", "incremental:variant=linux", "native")
+    image = Image(trace)
+    runs = walk(image, image.root, image.mode).runs
+    place = next(n for n, run in enumerate(runs) if run.level == 2)
+    run = runs[place]
+    assert changed_runs((place, run)) == []
+    assert changed_runs((place, attrs.evolve(run, level=1))) == [
+        f"{run.physical:#x} a page of L1 instead of a page of L2"
+    ]
+    assert changed_runs((place, None)) == [f"{run.physical:#x} not mapped instead of a page of L2"]
+    assert changed_runs((place, attrs.evolve(run, physical=run.physical + 4096))) == [
+        f"{run.start:#x} leads to {run.physical + 4096:#x}: no identity",
+        f"{run.physical:#x} not mapped instead of a page of L2",
+    ]
+    last = runs[-1]
+    more = attrs.evolve(last, end=last.end + 4096)
+    end = last.physical + last.end - last.start
+    assert changed_runs((len(runs) - 1, more)) == [
+        f"{end:#x} a page of L{last.level} instead of not mapped"
+    ]
