@@ -98,8 +98,7 @@ def record(
             recorder = _Recorder(machine.gdb, entries, kernel.symbols)
             recorder.run()
         except GdbError as error:
-            told = machine.panic() or str(error)
-            raise XenBootError(f"{kernel.release}: {told}", machine.tail()) from None
+            raise XenBootError(f"{kernel.release}: {machine.why(error)}", machine.tail()) from None
         log = machine.console()
     version = _VERSION.search(log)
     bss_end = kernel.symbols["__bss_stop"] - _KERNEL_MAP
@@ -187,6 +186,9 @@ class _Machine:
         parameters: str,
     ) -> None:
         self._log = directory / "console.log"
+        self._errors = directory / "qemu.log"
+        self._seconds = seconds
+        self._deadline = time.monotonic() + seconds
         ours, theirs = socket.socketpair()
         self._socket = ours
         memory = host.pages * (PAGE_SIZE >> 10)
@@ -214,23 +216,23 @@ class _Machine:
             *("-chardev", f"socket,id=gdb,fd={theirs.fileno()}", "-gdb", "chardev:gdb"),
             *("-serial", f"file:{self._log.name}"),
         ]
-        with theirs:
+        with theirs, self._errors.open("wb") as errors:
             try:
                 self._process = subprocess.Popen(  # noqa: S603 - a list of our own making, no shell
                     command,
                     cwd=directory,
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,
-                    stderr=subprocess.DEVNULL,
+                    stderr=errors,
                     pass_fds=(theirs.fileno(),),
                 )
             except OSError as error:
                 raise XenBootError(f"{command[0]} cannot be started: {error}") from None
         try:
-            self.gdb = GdbClient(ours, time.monotonic() + seconds)
+            self.gdb = GdbClient(ours, self._deadline)
         except GdbError as error:
             self._end()
-            raise XenBootError(f"QEMU did not start: {error}", self.tail()) from None
+            raise XenBootError(f"QEMU did not start: {self.why(error)}", self.tail()) from None
 
     def __enter__(self) -> _Machine:
         return self
@@ -249,10 +251,21 @@ class _Machine:
         """The last lines of it."""
         return tuple(printable(line, 200) for line in self.console().splitlines()[-12:])
 
-    def panic(self) -> str:
-        """Xen's last words, if it gave up; empty: it did not."""
-        found = _XEN_PANIC.search(self.console())
-        return f"Xen gave up: {printable(found[1], 200)}" if found else ""
+    def why(self, error: GdbError) -> str:
+        """Why the connection has ended: what Xen or QEMU said last, or that the time was over."""
+        if found := _XEN_PANIC.search(self.console()):
+            return f"Xen gave up: {printable(found[1], 200)}"
+        said = self._errors.read_text("utf-8", "replace").strip().splitlines()
+        if said:
+            text = printable(said[-1].removeprefix("qemu-system-x86_64: "), 200)
+            needs = text.endswith("Cannot allocate memory")
+            return f"QEMU: {text}" + (": take a machine with less RAM" if needs else "")
+        if time.monotonic() >= self._deadline:
+            return (
+                f"no end of its direct map within {self._seconds:g} s: it hangs, or "
+                "needs more time (linux:timeout=SECONDS)"
+            )
+        return str(error)
 
     def _end(self) -> None:
         self._process.kill()

@@ -18,11 +18,10 @@ from pathlib import Path
 
 import attrs
 
-from paravirt_mm import InputError, KernelFile, kernel_path
+from paravirt_mm import InputError, KernelFile, ParavirtMmError, kernel_path
 from paravirt_mm_xen.dom0.boot import record
 from paravirt_mm_xen.dom0.host import Host
 from paravirt_mm_xen.dom0.recording import Dom0Recording
-from paravirt_mm_xen.live.errors import LiveError
 from paravirt_mm_xen.live.pieces import find_pieces
 
 SECONDS = 280.0
@@ -53,7 +52,9 @@ def recorded(kernel: KernelFile, hypervisor: str, host: Host) -> Dom0Recording:
             parameters=kernel.parameters,
             seconds=kernel.timeout or SECONDS,
         )
-    except LiveError as error:
+    except InputError:
+        raise
+    except ParavirtMmError as error:  # of this plugin, or of what reads the image
         raise InputError(" ".join(str(error).split("\n")[0].split())) from error
     _keep(kept, recording)
     return recording

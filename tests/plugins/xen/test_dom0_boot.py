@@ -1,0 +1,62 @@
+"""Boots as dom0 that come to nothing: told in a line, with a stand-in for QEMU, and gone after."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from paravirt_mm import GdbError
+from paravirt_mm_xen.dom0 import boot
+from paravirt_mm_xen.dom0.host import plain_host
+from paravirt_mm_xen.live.errors import XenBootError
+
+
+@pytest.fixture
+def stand_in(tmp_path: Path) -> Path:
+    (tmp_path / "work").mkdir()
+    return tmp_path / "qemu-system-x86_64"
+
+
+def started(qemu: Path, script: str, seconds: float = 30) -> boot._Machine:
+    qemu.write_text(f"#!/bin/sh\n{script}\n")
+    qemu.chmod(0o755)
+    work = qemu.parent / "work"
+    return boot._Machine(qemu, work / "xen.elf", work, plain_host(), seconds, "")
+
+
+@pytest.mark.parametrize(
+    ("script", "seconds", "says"),
+    [
+        (
+            "echo \"qemu-system-x86_64: cannot set up guest memory 'pc.ram': "
+            'Cannot allocate memory" >&2',
+            30,
+            "QEMU: cannot set up guest memory 'pc.ram': Cannot allocate memory: take a machine "
+            "with less RAM",
+        ),
+        ("exec sleep 60", 0.2, r"within 0.2 s: it hangs, or needs more time \(linux:timeout="),
+        ("exit 3", 30, "QEMU closed its gdb connection"),
+    ],
+)
+def test_qemu_that_does_not_start(stand_in: Path, script: str, seconds: float, says: str) -> None:
+    with pytest.raises(XenBootError, match=says) as raised:
+        started(stand_in, script, seconds)
+    assert raised.value.reason.startswith("QEMU did not start: ")
+    assert "\n" not in raised.value.reason
+
+
+def test_what_xen_said_last_is_why(stand_in: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Client:
+        def __init__(self, *_: object) -> None: ...
+
+    monkeypatch.setattr(boot, "GdbClient", Client)
+    words = "Domain 0 allocation is too small for kernel image"
+    with started(stand_in, "exec sleep 60") as machine:
+        log = stand_in.parent / "work" / "console.log"
+        assert machine.why(GdbError("closed")) == "closed"
+        log.write_text(f"(XEN) Panic on CPU 0:\n(XEN) {words}\n(XEN) ****\n")
+        assert machine.why(GdbError("closed")) == f"Xen gave up: {words}"
+        assert machine.tail()[1] == f"(XEN) {words}"
+        process = machine._process
+    assert process.returncode == -9

@@ -1,0 +1,97 @@
+"""Commands over kernels as dom0 that have booted before: nothing boots, so everywhere."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import attrs
+import pytest
+from click.testing import CliRunner, Result
+
+from paravirt_mm import load
+from paravirt_mm.cli.main import cli
+from paravirt_mm_xen.dom0 import kept
+from paravirt_mm_xen.dom0.host import host_of
+from paravirt_mm_xen.dom0.recording import Dom0Recording
+
+RECORDING = Path(__file__).parents[3] / "tests/data/xen/dom0-linux-6.1-xen-4.17-qemu-512m.json.xz"
+
+
+@attrs.frozen
+class Site:
+    """Kernels ``old`` and ``new`` that have booted on ``qemu-512m``, and a directory with Xen."""
+
+    home: Path
+
+    @property
+    def backend(self) -> str:
+        return f"xen:hypervisor={self.home / 'xen'},kernel=6.1"
+
+    def kernel(self, name: str) -> str:
+        return f"linux:image={self.home / name},movable_node=no"
+
+    def run(self, *words: str) -> Result:
+        return CliRunner().invoke(cli, [*words, "-b", self.backend], standalone_mode=False)
+
+
+@pytest.fixture
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
+    xen = tmp_path / "xen/boot/xen-4.17-amd64"
+    headers = tmp_path / "xen/usr/include/xen"
+    programs = tmp_path / "bin"
+    for directory in (xen.parent, headers, programs):
+        directory.mkdir(parents=True)
+    xen.write_bytes(b"a hypervisor")
+    (headers / "xen.h").touch()
+    for name in ("qemu-system-x86_64", "gcc"):
+        (programs / name).write_text("#!/bin/sh\nexit 1\n")
+        (programs / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(programs), prepend=":")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    recording = Dom0Recording.load(RECORDING)
+    boots = {"old": recording, "same": recording, "new": attrs.evolve(recording, panic="no memory")}
+    asked = [kept._FORM, kept._digest(xen), attrs.astuple(host_of(load("qemu-512m"))), ""]
+    key = hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:32]
+    for name, boot in boots.items():
+        image = tmp_path / name
+        image.write_bytes(name.encode())
+        kept._keep(kept._home() / kept._digest(image)[:32] / f"{key}.json.xz", boot)
+    return Site(tmp_path)
+
+
+def test_diff_of_two_kernels(site: Site) -> None:
+    done = site.run("diff", site.kernel("old"), site.kernel("same"), "qemu-512m")
+    assert (done.return_value, "0 of 1 comparisons differ" in done.stdout) == (0, True), done.output
+    done = site.run("diff", site.kernel("old"), site.kernel("new"), "qemu-512m", "--shrink", "0")
+    assert done.return_value == 1, done.output
+    assert "B  panic: no memory" in done.stdout
+    (site.home / "old").write_bytes(b"another")  # it would have to boot
+    done = site.run("diff", site.kernel("old"), site.kernel("new"), "qemu-512m")
+    assert "old: 7 bytes cannot be a kernel" in done.stderr
+
+
+def test_compare_on_several_machines(site: Site) -> None:
+    rows = ("-a", site.kernel("old"), "-a", "incremental:variant=linux,kernel=6.1")
+    machines = ("qemu-512m", "qemu-pae-320m")
+    done = site.run("compare", *machines, *rows)
+    verdicts = re.findall(
+        r"^(?:linux old|incremental linux 6.1) .*? (ok|error) ", done.stdout, re.MULTILINE
+    )
+    assert verdicts == ["ok", "ok", "error", "ok"]
+    assert done.return_value == 4
+
+
+@pytest.mark.slow
+def test_sweep(site: Site) -> None:
+    result = str(site.home / "s.duckdb")
+    words = ["-m", "paravirt_mm", "sweep", "-o", result, "qemu-512m", "qemu-pae-320m", "-j", "1"]
+    words += ["-a", site.kernel("old"), "-b", site.backend]
+    done = subprocess.run([sys.executable, *words], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (4, f"{result}: 1 error, 1 ok\n"), done.stderr
+    asked = CliRunner().invoke(cli, ["query", result, "errors"])
+    assert "only 64-bit kernels with four levels boot as dom0" in asked.output
