@@ -19,12 +19,12 @@ IDENTITY_64BIT = (2, 6, 26), (3, 7)
 """First 64-bit release that does so, and first that does not; 32-bit kernels always do."""
 
 EXTRA_RESERVED_SINCE = (4, 3)
-"""First release known to keep the RAM behind its number of pages, which has no frames before the
-direct map stands, reserved until then (xen_memory_setup counts what will move, xen_count_remap_pages,
-and gives as much to xen_add_extra_mem). That is so in the sources of 4.4 and 4.8; in those of 3.6 and
-3.18 the frames are moved at once, and only what lies behind them is reserved. Between the two lie
-"xen: delay remapping memory of pv-domain" and, posted in June 2015, "xen: split counting of extra
-memory pages from remapping": 4.3 was the next release but one. Measured with 5.10, 6.1 and 7.2.
+"""First release that keeps the RAM behind its number of pages, which has no frames before the
+direct map stands, reserved until then: xen_memory_setup counts what will move
+(xen_count_remap_pages) and gives as much to xen_add_extra_mem. Read in the source of 4.8; in those
+of 3.6 and 3.18 frames move at once, and what they move to is not reserved. The change, "xen: split
+counting of extra memory pages from remapping", was posted until June 2015; that 4.3 was the first
+to have it is from memory. Measured with 5.10, 6.1 and 7.2.
 """
 
 LEAF_HYPERCALLS = (4, 19), (5, 16)
