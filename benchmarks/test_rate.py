@@ -5,7 +5,9 @@ Engine, figures and invariants are on; a thorough check (rule 6, bytes) is for w
 
 from __future__ import annotations
 
+import sys
 import time
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -27,11 +29,40 @@ LEAST_A_BOOT = 50
 """Scenarios that cost no more than a boot."""
 
 
-def cost(benchmark: Any, allocator: str, backend: str, rounds: int) -> float:
-    """Return the CPU seconds of one scenario, in the fastest round."""
+def small_scenarios(allocator: str, backend: str) -> list[Scenario]:
+    """Return a scenario for each small machine of the package."""
     machines = [bundled(name) for name in bundled_machines()]
     small = [machine for machine in machines if len(machine.memory_map) <= MOST_ENTRIES]
-    scenarios = [Scenario.of(machine, allocator, backend) for machine in small]
+    return [Scenario.of(machine, allocator, backend) for machine in small]
+
+
+def bytecodes(scenarios: list[Scenario]) -> float:
+    """Return how many instructions Python carries out for one scenario: the same on every machine
+    and however busy it is, so what is left of a difference in time is the machine's.
+    """
+    count = 0
+
+    def each(_frame: FrameType, event: str, _argument: object) -> Any:
+        nonlocal count
+        count += event == "opcode"
+        return each
+
+    def begin(frame: FrameType, _event: str, _argument: object) -> Any:
+        frame.f_trace_opcodes, frame.f_trace_lines = True, False
+        return each
+
+    before = sys.gettrace()
+    sys.settrace(begin)
+    try:
+        for scenario in scenarios:
+            assert scenario.run().figures is not None
+    finally:
+        sys.settrace(before)
+    return count / len(scenarios)
+
+
+def cost(benchmark: Any, scenarios: list[Scenario], rounds: int) -> float:
+    """Return the CPU seconds of one scenario, in the fastest round."""
     seconds: list[float] = []
 
     def once() -> None:
@@ -51,13 +82,15 @@ def test_scenarios_a_second(
     benchmark: Any, c_loop: Cost, allocator: str, backend: str, least: int
 ) -> None:
     """CPU seconds of one scenario, and how many fit into the C loop."""
-    each = cost(benchmark, allocator, backend, rounds=20)
+    scenarios = small_scenarios(allocator, backend)
+    each = cost(benchmark, scenarios, rounds=20)
     benchmark.extra_info.update(
         ratio=each / c_loop.cpu,
         c_cpu_seconds=c_loop.cpu,
         cpu_seconds=each,
         scenarios_a_second=1 / each,
         scenarios_a_c_loop=c_loop.cpu / each,
+        bytecodes=bytecodes(scenarios),
     )
     assert c_loop.cpu / each > least
 
@@ -70,7 +103,7 @@ def test_scenarios_a_boot(
     were it a few, a hunt could boot instead.
     """
     release, seconds = boot
-    each = cost(benchmark, allocator, backend, rounds=10)
+    each = cost(benchmark, small_scenarios(allocator, backend), rounds=10)
     benchmark.extra_info.update(
         kernel=release, boot_cpu_seconds=seconds, cpu_seconds=each, scenarios_a_boot=seconds / each
     )

@@ -110,6 +110,7 @@ def command(
         machines=tuple(reading.all_machines(machines)),
         modes=modes,
     )
+    _check_figures(wanted, quarry)
     with _progress(seconds) as progress:
         result = hunt(
             quarry,
@@ -139,6 +140,22 @@ def _checked(text: str, role: str) -> str:
     spec = PluginSpec.parse(text)
     default_registry().get(spec.name, role).create(dict(spec.options))
     return text
+
+
+def _check_figures(wanted: Condition, quarry: Quarry) -> None:
+    """Raise `SpecError` for a figure of a plugin that has no part in the hunt."""
+    registry = default_registry()
+    plugins = {
+        registry.get(PluginSpec.parse(spec).name, role).name.rpartition(":")[2]
+        for side in quarry.sides
+        for spec, role in zip(side, ("allocator", "backend"), strict=True)
+    }
+    for name in sorted(wanted.names):
+        if name.partition(".")[0] not in plugins:
+            raise SpecError(
+                f"condition {wanted.text!r}: there is no figure {name!r}: the plugins of this hunt "
+                f"are {', '.join(sorted(plugins))}"
+            )
 
 
 def _rate(result: HuntResult) -> str:

@@ -269,6 +269,14 @@ _TOKEN = re.compile(
     r"|(?P<text>\"[^\"]*\"|'[^']*')"
     r"|(?P<sign><=|>=|==|!=|[-+*/<>()]))"
 )
+_FOREIGN = (
+    ("&", "write 'and'"),
+    ("|", "write 'or'"),
+    ("!", "write 'not', or '!=' between numbers"),
+    ("=", "'==' compares"),
+    ("%", "a share is a figure of its own (waste_percent), or a division"),
+)
+"""What other languages write, and how it is said here."""
 _SUFFIX = {"k": 10, "m": 20, "g": 30, "t": 40}
 
 
@@ -285,7 +293,9 @@ def _tokens(text: str) -> Iterator[_Token]:
     while position < end:
         match = _TOKEN.match(text, position)
         if match is None or match.lastgroup is None:
-            raise SpecError(f"condition {text!r}: cannot read {text[position:][:20]!r}")
+            rest = text[position:].lstrip()
+            meant = next((f"; {word}" for sign, word in _FOREIGN if rest.startswith(sign)), "")
+            raise SpecError(f"condition {text!r}: cannot read {rest[:20]!r}{meant}")
         yield _Token(match.lastgroup, match[match.lastgroup], match.start(match.lastgroup))
         position = match.end()
 
@@ -380,7 +390,7 @@ class _Parser:
         scope, dot, rest = name.partition(".")
         if scope == "machine" and dot:
             if rest not in FACTS:
-                raise self._error(f"there is no {name!r}{_close(rest, FACTS)}", FACTS)
+                raise self._error(f"there is no {name!r}{_close(rest, FACTS, '')}", FACTS)
             return _Fact(rest)
         other = scope == "other" and bool(dot)
         self.needs_other |= other
@@ -425,6 +435,8 @@ class _Parser:
         return SpecError(f"condition {self.text!r}: {message}{known}")
 
 
-def _close(name: str, names: Mapping[str, object]) -> str:
+def _close(
+    name: str, names: Mapping[str, object], otherwise: str = "; `paravirt-mm figures` lists them"
+) -> str:
     close = difflib.get_close_matches(name, [*names, *Outcome, "differs"], 1)
-    return f"; did you mean {str(close[0])!r}?" if close else "; `paravirt-mm figures` lists them"
+    return f"; did you mean {str(close[0])!r}?" if close else otherwise

@@ -20,6 +20,8 @@ _NUDGES = (1, 512, PAGE_SIZE, 64 * KIB, 2 * MIB, 4 * MIB, 64 * MIB, GIB)
 _SIZES = (PAGE_SIZE, 64 * KIB, 2 * MIB, 64 * MIB, GIB, 64 * GIB, TIB)
 _FILLINGS = (None, E820Type.RESERVED, E820Type.ACPI, E820Type.NVS, E820Type.UNUSABLE)
 MAX_ADDRESS = 64 * TIB
+ROOM_FOR_BRK = MIB
+"""Behind a kernel, free: allocators link it with more brk than it has on a machine."""
 MAX_CROWD = 64
 """Pages that a crowded piece of memory has taken from it."""
 
@@ -48,7 +50,7 @@ def changed(choose: Choices, machine: Machine) -> Machine:
             after = change(choose, machine)
         except InputError:  # no RAM would be left
             continue
-        if is_sound(after, room=0):
+        if is_sound(after, ROOM_FOR_BRK):
             machine = after
     return machine
 

@@ -21,6 +21,7 @@ from paravirt_mm import (
     load,
 )
 from paravirt_mm.cli.main import cli
+from paravirt_mm.errors import SpecError
 from paravirt_mm.hunt.found import STORY_LINES, Ending, Found
 from paravirt_mm.hunt.search import Quarry, hunt, run_batch
 
@@ -103,6 +104,11 @@ def test_command_says_that_nothing_was_found():
     assert result.return_value == ExitCode.OK
     assert "not found in" in result.output
     assert "proves nothing" in result.output
+
+
+def test_a_figure_of_nobody_is_refused():
+    with pytest.raises(SpecError, match="the plugins of this hunt are incremental, xen"):
+        command("incremental", "-b", "xen", "--for", "xem.hypercalls_clearing > 1", "--time", 1)
 
 
 def test_command_as_json():
