@@ -5,27 +5,36 @@ What is compared of two runs stands in `differences`.
 
 Switches that both allocators have (options that are yes or no) and that neither spec sets are tried
 the other way round too. Of those only machines count that do not differ in the same without.
+
+A real kernel lies where it is linked to run. Beside one, a model has its image there as well, and
+random machines are such as the kernel can boot on.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from functools import partial
 
 import attrs
 
 from paravirt_mm.differences import ASPECTS, Difference, differences
+from paravirt_mm.engine import contract
+from paravirt_mm.engine.trace import RunStarted
 from paravirt_mm.errors import SpecError
 from paravirt_mm.guard import RUNNING, Asked, Limits, Stopped, together
-from paravirt_mm.hunt.edits import is_sound
-from paravirt_mm.hunt.shrink import measure, shrink
+from paravirt_mm.hunt.shrink import measure, shrink_by
+from paravirt_mm.instances import Instances
 from paravirt_mm.machine.model import Machine
 from paravirt_mm.options import PluginSpec
 from paravirt_mm.registry import Registry, default_registry
 from paravirt_mm.run import Outcome, Run
 from paravirt_mm.scenario import Scenario
 from paravirt_mm.sources.generated import generated
+from paravirt_mm.verify.linux.boots import kernel_facts
+from paravirt_mm.verify.linux.maps import machine_of_map, random_maps
+from paravirt_mm.verify.linux.qemu import KernelFacts
 
 _MODES = ("x86_64", "x86_64-la57")
 
@@ -43,12 +52,28 @@ class Pair:
         """Return one of the specs with the switches."""
         return f"{text}{',' if ':' in text else ':'}{self.switches}" if self.switches else text
 
-    def runs(self, machine: Machine) -> tuple[Run, Run]:
-        """Run both on a machine. Raises `SpecError`."""
-        first, second = (
-            Scenario.of(machine, self.spec(text), self.backend).run() for text in (self.a, self.b)
-        )
-        return first, second
+    def runs(self, machine: Machine) -> Iterator[tuple[int, Run]]:
+        """Run both on a machine, a real kernel first; yield 0 for ``a`` or 1 for ``b``, and the
+        run. Raises `SpecError`.
+        """
+        texts = self.a, self.b
+        for number in sorted((0, 1), key=lambda number: not is_real(texts[number])):
+            text = self.spec(texts[number])
+            run = Scenario.of(machine, text, self.backend).run()
+            yield number, run
+            if is_real(text) and run.trace.begun:
+                machine = _with_kernel_of(machine, run)
+
+
+def is_real(spec: str, registry: Registry | None = None) -> bool:
+    """Tell whether an allocator is a real kernel, which boots. Raises `SpecError`."""
+    name = PluginSpec.parse(spec).name
+    return "pvmm_kernel_file" in (registry or default_registry()).get(name, "allocator").hooks
+
+
+def _with_kernel_of(machine: Machine, run: Run) -> Machine:
+    begun = next(run.trace.of(RunStarted))
+    return attrs.evolve(machine, kernel=begun.boot.kernel_of(begun.machine))
 
 
 @attrs.frozen
@@ -104,8 +129,29 @@ def pairs(a: str, b: str, backend: str, registry: Registry | None = None) -> Ite
         yield pair
 
 
-def random_machines(count: int, seed: int) -> Iterator[Machine]:
-    """Yield 64-bit machines; equal seeds give equal machines."""
+def kernels_of(specs: Iterable[str], machine: Machine) -> Iterator[KernelFacts]:
+    """Yield what decides on which machines the real kernels among some allocators boot.
+
+    ``machine`` is any machine. Raises `SpecError`, and `InputError` where a kernel cannot be read.
+    """
+    registry = default_registry()
+    for text in specs:
+        if is_real(text):
+            made = Instances([registry.make(PluginSpec.parse(text), "allocator")])
+            file = contract.kernel_file(made.call("pvmm_kernel_file", machine=machine))
+            if file is not None:
+                yield kernel_facts(file.image)
+
+
+def random_machines(
+    count: int, seed: int, kernels: Sequence[KernelFacts] = ()
+) -> Iterator[Machine]:
+    """Yield 64-bit machines on which the ``kernels`` boot; equal seeds (and kernels of equal size)
+    give equal machines.
+    """
+    if kernels:
+        yield from map(machine_of_map, random_maps(count, seed, KernelFacts.of_all(kernels)))
+        return
     for number in range(count):
         yield generated(number, seed, _MODES)
 
@@ -140,11 +186,17 @@ def _stopped(pair: Pair, why: object) -> str:
 
 def compared(pair: Pair, machine: Machine) -> Compared:
     """Run both on one machine and compare. A run that fails is a reason, not a difference."""
-    first, second = pair.runs(machine)
-    for run in (first, second):
+    runs: dict[int, Run] = {}
+    for number, run in pair.runs(machine):
         if run.verdict.outcome is Outcome.ERROR:
             return Compared(pair, machine, refused=run.verdict.detail)
-    return Compared(pair, machine, tuple(differences(first, second)))
+        runs[number] = run
+    recorded = is_real(pair.a) != is_real(pair.b)
+    return Compared(pair, machine, tuple(differences(runs[0], runs[1], recorded=recorded)))
+
+
+def _answer(question: tuple[Pair, Machine]) -> Compared:
+    return compared(*question)
 
 
 def kinds(
@@ -152,13 +204,14 @@ def kinds(
     aspects: Sequence[str] = ASPECTS,
     *,
     seconds: float = 60.0,
+    jobs: int = 1,
     limits: Limits = RUNNING,
     tried: Callable[[str, int], None] | None = None,
 ) -> Iterator[Kind]:
     """Group what differs by pair and aspect, and shrink the smallest machine of each group.
 
-    ``seconds`` is how long the shrinking of one may take, each try in a child within ``limits``;
-    ``tried`` is told of every machine.
+    ``seconds`` is how long the shrinking of one may take, ``jobs`` machines at a time, each in a
+    child within ``limits``; ``tried`` is told how many there were.
     """
     groups: dict[tuple[Pair, str], list[tuple[Machine, Difference]]] = {}
     plain: set[tuple[str, str]] = set()
@@ -173,39 +226,43 @@ def kinds(
                 groups.setdefault((item.pair, difference.aspect), []).append(
                     (item.machine, difference)
                 )
-    for (pair, aspect), members in groups.items():
-        names = tuple(machine.name for machine, _ in members)
-        start, difference = min(members, key=lambda member: measure(member[0]))
-        kind = Kind(pair, difference, start, names, start.name)
-        yield _shrunk(kind, aspect, seconds, limits, tried) if seconds else kind
+    with ExitStack() as stack:
+        workers = [stack.enter_context(Asked(_answer, limits)) for _ in range(jobs)]
+        for (pair, _), members in groups.items():
+            names = tuple(machine.name for machine, _ in members)
+            start, difference = min(members, key=lambda member: measure(member[0]))
+            kind = Kind(pair, difference, start, names, start.name)
+            yield _shrunk(kind, seconds, workers, tried) if seconds else kind
 
 
 def _shrunk(
     kind: Kind,
-    aspect: str,
     seconds: float,
-    limits: Limits,
+    workers: Sequence[Asked[Compared]],
     tried: Callable[[str, int], None] | None,
 ) -> Kind:
+    aspect = kind.difference.aspect
     end = time.monotonic() + seconds
     tries = 0
+    told = {kind.machine: kind.difference}
 
-    def differs(machine: Machine) -> bool:
+    def first(machines: Sequence[Machine]) -> int | None:
         nonlocal tries
-        if time.monotonic() > end or not is_sound(machine, 0):
-            return False
-        tries += 1
+        tries += len(machines)
         if tried is not None:
             tried(aspect, tries)
-        return differs_in(machine) is not None
+        for worker, machine in zip(workers, machines, strict=False):
+            worker.ask((kind.pair, machine))
+        answers = [worker.answer() for worker, _ in zip(workers, machines, strict=False)]
+        for number, answer in enumerate(answers):
+            found = () if isinstance(answer, Stopped) else answer.differences
+            for one in found:
+                if one.aspect == aspect:
+                    told[machines[number]] = one
+                    return number
+        return None
 
-    def differs_in(machine: Machine) -> Difference | None:
-        answer = asked(machine)
-        told = () if isinstance(answer, Stopped) else answer.differences
-        return next((one for one in told if one.aspect == aspect), None)
-
-    with Asked(partial(compared, kind.pair), limits) as asked:
-        machine, _ = shrink(kind.machine, differs)
-        machine = attrs.evolve(machine, name=aspect)
-        difference = differs_in(machine) or kind.difference
+    machine, _ = shrink_by(kind.machine, first, len(workers), until=end)
+    difference = told.get(machine, kind.difference)
+    machine = attrs.evolve(machine, name=aspect)
     return attrs.evolve(kind, machine=machine, difference=difference, tries=tries)

@@ -14,9 +14,11 @@ figures    every figure of the core
 ========== ===================================================================================
 
 Two builds of a kernel differ in size, and with it in where their brk and their end lie. So two
-addresses are the same if they are equal, or as far behind the two kernels; and figures, most of
-which depend on that, are compared only where both kernels lie in the same place. Where steps differ
-already, nothing is said of what follows from them.
+addresses are the same if they are equal, or as far behind the two kernels, or the last large page
+boundary of both. Where one takes a page that the other's image occupies, that image is why, and
+nothing is said of the places behind it. Figures, most of which depend on that, are compared only
+where both kernels lie in the same place. Where steps differ already, nothing is said of what
+follows from them.
 """
 
 from __future__ import annotations
@@ -28,10 +30,10 @@ from typing import Any
 import attrs
 
 from paravirt_mm.engine.pages import PageRun, Source, TablePages
-from paravirt_mm.engine.trace import RangeSplit, RunStarted, TablesAllocated
+from paravirt_mm.engine.trace import RangeSplit, RootActivated, RunStarted, TablesAllocated
 from paravirt_mm.machine.paging import PAGE_SHIFT, PAGE_SIZE
-from paravirt_mm.machine.ranges import align_up
-from paravirt_mm.run import Run
+from paravirt_mm.machine.ranges import align_down, align_up
+from paravirt_mm.run import Outcome, Run
 
 ASPECTS = ("end", "brk", "steps", "sizes", "tables", "sources", "places", "figures")
 """What can differ; the first that does explains those behind it."""
@@ -48,9 +50,13 @@ class Difference:
     b: str
 
 
-def differences(first: Run, second: Run) -> Iterator[Difference]:
-    """Yield what two runs on one machine differ in, in the order of `ASPECTS`."""
-    ends = [str(run.verdict) for run in (first, second)]
+def differences(first: Run, second: Run, *, recorded: bool = False) -> Iterator[Difference]:
+    """Yield what two runs on one machine differ in, in the order of `ASPECTS`.
+
+    ``recorded``: one is a real kernel's boot, of which nothing is known beyond its direct map; so a
+    model's panic beyond it does not count.
+    """
+    ends = ["ok" if recorded and _mapped_all(run) else str(run.verdict) for run in (first, second)]
     if ends[0] != ends[1]:
         yield Difference("end", *ends)
     if not (first.trace.begun and second.trace.begun):
@@ -70,12 +76,15 @@ def differences(first: Run, second: Run) -> Iterator[Difference]:
     if brk[0] == brk[1] and a.from_brk != b.from_brk:
         yield Difference("sources", *(f"{done.from_brk} tables from brk" for done in (a, b)))
     if a.places != b.places:
-        both = zip(a.pages(), b.pages(), strict=False)  # as far as both have one
-        difference = _first_difference("places", both)
+        difference = _first_difference("places", _places(a, b))
         if difference is not None:
             yield difference
     if a.kernel == b.kernel:
         yield from _figure_differences(first.figures, second.figures)
+
+
+def _mapped_all(run: Run) -> bool:
+    return run.verdict.outcome is Outcome.PANIC and any(run.trace.of(RootActivated))
 
 
 @attrs.frozen
@@ -83,14 +92,14 @@ class _At:
     """An address, and where that is seen from the kernel: how far behind its end or its brk.
 
     Step ends are rounded, so what counts for them is the first large page behind the kernel; the
-    end itself is 0.
+    end itself is 0, and the end rounded down is -1. None: nowhere in particular.
     """
 
     address: int
-    behind: int
+    behind: int | None
 
     def same(self, other: _At) -> bool:
-        return self.address == other.address or 0 <= self.behind == other.behind
+        return self.address == other.address or None is not self.behind == other.behind
 
     def __str__(self) -> str:
         return "the kernel's end" if self.behind == 0 else f"{self.address:#x}"
@@ -145,8 +154,15 @@ class _Done:
     def _edge(self, address: int) -> _At:
         if address == self._end:
             return _At(address, 0)
+        if address == align_down(self._end, self._large):
+            return _At(address, -1)
         rounded = align_up(self._end, self._large)
-        return _At(address, address - rounded + 1 if address >= rounded else -1)
+        return _At(address, address - rounded + 1 if address >= rounded else None)
+
+    def is_inside(self, item: _Item) -> bool:
+        """Tell whether a place lies in the kernel's image, spare brk apart."""
+        low, high = self.kernel.span
+        return any(low <= at.address < high for at in item.at)
 
     def _take(self, part: TablePages) -> None:
         count = part.run.count
@@ -162,7 +178,17 @@ class _Done:
             for number in range(run.count):
                 address = (run.start + number * run.step) << PAGE_SHIFT
                 behind = address - self.kernel.brk_end
-                yield _Item((_At(address, behind + 1 if behind >= 0 else -1),))
+                yield _Item((_At(address, behind + 1 if behind >= 0 else None),))
+
+
+def _places(a: _Done, b: _Done) -> Iterator[tuple[_Item, _Item]]:
+    """Yield the places that can be compared: as many as both have, and as neither's image is in
+    the way of the other.
+    """
+    for mine, others in zip(a.pages(), b.pages(), strict=False):
+        if not mine.same(others) and (a.is_inside(others) or b.is_inside(mine)):
+            return
+        yield mine, others
 
 
 def _first_difference(

@@ -199,6 +199,11 @@ class Asked(Generic[T]):
 
     def __call__(self, question: Any) -> T | Stopped:
         """Return what the function answers in the child. Raises what it raises."""
+        self.ask(question)
+        return self.answer()
+
+    def ask(self, question: Any) -> None:
+        """Let the child begin; `answer` has what comes of it."""
         if self._child is None:
             theirs, self._questions = Pipe(duplex=False)
             ours = self._questions
@@ -219,6 +224,11 @@ class Asked(Generic[T]):
                 self._questions.send(question)
         except (BrokenPipeError, ConnectionResetError):
             pass  # It died meanwhile; `next` says how.
+
+    def answer(self) -> T | Stopped:
+        """Return what the function answers to the last question. Raises what it raises."""
+        if self._child is None:
+            raise ValueError("nothing was asked")
         answer = self._child.next()
         if isinstance(answer, _End | Stopped | _Raised):
             self.close()

@@ -8,15 +8,20 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import attrs
 import pytest
 from click.testing import CliRunner
 
-from paravirt_mm import Scenario, SpecError, bundled, load
+import paravirt_mm
+import paravirt_mm.cli.diff as diff_command
+from paravirt_mm import InputError, RecordedBoot, Scenario, SpecError, bundled, load, read_boot
 from paravirt_mm.cli.diff import command
 from paravirt_mm.diff import Pair, compared, kinds, pairs, random_machines
 from paravirt_mm.differences import ASPECTS, differences
-from paravirt_mm.machine.model import Machine
+from paravirt_mm.machine.model import DEFAULT_KERNEL, Machine
+from paravirt_mm.machine.paging import MIB
 from paravirt_mm.verify.linux.maps import builtin_maps, machine_of_map
+from paravirt_mm.verify.linux.qemu import KernelFacts
 
 MAPS = {named.name: machine_of_map(named) for named in builtin_maps()}
 OLD, NEW = "incremental:kernel=5.10", "incremental:kernel=6.1.192"
@@ -54,6 +59,109 @@ def test_bottom_up_placement_is_a_place() -> None:
         found("incremental:kernel=5.10", "incremental:kernel=5.11", machine)
         for machine in MAPS.values()
     )
+
+
+BOTTOM_UP = ("4.4.257", "4.9.257", "4.14.221", "4.19.174", "5.4.96", "5.10.14")
+"""Last stable releases without 5.11's commit "memblock: do not start bottom-up allocations with
+kernel_end" (announcements of their successors by Greg Kroah-Hartman, February 2021).
+"""
+
+
+@pytest.mark.parametrize("last", BOTTOM_UP)
+def test_bottom_up_placement_came_with_a_stable_release(last: str) -> None:
+    series, _, number = last.rpartition(".")
+    fixed = f"{series}.{int(number) + 1}"
+    for before, after in ((last, fixed), (fixed, f"{series}.999")):
+        specs = (f"incremental:kernel={before}", f"incremental:kernel={after}")
+        told = found(*specs, MAPS["tiny-no-pse"], "movable_node=yes")
+        assert ("places" in told) == (after == fixed)
+
+
+def test_bottom_up_placement_is_shrunk() -> None:
+    """What no image of today can show any more: 5.10.14 and 5.10.15."""
+    a, b = (f"incremental:kernel=5.10.{number}" for number in (14, 15))
+    pair = Pair(a, b, "native", "movable_node=yes")
+    machines = [MAPS["no-pse-512m"], MAPS["many-pieces"]]
+    results = [compared(pair, machine) for machine in machines]
+    (kind,) = kinds(results, ["places"], seconds=20, jobs=2)
+    assert len(kind.machine.memory_map) <= 4
+
+
+# -- real kernels, as they were recorded -----------------------------------------------------------
+
+LIVE = Path(__file__).parent / "data" / "linux_live"
+RECORDS = {
+    (file.stem, record["id"]): record
+    for file in sorted(LIVE.glob("linux-*.jsonl"))
+    for record in map(json.loads, file.read_text().splitlines())
+}
+OLD_IMAGE, NEW_IMAGE = "linux-5.10.0-32-amd64", "linux-6.1.0-56-amd64"
+
+
+@pytest.fixture
+def boots(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An image is the name of a file of records."""
+
+    def recorded_boot(image: str, machine: Machine, *_: object) -> RecordedBoot:
+        return read_boot(RECORDS[image, machine.name], "a test")
+
+    monkeypatch.setattr(paravirt_mm, "recorded_boot", recorded_boot)
+
+
+@pytest.mark.parametrize("name", [name for image, name in RECORDS if image == OLD_IMAGE])
+def test_two_real_kernels_differ_in_what_is_known(boots: None, name: str) -> None:
+    """brk, and where mapping begins when no large page is free; not in what follows from the
+    size of their images.
+    """
+    words = next(m.spec.command_line for m in builtin_maps() if m.name == name)
+    switches = "movable_node=yes" if words else ""
+    told = found(f"linux:image={OLD_IMAGE}", f"linux:image={NEW_IMAGE}", MAPS[name], switches)
+    expected = {"brk"}
+    if name in ("all-reserved", "closed-brk", "only-the-image"):
+        expected.add("steps")
+        assert told["steps"][0].startswith("2: 0x")
+    if name == "closed-brk":
+        expected.add("end")
+    assert set(told) == expected
+
+
+@pytest.mark.parametrize("image", [OLD_IMAGE, NEW_IMAGE, "linux-7.3-amd64"])
+def test_real_kernel_does_not_differ_from_its_model(boots: None, image: str) -> None:
+    """The model's image lies where the kernel does, and its end is that of the direct map."""
+    release = {OLD_IMAGE: "5.10.223", NEW_IMAGE: "6.1.192"}.get(image, "7.3")
+    for named in builtin_maps():
+        if (image, named.name) in RECORDS:
+            pair = Pair(f"incremental:kernel={release}", f"linux:image={image}", "native")
+            if named.spec.command_line:
+                pair = attrs.evolve(pair, switches=f"{named.spec.command_line}=yes")
+            result = compared(pair, as_booted(RECORDS[image, named.name]))
+            assert (result.differences, result.refused) == ((), ""), named.name
+
+
+def as_booted(record: dict[str, Any]) -> Machine:
+    """The machine as the kernel saw it, but for the kernel itself."""
+    return attrs.evolve(read_boot(record, "a test").machine, kernel=DEFAULT_KERNEL)
+
+
+def test_random_machines_are_such_as_kernels_boot_on() -> None:
+    old = KernelFacts("5.10.0-32-amd64", (16 * MIB, 60 * MIB), has_five_levels=False)
+    new = KernelFacts("7.3-amd64", (16 * MIB, 90 * MIB), has_five_levels=True)
+    machines = list(random_machines(30, 7, [old, new]))
+    assert machines == list(random_machines(30, 7, [new, old]))
+    assert all(machine.memory_map.ram().covers(16 * MIB, 90 * MIB) for machine in machines)
+    assert {machine.mode.name for machine in machines} == {"x86_64"}
+    assert any(m.mode.root_level == 5 for m in random_machines(30, 7, [new]))
+
+
+def test_comparison_without_hope_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kernel that hangs takes its time on each machine."""
+    monkeypatch.setattr(diff_command, "_PATIENCE", -1)
+    code, text = run("incremental:kernel=5.10", NEW, "qemu-512m", "-b", "faulty:fault=wrong")
+    assert code == 3
+    assert "3 more were not tried" in text
+    code, text = run(OLD, NEW, "qemu-512m", "--shrink", "0")
+    assert code == 1
+    assert "not tried" not in text
 
 
 def test_different_designs_differ_in_figures_too() -> None:
@@ -133,8 +241,13 @@ def test_exit_code_says_whether_they_differ(tmp_path: Path) -> None:
     assert load(str(saved)).memory_map
 
 
-def test_nothing_to_compare_is_bad_input(tmp_path: Path) -> None:
-    code, text = run(f"linux:image={tmp_path}", NEW, "qemu-512m")
+def test_kernel_that_cannot_be_read_is_bad_input(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no vmlinuz"):
+        run(f"linux:image={tmp_path}", NEW, "qemu-512m")
+
+
+def test_nothing_to_compare_is_bad_input() -> None:
+    code, text = run(OLD, NEW, "qemu-512m", "-b", "faulty:fault=wrong")
     assert code == 3
     assert "0 of 0" in text
 

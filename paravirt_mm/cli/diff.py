@@ -6,7 +6,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,15 @@ import click
 from paravirt_mm.cli import reading, scenarios
 from paravirt_mm.cli.output import complain, emit, progress, show_status
 from paravirt_mm.cli.types import Seconds
-from paravirt_mm.diff import Compared, Kind, kinds, pairs, random_machines, survey
+from paravirt_mm.diff import (
+    Compared,
+    Kind,
+    kernels_of,
+    kinds,
+    pairs,
+    random_machines,
+    survey,
+)
 from paravirt_mm.differences import ASPECTS
 from paravirt_mm.errors import ExitCode
 from paravirt_mm.guard import RUNNING, Limits
@@ -29,6 +37,8 @@ from paravirt_mm.verify.linux.maps import builtin_maps, machine_of_map
 
 _RANDOM = 40
 """Random machines beside those of the package, where the caller names none."""
+_PATIENCE = 60.0
+"""Seconds after which the comparison ends if nothing at all could be compared."""
 _SHOWN = 6
 """Names of machines that are printed of each kind of difference."""
 
@@ -91,13 +101,13 @@ def command(
     limits = scenarios.limits(time_limit, memory_limit)
     began = time.monotonic()
     todo = list(pairs(a, b, backend or default_spec("backend")))
-    chosen = _machines(machines, count, seed)
+    chosen = _machines(machines, count, seed, (a, b))
     total = len(chosen) * len(todo)
     jobs = jobs or os.cpu_count() or 1
-    found = list(progress(survey(todo, chosen, jobs, limits), "comparing", total))
+    found = list(progress(_while_some_can(survey(todo, chosen, jobs, limits)), "comparing", total))
     compared = [item for item in found if not item.refused]
     took = time.monotonic() - began
-    shrunk = list(_kinds(compared, aspects or ASPECTS, seconds, limits))
+    shrunk = list(_kinds(compared, aspects or ASPECTS, seconds, jobs, limits))
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
         for kind in shrunk:
@@ -106,25 +116,43 @@ def command(
         click.echo(json.dumps(_json(a, b, found, shrunk), indent=1))
     else:
         click.echo("\n".join(_text(a, b, found, shrunk, took)))
+    if len(found) < total:
+        complain(f"{total - len(found)} more were not tried: none could be compared for a minute")
     if not compared:
         complain("no machine could be compared: " + (found[0].refused if found else "none given"))
         return ExitCode.BAD_INPUT
     return ExitCode.FINDINGS if shrunk else ExitCode.OK
 
 
-def _machines(names: Sequence[str], count: int | None, seed: int) -> list[Machine]:
-    """Return the machines to compare on. Raises `InputError` for the first that cannot be read."""
+def _machines(
+    names: Sequence[str], count: int | None, seed: int, specs: Sequence[str]
+) -> list[Machine]:
+    """Return the machines to compare on. Raises `InputError` for the first that cannot be read, and
+    for a kernel that cannot.
+    """
     machines = list(reading.all_machines(names))
     if not names:
         machines += [machine_of_map(named) for named in builtin_maps()]
         machines += [bundled(name) for name in bundled_machines()]
     if count is None:
         count = 0 if names else _RANDOM
-    return machines + list(random_machines(count, seed))
+    kernels = list(kernels_of(specs, bundled(bundled_machines()[0])))
+    return machines + list(random_machines(count, seed, kernels))
+
+
+def _while_some_can(found: Iterable[Compared]) -> Iterator[Compared]:
+    """Yield what was found, until there is no hope: of a kernel that hangs each boot takes long."""
+    began = time.monotonic()
+    hope = False
+    for item in found:
+        yield item
+        hope = hope or not item.refused
+        if not hope and time.monotonic() > began + _PATIENCE:
+            return
 
 
 def _kinds(
-    found: Sequence[Compared], aspects: Sequence[str], seconds: float, limits: Limits
+    found: Sequence[Compared], aspects: Sequence[str], seconds: float, jobs: int, limits: Limits
 ) -> Iterator[Kind]:
     shown = sys.stderr.isatty()
 
@@ -133,7 +161,7 @@ def _kinds(
             show_status(f"{aspect}: smaller machines, {tries} tried")
 
     try:
-        yield from kinds(found, aspects, seconds=seconds, limits=limits, tried=tried)
+        yield from kinds(found, aspects, seconds=seconds, jobs=jobs, limits=limits, tried=tried)
     finally:
         if shown:
             show_status("")

@@ -11,7 +11,9 @@ nothing of machines that were read from a log.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from itertools import islice
 from math import inf, log2
 from time import monotonic
 
@@ -67,25 +69,45 @@ def shrink(
     ``holds`` must be true of ``machine`` itself. A machine on which it raises `InputError` does not
     count.
     """
+
+    def first(candidates: Sequence[Machine]) -> int | None:
+        for number, candidate in enumerate(candidates):
+            with suppress(InputError):
+                if holds(candidate):
+                    return number
+        return None
+
+    return shrink_by(machine, first, 1, max_tries, until)
+
+
+def shrink_by(
+    machine: Machine,
+    first: Callable[[Sequence[Machine]], int | None],
+    width: int,
+    max_tries: int = MAX_TRIES,
+    until: float = inf,
+) -> tuple[Machine, int]:
+    """As `shrink`, where ``first`` looks at up to ``width`` machines at a time and gives the number
+    of the first that will do.
+    """
     tries = 0
     machine = attrs.evolve(machine, provenance=_PLAIN)
-    progress = True
-    while progress:
-        progress = False
-        size = measure(machine)
-        for candidate in _simpler(machine):
-            if tries == max_tries or monotonic() >= until:
-                return machine, tries
-            if measure(candidate) >= size or not is_sound(candidate, 0):
-                continue
-            tries += 1
-            try:
-                if not holds(candidate):
-                    continue
-            except InputError:
-                continue
-            machine, progress = candidate, True
-            break
+    found: int | None = 0
+    while found is not None:
+        found, size = None, measure(machine)
+        candidates = (
+            candidate
+            for candidate in _simpler(machine)
+            if measure(candidate) < size and is_sound(candidate, 0)
+        )
+        while found is None and monotonic() < until:
+            few = list(islice(candidates, min(width, max_tries - tries)))
+            if not few:
+                break
+            tries += len(few)
+            found = first(few)
+        if found is not None:
+            machine = few[found]
     return machine, tries
 
 

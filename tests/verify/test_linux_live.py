@@ -23,13 +23,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import attrs
 import pytest
 
 from paravirt_mm.image.walker import Cpu
 from paravirt_mm.machine.paging import X86_64, X86_64_LA57
+from paravirt_mm.machine.ranges import RangeSet
 from paravirt_mm.verify.linux.compare import replay
 from paravirt_mm.verify.linux.maps import builtin_maps
 from paravirt_mm.verify.linux.qemu import (
+    BootRecord,
     GdbError,
     GuestMap,
     Kernel,
@@ -47,8 +50,9 @@ from paravirt_mm.verify.linux.qemu import (
 )
 from paravirt_mm.verify.linux.qemu.code import moved
 from paravirt_mm.verify.linux.qemu.gdbremote import REQUIRED_REGISTERS, GdbClient
-from paravirt_mm.verify.linux.qemu.handover import identity_tables
+from paravirt_mm.verify.linux.qemu.handover import identity_tables, put_kernel
 from paravirt_mm.verify.linux.qemu.image import (
+    LoadSegment,
     decompress_payload,
     load_segments,
     parse_setup_header,
@@ -483,6 +487,54 @@ def translate(tables: bytes, base: int, levels: int, address: int) -> int | None
     raise AssertionError("no large page met")
 
 
+def setup_data(ram: GuestRam) -> dict[int, tuple[int, int]]:
+    """What a kernel reserves for the chain that ``boot_params`` leads to: nodes, and what they
+    point at.
+    """
+    found = {}
+    (node,) = struct.unpack("<Q", ram.read(0x1250, 8))
+    while node:
+        following, kind, size = struct.unpack("<QII", ram.read(node, 16))
+        found[node] = (node, node + 16 + size)
+        if kind == 1 << 31:
+            _, _, length, start = struct.unpack("<IIQQ", ram.read(node + 16, 24))
+            found[node] = (start, start + length)
+        node = following
+    return found
+
+
+@pytest.mark.parametrize("release", ["5.4.1", "5.5"])
+def test_reservations_are_handed_over(release: str) -> None:
+    """Inside the kernel's image is no place for a node: it is elsewhere, and points there."""
+    segment = LoadSegment(0xFFFFFFFF81000000, 16 * MIB, b"text", 4 * MIB)
+    kernel = Kernel(Path("vmlinuz"), bytes(0x70), release, release, 16 * MIB, (segment,), {})
+    beside, inside = (8 * MIB, 17 * MIB), (18 * MIB, 64 * MIB)
+    end = (5 * GIB - PAGE, 5 * GIB)
+    ram = [(0, 0x9F000), (MIB, 3 * GIB), (4 * GIB, 5 * GIB)]
+    spec = MapSpec(ram=ram, reserved=[beside, inside], initrd=end)
+    with GuestRam(spec.layout) as memory:
+        if release == "5.4.1":
+            with pytest.raises(MapSpecError, match="in use"):
+                put_kernel(memory, kernel, spec, "")
+            return
+        put_kernel(memory, kernel, spec, "")
+        chain = setup_data(memory)
+        low, high = struct.unpack("<2I", memory.read(0x10C0, 8)), memory.read(0x1218, 8)
+    assert set(chain.values()) == {beside, inside}
+    assert all(node == beside[0] or 0x3000 < node < 0x10000 for node in chain)
+    assert struct.unpack("<2I", high) == (end[0] & 0xFFFFFFFF, PAGE)
+    assert low == (1, 0)
+
+
+def test_too_many_reservations_inside_the_kernel_are_refused() -> None:
+    segment = LoadSegment(0xFFFFFFFF81000000, 16 * MIB, b"text", 16 * MIB)
+    kernel = Kernel(Path("vmlinuz"), bytes(0x70), "6.1", "6.1", 16 * MIB, (segment,), {})
+    pages = range(16 * MIB, 24 * MIB, 2 * PAGE)
+    spec = MapSpec(ram=RAM, reserved=[(page, page + PAGE) for page in pages])
+    with GuestRam(spec.layout) as ram, pytest.raises(MapSpecError, match="too many"):
+        put_kernel(ram, kernel, spec, "")
+
+
 @pytest.mark.parametrize("levels", [4, 5])
 def test_boot_tables_map_identity(levels: int) -> None:
     heads = [40 * GIB + 5, 700 * GIB, 3 << 48]
@@ -802,6 +854,11 @@ def children() -> set[int]:
     return {int(pid) for pid in listing.split()}
 
 
+def other_pages(record: BootRecord) -> list[int]:
+    """Pages that became tables, brk apart."""
+    return [page.pfn for page in record.allocations if not page.from_brk]
+
+
 @pytest.mark.slow
 def test_live_boot(kernel: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:
     before = children()
@@ -812,6 +869,15 @@ def test_live_boot(kernel: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:
     assert covered(record.to_json())
     check_record(record.to_json())
     assert children() == before
+    start, end = kernel.physical_range
+    inside, last = (end - MIB, end + MIB), (96 * MIB - PAGE, 96 * MIB)
+    taken = attrs.evolve(spec, reserved=[inside], initrd=last)
+    other = record_boot(taken, kernel)
+    assert RangeSet(other.reserved).covers(*inside)
+    assert RangeSet(other.reserved).covers(*last)
+    assert not RangeSet(other.reserved).overlaps(end + MIB, last[0])
+    assert (other.memory, other.max_pfn) == (record.memory, record.max_pfn)
+    assert all(low * PAGE < start or low * PAGE >= inside[1] for low in other_pages(other))
     monkeypatch.setattr(Probes, "put", lambda *_: None)  # as for code that is not understood
     assert comparable(record_boot(spec, kernel).to_json()) == comparable(record.to_json())
 
@@ -904,7 +970,7 @@ def test_live_map_without_room_for_the_kernel(kernel: Kernel) -> None:
     with pytest.raises(MapSpecError, match="the kernel needs RAM"):
         record_boot(MapSpec(ram=[(0, 0x9F000), (MIB, 20 * MIB)]), kernel)
     with pytest.raises(MapSpecError, match="in use"):
-        record_boot(MapSpec(ram=RAM, reserved=[(0x1000000, 0x1001000)]), kernel)
+        record_boot(MapSpec(ram=RAM, reserved=[(0x3000, 0x5000)]), kernel)
 
 
 @pytest.mark.slow

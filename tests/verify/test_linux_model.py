@@ -22,10 +22,17 @@ from paravirt_mm.cli.verify_linux import command
 from paravirt_mm.errors import ExitCode, InputError
 from paravirt_mm.machine.e820 import E820Type, MemoryMap
 from paravirt_mm.machine.model import CpuFeatures, Machine
-from paravirt_mm.machine.paging import GIB, I386_PAE, MIB, PAGE_SIZE, TIB, X86_64_LA57
+from paravirt_mm.machine.paging import GIB, I386_PAE, MIB, PAGE_SIZE, TIB, X86_64, X86_64_LA57
+from paravirt_mm.machine.ranges import RangeSet
 from paravirt_mm.sources import bundled, bundled_machines
 from paravirt_mm.verify.linux.compare import machine_of, replay, spec_of, upstream_release
-from paravirt_mm.verify.linux.maps import NamedMap, builtin_maps, map_of, random_maps
+from paravirt_mm.verify.linux.maps import (
+    NamedMap,
+    builtin_maps,
+    machine_of_map,
+    map_of,
+    random_maps,
+)
 from paravirt_mm.verify.linux.qemu import (
     KERNEL_VARIABLE,
     Kernel,
@@ -235,10 +242,32 @@ def test_what_qemu_cannot_have_is_left_out() -> None:
     assert named.spec.levels == 5
     assert named.spec.ram[-1] == (4 * GIB, 1000 * GIB)
     assert named.notes == ("without what lies above 1000 GiB",)
-    assert named.spec.reserved[0] == (71 * MIB + 1, 200 * MIB)
+    assert named.spec.reserved[0] == (20 * MIB, 200 * MIB)
     assert named.spec.reserved[1:] == tuple((n * GIB, (n + 1) * GIB) for n in range(5, 12))
+    older = attrs.evolve(kernel, release="5.4.0")  # no node can point into its image
+    assert map_of(machine, older).spec.reserved[0] == (71 * MIB + 1, 200 * MIB)
     with pytest.raises(MapSpecError, match="64-bit"):
         map_of(attrs.evolve(machine, mode=I386_PAE), kernel)
+
+
+def test_what_reaches_the_end_of_ram_is_the_initrd() -> None:
+    """Linux does not count RAM that holds setup_data when it looks for its end."""
+    spans = ((0, 0x9F000), (MIB, 2 * GIB), (4 * GIB, 6 * GIB))
+    memory = MemoryMap.sanitise((*span, E820Type.RAM) for span in spans)
+    taken = ((GIB, GIB + MIB), (2 * GIB - MIB, 2 * GIB), (5 * GIB, 6 * GIB))
+    spec = map_of(Machine("end", memory, X86_64, reserved=taken), a_kernel()).spec
+    assert spec.initrd == taken[2]
+    assert spec.reserved == (taken[0], (2 * GIB - MIB, 2 * GIB - PAGE_SIZE))
+    back = machine_of_map(NamedMap("back", spec))
+    assert RangeSet(back.reserved).covers(*taken[2])
+
+
+def test_map_of_one_entry_is_not_ignored() -> None:
+    """As Linux does with what no firmware gives."""
+    memory = MemoryMap.sanitise([(0, GIB, E820Type.RAM)])
+    spec = map_of(Machine("one", memory, X86_64), a_kernel()).spec
+    assert len(spec.ram) == 2
+    assert RangeSet(spec.ram) == RangeSet([(0, GIB)])
 
 
 def test_random_maps() -> None:
@@ -261,16 +290,19 @@ def test_random_maps() -> None:
     assert all(n.spec.levels == 4 for n in random_maps(50, 5, a_kernel(five_levels=False)))
 
 
+def last_page(spec: MapSpec) -> int:
+    return (max(high for _, high in spec.ram) // PAGE_SIZE - 1) * PAGE_SIZE
+
+
 def check_spec(spec: MapSpec, kernel: Kernel) -> None:
     """What the harness needs of a map."""
     start, end = kernel.physical_range
     assert any(low <= start and end <= high for low, high in spec.ram)
-    last = max(high for _, high in spec.ram) // PAGE_SIZE * PAGE_SIZE
+    assert spec.initrd is None or spec.initrd[1] > last_page(spec)
     for low, high in spec.reserved:
         assert any(a <= low and high <= b for a, b in spec.ram)
         assert 16 <= high - low <= GIB
-        assert high <= start or low >= end
-        assert high <= last - PAGE_SIZE
+        assert high <= last_page(spec)
         assert spec.layout.file_offset(low, 16) is not None
 
 

@@ -110,6 +110,14 @@ def kernel_path(image: str) -> Path:
         raise InputError(str(error)) from error
 
 
+def kernel_facts(image: str) -> KernelFacts:
+    """Return on what machines a kernel boots. Raises InputError as `recorded_boot` does."""
+    try:
+        return _File.of(find_kernel(Path(image) if image else None)).facts()
+    except LiveLinuxError as error:
+        raise InputError(" ".join(str(error).split("\n")[0].split())) from error
+
+
 @attrs.frozen
 class _File:
     """A kernel's file, by what changes when it does."""

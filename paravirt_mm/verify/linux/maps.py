@@ -59,7 +59,7 @@ def machine_of_map(named: NamedMap) -> Machine:
         memory_map=MemoryMap.sanitise((a, b, E820Type(kind)) for a, b, kind in spec.e820),
         mode=spec.mode,
         features=CpuFeatures(pse=spec.pse, gbpages=spec.gbpages),
-        reserved=spec.reserved,
+        reserved=spec.taken,
         provenance=Provenance(source="the package", title=" ".join(named.notes)),
     )
 
@@ -95,13 +95,13 @@ def map_of(machine: Machine, kernel: Kernel | KernelFacts) -> NamedMap:
     return NamedMap(machine.name, spec, tuple(notes))
 
 
-def random_maps(count: int, seed: int, kernel: Kernel) -> Iterator[NamedMap]:
+def random_maps(count: int, seed: int, kernel: Kernel | KernelFacts) -> Iterator[NamedMap]:
     """Yield ``count`` maps; equal seeds and kernels of equal size give equal maps."""
     for number in range(count):
         yield NamedMap(f"random-{seed}-{number}", _random(Seeded(seed << 32 | number), kernel))
 
 
-def _random(choose: Choices, kernel: Kernel) -> MapSpec:
+def _random(choose: Choices, kernel: Kernel | KernelFacts) -> MapSpec:
     levels = choose.one_of((4, 4, 5)) if kernel.has_five_levels else 4
     pse = choose.one_of((True, True, False))
     gbpages = pse and choose.one_of((False, True))
@@ -124,14 +124,25 @@ def _random(choose: Choices, kernel: Kernel) -> MapSpec:
 
 
 def _spec(memory: MemoryMap, reserved: RangeSet) -> MapSpec:
+    """Return the map. What reaches the end of RAM becomes the initrd: Linux does not count RAM that
+    holds ``setup_data`` when it looks for that end.
+    """
+    last = memory.end_pfn() * PAGE_SIZE
+    initrd = next((span for span in reserved if span[1] > last - PAGE_SIZE), None)
+    ram = list(memory.ram())
+    if len(memory) == 1:  # Linux takes a map of one entry for rubbish, and has no memory then
+        ((start, end),) = ram
+        ram = [(start, end - PAGE_SIZE), (end - PAGE_SIZE, end)]
     return MapSpec(
-        ram=memory.ram(),
+        ram=ram,
         other=[(e.start, e.end, int(e.type)) for e in memory if e.type is not E820Type.RAM],
         reserved=[
             (start, min(start + _LARGEST_NODE, high))
             for low, high in reserved
+            if (low, high) != initrd
             for start in range(low, high - _NODE + 1, _LARGEST_NODE)
         ],
+        initrd=initrd,
     )
 
 
@@ -151,17 +162,17 @@ def _shrunk(memory: MemoryMap, total: int) -> MemoryMap:
 
 
 def _hosted(taken: RangeSet, memory: MemoryMap, kernel: Kernel | KernelFacts) -> RangeSet:
-    """Return what of ``taken`` can be handed over: RAM beside the kernel, with room for a header.
+    """Return what of ``taken`` can be handed over: RAM, with room for a header.
 
-    The last page of RAM stays free: Linux does not count RAM that holds ``setup_data`` when it
-    looks for it.
+    Of RAM below 4 GiB the last page stays free if there is more above, for the same reason as in
+    `_spec`.
     """
     hosted = taken.intersection(memory.ram())
     hosted.discard(0, _LOADER_END)
-    hosted.discard(*kernel.physical_range)
+    if not kernel.takes_pointers:
+        hosted.discard(*kernel.physical_range)
     if memory.ram().end > 4 * GIB:
         hosted.discard(*_PC_HOLE)
-    for limit in (4 * GIB, None):
-        last = memory.end_pfn(limit) * PAGE_SIZE
-        hosted.discard(last - PAGE_SIZE, limit or memory.ram().end)
+        last = memory.end_pfn(4 * GIB) * PAGE_SIZE
+        hosted.discard(last - PAGE_SIZE, 4 * GIB)
     return RangeSet((start, end) for start, end in hosted if end - start >= _NODE)

@@ -165,14 +165,21 @@ class Backport:
 
 
 BACKPORTS: tuple[Backport, ...] = (
+    Backport((4, 4, 258), (5, 11), "bottom_up"),
+    Backport((4, 9, 258), (5, 11), "bottom_up"),
+    Backport((4, 14, 222), (5, 11), "bottom_up"),
+    Backport((4, 19, 175), (5, 11), "bottom_up"),
+    Backport((5, 4, 97), (5, 11), "bottom_up"),
     Backport((5, 10, 15), (5, 11), "bottom_up"),
     Backport((6, 1, 141), (6, 15), "no_block"),
     Backport((6, 6, 93), (6, 15), "no_block"),
     Backport((6, 12, 31), (6, 15), "no_block"),
     Backport((6, 14, 9), (6, 15), "no_block"),
 )
-"""What is known of it, from the changelogs of the stable releases ("x86/mm: Check return value from
-memblock_phys_alloc_range()", June 2025), and for `no_block` from the record CVE-2025-38071, which
+"""What is known of it. `bottom_up`: commit 2dcb39645441 ("memblock: do not start bottom-up
+allocations with kernel_end"), which the announcements of these releases list (Greg Kroah-Hartman on
+linux-kernel, 10 and 23 February 2021). `no_block`: "x86/mm: Check return value from
+memblock_phys_alloc_range()", from the changelogs of June 2025 and the record CVE-2025-38071, which
 listed these series and no other in June 2025. Live boots of 5.10.223, 6.1.192 and 6.12.107 confirm
 them.
 """

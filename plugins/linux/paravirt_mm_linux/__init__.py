@@ -17,6 +17,7 @@ import paravirt_mm
 from paravirt_mm import (
     API_VERSION,
     ISA_END,
+    PAGE_SHIFT,
     ActivateRoot,
     Boot,
     CpuFeatures,
@@ -107,11 +108,12 @@ class Linux:
         dropped = RangeSet(machine.reserved)
         for low, high in boot.machine.reserved:
             dropped.discard(low, high)
-        for low, high in dropped.within(kernel.brk_end, kernel.linked_end or kernel.brk_end):
-            raise InputError(
-                f"the machine has something at {low:#x}-{high:#x}, where the kernel's spare brk "
-                "lies: it cannot be handed over"
-            )
+        for _, pfn, _ in boot.tables:
+            if pfn << PAGE_SHIFT in dropped:
+                raise InputError(
+                    f"the machine has something at {pfn << PAGE_SHIFT:#x} that could not be handed "
+                    "over to the kernel, which put a table there"
+                )
         return kernel
 
     def _booted(self, machine: Machine, features: CpuFeatures) -> RecordedBoot:

@@ -6,7 +6,9 @@ pointing at ``boot_params`` (the "zero page"). ``boot_params`` and command line 
 64 KiB, which Linux keeps to itself; it leaves our tables before it uses any other memory.
 
 Source of facts: Linux ``Documentation/arch/x86/boot.rst`` ("64-bit boot protocol") and
-``zero-page.rst``; Intel SDM volume 3, chapter 4, for entries and control registers.
+``zero-page.rst``; ``setup_indirect`` of boot protocol 2.15, Linux 5.5 (``arch/x86/kernel/setup.c``,
+memblock_x86_reserve_range_setup_data); Intel SDM volume 3, chapter 4, for entries and control
+registers.
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ _COMMAND_LINE = 0x2000
 _ROOT_TABLE = 0x3000
 SCRATCH_END = 0x80000
 """Below lies what is put here: beyond 64 KiB, but out of use before the kernel allocates."""
+_KEPT_END = 0x10000  # below, Linux keeps all memory to itself
 
 _CODE_SELECTOR, _CODE_DESCRIPTOR = 0x10, 0x00AF_9B00_0000_FFFF
 _DATA_SELECTOR, _DATA_DESCRIPTOR = 0x18, 0x00CF_9300_0000_FFFF
@@ -41,12 +44,17 @@ _E820_COUNT, _E820_TABLE = 0x1E8, 0x2D0
 _LOADER_TYPE, _LOADER_UNKNOWN = 0x210, 0xFF
 _COMMAND_LINE_POINTER, _SETUP_DATA_POINTER = 0x228, 0x250
 _E820_ENTRY = struct.Struct("<QQI")
+_INITRD, _INITRD_HIGH = 0x218, 0x0C0
+_INITRD_ENDS = struct.Struct("<II")  # address and size: the low halves, elsewhere the high ones
 _SETUP_DATA = struct.Struct("<QII")
+_SETUP_INDIRECT, _INDIRECT = 1 << 31, struct.Struct("<IIQQ")  # type, reserved, length, address
 _IDENTITY_GIB = 4
 
 MAP_FIELDS = (
     (_E820_COUNT, _E820_COUNT + 1),
     (_SETUP_DATA_POINTER, _SETUP_DATA_POINTER + 8),
+    (_INITRD, _INITRD + _INITRD_ENDS.size),
+    (_INITRD_HIGH, _INITRD_HIGH + _INITRD_ENDS.size),
     (_E820_TABLE, _E820_TABLE + MAX_E820_ENTRIES * _E820_ENTRY.size),
 )
 """Bytes of ``boot_params`` that tell the map and the reservations."""
@@ -127,10 +135,14 @@ def identity_tables(levels: int, heads: Iterable[int]) -> bytes:
 
 def _boot_params(kernel: Kernel, spec: MapSpec, setup_data: int) -> bytes:
     page = bytearray(PAGE_SIZE)
+    start, end = spec.initrd or (0, 0)
     page[_SETUP_HEADER : _SETUP_HEADER + len(kernel.header)] = kernel.header
     page[_LOADER_TYPE] = _LOADER_UNKNOWN
     struct.pack_into("<I", page, _COMMAND_LINE_POINTER, _COMMAND_LINE)
     struct.pack_into("<Q", page, _SETUP_DATA_POINTER, setup_data)
+    for shift, offset in ((0, _INITRD), (32, _INITRD_HIGH)):
+        halves = (value >> shift & 0xFFFF_FFFF for value in (start, end - start))
+        _INITRD_ENDS.pack_into(page, offset, *halves)
     page[_E820_COUNT] = len(spec.e820)
     for number, (start, end, kind) in enumerate(spec.e820):
         offset = _E820_TABLE + number * _E820_ENTRY.size
@@ -142,16 +154,27 @@ def _put_reservations(ram: GuestRam, kernel: Kernel, spec: MapSpec, scratch_end:
     """One ``setup_data`` node a reserved range; the address of the first, or 0.
 
     The kernel reserves each node, head and contents, before it builds the direct map, and ignores
-    contents of type 0.
+    contents of type 0. Where there is no place for a head, since the kernel's own image lies there,
+    the node is in low memory and points at the range.
     """
-    forbidden = [(0, scratch_end), kernel.physical_range]
-    following = 0
+    image = kernel.physical_range
+    forbidden = [(0, scratch_end)]
+    following, free = 0, scratch_end
     for start, end in reversed(spec.reserved):
+        if image[0] < start + _SETUP_DATA.size and start < image[1] and kernel.takes_pointers:
+            node = _SETUP_DATA.pack(following, _SETUP_INDIRECT, _INDIRECT.size)
+            node += _INDIRECT.pack(0, 0, end - start, start)
+            following, free = free, free + len(node)
+            if free > _KEPT_END:
+                raise MapSpecError("too many reserved ranges begin inside the kernel's image")
+            ram.write(following, node)
+            continue
         head_end = start + _SETUP_DATA.size
         length = end - head_end
         if not 0 <= length < 1 << 32:
             raise MapSpecError(f"reserved [{start:#x}, {end:#x}): 16 bytes to 4 GiB are possible")
-        clash = next(((a, b) for a, b in forbidden if start < b and a < head_end), None)
+        in_use = (image, *forbidden)
+        clash = next(((a, b) for a, b in in_use if start < b and a < head_end), None)
         if clash is not None:
             raise MapSpecError(
                 f"reserved [{start:#x}, {end:#x}) would have its head inside "

@@ -7,7 +7,7 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,23 @@ class KernelFacts:
     """``[start, end)`` in bytes of physical memory that the image needs, bss and brk too."""
     has_five_levels: bool
     """Whether the kernel was built with CONFIG_X86_5LEVEL."""
+
+    @classmethod
+    def of_all(cls, kernels: Sequence[KernelFacts]) -> KernelFacts:
+        """Return what holds for each of them: what one cannot have, none has."""
+        return cls(
+            min(kernels, key=lambda kernel: kernel.takes_pointers).release,
+            (
+                min(kernel.physical_range[0] for kernel in kernels),
+                max(kernel.physical_range[1] for kernel in kernels),
+            ),
+            all(kernel.has_five_levels for kernel in kernels),
+        )
+
+    @property
+    def takes_pointers(self) -> bool:
+        """Whether ``setup_data`` may point at a range (``setup_indirect``, Linux 5.5)."""
+        return [int(number) for number in _NUMBER.findall(self.release)[:2]] >= [5, 5]
 
 
 @attrs.frozen
@@ -97,6 +114,11 @@ class Kernel:
     def physical_range(self) -> tuple[int, int]:
         """``[start, end)`` in bytes of physical memory that the image needs, bss and brk too."""
         return min(s.paddr for s in self.segments), max(s.end for s in self.segments)
+
+    @property
+    def takes_pointers(self) -> bool:
+        """Whether ``setup_data`` may point at a range."""
+        return self.facts.takes_pointers
 
     @property
     def facts(self) -> KernelFacts:

@@ -91,7 +91,7 @@ def record_boot(
         raise MapSpecError("firmware starts a bzImage, not a vmlinux")
     started = time.monotonic()
     boot = partial(_boot, program, spec, kernel, timeout=timeout, dump=dump, started=started)
-    common = (program, processor(spec), kernel_parameters(spec))
+    common = (program, processor(spec), kernel_parameters(spec), str(spec.initrd is not None))
     try:
         return boot(common)
     except MapNotSeen:
@@ -125,7 +125,7 @@ def _boot(
                     start.enter(machine.gdb, ram, spec)
                     recorder.reach_the_beginning()
                     start.leave(memory)
-                    recorder.look_for(spec.reserved)
+                    recorder.look_for(spec.taken)
                 elif spec.entry is Entry.DIRECT:
                     enter(machine.gdb, spec, kernel.entry)
                     recorder.clear_bss()

@@ -61,8 +61,11 @@ class MapSpec:
     """Further e820 entries ``(start, end, type)``: 2 reserved, 3 ACPI, 4 NVS, ..."""
     reserved: tuple[Span, ...] = attrs.field(default=(), converter=_ranges)
     """What memblock shall hold reserved beside the kernel's own: each becomes a ``setup_data``
-    node, so it needs 16 bytes of real RAM at its start, and its e820 type becomes 128
-    (``Entry.DIRECT`` only)."""
+    node, so it needs 16 bytes of real RAM at its start, unless it begins inside the kernel's image,
+    and its e820 type becomes 128 (``Entry.DIRECT`` only)."""
+    initrd: Span | None = None
+    """Another range that memblock shall hold reserved; its e820 type stays (``Entry.DIRECT``
+    only)."""
     memory_mib: int | None = None
     """QEMU's memory; by default as much as the map needs."""
     pse: bool = True
@@ -87,17 +90,22 @@ class MapSpec:
             raise MapSpecError(f"more than {MAX_E820_ENTRIES} e820 entries do not fit boot_params")
         if len(self.reserved) > _MAX_RESERVED:
             raise MapSpecError(f"more than {_MAX_RESERVED} reserved ranges")
-        for start, end, *_type in (*self.ram, *self.other, *self.reserved):
+        for start, end, *_type in (*self.ram, *self.other, *self.taken):
             if not 0 <= start < end <= 1 << 52:
                 raise MapSpecError(f"[{start:#x}, {end:#x}) is empty or beyond 52 bits")
         if max(end for _, end in self.ram) > PC_RAM_END:
             raise MapSpecError(f"RAM above {PC_RAM_END >> 30} GiB: QEMU's TCG cannot address it")
         if self.gbpages and not self.pse:
             raise MapSpecError("no processor has 1 GiB pages without 2 MiB pages")
-        if self.entry is Entry.FIRMWARE and self.reserved:
+        if self.entry is Entry.FIRMWARE and self.taken:
             raise MapSpecError("reserved ranges can only be handed over with entry='direct'")
         if not self.command_line.isprintable() or len(self.command_line) > 1024:
             raise MapSpecError("command_line must be at most 1024 printable characters")
+
+    @property
+    def taken(self) -> tuple[Span, ...]:
+        """All that memblock shall hold reserved beside the kernel's own."""
+        return (*self.reserved, *([self.initrd] if self.initrd else []))
 
     @property
     def mode(self) -> PagingMode:

@@ -10,9 +10,10 @@ own map in the kernel's copy of ``boot_params``.
 What is put back: every page of the image that differs from the file, every register that QEMU's gdb
 stub has, and the descriptor tables, which the stub has not: a few instructions load them. The rest
 of the machine is as after a reset, as it was then: no interrupt was on, no device in use. A state
-with anything else in it (a page outside of the image, a task register) is not kept, and one that
-does not read back as it was written is not used. Kernels of 5.13 to 5.15 may look at ``setup_data``
-earlier: whoever continues must look whether its reservations were seen (`MapNotSeen`).
+with anything else in it (a page outside of the image, a task register, a reservation of the map) is
+not kept, and one that does not read back as it was written is not used. Kernels up to 5.12 look at
+the initrd earlier, those of 5.13 to 5.15 may look at ``setup_data`` too: whoever continues must
+look whether its reservations were seen (`MapNotSeen`).
 
 Source: Linux ``arch/x86/kernel/setup.c`` (setup_arch), ``head64.c`` (copy_bootdata), 4.6 to 7.3.
 """
@@ -27,6 +28,7 @@ import attrs
 import numpy as np
 
 from paravirt_mm.machine.paging import MIB, PAGE_SIZE
+from paravirt_mm.machine.ranges import RangeSet
 from paravirt_mm.verify.linux.qemu.errors import GdbError, KernelBootError
 from paravirt_mm.verify.linux.qemu.gdbremote import GdbClient
 from paravirt_mm.verify.linux.qemu.handover import MAP_FIELDS, SCRATCH_END, enter, handed_over
@@ -82,7 +84,9 @@ class Start:
         }
         if len(tables) != 2 or len(_UNUSED.findall(state)) != 2:
             return None
-        if not _map_is_there(memory) or not _nothing_else(memory.ram, kernel, spec):
+        if not _map_is_there(memory) or _is_seen(memory, kernel, spec):
+            return None
+        if not _nothing_else(memory.ram, kernel, spec):
             return None
         code, loaded = _loader(tables["GDT"], tables["IDT"])
         return cls(gdb.all_registers(), code, loaded, tuple(_changed(memory.ram, kernel)))
@@ -171,6 +175,13 @@ def _map_is_there(memory: KernelMemory) -> bool:
     handed = handed_over(memory.ram)
     own = memory.code(memory.address_of("boot_params"), PAGE_SIZE)
     return all(own[start:end] == handed[start:end] for start, end in MAP_FIELDS)
+
+
+def _is_seen(memory: KernelMemory, kernel: Kernel, spec: MapSpec) -> bool:
+    """Whether the kernel has reserved something of the map already, which another map lacks."""
+    reserved = RangeSet(memory.memblock().reserved)
+    reserved.discard(*kernel.physical_range)
+    return any(reserved.overlaps(*span) for span in spec.taken)
 
 
 def _nothing_else(ram: GuestRam, kernel: Kernel, spec: MapSpec) -> bool:
