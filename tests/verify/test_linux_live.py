@@ -25,11 +25,16 @@ from typing import Any
 
 import attrs
 import pytest
+from click.testing import CliRunner
 
+from paravirt_mm import bundled
+from paravirt_mm.cli import verify_linux
+from paravirt_mm.diff import Pair, compared, kinds
+from paravirt_mm.errors import ExitCode
 from paravirt_mm.image.walker import Cpu
 from paravirt_mm.machine.paging import X86_64, X86_64_LA57
 from paravirt_mm.machine.ranges import RangeSet
-from paravirt_mm.verify.linux.compare import replay
+from paravirt_mm.verify.linux.compare import replay, upstream_release
 from paravirt_mm.verify.linux.maps import builtin_maps
 from paravirt_mm.verify.linux.qemu import (
     BootRecord,
@@ -953,6 +958,46 @@ def test_live_boot_is_as_recorded_and_as_the_model_says(kernel: Kernel, name: st
         assert comparable(record) == comparable(recorded)
     whole = {"id": name, **boot.to_json(tables_up_to=len(boot.tables))}
     assert [str(difference) for difference in replay(whole, name).differences] == []
+
+
+def record_of(kernel: Kernel) -> dict[str, Any]:
+    """As much of a record as tells the release."""
+    return {"release": kernel.release, "provenance": {"kernel": kernel.version}}
+
+
+ISA_END_GIVEN = b"\xbe" + (MIB).to_bytes(4, "little")
+"""``mov esi, 0x100000``: init_mem_mapping's first range ends there."""
+
+
+@pytest.mark.slow
+def test_live_constant_that_was_patched_is_found(
+    kernel: Kernel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As somebody who changes the kernel would see it, in `verify linux`, a row and `diff`."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    image, at = bytearray(kernel.unpacked()), kernel.symbols["init_mem_mapping"]
+    segment = next(s for s in kernel.segments if s.vaddr <= at < s.vaddr + len(s.data))
+    code = segment.data[at - segment.vaddr :][:1024]
+    place = image.find(code[:64]) + code.index(ISA_END_GIVEN)
+    image[place + 3] = 0x20
+    patched = tmp_path / "vmlinux"
+    patched.write_bytes(image)
+
+    words = ["--kernel", str(patched), "qemu-512m", "--verbose"]
+    result = CliRunner().invoke(verify_linux.command, words, standalone_mode=False)
+    assert result.return_value is ExitCode.FINDINGS
+    assert "kernel  init_memory_mapping: [mem 0x00000000-0x001fffff]" in result.output
+    assert "model   init_memory_mapping: [mem 0x00000000-0x000fffff]" in result.output
+    assert f"kernel={upstream_release(record_of(kernel), 'x')}" in result.output
+
+    pair = Pair(f"linux:image={patched}", f"linux:image={kernel.path}", "native")
+    rows = [run.figures for _, run in pair.runs(bundled("qemu-512m"))]
+    assert rows[0]["mapped_4k"] != rows[1]["mapped_4k"]
+    found = [compared(pair, bundled("qemu-512m"))]
+    (kind,) = kinds(found, ["steps"], seconds=10, jobs=2)
+    assert kind.difference.a.startswith("1: 0x0 to 0x200000")
+    assert kind.difference.b.startswith("1: 0x0 to 0x100000")
+    assert len(kind.machine.memory_map) <= 4
 
 
 @pytest.mark.slow

@@ -160,6 +160,12 @@ def test_a_difference_is_told_in_the_words_of_the_kernel() -> None:
     [
         ("6.1.0-56-amd64", "6.1.0-56-amd64 (x) #1 SMP Debian 6.1.192-2 (2026-11-16)", "6.1.192"),
         ("6.12.107+deb13-amd64", "6.12 #1 SMP Debian 6.12.107-1 (2026)", "6.12.107"),
+        ("6.12.3", "6.12.3 (me@here) (gcc (Debian 14.2.0-19) 14.2.0) #1 SMP Mon Jan 5", "6.12.3"),
+        (
+            "6.1.0-50-amd64",
+            "6.1.0-50-amd64 (x) (gcc-12 (Debian 12.2.0-14) 12.2.0) #1 SMP Debian 6.1.176-1 (2026)",
+            "6.1.176",
+        ),
         ("6.9.3-arch1-1", "6.9.3-arch1-1 (linux@archlinux) #1 SMP", "6.9.3"),
         ("6.9-rc1", "", "6.9"),
     ],

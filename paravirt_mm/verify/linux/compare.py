@@ -44,7 +44,7 @@ ACPI_COUNTS_SINCE = (6, 11)
 """First release that looks for the end of RAM in ACPI tables too (e820__end_ram_pfn)."""
 
 _RELEASE = re.compile(r"(\d{1,3}\.\d{1,4}(?:\.\d{1,5})?)")
-_DEBIAN = re.compile(r"\bDebian (\d{1,3}\.\d{1,4}\.\d{1,5})[-+~]")
+_DEBIAN = re.compile(r"#\d.*\bDebian (\d{1,3}\.\d{1,4}\.\d{1,5})[-+~]")
 _MODES = {4: X86_64, 5: X86_64_LA57}
 _FACTS = ("memory", "max_pfn", "max_low_pfn", "pgt_buf_pages", "allocations", "findings")
 
@@ -103,7 +103,8 @@ def upstream_release(record: Mapping[str, Any], where: str) -> str:
     """Return the release that the kernel was built from: 6.1.192 for Debian's 6.1.0-56-amd64.
 
     ``uname -r`` of a Debian kernel stands still while stable releases go on; the version text names
-    the package version, and that the release.
+    the package version behind the number of the build, and that the release. (Before it, a vmlinux
+    names Debian's compiler.)
     """
     check = Checker(where)
     version = check.table(record.get("provenance", {}), "provenance").get("kernel", "")

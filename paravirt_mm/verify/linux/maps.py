@@ -15,7 +15,7 @@ from paravirt_mm.machine.model import CpuFeatures, Machine, Provenance
 from paravirt_mm.machine.paging import GIB, KIB, MIB, PAGE_SIZE, X86_64, X86_64_LA57
 from paravirt_mm.machine.ranges import RangeSet, align_up
 from paravirt_mm.sources.generated import Choices, Seeded, any_map
-from paravirt_mm.verify.linux.qemu import Kernel, KernelFacts, MapSpec, MapSpecError
+from paravirt_mm.verify.linux.qemu import Entry, Kernel, KernelFacts, MapSpec, MapSpecError
 from paravirt_mm.verify.linux.qemu.spec import PC_RAM_END
 
 _NODE = 16
@@ -40,15 +40,23 @@ class NamedMap:
 
 
 def builtin_maps(kernel: Kernel | None = None) -> list[NamedMap]:
-    """Return the maps that come with the package; of those only what ``kernel`` was built for."""
+    """Return the maps that come with the package; of those only what ``kernel`` was built for, and
+    what it can be started with (firmware starts no vmlinux).
+    """
     text = (resources.files(__package__) / "qemu" / "maps.json").read_text("utf-8")
     maps = [
         NamedMap(name, MapSpec(**entry["spec"]), (entry["why"],))
         for name, entry in json.loads(text).items()
     ]
-    if kernel is None or kernel.has_five_levels:
-        return maps
-    return [named for named in maps if named.spec.levels == 4]
+    return [
+        named
+        for named in maps
+        if kernel is None
+        or (
+            (kernel.has_five_levels or named.spec.levels == 4)
+            and (kernel.is_bzimage or named.spec.entry is Entry.DIRECT)
+        )
+    ]
 
 
 def machine_of_map(named: NamedMap) -> Machine:

@@ -132,7 +132,7 @@ def read_kernel(path: Path) -> tuple[SetupHeader, ElfImage]:
             size = path.stat().st_size
             is_elf = file.read(4) == ELF_MAGIC
             if not 0x1000 <= size <= (MAX_DEBUG_VMLINUX if is_elf else MAX_VMLINUZ):
-                raise KernelImageError(f"{size} bytes cannot be a kernel")
+                raise KernelImageError(f"{size} bytes cannot be a kernel; {_GIVE_ANOTHER}")
             if is_elf:
                 image = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
                 return _plain_header(image), image
@@ -154,9 +154,12 @@ def read_vmlinux(path: Path) -> ElfImage:
 
 def _plain_header(image: ElfImage) -> SetupHeader:
     """Return what a loader of a bare vmlinux would write into ``boot_params``, and its version."""
+    _check_machine(image)
     found = _BANNER.search(image)
     if found is None:
-        raise KernelImageError("an ELF file without the text 'Linux version': not a vmlinux")
+        raise KernelImageError(
+            f"an ELF file without the text 'Linux version': not a vmlinux; {_GIVE_ANOTHER}"
+        )
     words = found[1].decode("ascii", "replace")
     header = bytearray(_PLAIN_HEADER_END - 0x1F1)
     for offset, form, value in _PLAIN_HEADER:
@@ -262,17 +265,23 @@ def _run_bounded(command: list[str], source: IO[bytes], limit: int) -> bytes:
             process.kill()
 
 
+def _check_machine(vmlinux: ElfImage) -> None:
+    """Raise KernelImageError for an ELF file of another machine."""
+    machine = int.from_bytes(vmlinux[18:20], "little")
+    if vmlinux[:4] == ELF_MAGIC and machine != _EM_X86_64:
+        built = _MACHINES.get(machine, f"ELF machine {machine}")
+        raise KernelImageError(f"this kernel is built for {built}; {_GIVE_ANOTHER}")
+
+
 def load_segments(vmlinux: ElfImage) -> tuple[int, tuple[LoadSegment, ...]]:
     """The ELF's entry point (physical) and its PT_LOAD segments; raises KernelImageError."""
     try:
         header = _ELF_HEADER.unpack_from(vmlinux, 0)
     except struct.error as error:
         raise KernelImageError("the unpacked kernel is no ELF file: too short") from error
-    ident, machine, entry, table = header[0], header[2], header[4], header[5]
+    ident, entry, table = header[0], header[4], header[5]
     entry_size, count = header[9], header[10]
-    if ident[:4] == ELF_MAGIC and machine != _EM_X86_64:
-        built = _MACHINES.get(machine, f"ELF machine {machine}")
-        raise KernelImageError(f"this kernel is built for {built}; {_GIVE_ANOTHER}")
+    _check_machine(vmlinux)
     if ident[:6] != b"\x7fELF\x02\x01" or entry_size != _ELF_SEGMENT.size:
         raise KernelImageError(f"the unpacked kernel is no x86-64 ELF file; {_GIVE_ANOTHER}")
     segments = []

@@ -30,6 +30,10 @@ QEMU_VARIABLE = "PARAVIRT_MM_QEMU"
 """Environment variable: the QEMU program, where it is not ``qemu-system-x86_64`` on the path."""
 _QEMU = "qemu-system-x86_64"
 _NUMBER = re.compile(r"\d+")
+_GIVE = (
+    "unpack a kernel package into a directory (Debian: linux-image-amd64), or let "
+    "tools/fetch-linux.sh do it"
+)
 
 
 @attrs.frozen
@@ -141,13 +145,13 @@ def find_kernels(where: Path | None = None) -> list[Path]:
     path = Path(text)
     if path.is_file():
         return [path]
+    if not path.is_dir():
+        wrong = "neither a file nor a directory" if path.exists() else "no vmlinuz, nor anything"
+        raise LiveUnavailableError(f"{path}: {wrong} there; {_GIVE}")
     patterns = ("vmlinuz-*", "boot/vmlinuz-*", "*/boot/vmlinuz-*")
     found = [file for pattern in patterns for file in path.glob(pattern) if file.is_file()]
     if not found:
-        raise LiveUnavailableError(
-            f"{path}: no vmlinuz-* there, in boot/ or in */boot/; unpack a kernel package into it "
-            "(Debian: linux-image-amd64), or let tools/fetch-linux.sh do it"
-        )
+        raise LiveUnavailableError(f"{path}: no vmlinuz-* there, in boot/ or in */boot/; {_GIVE}")
     return sorted(found, key=lambda file: [int(n) for n in _NUMBER.findall(file.name)])
 
 
