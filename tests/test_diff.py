@@ -46,6 +46,7 @@ def test_first_difference_of_each_aspect_is_told() -> None:
     assert told["steps"][0].split(":")[0] == told["steps"][1].split(":")[0] == "2"
 
 
+@pytest.mark.slow
 def test_bottom_up_placement_is_a_place() -> None:
     """5.11 gives the lowest page, 5.10 the lowest above the kernel: seen where the kernel's own
     surroundings are used up.
@@ -180,6 +181,7 @@ def test_switches_of_both_are_tried() -> None:
         list(pairs(OLD, "nobody", "native"))
 
 
+@pytest.mark.slow
 def test_smallest_machine_is_small_and_differs() -> None:
     pair = Pair(OLD, NEW, "native")
     machines = [MAPS["all-reserved"], MAPS["many-pieces"], MAPS["real-48-entries"]]

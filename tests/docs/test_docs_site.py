@@ -219,6 +219,7 @@ def test_the_example_of_a_hook_answers_it(generate: Any, name: str) -> None:
     assert wanted <= set(inspect.signature(getattr(hookspecs, name)).parameters)
 
 
+@pytest.mark.slow
 def test_limits_say_what_they_are_for(generate: Any) -> None:
     """At least most of them, and no fewer than now."""
     limits = list(generate.limits())

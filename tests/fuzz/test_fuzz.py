@@ -33,6 +33,7 @@ def _search(name: str, count: int) -> None:
     assert sum(item for item in told if isinstance(item, int)) == count
 
 
+@pytest.mark.slow
 def test_what_goes_wrong_is_found_and_the_others_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
     """A traceback, a process that dies and one that takes too long: each with its own number."""
 

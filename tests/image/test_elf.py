@@ -165,6 +165,7 @@ def test_short_writes_lose_nothing(small_run: Callable[..., Run], tmp_path: Path
     assert bytes(taken) == path.read_bytes()
 
 
+@pytest.mark.slow
 def test_more_segments_than_the_header_can_count(tmp_path: Path) -> None:
     extents = [(page * 8192, page * 8192 + 4096) for page in range(PN_XNUM + 5)]
     header = core_header(X86_64, 0x2000, extents, X86_64.direct_map_base, {"mode": "x86_64"})

@@ -55,6 +55,7 @@ def _core(notes: list[tuple[int, int]], body: bytes) -> bytes:
     return head + b"".join(headers) + body
 
 
+@pytest.mark.slow
 def test_many_segments_of_the_same_notes_cost_no_more_than_their_bytes(tmp_path: Path) -> None:
     """60,000 headers that all name the same 4 MiB of notes."""
     note = NHDR.pack(4, 0, 0) + b"ABC\0"

@@ -50,6 +50,7 @@ def test_linux_4_levels(linux: Inspection) -> None:
     assert result.figures["tables"] == 90
 
 
+@pytest.mark.slow
 def test_linux_5_levels(dumps: Path, tmp_path: Path) -> None:
     with open_dump(unpacked(dumps, LINUX_LA57, tmp_path)) as dump:
         assert dump.cr3 is not None
@@ -104,6 +105,7 @@ def test_command(dumps: Path, tmp_path: Path) -> None:
     assert "0xffff888000000000-0xffff888000097fff -> 0x000000000000  4k rw nx kern global" in text
 
 
+@pytest.mark.slow
 def test_command_json(dumps: Path, tmp_path: Path) -> None:
     code, text = run_command(str(unpacked(dumps, LINUX, tmp_path)), "--json")
     record = json.loads(text)
@@ -127,6 +129,7 @@ def test_raw_memory_needs_root_and_mode(tmp_path: Path) -> None:
     assert "not in memory" in text
 
 
+@pytest.mark.slow
 def test_truncated_dump_says_so(dumps: Path, tmp_path: Path) -> None:
     path = unpacked(dumps, LINUX, tmp_path)
     path.write_bytes(path.read_bytes()[:-40960])

@@ -38,7 +38,10 @@ def covered(runs: list[LeafRun]) -> RangeSet:
     return RangeSet((run.physical, run.physical + run.end - run.start) for run in runs)
 
 
-@pytest.mark.parametrize(("name", "mode", "cr3", "kernel", "boot_mapped"), KERNELS)
+@pytest.mark.parametrize(
+    ("name", "mode", "cr3", "kernel", "boot_mapped"),
+    [*KERNELS[2:], *(pytest.param(*kernel, marks=pytest.mark.slow) for kernel in KERNELS[:2])],
+)
 def test_direct_map_of_a_real_kernel(
     dumps: Path,
     tmp_path: Path,

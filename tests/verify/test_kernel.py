@@ -161,6 +161,7 @@ def test_fields_that_a_file_leaves_out_are_not_compared(machines: list[Machine])
 # -- machines that the oracle has none of ----------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_plain_model_agrees_with_the_real_kernels_too(machines: list[Machine]) -> None:
     checked = small(machines)
     assert len(checked) >= 15

@@ -322,6 +322,7 @@ def run(*arguments: str) -> tuple[Any, str, str]:
     return result.return_value, result.stdout, result.stderr
 
 
+@pytest.mark.slow
 def test_recorded_boots_agree(tmp_path: Path) -> None:
     code, out, _ = run("--replay", str(FILES[0]), "--replay", str(FILES[1]))
     assert code is ExitCode.OK

@@ -55,6 +55,7 @@ def test_every_line_matches_or_the_reason_is_documented() -> None:
     assert sorted(slow.values())[-2] < 2
 
 
+@pytest.mark.slow
 def test_the_second_corpus_says_what_its_index_says() -> None:
     index = json.loads((SHARED / "corpus2" / "index.json").read_text())
     assert len(index) == 79

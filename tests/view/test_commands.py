@@ -37,7 +37,9 @@ def test_report_of_what_cannot_be_read(tmp_path: Path) -> None:
     assert (tmp_path / "out.html").exists()
 
 
-@pytest.mark.parametrize("theme", ["light", "dark", "auto"])
+@pytest.mark.parametrize(
+    "theme", ["auto", *(pytest.param(one, marks=pytest.mark.slow) for one in ("light", "dark"))]
+)
 def test_a_map_as_svg(tmp_path: Path, theme: str) -> None:
     path = tmp_path / "map.svg"
     assert run("picture", "qemu-pae-320m", "-o", path, "-t", theme, "--linear").exception is None

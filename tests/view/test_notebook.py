@@ -31,6 +31,7 @@ def test_things_show_themselves(runs: dict[tuple[str, str], Run], subjects: list
         ElementTree.fromstring(picture)  # noqa: S314 - our own picture
 
 
+@pytest.mark.slow
 def test_hostile_names_stay_text(hostile_subjects: list[Subject]) -> None:
     for subject in hostile_subjects:
         for thing in (subject.machine, Comparison((subject,)), Comparison(tuple(hostile_subjects))):
@@ -40,6 +41,7 @@ def test_hostile_names_stay_text(hostile_subjects: list[Subject]) -> None:
             assert "\u202e" not in text
 
 
+@pytest.mark.slow
 def test_a_frame_holds_every_row(subjects: list[Subject]) -> None:
     pandas = pytest.importorskip("pandas", reason="needs pandas")
     comparison = Comparison(tuple(subjects))

@@ -22,7 +22,9 @@ def _run(mib: int, allocator: str, backend: str = "xen:replay_limit=0") -> Run:
     return run
 
 
-@pytest.mark.parametrize("mib", [64, 97, pytest.param(256, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "mib", [97, *(pytest.param(mib, marks=pytest.mark.slow) for mib in (64, 256))]
+)
 @pytest.mark.parametrize("allocator", ALLOCATORS)
 def test_the_model_accepts_a_run_and_counts_what_the_backend_charges(
     allocator: str, mib: int

@@ -37,7 +37,7 @@ def disagreements(path: Path) -> list[str]:
 
 @pytest.mark.parametrize(
     "path",
-    [SAMPLE, pytest.param(WIDE, marks=pytest.mark.slow), OLD, NEW],
+    [SAMPLE, *(pytest.param(path, marks=pytest.mark.slow) for path in (WIDE, OLD, NEW))],
     ids=lambda path: path.name,
 )
 def test_every_recorded_answer_agrees(path: Path) -> None:
@@ -75,6 +75,7 @@ def test_the_data_holds_what_the_rules_need() -> None:
             assert seen[name, answer] > 0, (name, answer)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("path", "version", "release"),
     [(SAMPLE, None, "4.17"), (OLD, "4.14.6", "4.14"), (NEW, "4.20.5-pre", "4.20.1")],
@@ -87,6 +88,7 @@ def test_a_recording_names_the_hypervisor_and_that_one_is_modelled(
         assert release_of_recording(recorded).name == release
 
 
+@pytest.mark.slow
 def test_what_4_14_does_otherwise_shows_in_the_data() -> None:
     """A frame that was a table is still called one; 4.17 does not say so."""
     differing = [found for found in (replay(r, RECORDED) for r in read_traces(OLD)) if found]
