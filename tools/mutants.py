@@ -18,8 +18,11 @@ from functools import partial
 from itertools import islice
 from pathlib import Path
 from types import CodeType
+from typing import TypeVar
 
 TOP = Path(__file__).resolve().parents[1]
+
+_Node = TypeVar("_Node", bound=ast.AST)
 
 
 @dataclass(frozen=True)
@@ -96,7 +99,7 @@ def _changes(node: ast.AST) -> Iterator[ast.AST]:
             yield from make(node)
 
 
-def _edited(node: ast.AST, **fields: object) -> ast.AST:
+def _edited(node: _Node, **fields: object) -> _Node:
     new = copy.deepcopy(node)
     for name, value in fields.items():
         setattr(new, name, value)

@@ -373,7 +373,7 @@ def _import_as(path: str, source: str) -> None:
             return compile(source, path, "exec", dont_inherit=True)
         return plain(self, fullname)
 
-    SourceFileLoader.get_code = get_code  # type: ignore[method-assign]
+    SourceFileLoader.get_code = get_code  # type: ignore[method-assign,assignment]
 
 
 OPTIONS = ["-m", "not slow", "-p", "no:cacheprovider", "-p", "no:xdist"]

@@ -47,7 +47,7 @@ def standard_trimming(firmware: MemoryMap) -> tuple[MemoryMap, str]:
     return trimmed, "Linux's trimming of the map (first page reserved, 640K-1M not RAM)"
 
 
-_MAPS_BEGIN_BELOW = 64 << 10
+_MAPS_BEGIN_BELOW = 64 * KIB
 """Firmware's first entry is that of conventional memory: a map that begins later is cut."""
 
 

@@ -348,7 +348,6 @@ class EmulatedCpu:
         mode = self.mode
         pages = mode.root_level + 1
         base = self._free_memory(pages * PAGE_SIZE)
-        self._scratch = base
         self.uc.mem_map(base, pages * PAGE_SIZE)
         original = read_root(dump, mode, root)
         if original is None:

@@ -220,25 +220,6 @@ def test_32bit_kernels_begin_with_2_6_27() -> None:
 
 
 @pytest.mark.parametrize(
-    ("kernel", "plain", "randomised", "i386"),
-    [
-        ("3.9", 5, 5, 5),
-        ("3.10", 5, 5, 5),
-        ("4.7", 6, 6, 6),
-        ("4.8", 6, 12, 6),
-        ("5.11", 6, 12, 6),
-        ("5.12", 8, 16, 6),
-        ("6.18", 8, 16, 8),
-    ],
-)
-def test_brk_pages_of_a_release(kernel: str, plain: int, randomised: int, i386: int) -> None:
-    row = incremental.change_for(kernel)
-    assert row.brk_pages(MODES["x86_64"], randomize_memory=False) == plain
-    assert row.brk_pages(MODES["x86_64"], randomize_memory=True) == randomised
-    assert row.brk_pages(MODES["i386"], randomize_memory=True) == i386
-
-
-@pytest.mark.parametrize(
     ("kernel", "mode", "sizes"),
     [
         ("3.18", "x86_64", [2 * MIB, 64 * MIB, 2 * GIB]),

@@ -6,7 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Iterable
 from functools import cache
-from hashlib import sha256
+from hashlib import file_digest
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +56,8 @@ def with_reason(report: LogReport, path: str) -> LogReport:
     """Return the report with the documented reason why this very file cannot match, if any."""
     if report.agrees or not Path(path).is_file():
         return report
-    digest = sha256(Path(path).read_bytes()).hexdigest()
+    with Path(path).open("rb") as log:
+        digest = file_digest(log, "sha256").hexdigest()
     return attrs.evolve(report, reason=reasons().get(digest, ""))
 
 

@@ -208,20 +208,6 @@ def contiguous(levels: int, taken: int, budget: int) -> Statement:
     )
 
 
-def smallest_contiguous(levels: int, taken: int) -> int:
-    """Return the smallest budget that is always enough where ``taken`` pages are not free at the
-    top of RAM in one piece: the least for which z3 proves `contiguous`.
-    """
-    low, high = 0, 2 * levels + taken // FANOUT + taken // FANOUT**2 + 4
-    while high - low > 1:
-        middle = (low + high) // 2
-        if prove(contiguous(levels, taken, middle)).proved:
-            high = middle
-        else:
-            low = middle
-    return high
-
-
 # -- Linux's variant -------------------------------------------------------------------------------
 
 

@@ -96,14 +96,14 @@ def xen(
     Exit code: 0 all agree, 1 some differ, 3 a file is missing or damaged, or a piece for --live is
     missing.
     """
-    from paravirt_mm_xen.verify import Request, verify
+    from paravirt_mm_xen.verify import VerifyOptions, verify
 
     if not (files or live or runs or dom0):
         raise click.UsageError("give at least one FILE, or --live, --runs or --dom0")
     if save is not None and not (live or len(dom0) == 1):
         raise click.UsageError("--save writes what --live or one --dom0 asks: give one of them")
     return verify(
-        Request(
+        VerifyOptions(
             files=files,
             live=live,
             runs=runs,

@@ -54,7 +54,7 @@ ALLOCATORS = (
 
 
 @attrs.frozen
-class Request:
+class VerifyOptions:
     """What the command line asked for; see `paravirt_mm_xen.command`."""
 
     files: tuple[Path, ...] = ()
@@ -146,39 +146,39 @@ class RunResult:
         }
 
 
-def verify(request: Request, *, as_json: bool) -> ExitCode:
+def verify(options: VerifyOptions, *, as_json: bool) -> ExitCode:
     """Do what was asked, print it, and return the exit code."""
-    asked = _release(request.release)
+    asked = _release(options.release)
     report: dict[str, Any] = {}
     codes = [ExitCode.OK]
     say: _Say = _nothing if as_json else click.echo
     with ExitStack() as stack:
         live: LiveXen | None = None
-        if request.live:
+        if options.live:
             try:
-                live = stack.enter_context(LiveXen.open(request.directory))
+                live = stack.enter_context(LiveXen.open(options.directory))
             except (MissingPieceError, BuildError) as error:
                 # The files are worth reading all the same.
                 codes.append(ExitCode.BAD_INPUT)
                 report["missing"] = str(error)
                 click.echo(f"paravirt-mm: {error}", err=True)
         try:
-            if request.traces:
-                codes.append(_files(request, asked, report, say))
-            if request.recordings or request.dom0:
-                codes.append(_dom0(request, report, say))
+            if options.traces:
+                codes.append(_files(options, asked, report, say))
+            if options.recordings or options.dom0:
+                codes.append(_dom0(options, report, say))
             if live is not None:
-                codes.append(_fresh(request, live, asked, report, say))
-            if live is not None or (request.runs and not request.live):
+                codes.append(_fresh(options, live, asked, report, say))
+            if live is not None or (options.runs and not options.live):
                 release = asked or (RECORDED if live is None else release_booted(live))
-                codes.append(_runs(request, live, release, report, say))
+                codes.append(_runs(options, live, release, report, say))
         except XenBootError as error:
             codes.append(ExitCode.FINDINGS)
             report["boot"] = str(error)
             click.echo(f"paravirt-mm: {error}", err=True)
-    if request.record_to is not None:
+    if options.record_to is not None:
         for kind, evidence in evidence_of(report).items():
-            record_evidence(request.record_to, kind, evidence)
+            record_evidence(options.record_to, kind, evidence)
     if as_json:
         click.echo(json.dumps({"agree": not any(codes), **report}, indent=1))
     return max(codes)
@@ -237,9 +237,9 @@ def release_booted(live: LiveXen) -> Release:
 
 
 def _files(
-    request: Request, release: Release | None, report: dict[str, Any], say: _Say
+    options: VerifyOptions, release: Release | None, report: dict[str, Any], say: _Say
 ) -> ExitCode:
-    outcome = recorded.verify(request.traces, release, progress=sys.stderr.isatty())
+    outcome = recorded.verify(options.traces, release, progress=sys.stderr.isatty())
     report["files"] = outcome.as_dict()
     for path, found in outcome.differences:
         say(recorded.difference_line(path, found))
@@ -251,13 +251,13 @@ def _files(
     return ExitCode.FINDINGS if outcome.differences else ExitCode.OK
 
 
-def _dom0(request: Request, report: dict[str, Any], say: _Say) -> ExitCode:
+def _dom0(options: VerifyOptions, report: dict[str, Any], say: _Say) -> ExitCode:
     """Recordings of real kernels as dom0, and fresh ones."""
     report["dom0"] = []
     codes = [ExitCode.OK]
-    for recording in _dom0_recordings(request, codes):
-        if request.save is not None and not request.live:
-            recording.save(request.save)
+    for recording in _dom0_recordings(options, codes):
+        if options.save is not None and not options.live:
+            recording.save(options.save)
         found = compare_dom0(recording)
         report["dom0"].append(found.as_dict())
         for line in found.lines():
@@ -266,17 +266,17 @@ def _dom0(request: Request, report: dict[str, Any], say: _Say) -> ExitCode:
     return max(codes)
 
 
-def _dom0_recordings(request: Request, codes: list[ExitCode]) -> Iterator[Dom0Recording]:
+def _dom0_recordings(options: VerifyOptions, codes: list[ExitCode]) -> Iterator[Dom0Recording]:
     """Those that can be had; the others are told, and cost their exit code."""
-    for path in request.recordings:
+    for path in options.recordings:
         try:
             yield reading(Dom0Recording.load, path)
         except InputError as error:
             codes.append(ExitCode.BAD_INPUT)
             click.echo(f"paravirt-mm: {printable(str(error))}", err=True)
-    for image in request.dom0:
+    for image in options.dom0:
         try:
-            yield record_dom0(image, find_pieces(request.directory))
+            yield record_dom0(image, find_pieces(options.directory))
         except XenBootError:
             raise
         except ParavirtMmError as error:
@@ -285,7 +285,7 @@ def _dom0_recordings(request: Request, codes: list[ExitCode]) -> Iterator[Dom0Re
 
 
 def _fresh(
-    request: Request, live: LiveXen, asked: Release | None, report: dict[str, Any], say: _Say
+    options: VerifyOptions, live: LiveXen, asked: Release | None, report: dict[str, Any], say: _Say
 ) -> ExitCode:
     @cache
     def booted(version: str | None) -> Release:
@@ -294,11 +294,11 @@ def _fresh(
     def model(trace: OperationTrace) -> Sequence[int]:
         return predict(trace, asked or booted(live.version))
 
-    traces = generate(request.generators or tuple(GENERATORS), request.seed, request.operations)
+    traces = generate(options.generators or tuple(GENERATORS), options.seed, options.operations)
     with ExitStack() as stack:
         record: compare.Record | None = None
-        if request.save is not None:
-            written = stack.enter_context(write_traces(request.save))
+        if options.save is not None:
+            written = stack.enter_context(write_traces(options.save))
 
             def record(trace: OperationTrace, answers: Sequence[int]) -> None:
                 written.write(f"{trace.to_json(answers, live.version)}\n")
@@ -307,7 +307,7 @@ def _fresh(
     report["live"] = {
         "xen": result.xen,
         "release": (asked or booted(live.version)).name,
-        "seed": request.seed,
+        "seed": options.seed,
         "operations": result.operations,
         "traces": result.traces,
         "failed_traces": result.failed_traces,
@@ -324,7 +324,7 @@ def _fresh(
 
 
 def _runs(
-    request: Request,
+    options: VerifyOptions,
     live: LiveXen | None,
     release: Release,
     report: dict[str, Any],
@@ -332,8 +332,8 @@ def _runs(
 ) -> ExitCode:
     report["runs"] = []
     good = True
-    sizes = request.sizes or (SIZES if request.runs else SIZES[:1])
-    for result in run_all(sizes, request.allocators or ALLOCATORS, live, release):
+    sizes = options.sizes or (SIZES if options.runs else SIZES[:1])
+    for result in run_all(sizes, options.allocators or ALLOCATORS, live, release):
         report["runs"].append(result.as_dict())
         good = good and result.ok
         say(result.line())

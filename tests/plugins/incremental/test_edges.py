@@ -89,6 +89,7 @@ def test_what_a_release_was_the_first_to_do(last: str, first: str, new: set[str]
         ("5.12", 8, 16, 6),
         ("6.15", 8, 16, 6),
         ("6.16", 8, 16, 8),
+        ("6.18", 8, 16, 8),
     ],
 )
 def test_pages_of_brk(kernel: str, wide: int, randomised: int, narrow: int) -> None:

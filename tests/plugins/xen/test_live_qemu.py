@@ -127,7 +127,7 @@ def test_qemu_does_not_outlive_its_parent(
     code = (
         "from pathlib import Path; from paravirt_mm_xen.live import qemu;"
         f"d = Path({str(tmp_path)!r});"
-        "qemu.run(qemu.Boot(d / 'qemu', d, d, d / 't', 1, 60), d / 'console')"
+        "qemu.run(qemu.XenBoot(d / 'qemu', d, d, d / 't', 1, 60), d / 'console')"
     )
     parent = subprocess.Popen(
         [sys.executable, "-c", code],
@@ -151,7 +151,7 @@ def test_qemu_does_not_outlive_its_parent(
 
 
 def test_commas_and_blanks_in_paths_do_not_reach_qemu() -> None:
-    boot = qemu.Boot(Path("q"), Path("x"), Path("/a,b c/g,1"), Path("/a,b c/t"), 64, 1)
+    boot = qemu.XenBoot(Path("q"), Path("x"), Path("/a,b c/g,1"), Path("/a,b c/t"), 64, 1)
     assert boot.command()[-1] == "g,,1,t"
 
 

@@ -95,8 +95,6 @@ class GdbClient:
         self._socket = connection
         self._deadline = deadline
         self._buffer = bytearray()
-        self.stops = 0
-        """How often the machine was resumed and has stopped again."""
         # Asking for the description also makes QEMU accept single registers ('p' and 'P').
         target = self._read_description("target.xml")
         included = [self._read_description(name) for name in _INCLUDE.findall(target)[:16]]
@@ -188,7 +186,6 @@ class GdbClient:
         raise GdbError(f"gdb stub's register description {name!r} does not end")
 
     def _run(self, command: str) -> None:
-        self.stops += 1
         answer = self.command(command)
         if answer.startswith("W"):
             raise GdbError("the machine reset itself (a triple fault) or QEMU was told to end")

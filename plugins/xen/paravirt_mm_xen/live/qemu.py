@@ -28,7 +28,7 @@ _TROUBLE = (
 
 
 @attrs.frozen
-class Boot:
+class XenBoot:
     """What to boot: files, the domain's memory, a time limit; QEMU's processor, and options for
     Xen besides those that it always gets."""
 
@@ -70,7 +70,7 @@ class Boot:
         ]
 
 
-def run(boot: Boot, console: Path) -> str:
+def run(boot: XenBoot, console: Path) -> str:
     """Boots and waits for the machine to end; returns what the console showed.
 
     The console's file is left for the caller to delete. Raises `XenBootError` if QEMU cannot
@@ -94,7 +94,7 @@ def run(boot: Boot, console: Path) -> str:
 
 
 @contextlib.contextmanager
-def _running(boot: Boot, output: int) -> Iterator[subprocess.Popen[bytes]]:
+def _running(boot: XenBoot, output: int) -> Iterator[subprocess.Popen[bytes]]:
     """A process in a group of its own, which is gone when the block is left, however it is left."""
     command = boot.command()
     try:

@@ -79,7 +79,7 @@ class LiveXen:
         operations = sum(len(trace.ops) for trace in traces)
         file = self.directory / "traces.bin"
         console = self.directory / "console.log"
-        boot = qemu.Boot(
+        boot = qemu.XenBoot(
             qemu=self.pieces.qemu,
             hypervisor=self.hypervisor,
             guest=self.guest,
