@@ -36,22 +36,16 @@ from paravirt_mm.errors import ParavirtMmError
 from paravirt_mm.image.dump import Dump, open_dump
 from paravirt_mm.image.elf import control_registers, write_core
 from paravirt_mm.image.entries import ACCESSED, DIRTY, FORMATS, NX, PRESENT, RW
-from paravirt_mm.image.walker import (
+from paravirt_mm.image.translate import (
     FAULT_FETCH,
     FAULT_PRESENT,
     FAULT_RESERVED,
     FAULT_WRITE,
     Access,
-    Cpu,
-    Damage,
-    Fault,
-    LeafRun,
-    PhysicalMemory,
-    Walk,
-    read_root,
+    PageFault,
     translate,
-    walk,
 )
+from paravirt_mm.image.walker import Cpu, Damage, LeafRun, PhysicalMemory, Walk, read_root, walk
 from paravirt_mm.machine.paging import PAGE_SIZE, PagingMode
 from paravirt_mm.machine.ranges import RangeSet
 
@@ -249,7 +243,7 @@ class _Comparison:
 
     def _expected(self, address: int, access: Access) -> Seen:
         answer = translate(self.memory, self.root, self.mode, address, access, self.cpu)
-        if isinstance(answer, Fault):
+        if isinstance(answer, PageFault):
             return Seen(fault=answer.code)
         return Seen(physical=answer.physical)
 

@@ -8,18 +8,8 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import given, strategies as st
 
-from paravirt_mm.image.walker import (
-    Access,
-    Cpu,
-    Fault,
-    LeafRun,
-    Translation,
-    Walk,
-    WalkLimits,
-    canonical,
-    translate,
-    walk,
-)
+from paravirt_mm.image.translate import Access, PageFault, Translation, translate
+from paravirt_mm.image.walker import Cpu, LeafRun, Walk, WalkLimits, canonical, walk
 from paravirt_mm.machine.paging import MODES, X86_64, PagingMode
 from paravirt_mm.testing.page_tables import ROOT, RandomTables, page_tables
 
@@ -263,7 +253,7 @@ def test_faults_say_level_entry_and_code(
     memory.put(leaf, 1, 0x5000 | 0x61 | NX)
     memory.put(leaf, 2, 1 << 51 | 0x63)
     answer = translate(memory, 0x1000, X86_64, address, access, Cpu(physical_bits=40))
-    assert isinstance(answer, Fault)
+    assert isinstance(answer, PageFault)
     assert (answer.code, answer.level, answer.address) == (code, level, address)
     assert f"{address:#x}" in str(answer)
 
@@ -301,7 +291,7 @@ def test_the_whole_walk_agrees_with_single_addresses(tables: RandomTables, cpu: 
             denied = run is None or (
                 (access.write and not run.writable) or (access.fetch and not run.executable)
             )
-            assert isinstance(answer, Fault) is denied, (hex(address), access, run, answer)
+            assert isinstance(answer, PageFault) is denied, (hex(address), access, run, answer)
             if run is not None and isinstance(answer, Translation):
                 assert answer.physical == run.physical + address - run.start
                 assert answer.level == run.level

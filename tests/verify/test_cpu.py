@@ -15,7 +15,8 @@ from paravirt_mm.cli.verify_cpu import command
 from paravirt_mm.engine.trace import Trace
 from paravirt_mm.image.dump import Dump, open_dump
 from paravirt_mm.image.elf import write_core
-from paravirt_mm.image.walker import Access, Cpu, Fault, canonical, translate, walk
+from paravirt_mm.image.translate import Access, PageFault, translate
+from paravirt_mm.image.walker import Cpu, canonical, walk
 from paravirt_mm.machine.paging import MODES, X86_64
 from paravirt_mm.testing.page_tables import ROOT, RandomTables, page_tables
 from paravirt_mm.verify import cpu as module
@@ -117,7 +118,7 @@ def test_a_wrong_bit_is_noticed(
         assert dump.cr3 is not None
         last = walk(dump, dump.cr3, X86_64).runs[-1]
         answer = translate(dump, dump.cr3, X86_64, last.end - 1)
-        assert not isinstance(answer, Fault)
+        assert not isinstance(answer, PageFault)
         at = find_entry(dump, answer.entry)
         wrong = Damaged(dump, at, change)
         monkeypatch.setattr(module, "walk", lambda _memory, *rest: walk(wrong, *rest))
@@ -187,9 +188,9 @@ def fuzz(tables: RandomTables, folder: Path) -> None:
             address = canonical(mode, address + 0x7F0)
             for access in (Access(), Access(write=True), Access(fetch=True)):
                 answer = translate(dump, ROOT, mode, address, access, cpu)
-                if isinstance(answer, Fault) and answer.entry is None:
+                if isinstance(answer, PageFault) and answer.entry is None:
                     continue  # a table that is not in memory: the bus decides what the CPU reads
-                if isinstance(answer, Fault):
+                if isinstance(answer, PageFault):
                     expected = Seen(fault=answer.code)
                 else:
                     expected = Seen(physical=answer.physical)
