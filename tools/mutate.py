@@ -286,9 +286,10 @@ def _forget_results(functions: list[FunctionType]) -> None:
     for each in _all_results():
         if type(each) is functools.cached_property:
             if each.func in functions:
+                name = each.attrname or ""
                 for owner in gc.get_objects():
-                    if getattr(type(owner), each.attrname or "", None) is each:
-                        vars(owner).pop(each.attrname, None)
+                    if getattr(type(owner), name, None) is each:
+                        vars(owner).pop(name, None)
         else:
             each.cache_clear()
 
