@@ -255,28 +255,56 @@ def _dom0(options: VerifyOptions, report: dict[str, Any], say: _Say) -> ExitCode
     """Recordings of real kernels as dom0, and fresh ones."""
     report["dom0"] = []
     codes = [ExitCode.OK]
-    for recording in _dom0_recordings(options, codes):
-        if options.save is not None and not options.live:
-            recording.save(options.save)
-        found = compare_dom0(recording)
-        report["dom0"].append(found.as_dict())
-        for line in found.lines():
+    for found in _dom0_comparisons(options, codes):
+        report["dom0"].append(found.record)
+        for line in found.lines:
             say(line)
         codes.append(ExitCode.OK if found.ok else ExitCode.FINDINGS)
     return max(codes)
 
 
-def _dom0_recordings(options: VerifyOptions, codes: list[ExitCode]) -> Iterator[Dom0Recording]:
-    """Those that can be had; the others are told, and cost their exit code."""
+@attrs.frozen
+class _Compared:
+    """What came of a comparison: for ``--json``, and for people."""
+
+    record: dict[str, Any]
+    lines: tuple[str, ...]
+    ok: bool
+
+    @classmethod
+    def of(cls, recording: Dom0Recording) -> _Compared:
+        found = compare_dom0(recording)
+        return cls(found.as_dict(), tuple(found.lines()), found.ok)
+
+    @classmethod
+    def of_file(cls, path: Path, save: Path | None) -> _Compared:
+        recording = Dom0Recording.load(path)
+        try:
+            found = cls.of(recording)
+        except ParavirtMmError as error:
+            raise InputError(str(error), str(path)) from None
+        if save is not None:
+            recording.save(save)
+        return found
+
+
+def _dom0_comparisons(options: VerifyOptions, codes: list[ExitCode]) -> Iterator[_Compared]:
+    """Yield those that can be had; the others are told, and cost their exit code. Files are read
+    and compared in a child, for nobody vouches for them.
+    """
+    save = None if options.live else options.save
     for path in options.recordings:
         try:
-            yield reading(Dom0Recording.load, path)
+            yield reading(_Compared.of_file, path, save)
         except InputError as error:
             codes.append(ExitCode.BAD_INPUT)
             click.echo(f"paravirt-mm: {printable(str(error))}", err=True)
     for image in options.dom0:
         try:
-            yield record_dom0(image, find_pieces(options.directory))
+            recording = record_dom0(image, find_pieces(options.directory))
+            if save is not None:
+                recording.save(save)
+            yield _Compared.of(recording)
         except XenBootError:
             raise
         except ParavirtMmError as error:

@@ -222,3 +222,42 @@ def test_a_kernel_boots_as_dom0_and_does_what_the_model_says(
     found_out = compare_dom0(Dom0Recording.load(kept))
     assert found_out.ok, list(found_out.lines())
     assert run.figures["flips"] == found_out.real["made read-only"] > 20
+
+
+def test_words_of_a_recording_name_no_file_and_reach_no_terminal(
+    recording: Dom0Recording, tmp_path: Path
+) -> None:
+    victim = tmp_path / "victim"
+    odd = changed(recording, first_pin(recording), command="PIN_\x1b[2J")
+    for kernel in (f"{victim} (a kernel)", "6.1/../../victim", "6.1\x00\x1b[2J", "6.1\ud800 x"):
+        for told in (attrs.evolve(odd, kernel=kernel), attrs.evolve(odd, kernel=kernel, log=())):
+            try:
+                lines = list(compare_dom0(told).lines())
+            except InputError as error:
+                lines = [str(error)]
+            assert all(line.isprintable() for line in lines)
+    assert list(tmp_path.iterdir()) == []
+    lines = list(compare_dom0(attrs.evolve(odd, xen="4.17\x1b[2J")).lines())
+    assert any("PIN_\\x1b[2J" in line for line in lines)
+    assert all(line.isprintable() for line in lines)
+
+
+def test_a_machine_that_the_model_does_not_map_is_told(recording: Dom0Recording) -> None:
+    """Xen has no place for it: the model's kernel panics before its first step."""
+    hole = ((0, 0x9F000, 1), (0x9F000, 1 << 20, 2), (132 << 20, 600 << 20, 1))
+    without = attrs.evolve(recording, e820=hole, pages=0x8000, log=())
+    with pytest.raises(InputError, match="the model has no run of it: panic: memory conflicts"):
+        compare_dom0(without)
+
+
+@pytest.mark.parametrize("kernel", ["6.1,variant=hpa", "99.x"])
+def test_the_command_goes_on_behind_a_recording_that_cannot_be_compared(
+    recording: Dom0Recording, tmp_path: Path, kernel: str
+) -> None:
+    attrs.evolve(recording, kernel=kernel, log=("nothing",)).save(tmp_path / "odd.json")
+    result = CliRunner().invoke(
+        cli, ["verify", "xen", str(tmp_path / "odd.json"), str(FIRST)], standalone_mode=False
+    )
+    assert result.return_value == 3, result.output
+    assert "odd.json" in result.stderr
+    assert "every request in init_mem_mapping is the model's" in result.stdout

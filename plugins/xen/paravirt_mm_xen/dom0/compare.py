@@ -19,12 +19,14 @@ from paravirt_mm import (
     PAGE_SHIFT,
     PAGE_SIZE,
     E820Type,
+    InputError,
     KernelImage,
     Machine,
     MemoryMap,
     Run,
     Scenario,
     load,
+    printable,
 )
 from paravirt_mm_xen.dom0.recording import Dom0Recording, Kind, Request
 from paravirt_mm_xen.domain.layout import extra_memory
@@ -59,10 +61,11 @@ class Dom0Comparison:
     def lines(self) -> Iterator[str]:
         """A table of the counts, then what differs."""
         said = self.recording
-        yield f"Linux {said.release} as dom0 of Xen {said.xen}, {said.dom0_mib} MiB:"
+        yield f"Linux {said.release} as dom0 of Xen {printable(said.xen)}, {said.dom0_mib} MiB:"
         for name in sorted({*self.real, *self.model}):
             real, model = self.real.get(name, 0), self.model.get(name, 0)
-            yield f"  {name:20} {real:7,} {model:7,}{'' if real == model else '  differs'}"
+            differs = "" if real == model else "  differs"
+            yield f"  {printable(name):20} {real:7,} {model:7,}{differs}"
         if self.difference is None:
             yield "  every request in init_mem_mapping is the model's, in the same order"
         else:
@@ -83,12 +86,16 @@ class Dom0Comparison:
 
 
 def compare_dom0(recording: Dom0Recording) -> Dom0Comparison:
-    """Compare. Raises `paravirt_mm.InputError` where the log tells no machine."""
+    """Compare. Raises `paravirt_mm.ParavirtMmError` where the log tells no machine, or the model
+    has no run of it.
+    """
     machine = machine_of(recording)
     version = recording.release
     run = Scenario.of(
         machine, f"incremental:variant=linux,kernel={version}", f"xen:kernel={version}"
     ).run()
+    if not run.trace.begun:
+        raise InputError(f"the model has no run of it: {run.verdict}")
     inside = recording.calls[recording.begin :]
     real = _told([_asked(call) for call in inside if not call.clears])
     model = _told(list(_of_model(run)))
@@ -114,10 +121,13 @@ def machine_of(recording: Dom0Recording) -> Machine:
         machine = Machine(f"dom0-{recording.release}", _given(recording))
         return attrs.evolve(machine, kernel=_image(recording))
     with tempfile.TemporaryDirectory() as name:
-        log = Path(name) / f"{recording.release}.txt"
-        log.write_text("\n".join(recording.log))
-        machine = load(log)
-    return attrs.evolve(machine, kernel=_image(recording))
+        log = Path(name) / "log.txt"  # no word of a recording is part of a path
+        log.write_text("\n".join(recording.log), "utf-8", "replace")
+        try:
+            machine = load(log)
+        except InputError as error:
+            raise InputError(str(error).replace(str(log), "its log")) from None
+    return attrs.evolve(machine, name=recording.release, kernel=_image(recording))
 
 
 _LINUX_MAP = "BIOS-provided physical RAM map"
@@ -228,4 +238,4 @@ def _shown(asked: Asked | None) -> str:
     if asked is None:
         return "nothing more"
     name, *fields = asked
-    return " ".join([name, *(f"{field:#x}" for field in fields)])
+    return " ".join([printable(name), *(f"{field:#x}" for field in fields)])

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import lzma
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from enum import StrEnum
@@ -17,11 +18,12 @@ from typing import Any
 
 import attrs
 
-from paravirt_mm import InputError
+from paravirt_mm import InputError, printable
 
 FORMAT = "paravirt-mm dom0 1"
 MAX_FILE = 64 << 20  #: bytes, unpacked
 MAX_CALLS = 1_000_000
+_RELEASE = re.compile(r"\d[\w.+~-]{0,63}", re.ASCII)
 
 PRESENT, RW = 1, 2
 
@@ -146,8 +148,11 @@ class Dom0Recording:
 
     @property
     def release(self) -> str:
-        """``uname -r`` of the kernel."""
-        return self.kernel.split(" ", 1)[0]
+        """``uname -r`` of the kernel. Raises `InputError` where its text begins with none."""
+        release = self.kernel.split(" ", 1)[0]
+        if not _RELEASE.fullmatch(release):
+            raise InputError(f"'kernel' begins with no release: {printable(release, 60)}")
+        return release
 
     def counts(self, *, inside: bool) -> dict[str, int]:
         """Requests in ``init_mem_mapping``, or before it, by kind and by what they do."""
