@@ -9,9 +9,7 @@ from __future__ import annotations
 import contextlib
 import gzip
 import io
-import json
 import lzma
-import os
 import random
 import sys
 import tarfile
@@ -23,7 +21,7 @@ from unittest.mock import patch
 
 import attrs
 
-from paravirt_mm import hookimpl, load
+from paravirt_mm import hookimpl
 from paravirt_mm.cli import reading, scenarios
 from paravirt_mm.cli.main import main
 from paravirt_mm.errors import ExitCode, ParavirtMmError
@@ -39,7 +37,10 @@ from paravirt_mm.sources.inputs import divide
 from paravirt_mm.sources.machine_file import write_json, write_toml
 from paravirt_mm.testing import registry_with
 from paravirt_mm.verify.kernel.compare import replay_file
+from paravirt_mm.verify.linux.compare import replay_file as boots_of
 from paravirt_mm_incremental import Incremental
+from paravirt_mm_xen.dom0.compare import compare_dom0
+from paravirt_mm_xen.dom0.recording import Dom0Recording
 from paravirt_mm_xen.traces.files import read_traces
 
 DATA = Path(__file__).parents[1] / "data"
@@ -137,6 +138,18 @@ def _traces() -> tuple[bytes, ...]:
     return tuple(line for line in text.splitlines(keepends=True)[:400] if len(line) < 6000)[:40]
 
 
+@cache
+def _boots() -> tuple[bytes, ...]:
+    files = sorted((DATA / "linux_live").glob("*.jsonl"))
+    return tuple(min(file.read_bytes().splitlines(keepends=True), key=len) for file in files)
+
+
+@cache
+def _dom0s() -> tuple[bytes, ...]:
+    files = sorted((DATA / "xen").glob("dom0-*-small-*.json.xz"))
+    return tuple(lzma.decompress(file.read_bytes()) for file in files)
+
+
 def _load(path: Path, _: random.Random) -> None:
     for _source, outcome in load_each([str(path)]):
         str(outcome)
@@ -162,6 +175,17 @@ def _inspect(path: Path, rng: random.Random) -> None:
 def _oracle(path: Path, _: random.Random) -> None:
     for replay in replay_file(str(path)):
         str(replay)
+
+
+def _boot(path: Path, _: random.Random) -> None:
+    for replay in boots_of(str(path)):
+        str(replay)
+
+
+def _dom0(path: Path, _: random.Random) -> None:
+    for line in compare_dom0(Dom0Recording.load(path)).lines():
+        if not line.isprintable():
+            raise AssertionError(f"not fit for a terminal: {line!r}")
 
 
 def _xen(path: Path, _: random.Random) -> None:
@@ -314,7 +338,7 @@ def _answers(path: Path, _: random.Random) -> None:
 
 
 def _any_seed() -> tuple[bytes, ...]:
-    return (os.urandom(0) + b"seed " * 8,)
+    return (b"seed " * 8,)
 
 
 _ONE = ("compare", "-b", "native", "-a", "incremental")
@@ -330,6 +354,8 @@ TARGETS = {
     "parts": Target("tar", _archives, _divide),
     "core": Target("core", _cores, _inspect),
     "oracle": Target("jsonl", _records, _oracle),
+    "boot records": Target("jsonl", _boots, _boot),
+    "dom0": Target("json", _dom0s, _dom0, 1),
     "xen traces": Target("jsonl", _traces, _xen),
     "compare": Target("log", _logs, _command(*_ONE)),
     "compare html": Target(
@@ -348,5 +374,3 @@ TARGETS = {
 
 ON_PURPOSE = ParavirtMmError
 """What a reader may raise."""
-
-__all__ = ["ON_PURPOSE", "TARGETS", "Target", "json", "load"]
