@@ -20,7 +20,7 @@ from click.shell_completion import (
     split_arg_string,
 )
 
-from paravirt_mm.cli.main import COMPLETE
+from paravirt_mm.cli import COMPLETE
 
 SHELLS = ("bash", "zsh", "fish")
 

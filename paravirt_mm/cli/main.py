@@ -14,11 +14,9 @@ from typing import Any, NoReturn
 import click
 
 from paravirt_mm._version import __version__
+from paravirt_mm.cli import COMPLETE
 from paravirt_mm.cli.output import OutputClosed, complain, streams
 from paravirt_mm.errors import Ended, ExitCode, InputError, ParavirtMmError, PluginError, SpecError
-
-COMPLETE = "_PARAVIRT_MM_COMPLETE"
-"""Set by a shell's function while it asks for completions (`paravirt_mm.cli.completion`)."""
 
 
 class LazyGroup(click.Group):
