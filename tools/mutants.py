@@ -290,6 +290,18 @@ def mutants(path: Path) -> list[Callable[[], Mutant]]:
     ]
 
 
+def changes(path: Path) -> set[tuple[str, str]]:
+    """Return what was and what became of all mutants of a file, without making them."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    skip = _no_code(tree)
+    return {
+        (_short(ast.unparse(node)), _short(ast.unparse(new)))
+        for node in ast.walk(tree)
+        if id(node) not in skip
+        for new in _changes(node)
+    }
+
+
 def _mutant(path: Path, text: str, place: int, which: int) -> Mutant:
     """Make change number ``which`` of the node number ``place``, in a tree of its own."""
     tree = ast.parse(text)

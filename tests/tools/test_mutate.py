@@ -139,9 +139,11 @@ def test_each_folder_has_tests_that_are_there(mutate: Any, checkout: Path) -> No
     assert name in mutate.tests_for(checkout / "paravirt_mm" / "image" / "walker.py")
 
 
-@pytest.mark.slow
 def test_equivalent_mutants_are_ones_that_it_makes(mutate: Any) -> None:
-    """And each says why."""
-    for path, was, became in mutate.equivalent():
-        made = (make() for make in mutate.mutants(mutate.TOP / path))
-        assert (was, became) in {(mutant.was, mutant.became) for mutant in made}, (path, was)
+    """Or edits of text that is there, made by hand; and each says why."""
+    rows = mutate.equivalent()
+    paths = {path: mutate.TOP / path for path, _, _ in rows}
+    made = {name: sys.modules["mutants"].changes(path) for name, path in paths.items()}
+    for name, was, became in rows:
+        text = " ".join(paths[name].read_text("utf-8").split())
+        assert (was, became) in made[name] or text.count(was) == 1, (name, was)

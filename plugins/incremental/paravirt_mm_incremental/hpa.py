@@ -128,14 +128,8 @@ class SevenSteps:
         # Invariant: [high - good units] fits, one bad unit more does not.
         top = align_up(high, unit)
         good, bad = 0, (top - align_down(low, unit)) // unit
-        probes: list[int] = []
-        if boot.largest_level == 1:
-            # Each unit takes a table, and tables above it: the answer is near the pages at hand.
-            probes = [pages + 1, pages - pages // boot.mode.entries(2) - boot.mode.root_level]
         while bad - good > 1:
-            middle = probes.pop() if probes else (good + bad) // 2
-            if not good < middle < bad:
-                continue
+            middle = (good + bad) // 2
             if needed(top - middle * unit) <= pages:
                 good = middle
             else:

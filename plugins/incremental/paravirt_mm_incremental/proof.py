@@ -214,7 +214,6 @@ def contiguous(levels: int, taken: int, budget: int) -> Statement:
 def linux_first_tables(levels: int) -> Statement:
     """The first MiB and the first large page take two sets of tables at the most."""
     block = z3.Int("block")
-    isa, large = 1 << 8, FANOUT
     new: z3.ArithRef = z3.IntVal(0)
     for level in range(1, levels + 1):
         span = FANOUT**level
@@ -226,7 +225,7 @@ def linux_first_tables(levels: int) -> Statement:
         f"where Linux begins {levels} more at the most, so {2 * levels} pages of brk are enough to "
         "have a large page of free memory, wherever it lies.",
         (
-            z3.And(block >= isa, block % large == 0, block <= MAX_TOP),
+            z3.And(block > 0, block % FANOUT == 0, block <= MAX_TOP),
             new > levels,
         ),
         {"block_pfn": block},

@@ -33,6 +33,7 @@ from paravirt_mm.cli.main import cli
 from paravirt_mm.testing import generate
 from paravirt_mm_incremental.bound import TableSpan, enough, left_of_brk, spans, stuck
 
+z3 = pytest.importorskip("z3", reason="z3 is not installed")
 proof = pytest.importorskip("paravirt_mm_incremental.proof", reason="z3 is not installed")
 
 PAGE = 4096
@@ -74,6 +75,104 @@ def test_just_beyond_is_refuted(wrong):
     found = proof.prove(wrong)
     assert not found.proved
     assert found.refutation is not None
+
+
+MOST = 1 << 34
+"""Pages of 64 TiB."""
+FORMULAS = {
+    "rounds": (
+        {"begin": 0, "paid": 0, "gained": 0, "cost": 1},
+        [{"begin": -1}, {"paid": -1, "gained": -2}, {"gained": -1}, {"cost": -1}, {"cost": 0}],
+        [{"begin": 5, "cost": 9}, {"paid": 9, "cost": 0}, {"begin": 2, "gained": 3, "cost": 6}],
+    ),
+    "enough-3": (
+        {"budget": 5, "left": 2, "tables": 3, "free": 1},
+        [
+            {"budget": 4},
+            {"left": 1},
+            {"tables": 4, "left": 3, "budget": 6},
+            {"tables": -1},
+            {"free": -1, "left": 9, "budget": 12},
+            {"free": 513},
+            {"tables": 0, "left": -1, "budget": 3},
+        ],
+        [
+            {"budget": 9},
+            {"tables": 0, "left": 0, "budget": 3},
+            {"free": 0, "left": 3, "budget": 6},
+            {"free": 512, "left": 0, "budget": 3},
+            {"free": 3, "left": 0, "budget": 3},
+        ],
+    ),
+    "pae-64": (
+        {"top": 64 * 512 + 512, "start": 512},
+        [
+            {"top": 64 * 512, "start": 0},
+            {"top": 896 * 256 + 1, "start": 896 * 256 + 1 - 64 * 512},
+            {"start": 1024},
+            {"start": 0},
+        ],
+        [{"top": 64 * 512 + 1, "start": 512}, {"top": 896 * 256, "start": 896 * 256 - 64 * 512}],
+    ),
+    "contiguous-1-0-1": (
+        {"top": 2048},
+        [{"top": 1024}, {"top": 896 * 256 + 1}],
+        [{"top": 1025}, {"top": 896 * 256}],
+    ),
+    "contiguous-3-0-5": ({"top": MOST}, [{"top": 1024}, {"top": MOST + 1}], [{"top": 1025}]),
+    "contiguous-1-32256-64": ({"top": 40000}, [{"top": 32256 + 1024}], [{"top": 32256 + 1025}]),
+    "linux-first-3": (
+        {"block": 512},
+        [{"block": 0}, {"block": 513}, {"block": MOST + 512}],
+        [{"block": MOST}, {"block": 1 << 27}],
+    ),
+    "linux-step-32-1-15": (
+        {"mapped": 1500, "step": 1024, "low": 0, "high": 1024, "free": 105},
+        [
+            {"mapped": 511, "step": 512, "high": 512, "free": 500},
+            {"mapped": MOST + 1, "free": MOST},
+            {"step": 32 * 1500 + 512, "free": 9999},
+            {"step": 48001, "free": 9999},
+            {"low": -512, "high": 512},
+            {"low": 512, "high": 512},
+            {"high": 1536},
+            {"low": 100},
+            {"high": 1000},
+            {"free": 104},
+            {"low": MOST - 512, "high": MOST + 512},
+        ],
+        [
+            {"mapped": 512, "step": 512, "high": 512, "free": 40},
+            {"mapped": MOST, "free": MOST},
+            {"mapped": 1504, "step": 32 * 1504, "free": 106},
+            {"low": MOST - 1024, "high": MOST},
+        ],
+    ),
+}
+"""By statement: numbers that it speaks of, changes of them that it must not, and that it must."""
+PREMISES = {"rounds": 2, "enough": 3, "pae": 4, "contiguous": 2, "linux-first": 1, "linux-step": 6}
+
+
+@pytest.mark.parametrize("name", FORMULAS)
+def test_what_a_formula_speaks_of(name):
+    """A premise that leaves numbers out proves less than its words say; one that lets others in
+    says more.
+    """
+    plain, out, inside = FORMULAS[name]
+    (count,) = (n for start, n in PREMISES.items() if name.startswith(start))
+    statement = STATEMENTS[name]
+
+    def admits(numbers):
+        solver = z3.Solver()
+        solver.add(*statement.opposite[:count])
+        solver.add(*(z3.Int(variable) == value for variable, value in numbers.items()))
+        return solver.check() == z3.sat
+
+    assert admits(plain)
+    for change in inside:
+        assert admits(plain | change), change
+    for change in out:
+        assert not admits(plain | change), change
 
 
 def reach(levels: int, taken: int, top: int) -> int:

@@ -213,6 +213,32 @@ def test_start_info_of_each_release(release: tuple[int, ...], sizes: tuple[int, 
     assert set(sizes) <= start_info_sizes(64) | start_info_sizes(32)
 
 
+@pytest.mark.parametrize(
+    ("last", "first", "new"),
+    [
+        ((3, 1, 4), (3, 2), {"console_info"}),
+        ((3, 3, 2), (3, 4), {"start_info", "dom0_high_p2m"}),
+        ((3, 4, 4), (4, 0), {"guest_slack", "clips_dom0"}),
+        ((4, 0, 4), (4, 1), {"initrd_in_chunk", "dom0_unmapped_initrd"}),
+        ((4, 1, 6), (4, 2), {"guest_slack"}),
+        ((4, 2), (4, 2, 1), {"l4_of_32bit"}),
+        ((4, 6, 6), (4, 7), {"guest_unmapped_initrd", "guest_high_p2m", "guest_l2_to_the_end"}),
+        ((4, 11, 2), (4, 11, 3), {"console_info"}),
+        ((4, 11, 4), (4, 12), {"console_info"}),
+        ((4, 12, 1), (4, 12, 2), {"console_info"}),
+    ],
+)
+def test_what_a_release_was_the_first_to_do(
+    last: tuple[int, ...], first: tuple[int, ...], new: set[str]
+) -> None:
+    before, after = builders_of(last), builders_of(first)
+    assert before is not None
+    assert after is not None
+    names = {field.name for field in attrs.fields(type(after))} - {"since"}
+    assert {name for name in names if getattr(before, name) != getattr(after, name)} == new
+    assert before.guest_slack in (0, 8 << 20)
+
+
 def test_releases_before_the_first_known_are_refused() -> None:
     assert builders_of((3, 0, 3)) is None
     with pytest.raises(SpecError, match=r"older than 3\.0\.4"):

@@ -390,6 +390,8 @@ INFO, TABLES = f"Start info {NVS}004b8", "Page tables on ACPI NVS at 0x4001000-0
         # The p2m list is mapped after the kernel: it is what lies at 64 MiB.
         ("4.2", f"unnoticed: Phys-Mach map {NVS}13000"),
         ("6.6.54", f"moved: {INFO}, {TABLES}"),
+        ("6.10.13", f"moved: {INFO}, {TABLES}"),
+        ("6.11.2", f"moved: {INFO}, {TABLES}"),
         ("6.12", f"moved: {INFO}, {TABLES}"),
     ],
 )
@@ -397,7 +399,7 @@ def test_what_releases_make_of_it(kernel: str, told: str) -> None:
     assert _stands_on(NVS_64M, kernel=kernel) == told
 
 
-@pytest.mark.parametrize("kernel", ["4.3", "6.1", "6.6.53", "6.7", "6.11.1"])
+@pytest.mark.parametrize("kernel", ["4.3", "6.1", "6.6.53", "6.7", "6.10.12", "6.11", "6.11.1"])
 def test_kernels_that_look_and_cannot_move_it_panic(kernel: str) -> None:
     """That kernel ends at 64 MiB: start info and the first boot tables lie on ACPI NVS."""
     run = Scenario.of(_host(NVS_64M), "incremental:variant=linux", f"xen:kernel={kernel}").run()

@@ -83,11 +83,11 @@ def load(d: Domain, va: int) -> tuple[int, int]:
         if entry & PRESENT:
             if not entry & ACCESSED:
                 write_entry(d, table, index, entry | ACCESSED)
-            return OK, read_entry(d, entry >> PAGE_SHIFT & MFN_MASK, va % PAGE_SIZE >> 3)
+            return OK, read_entry(d, entry >> PAGE_SHIFT & MFN_MASK, _slot(va))
     else:
         large = _large_page(d, va)
         if large is not None:
-            return OK, read_entry(d, large[0], va % PAGE_SIZE >> 3)
+            return OK, read_entry(d, large[0], _slot(va))
     return _fault(d, va, write=False), 0
 
 
@@ -108,7 +108,7 @@ def store(d: Domain, va: int, value: int, size: int = 8) -> int:
     if not entry & PRESENT:
         return _fault(d, va, write=True)
     mfn = entry >> PAGE_SHIFT & MFN_MASK
-    index = va % PAGE_SIZE >> 3
+    index = _slot(va)
     if size != 8:
         value = _merge(read_entry(d, mfn, index), value, va, size)
     if entry & RW:
@@ -135,7 +135,7 @@ def _store_large(d: Domain, va: int, value: int, size: int) -> int:
     large = _large_page(d, va)
     if large is None or not large[1]:
         return _fault(d, va, write=True, mapped=large is not None)
-    mfn, index = large[0], va % PAGE_SIZE >> 3
+    mfn, index = large[0], _slot(va)
     if size != 8:
         value = _merge(read_entry(d, mfn, index), value, va, size)
     write_entry(d, mfn, index, value)
@@ -202,6 +202,11 @@ def _fault(d: Domain, va: int, *, write: bool, mapped: bool = False) -> int:
     if mapped or va in d.mode.hypervisor_range:
         return PF_WRITE_PROTECTED if write else PF_READ_PROTECTED
     return PF_WRITE_ABSENT if write else PF_READ_ABSENT
+
+
+def _slot(va: int) -> int:
+    """Which 8 bytes of its page an address lies in."""
+    return va % PAGE_SIZE >> 3
 
 
 def _merge(old: int, value: int, va: int, size: int) -> int:

@@ -72,15 +72,16 @@ def get_table_type(d: Domain, mfn: int, kind: int) -> int:
         # Nobody uses the frame: it may become anything that its contents allow.
         d.type_info[mfn] = REFERENCE | kind
         d.linear_count[mfn] = 0
-        return _validate(d, mfn, kind, start=0, holds_child=False)
+        return _validate(d, mfn, kind, start=0)
     if info & (TYPE | PAE_XEN_L2) != kind:
         return EINVAL
     if info & VALIDATED:
         d.type_info[mfn] = info + REFERENCE
         return OK
     # Left half-checked by an earlier failure: this reference takes over where that one stopped.
+    # Only an L2 is ever left so (`Release.forgets_nested_failure`): it has no half-checked child.
     d.type_info[mfn] = info & ~PARTIAL
-    return _validate(d, mfn, kind, d.resume_at[mfn], d.resume_holds_child[mfn])
+    return _validate(d, mfn, kind, d.resume_at[mfn])
 
 
 def put_table_type(
@@ -100,7 +101,7 @@ def put_table_type(
         d.type_info[mfn] -= REFERENCE
     else:
         d.type_info[mfn] = info - REFERENCE
-    if parent is not None and info & VALIDATED and not (info ^ d.type_info[parent]) & TYPE:
+    if parent is not None and not (info ^ d.type_info[parent]) & TYPE:
         d.linear_count[mfn] += 1
         d.linear_count[parent] -= 1
 
@@ -139,13 +140,10 @@ def finish_pending(d: Domain) -> None:
 # --- validation -----------------------------------------------------------------------------------
 
 
-def _validate(d: Domain, mfn: int, kind: int, start: int, holds_child: bool) -> int:
+def _validate(d: Domain, mfn: int, kind: int, start: int) -> int:
     """Check the entries of `mfn` from slot `start` on.  Its type and one reference are in place."""
     level = kind & TYPE
-    if level == L1:
-        code = _promote_l1(d, mfn)
-    else:
-        code = _promote_directory(d, mfn, level, kind, start, holds_child)
+    code = _promote_l1(d, mfn) if level == L1 else _promote_directory(d, mfn, level, kind, start)
     if code == OK:
         d.type_info[mfn] |= VALIDATED
         d.counters.validations[level] += 1
@@ -175,14 +173,12 @@ def _promote_l1(d: Domain, mfn: int) -> int:
     return OK
 
 
-def _promote_directory(
-    d: Domain, mfn: int, level: int, kind: int, start: int, holds_child: bool
-) -> int:
-    """Validate an L2, L3 or L4.  `holds_child`: slot `start` still holds a half-checked child."""
+def _promote_directory(d: Domain, mfn: int, level: int, kind: int, start: int) -> int:
+    """Validate an L2, L3 or L4 from slot `start` on."""
     mode = d.mode
     entries = d.contents.get(mfn)
     if level == L3 and mode.pae_xen_slot is not None:
-        return _promote_pae_l3(d, mfn, start, holds_child)
+        return _promote_pae_l3(d, mfn, start)
     if entries:
         skipped = _xen_slots_of(d, level, kind)
         forced = mode.forced[level]
@@ -195,7 +191,7 @@ def _promote_directory(
                 continue
             code = get_page_from_directory_entry(d, level, entry, mfn)
             if code < 0:
-                _stop_at(d, mfn, index, entry, holds_child and index == start)
+                _stop_at(d, mfn, index, entry)
                 return code
             entries[index] = entry | forced
     if level == L4:
@@ -203,7 +199,7 @@ def _promote_directory(
     return OK
 
 
-def _promote_pae_l3(d: Domain, mfn: int, start: int, holds_child: bool) -> int:
+def _promote_pae_l3(d: Domain, mfn: int, start: int) -> int:
     """Validate a 32-bit guest's L3: four entries, of which the last leads to Xen's mappings."""
     mode = d.mode
     last = mode.pae_xen_slot
@@ -221,7 +217,7 @@ def _promote_pae_l3(d: Domain, mfn: int, start: int, holds_child: bool) -> int:
         else:
             check_absent(d, L3, entry)
         if code < 0:
-            _stop_at(d, mfn, index, entry, holds_child and index == start)
+            _stop_at(d, mfn, index, entry)
             return code
         if entry & PRESENT:
             entries[index] = entry | forced
@@ -242,11 +238,11 @@ def _get_pae_xen_l2(d: Domain, entry: int) -> int:
     return code
 
 
-def _stop_at(d: Domain, mfn: int, index: int, entry: int, holds_child: bool) -> None:
+def _stop_at(d: Domain, mfn: int, index: int, entry: int) -> None:
     """Leave table `mfn` half-checked: `entry` in slot `index` was refused."""
     if index == 0:
         return  # nothing was taken; the table just loses its type
-    failed_below = d.pending
+    failed_below, holds_child = d.pending, False
     if failed_below is not None:
         if failed_below == entry >> PAGE_SHIFT & MFN_MASK:
             holds_child = True
