@@ -149,13 +149,13 @@ def _large_page(d: Domain, va: int) -> tuple[int, bool] | None:
     if mfn is None or va in d.mode.hypervisor_range:
         return None
     path = RW
-    for level, shift in zip(range(d.mode.root, 1, -1), d.mode.walk, strict=True):
+    for depth, shift in enumerate(d.mode.walk):
         entry = read_entry(d, mfn, va >> shift & 511)
         if not entry & PRESENT:
             return None
         path &= entry
         mfn = entry >> PAGE_SHIFT & MFN_MASK
-        if is_large(level, entry):
+        if is_large(d.mode.root - depth, entry):
             return mfn + (va % (1 << shift) >> PAGE_SHIFT), path != 0
     return None
 
