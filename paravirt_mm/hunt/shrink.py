@@ -11,7 +11,7 @@ nothing of machines that were read from a log.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from itertools import islice
 from math import inf, log2
@@ -22,9 +22,9 @@ import attrs
 from paravirt_mm.errors import InputError
 from paravirt_mm.hunt.edits import is_sound
 from paravirt_mm.machine.e820 import E820Entry, E820Type, MemoryMap
-from paravirt_mm.machine.model import DEFAULT_KERNEL, CpuFeatures, Machine, Provenance
+from paravirt_mm.machine.model import DEFAULT_KERNEL, CpuFeatures, Machine, Provenance, Span
 from paravirt_mm.machine.paging import GIB, MIB, PAGE_SIZE
-from paravirt_mm.machine.ranges import align_down, align_up
+from paravirt_mm.machine.ranges import RangeSet, align_down, align_up
 
 MAX_TRIES = 4000
 """Machines that are tried at the most; what is left then is small, if not smallest."""
@@ -219,10 +219,15 @@ def _rounder(entry: E820Entry, floor: int) -> Iterator[tuple[int, int]]:
 
 
 def _slid(machine: Machine, edge: int, by: int) -> Candidate:
-    """Everything from ``edge`` (bytes) upward comes down by ``by`` bytes."""
+    """Everything from ``edge`` (bytes) upward comes down by ``by`` bytes, on what was taken there:
+    of that nothing may be left.
+    """
 
     def down(address: int) -> int:
         return address - by if address >= edge else address
+
+    def moved(spans: Iterable[Span]) -> tuple[Span, ...]:
+        return tuple(RangeSet((down(low), down(high)) for low, high in spans))
 
     def make() -> Machine:
         return attrs.evolve(
@@ -230,8 +235,8 @@ def _slid(machine: Machine, edge: int, by: int) -> Candidate:
             memory_map=MemoryMap.sanitise(
                 (down(e.start), down(e.end), e.type) for e in machine.memory_map
             ),
-            reserved=tuple((down(low), down(high)) for low, high in machine.reserved),
-            initrd=machine.initrd and (down(machine.initrd[0]), down(machine.initrd[1])),
+            reserved=moved(machine.reserved),
+            initrd=next(iter(moved([machine.initrd] if machine.initrd else [])), None),
         )
 
     return make

@@ -6,7 +6,7 @@ import attrs
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from paravirt_mm import E820Type, Machine, bundled
+from paravirt_mm import E820Type, Machine, MemoryMap, bundled
 from paravirt_mm.hunt.edits import changed, is_sound
 from paravirt_mm.hunt.shrink import measure, shrink
 from paravirt_mm.sources.generated import Seeded
@@ -76,3 +76,20 @@ def test_nothing_is_tried_when_the_time_is_over():
     small, tries = shrink(machine, lambda m: True, until=0.0)
     assert tries == 0
     assert small.memory_map == machine.memory_map
+
+
+def test_what_is_taken_across_a_gap_never_ends_before_it_begins():
+    edge = 2 * GIB
+    machine = Machine(
+        name="gap",
+        memory_map=MemoryMap.sanitise(
+            [(0, GIB, E820Type.RAM), (edge, 3 * GIB, E820Type.RAM)],
+        ),
+        reserved=((edge - 0x2000, edge + 0x1000),),
+        initrd=(edge - 0x1000, edge + 0x1000),
+    )
+    seen: list[Machine] = []
+    shrink(machine, lambda m: bool(seen.append(m)))
+    assert any(m.memory_map.ram().end < 3 * GIB for m in seen)
+    for m in seen:
+        assert all(low < high for low, high in (*m.reserved, *([m.initrd] if m.initrd else [])))
