@@ -83,6 +83,11 @@ class Plugin:
         """Distribution and version, for people."""
         return f"{self.distribution} {self.version}".strip()
 
+    @property
+    def strange(self) -> bool:
+        """Whether it comes from somebody else."""
+        return self.distribution != OWN_DISTRIBUTION
+
     def options(self) -> tuple[attrs.Attribute[Any], ...]:
         """The options: the fields of the class."""
         return tuple(field for field in attrs.fields(self.factory) if field.init)
@@ -486,7 +491,7 @@ class Registry:
                     raise Junk(f"{hook} {junk}") from junk
 
             try:
-                if self.careful and plugin.distribution != OWN_DISTRIBUTION:
+                if self.careful and plugin.strange:
                     guard.call(_discarded, answer, limits=ANSWERING)
                 found = answer()
             except (Junk, guard.StoppedError, guard.ForeignError) as problem:

@@ -22,6 +22,7 @@ from paravirt_mm.machine.model import Machine
 from paravirt_mm.options import PluginSpec
 from paravirt_mm.registry import Registry, class_problems, default_registry, name_for, role_of
 from paravirt_mm.run import Outcome, Run, Verdict
+from paravirt_mm.untouched import unchanged
 
 
 @attrs.frozen
@@ -44,6 +45,7 @@ class Scenario:
         *,
         thorough: bool = False,
         through: Callable[[Hooks], Hooks] | None = None,
+        watched: bool = True,
     ) -> Run:
         """Run it. Only wrong specs raise (`SpecError`); a plugin that fails gives the verdict
         ``error``.
@@ -51,9 +53,30 @@ class Scenario:
         ``thorough`` also makes the tables byte for byte and walks them, where they are not too many
         (`paravirt_mm.invariants.image.is_small`), and has plugins check what takes them long (rule
         6 of `paravirt_mm.invariants.rules`). ``through`` puts something between the engine and
-        the plugins.
+        the plugins. A plugin of others that replaces something of ours meanwhile gets the verdict
+        ``error``, and what it changes of the process meets no other scenario; whoever runs
+        thousands may watch over many at a time instead (``watched``).
         """
         registry = registry or default_registry()
+        if not watched or not (suspects := self.suspects(registry)):
+            return self._ran(registry, thorough, through)
+        with unchanged() as touched:
+            run = self._ran(registry, thorough, through)
+        if touched:
+            error = replaced(suspects, touched)
+            run = attrs.evolve(run, verdict=Verdict(Outcome.ERROR, error))
+        return run
+
+    def suspects(self, registry: Registry) -> tuple[str, ...]:
+        """Return the plugins of others that take part, with where they come from."""
+        asked = ((self.allocator, "allocator"), (self.backend, "backend"))
+        found = [registry.get(spec.name, role) for spec, role in asked]
+        strange = [registry.origin(plugin.name) for plugin in found if plugin.strange]
+        return (*strange, *(registry.origin(name) for name, _ in self._named_observers()))
+
+    def _ran(
+        self, registry: Registry, thorough: bool, through: Callable[[Hooks], Hooks] | None
+    ) -> Run:
         instances = Instances(
             [
                 registry.make(self.allocator, "allocator"),
@@ -135,6 +158,12 @@ class Scenario:
         verdict = Verdict(Outcome.ERROR, str(PluginError(origin, message)))
         told = "".join(traceback.format_exception(error))
         return self._run(Trace(events), verdict, traceback=told)
+
+
+def replaced(suspects: Sequence[str], touched: Sequence[str]) -> str:
+    """Return the error of plugins while which ran something of ours was replaced."""
+    what = ", ".join(sorted(set(touched))[:5])
+    return str(PluginError(", ".join(suspects), f"replaces {what} while it runs"))
 
 
 def _early_end(trace: Trace) -> Verdict | None:

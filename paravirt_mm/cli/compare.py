@@ -146,7 +146,7 @@ def command(
     running.show_tracebacks(rows)
     if rows:
         on = paper(color, output) if style == TERMINAL else PLAIN
-        screen.write("\n\n\n".join(_text(subjects, style, wide, each, bool(asked), on)), on, output)
+        screen.write("\n\n".join(_text(subjects, style, wide, each, bool(asked), on)), on, output)
     return _exit(rows, problems, fail_on)
 
 

@@ -64,10 +64,11 @@ def command(
     running.show_tracebacks(each.row for one in subjects for each in one.exhibits)
     if not subjects:
         return ExitCode.BAD_INPUT
-    emit(page(subjects, registry), output)
+    emit(page(subjects, registry, problems), output)
     size = output.stat().st_size
     told = count_text(len(subjects), "machine")
-    click.echo(f"{output}: {told}, {size / 1e6:.2f} MB", err=True)
+    left = f", {len(problems)} could not be read" if problems else ""
+    click.echo(f"{output}: {told}, {size / 1e6:.2f} MB{left}", err=True)
     if any(each.row.outcome is Outcome.ERROR for one in subjects for each in one.exhibits):
         return ExitCode.PLUGIN
     return ExitCode.BAD_INPUT if problems else ExitCode.OK

@@ -17,15 +17,13 @@ import click
 from paravirt_mm.cli.output import complain
 from paravirt_mm.cli.types import Seconds, size_in_bytes
 from paravirt_mm.comparison import Cell, Row
-from paravirt_mm.errors import PluginError
 from paravirt_mm.guard import RUNNING, Limits, Stopped, guarded
 from paravirt_mm.instances import Instances
 from paravirt_mm.machine.model import Machine
 from paravirt_mm.options import PluginSpec
-from paravirt_mm.registry import OWN_DISTRIBUTION, Registry
-from paravirt_mm.run import Outcome, Run, Verdict
+from paravirt_mm.registry import Registry
+from paravirt_mm.run import Run
 from paravirt_mm.scenario import Scenario
-from paravirt_mm.untouched import unchanged
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 T = TypeVar("T")
@@ -130,7 +128,7 @@ class Running:
         def run(machine: Machine, allocator: str, backend: str, *, thorough: bool = False) -> Run:
             watched = (instance for _, instance in made)
             scenario = Scenario.of(machine, allocator, backend, *watched)
-            run = self._run(scenario, thorough)
+            run = scenario.run(self.registry, thorough=thorough)
             for message in run.left_out:
                 if message not in told:
                     told.add(message)
@@ -143,23 +141,6 @@ class Running:
             instances.tell("pvmm_end")
             for message in instances.left_out:
                 complain(message)
-
-    def _run(self, scenario: Scenario, thorough: bool) -> Run:
-        """Run it. A plugin of others that replaces something of ours has no figures, and what it
-        changes of the process meets no other scenario.
-        """
-        names = (scenario.allocator.name, scenario.backend.name)
-        strange = [one for one in names if self.registry.get(one).distribution != OWN_DISTRIBUTION]
-        if not strange and not self.observers:
-            return scenario.run(self.registry, thorough=thorough)
-        with unchanged() as touched:
-            run = scenario.run(self.registry, thorough=thorough)
-        if touched:
-            who = ", ".join(map(self.registry.origin, strange)) or ", ".join(self.observers)
-            what = ", ".join(sorted(set(touched))[:5])
-            message = str(PluginError(who, f"replaces {what} while it runs"))
-            run = attrs.evolve(run, verdict=Verdict(Outcome.ERROR, message))
-        return run
 
     def each(
         self, todo: Sequence[Cell], make: Callable[[Run], T], *, thorough: bool = False

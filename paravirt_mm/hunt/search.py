@@ -16,6 +16,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
+from itertools import chain
 
 import attrs
 
@@ -24,10 +25,12 @@ from paravirt_mm.hunt.condition import Condition
 from paravirt_mm.hunt.edits import changed, small
 from paravirt_mm.machine.model import Machine
 from paravirt_mm.machine.paging import MODES
+from paravirt_mm.registry import default_registry
 from paravirt_mm.run import Outcome, Run
-from paravirt_mm.scenario import Scenario
+from paravirt_mm.scenario import Scenario, replaced
 from paravirt_mm.sources import bundled, bundled_machines
 from paravirt_mm.sources.generated import Seeded, any_machine
+from paravirt_mm.untouched import unchanged
 
 BATCH = 128
 """Tries of a batch; half of them are fresh."""
@@ -70,14 +73,23 @@ class Quarry:
         """Tell whether a machine is in one of the modes that count."""
         return not self.modes or machine.mode.name in self.modes
 
-    def runs(self, machine: Machine) -> tuple[Run, Run | None]:
-        """Run the allocator, and the second one, on a machine."""
-        first, *second = (Scenario.of(machine, *side).run() for side in self.sides)
+    def _scenarios(self, machine: Machine) -> Iterator[Scenario]:
+        return (Scenario.of(machine, *side) for side in self.sides)
+
+    def runs(self, machine: Machine, *, watched: bool = True) -> tuple[Run, Run | None]:
+        """Run the allocator, and the second one, on a machine (``watched``: `Scenario.run`)."""
+        first, *second = (one.run(watched=watched) for one in self._scenarios(machine))
         return first, second[0] if second else None
+
+    def suspects(self) -> tuple[str, ...]:
+        """Return the plugins of others that take part."""
+        registry = default_registry()
+        found = (one.suspects(registry) for one in self._scenarios(self.start[0]))
+        return tuple(dict.fromkeys(chain.from_iterable(found)))
 
     def stopped(self, machine: Machine, reason: object) -> tuple[Run, Run | None]:
         """Return what `runs` cannot, because one of the two had to be stopped."""
-        first, *second = (Scenario.of(machine, *side).stopped(reason) for side in self.sides)
+        first, *second = (one.stopped(reason) for one in self._scenarios(machine))
         return first, second[0] if second else None
 
     def judge(self, machine: Machine, stopped: object = None) -> tuple[bool, Reason]:
@@ -127,8 +139,30 @@ def _batch(
 ) -> Iterator[int | BatchResult]:
     """Do one batch: yield the number of each try before it is made, and the result in the end.
 
-    ``stopped`` says which tries had to be stopped when they were made, and why.
+    ``stopped`` says which tries had to be stopped when they were made, and why. Plugins of others
+    are watched over a whole batch: to look after each try would take as long as the try.
     """
+    suspects = quarry.suspects()
+    if not suspects:
+        yield from _tried(quarry, seed, number, stopped)
+        return
+    result = None
+    with unchanged() as touched:
+        for item in _tried(quarry, seed, number, stopped):
+            if isinstance(item, BatchResult):
+                result = item
+            else:
+                yield item
+    if result is not None and touched:
+        error = f"error: {replaced(suspects, touched)}"
+        result = BatchResult(number, result.tries, None, 1.0, result.tries, error)
+    if result is not None:
+        yield result
+
+
+def _tried(
+    quarry: Quarry, seed: int, number: int, stopped: Mapping[int, str]
+) -> Iterator[int | BatchResult]:
     choose = Seeded(f"hunt {seed} {number}")
     condition = _parsed(quarry.condition)
     best: list[tuple[float, int, Machine]] = []
@@ -145,7 +179,7 @@ def _batch(
             continue
         yield tries
         why = stopped.get(tries)
-        runs = quarry.runs(machine) if why is None else quarry.stopped(machine, why)
+        runs = quarry.runs(machine, watched=False) if why is None else quarry.stopped(machine, why)
         failed = [run for run in runs if run and run.verdict.outcome is Outcome.ERROR]
         errors += bool(failed)
         error = error or (str(failed[0].verdict) if failed else "")

@@ -6,10 +6,13 @@ or be blamed on a model later.
 
 from __future__ import annotations
 
+import attrs
+
 from paravirt_mm.errors import InputError
 from paravirt_mm.machine.e820 import MemoryMap
 from paravirt_mm.machine.model import Machine, Span
 from paravirt_mm.machine.paging import GIB, PAGE_SHIFT, PAGE_SIZE
+from paravirt_mm.machine.ranges import RangeSet
 
 MAX_PHYSICAL_BITS = 46
 """Without 5-level tables Linux addresses no more (MAXMEM), and 32-bit CPUs much less."""
@@ -42,7 +45,27 @@ def checked(machine: Machine, where: str) -> Machine:
     check_kernel(machine.kernel.span, machine.memory_map, where)
     if machine.initrd is not None:
         check_place("the initrd", machine.initrd, machine.memory_map, where)
-    return machine
+    return _with_note(machine)
+
+
+def _with_note(machine: Machine) -> Machine:
+    """Say of a kernel that lies outside RAM that it does: what follows from that is no fault of
+    an allocator.
+    """
+    outside = RangeSet([machine.kernel.span])
+    for low, high in machine.memory_map.ram():
+        outside.discard(low, high)
+    if not outside:
+        return machine
+    low, high = next(iter(outside))
+    note = (
+        f"the kernel lies outside RAM at {low:#x}-{high:#x}, and is left there"
+        " (Linux 3.9 and later add that range as RAM)"
+    )
+    source = machine.provenance
+    if note in source.assumed:
+        return machine
+    return attrs.evolve(machine, provenance=attrs.evolve(source, assumed=(*source.assumed, note)))
 
 
 def check_kernel(span: Span, memory: MemoryMap, where: str) -> None:

@@ -35,10 +35,18 @@ MAX_ENTRIES = 600
 """Entries of a firmware map that are written out; of more, the first ones, and the page says so."""
 MAX_FINDINGS = 40
 MAX_ASSUMED = 40
+MAX_UNREAD = 20
+"""Inputs that could not be read that are named; of more, how many."""
 
 
-def page(subjects: Sequence[Subject], registry: Registry | None = None) -> str:
-    """Return the report as HTML text. Raises `ParavirtMmError` where the extra is not installed."""
+def page(
+    subjects: Sequence[Subject],
+    registry: Registry | None = None,
+    unread: Sequence[object] = (),
+) -> str:
+    """Return the report as HTML text. ``unread`` says what could not be read, and why. Raises
+    `ParavirtMmError` where the extra is not installed.
+    """
     script, style = _asset("report.js"), f":root{{{properties(dark=False)}}}\n" + _dark()
     style += _asset("report.css")
     sums = totals(subjects)
@@ -56,6 +64,7 @@ def page(subjects: Sequence[Subject], registry: Registry | None = None) -> str:
         allocators=_names(first, "allocator"),
         backends=_names(first, "backend"),
         sentences=sentences(sums),
+        unread=_unread(unread),
         over=summed_over(rows, sums) if len(subjects) > 1 else "",
         difference=_both(pictures[0]) if pictures else None,
         charts=[(drawing, *_both(drawing)) for drawing in pictures[1:]],
@@ -118,6 +127,12 @@ def _title(subjects: Sequence[Subject]) -> str:
 def _names(subject: Subject | None, what: str) -> list[str]:
     exhibits = subject.exhibits if subject else ()
     return list(dict.fromkeys(short(getattr(each.row, what)) for each in exhibits))
+
+
+def _unread(problems: Sequence[object]) -> list[str]:
+    told = [bounded(str(problem)) for problem in problems[:MAX_UNREAD]]
+    left = len(problems) - len(told)
+    return [*told, f"and {left} more"] if left else told
 
 
 def _both(drawing: Drawing) -> tuple[str, str]:

@@ -9,6 +9,7 @@ import pytest
 
 from paravirt_mm.errors import InputError
 from paravirt_mm.sources import load, load_each, read_boot_log
+from paravirt_mm.sources.machine_file import write_toml
 
 LOW = "BIOS-e820: [mem 0x0000000000000000-0x000000000009fbff] usable\n"
 HIGH = "BIOS-e820: [mem 0x0000000000100000-0x000000003fffffff] usable\n"
@@ -102,6 +103,21 @@ def test_machine_files_with_impossible_values(tmp_path: Path, text: str, expecte
     with pytest.raises(InputError, match=expected) as caught:
         load(written(tmp_path, text, "m.toml"))
     assert len(str(caught.value)) < 2000
+
+
+def test_a_kernel_outside_ram_is_told_once(tmp_path: Path) -> None:
+    text = (
+        TOML + 'memory = [[0x100000, 0x1800000, "usable"], [0x1800000, 0x2000000, "reserved"], '
+        '[0x2000000, 0x20000000, "usable"]]\n'
+    )
+    kernel = "[kernel]\nstart = {:#x}\nend = {:#x}\nbrk_start = {:#x}\nbrk_end = {:#x}\n"
+    outside = load(written(tmp_path, text + kernel.format(2**24, *[0x1A00000] * 2, 0x1A40000)))
+    (told,) = (one for one in outside.provenance.assumed if "outside RAM" in one)
+    assert "outside RAM at 0x1800000-0x1a40000" in told
+    again = load(written(tmp_path, write_toml(outside), "again.toml"))
+    assert again.provenance.assumed == outside.provenance.assumed
+    inside = load(written(tmp_path, text + kernel.format(2**24, *[0x1200000] * 2, 0x1240000)))
+    assert "outside RAM" not in " ".join(inside.provenance.assumed)
 
 
 @pytest.mark.parametrize("name", ["m.json", "records.jsonl"])

@@ -10,6 +10,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from paravirt_mm.cli.main import cli
+from paravirt_mm.view.page import MAX_UNREAD
 
 
 def run(*arguments: str | Path) -> Result:
@@ -24,17 +25,23 @@ def test_report_writes_one_file(tmp_path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     assert text.startswith("<!doctype html>")
     assert "qemu-pae-320m" in text
+    assert "could not be read" not in text + result.output
     assert [each.name for each in tmp_path.iterdir()] == ["out.html"]
 
 
 @pytest.mark.slow
 def test_report_of_what_cannot_be_read(tmp_path: Path) -> None:
-    log = tmp_path / "nothing.txt"
-    log.write_text("no memory map in here\n")
-    result = run("report", log, "qemu-pae-320m", "-b", "native", "-o", tmp_path / "out.html")
+    logs = [tmp_path / f"no<b>thing{number}.txt" for number in range(MAX_UNREAD + 2)]
+    for log in logs:
+        log.write_text("no memory map in here\n")
+    result = run("report", *logs, "qemu-pae-320m", "-b", "native", "-o", tmp_path / "out.html")
     assert result.return_value == 3
-    assert "nothing.txt" in result.output
-    assert (tmp_path / "out.html").exists()
+    assert "thing0.txt" in result.output
+    assert "1 machine, 0." in result.output
+    assert f", {len(logs)} could not be read" in result.output
+    text = (tmp_path / "out.html").read_text(encoding="utf-8")
+    assert text.count("no&lt;b&gt;thing") == MAX_UNREAD
+    assert "<li>and 2 more</li>" in text
 
 
 @pytest.mark.parametrize(
