@@ -18,6 +18,7 @@ from typing import BinaryIO
 
 from paravirt_mm.errors import InputError
 from paravirt_mm.sources.content import Content
+from paravirt_mm.sources.wrapped import Wrapping, wrapping
 
 MAX_LOG_BYTES = 1 << 28
 """A log longer than this is refused: boot messages are a few hundred KiB."""
@@ -119,8 +120,12 @@ def bounded_lines(
     if _QUOTED_PRINTABLE.search(content.head):
         yield from _mail(content.stream, source)
         return
-    words = [word.encode() for word in wanted] or [b""]
     returns = len(_LONE_RETURN.findall(content.head)) > content.head.count(b"\n")
+    if how := wrapping_of(content):
+        whole = how.joined(_each(_blocks(content.stream, source, returns), source))
+        yield from _wanted(whole, wanted)
+        return
+    words = [word.encode() for word in wanted] or [b""]
     number = 0
     follows = False
     for block in _blocks(content.stream, source, returns):
@@ -134,6 +139,30 @@ def bounded_lines(
                     yield number, _plain(raw[:MAX_LINE_BYTES].decode("utf-8", "replace"))
                 follows = found
         _check_count(number, source)
+
+
+def wrapping_of(content: Content) -> Wrapping | None:
+    """Return how the long lines of a log are cut; None: they are not."""
+    return wrapping(content.head.decode("utf-8", "replace"))
+
+
+def _each(blocks: Iterator[bytes], source: str) -> Iterator[tuple[int, str]]:
+    """Yield all lines with their numbers."""
+    number = 0
+    for block in blocks:
+        for raw in block.split(b"\n")[:-1]:
+            number += 1
+            yield number, _plain(raw[:MAX_LINE_BYTES].decode("utf-8", "replace"))
+        _check_count(number, source)
+
+
+def _wanted(lines: Iterator[tuple[int, str]], wanted: Sequence[str]) -> Iterator[tuple[int, str]]:
+    follows = False
+    for number, line in lines:
+        found = not wanted or any(word in line for word in wanted)
+        if found or follows:
+            yield number, line[:MAX_LINE_BYTES]
+        follows = found
 
 
 def _check_count(number: int, source: str) -> None:

@@ -107,7 +107,8 @@ _NX = re.compile(r"NX \(Execute Disable\) protection(?:: (?P<how>\w+)|(?P<proble
 _GB_PAGES = re.compile("Using GB pages for direct mapping")
 _UNPRIVILEGED = re.compile("ACPI in unprivileged domain")
 _MEMORY = re.compile(r"Memory: \d+[kK]/\d+[kK] available \((.*)")
-_SIZE = re.compile(r"(\d{1,9})[kK] (?:kernel code|rwdata|rodata|data|init|bss)\b")
+SIZE = re.compile(r"(\d{1,9})[kK] (?:kernel code|rwdata|rodata|data|init|bss)\b")
+"""A part of the kernel's image, in the line about free memory."""
 _ON_XEN = re.compile(
     r"(?:Booting paravirtualized kernel on|Hypervisor detected:) Xen(?P<kind> \w{1,10})?$"
     r"|Xen version: "
@@ -387,7 +388,7 @@ class PrintedBoot(Printed):
         self.gbpages = self.mapping = True
 
     def _take_sizes(self, line: _Line) -> None:
-        self.kernel_bytes = sum(int(size[1]) for size in _SIZE.finditer(line[1])) << 10
+        self.kernel_bytes = sum(int(size[1]) for size in SIZE.finditer(line[1])) << 10
         self.progressed = True
 
     def _take_xen(self, line: _Line) -> None:

@@ -5,7 +5,8 @@ Formats
     (`paravirt_mm.sources.lines`); Linux 2.6.19 to today (`linux`) and Xen (`xen`).
 
 Cut logs
-    Lines wrapped by a mail program are joined. A type that is lost is read as reserved. A map that
+    Lines wrapped by a mail program or a terminal are joined (`paravirt_mm.sources.wrapped`; entries
+    of a map always). A type that is lost is read as reserved. A map that
     has lost its head gets that of the map printed before it, else what was mapped there. Where
     every line stands twice, it counts once. Each such step is listed in ``provenance.assumed``;
     what contradicts itself is refused with its line.
@@ -25,13 +26,13 @@ from paravirt_mm.errors import InputError
 from paravirt_mm.machine.e820 import E820Type, MemoryMap
 from paravirt_mm.printable import printable
 from paravirt_mm.sources.bootlog.facts import BootLog, Platform
-from paravirt_mm.sources.bootlog.linux import INTERESTING, MAP_ENTRY, PrintedBoot
+from paravirt_mm.sources.bootlog.linux import INTERESTING, MAP_ENTRY, SIZE, PrintedBoot
 from paravirt_mm.sources.bootlog.printed import PrintedMap
 from paravirt_mm.sources.bootlog.reconstruct import reconstruct
 from paravirt_mm.sources.bootlog.xen import XEN_MARK, host_machine
 from paravirt_mm.sources.content import Content
 from paravirt_mm.sources.e820_words import log_type
-from paravirt_mm.sources.lines import bounded_lines, strip_prefixes
+from paravirt_mm.sources.lines import bounded_lines, strip_prefixes, wrapping_of
 
 _ADDRESS_OPEN = re.compile(r"(?:\[mem(?:\s+(?:0x[0-9a-fA-F]*(?:-(?:0x[0-9a-fA-F]*)?)?)?)?)$")
 """A line that ends inside of a range."""
@@ -41,6 +42,9 @@ _BROKEN_ENTRY = re.compile(
 )
 _REST = re.compile(r"0x|-0x|\[mem")
 _CUT_ENTRY = re.compile(rf"{_BROKEN_ENTRY.pattern}[^]]*[0-9a-fx-]$")
+_SIZES_OPEN = re.compile(r"Memory: \d+[kK]/\d+[kK] available(?: \([^()]*)?$")
+_SIZES_REST = re.compile(r"\(?[^:()\[\]]*\)")
+"""What closes the bracket of the line about free memory."""
 _JOINED = re.compile(
     r"""
     \s?(?:<\d>)?\[\s*\d{1,6}\.\d{6}\](?:\[\s*[TC]\d+\])?\s     # seconds since boot
@@ -69,7 +73,11 @@ def scan_boot_log(
     """Read a boot log as `read_boot_log` does; ``source`` names it in messages."""
     if boot is not None and boot < 1:
         raise InputError(f"boots are counted from 1, not {boot}", source)
-    current = PrintedBoot(1, source)
+    cut = wrapping_of(content)
+    assumed = (
+        [f"lines that were cut (none is longer than {cut.width} columns) are joined"] if cut else []
+    )
+    current = PrintedBoot(1, source, assumed=[*assumed])
     partial: PrintedBoot | None = None
     for number, message in _messages(content, source):
         if current.ends_before(message):
@@ -77,7 +85,7 @@ def scan_boot_log(
                 return _result(current, name, more=True)
             if partial is None and (current.maps or current.xen.entries):
                 partial = current
-            current = PrintedBoot(current.number + 1, source, number)
+            current = PrintedBoot(current.number + 1, source, number, assumed=[*assumed])
         current.feed(number, message)
     if boot is not None and boot != current.number:
         raise InputError(f"there is no boot {boot}: the log holds {current.number}", source)
@@ -216,6 +224,7 @@ def _is_open(message: str) -> bool:
         or _ADDRESS_OPEN.search(message) is not None
         or _TYPE_OPEN.search(message) is not None
         or _CUT_ENTRY.search(message) is not None
+        or _SIZES_OPEN.match(message) is not None
     )
 
 
@@ -223,6 +232,12 @@ def _join(start: str, rest: str) -> str | None:
     """Put a wrapped line together again; None where ``rest`` is no continuation of ``start``."""
     if _TYPE_OPEN.search(start):
         return f"{start} {rest}" if log_type(rest.rstrip(")")) is not None else None
+    if _SIZES_OPEN.match(start):
+        if _SIZES_REST.match(rest) is None:
+            return None
+        if start[-1:].isdigit():  # no word ends so
+            return start + rest
+        return max(f"{start} {rest}", start + rest, key=lambda text: len(SIZE.findall(text)))
     for joined in (start + rest, f"{start} {rest}"):
         if (entry := MAP_ENTRY.search(joined)) is not None and log_type(entry["type"]) is not None:
             return joined
@@ -245,7 +260,7 @@ def _check(message: str, number: int, source: str) -> None:
 
 def _given_up(number: int, start: str, source: str) -> Iterator[tuple[int, str]]:
     """A line whose rest is lost: a map entry without type still counts, half a range cannot."""
-    if MAP_ENTRY.search(start) or _TYPE_OPEN.search(start):
+    if MAP_ENTRY.search(start) or _TYPE_OPEN.search(start) or _SIZES_OPEN.match(start):
         yield number, start
     elif _BROKEN_ENTRY.match(start):
         shown = printable(start, 80)

@@ -1,0 +1,145 @@
+"""Logs whose long lines a mail program or a terminal has cut."""
+
+from __future__ import annotations
+
+import re
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+
+import attrs
+import pytest
+
+from paravirt_mm.machine.model import Machine
+from paravirt_mm.sources import load
+from paravirt_mm.sources.wrapped import LONGEST, WIDEST, Wrapping, wrapping
+
+DATA = Path(__file__).parents[1] / "data" / "logs"
+LOGS = ("3.13-i386-pae.txt", "4.19-xen-and-dom0.txt", "4.9-memblock-debug.txt", "5.5-user-map.txt")
+SAID = "lines that were cut (none is longer than {} columns) are joined"
+
+
+def by_words(text: str, width: int, indent: str = "") -> str:
+    """As mail programs do."""
+    return "\n".join(
+        part
+        for line in text.splitlines()
+        for part in textwrap.wrap(
+            line,
+            width,
+            break_long_words=False,
+            break_on_hyphens=False,
+            subsequent_indent=indent,
+            expand_tabs=False,
+        )
+        or [""]
+    )
+
+
+def hard(text: str, width: int) -> str:
+    """As a terminal shows it, and as it is copied from there."""
+    return "\n".join(
+        line[at : at + width]
+        for line in text.splitlines()
+        for at in range(0, len(line) or 1, width)
+    )
+
+
+def quoted(text: str, width: int) -> str:
+    return "\n".join(f"> {line}" for line in by_words(text, width).splitlines())
+
+
+def journal(text: str, width: int) -> str:
+    plain = (re.sub(r"^\[ *\d+\.\d+\] ?", "", line) for line in text.splitlines())
+    return by_words("\n".join(f"Nov 26 01:02:03 host kernel: {line}" for line in plain), width)
+
+
+def understood(path: Path) -> Machine:
+    """Return the machine of a log, but for its name and where it comes from."""
+    machine = load(path)
+    release = attrs.evolve(machine.provenance, source="", title="", assumed=())
+    return attrs.evolve(machine, name="m", provenance=release)
+
+
+@pytest.mark.parametrize("name", LOGS)
+@pytest.mark.parametrize(
+    "cut",
+    [
+        lambda text: by_words(text, 66),
+        lambda text: by_words(text, 72),
+        lambda text: by_words(text, 72, "   "),
+        lambda text: by_words(text, 100),
+        lambda text: quoted(text, 76),
+        lambda text: journal(text, 72),
+        lambda text: hard(text, 80),
+        lambda text: hard(text, 73),
+        lambda text: by_words(text, 72).replace("\n", "\r\n"),
+    ],
+    ids=["66", "72", "indented", "100", "quoted", "journal", "terminal", "hard", "crlf"],
+)
+def test_it_is_read_as_if_it_were_whole(
+    name: str, cut: Callable[[str], str], tmp_path: Path
+) -> None:
+    text = (DATA / name).read_text(encoding="utf-8")
+    damaged = tmp_path / "m.txt"
+    damaged.write_text(f"{cut(text)}\n", encoding="utf-8", newline="")
+    assert understood(damaged) == understood(DATA / name)
+
+
+def test_it_is_said(tmp_path: Path) -> None:
+    text = (DATA / LOGS[2]).read_text(encoding="utf-8")
+    path = tmp_path / "m.txt"
+    path.write_text(by_words(text, 72), encoding="utf-8")
+    assert SAID.format(72) in load(path).provenance.assumed
+    path.write_text(text, encoding="utf-8")
+    assert "columns" not in " ".join(load(path).provenance.assumed)
+
+
+@pytest.mark.parametrize("width", range(44, 80, 4))
+def test_sizes_without_a_time_before_them(width: int, tmp_path: Path) -> None:
+    lines = "BIOS-e820: [mem 0x0000000000100000-0x000000003fffffff] usable\n"
+    lines += "last_pfn = 0x40000 max_arch_pfn = 0x400000000\n"
+    sizes = "Memory: 1006576K/1048120K available (6546K kernel code, 2764K rodata, 924K bss)\n"
+    path = tmp_path / "m.txt"
+    path.write_text(lines + sizes)
+    whole = understood(path)
+    for text in (by_words(sizes, width), hard(sizes, width)):
+        path.write_text(f"{lines}{text}\nOther: line\n")
+        assert understood(path).kernel == whole.kernel
+    path.write_text(f"{lines}{sizes[:48]}\nOther: (6546K init)\n")
+    assert understood(path).kernel != whole.kernel
+
+
+LINE = "[    0.000000] " + "word " * 11 + "end"
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ((LINE + "\nof some words more\n") * 3 + "\n", Wrapping(len(LINE), hard=True)),
+        ((LINE + "\nof some words more\n") * 2 + "\n", None),  # too few
+        ((LINE[15:] + "\nof some words more\n") * 9 + "\n", None),  # no time
+        ((LINE[:50] + "\nof\n") * 9 + LINE + "\n\n", None),  # there was room
+        ((LINE + "\n\nof some words more\n") * 9 + "\n", None),
+        ((LINE * 2 + "\nof some words more\n") * 9 + "\n", None),  # too wide
+        ((LINE + "\nrest of it\n") * 3 + (LINE[:40] + "\nx\n") * 4 + "\n", None),  # mostly not
+        ("", None),
+    ],
+)
+def test_when_it_is_certain(text: str, found: Wrapping | None) -> None:
+    assert len(LINE) < WIDEST < 2 * len(LINE)
+    assert wrapping(text) == found
+
+
+def test_once_is_enough_at_the_edge_of_a_terminal() -> None:
+    line = LINE.ljust(80, "x")
+    assert wrapping(f"{line}\nrest\n\n") == Wrapping(80, hard=True)
+    assert wrapping(f"{line}x\nrest\n\n") is None
+
+
+def test_a_line_has_an_end() -> None:
+    lines = [(1, LINE), *((number, "w" * 90) for number in range(2, 1000))]
+    joined = list(Wrapping(len(LINE), hard=False).joined(lines))
+    assert joined[0][0] == 1
+    assert LONGEST <= len(joined[0][1]) < LONGEST + 100
+    assert [number for number, _ in joined[1:]] == list(range(1000 - len(joined) + 1, 1000))
