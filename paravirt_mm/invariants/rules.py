@@ -4,9 +4,9 @@
 2. It is reachable (boot map, brk, or direct map so far) when it is first written.
 3. In the end the direct map is exactly what the allocator promised: everything once, identity,
    nothing else; and no RAM up to the limit of the direct map is left out of the promise.
-4. CR3 is loaded only with a tree whose attached tables map the kernel. Under a platform that types
-   pages, besides: tables are handed over before they are attached, no table is mapped writable, no
-   page size is used that the platform hides.
+4. CR3 is loaded only with a tree whose attached tables map the kernel, and a tree that was begun
+   anew is loaded. Under a platform that types pages, besides: tables are handed over before they
+   are attached, no table is mapped writable, no page size is used that the platform hides.
 5. What was reserved and not used is free and writable in the end, and so is every page that is no
    table; nothing is taken but what was taken at boot or became a table.
 
@@ -306,6 +306,9 @@ class _Checker:
             if built not in self._attached:
                 self._find(3, number, 0, f"batch {built} of tables was never attached")
                 break
+        else:
+            if self._fresh_tree:
+                self._find(4, number, 0, "CR3 is never loaded with the new tree")
 
     def _left_taken(self, number: int, reserved: RangeSet) -> None:
         """What is no table is free and writable again."""

@@ -242,6 +242,8 @@ class Naive:
         wrong(self.mapped - promised, "mapped without having been promised")
         lost = [index for index in self.built if index not in self.attached]
         wrong({0} if lost else set(), f"batch {[*lost, None][0]} of tables was never attached")
+        unused = self.fresh and not lost
+        self.wrong(4, {0} if unused else set(), "CR3 is never loaded with the new tree")
         wrong = partial(self.wrong, 5)
         reserved = pages(event.reserved)
         wrong(self.held, "a page set aside for tables was not given back")

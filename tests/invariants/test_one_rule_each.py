@@ -215,8 +215,10 @@ class NeverMakesReadonly(Lenient):
         return None
 
 
-def _new_tree(*, hand_over_first: bool, kernel_first: bool) -> type[Any]:
-    """An allocator with a tree of its own, which may load CR3 too early."""
+def _new_tree(
+    *, hand_over_first: bool = True, kernel_first: bool = True, loads: bool = True
+) -> type[Any]:
+    """An allocator with a tree of its own, which may load CR3 too early, or never."""
 
     @attrs.frozen
     class NewTree(AscendingAllocator):
@@ -233,11 +235,14 @@ def _new_tree(*, hand_over_first: bool, kernel_first: bool) -> type[Any]:
             if hand_over_first:
                 yield HandOverTables()
                 yield AttachTables()
-            yield ActivateRoot()
+            if loads:
+                yield ActivateRoot()
             yield kernel
             yield HandOverTables()
             yield AttachTables()
-            yield from AscendingAllocator.pvmm_map_steps(self, boot)
+            for step in AscendingAllocator.pvmm_map_steps(self, boot):
+                if loads or not isinstance(step, ActivateRoot):
+                    yield step
 
         @hookimpl
         def pvmm_allocate_tables(
@@ -366,6 +371,9 @@ CASES = {
         4,
         "not map the kernel",
         16 * MIB,
+    ),
+    "CR3 never": Case(
+        _new_tree(loads=False), PlainPlatform, 4, "never loaded with the new tree", 0
     ),
     "CR3 before the tables are attached": Case(
         _new_tree(hand_over_first=False, kernel_first=True),
