@@ -60,7 +60,7 @@ class Scenario:
         registry = registry or default_registry()
         if not watched or not (suspects := self.suspects(registry)):
             return self._ran(registry, thorough, through)
-        with unchanged() as touched:
+        with unchanged(dice=False) as touched:
             run = self._ran(registry, thorough, through)
         if touched:
             error = replaced(suspects, touched)

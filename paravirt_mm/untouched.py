@@ -65,7 +65,6 @@ def _settings() -> Iterator[_Setting]:
     yield _Setting(sys.getswitchinterval, sys.setswitchinterval)
     yield _Setting(sys.gettrace, sys.settrace)
     yield _Setting(sys.getprofile, sys.setprofile)
-    yield _Setting(random.getstate, random.setstate)
     yield _Setting(gc.isenabled, lambda on: gc.enable() if on else gc.disable())
     yield _Setting(
         lambda: locale.setlocale(locale.LC_ALL), lambda name: locale.setlocale(locale.LC_ALL, name)
@@ -84,6 +83,9 @@ def _settings() -> Iterator[_Setting]:
                 yield _Setting(partial(_left, timer), partial(signal.setitimer, timer))
 
 
+_DICE = _Setting(random.getstate, random.setstate)
+
+
 def _set_handler(number: int, handler: Any) -> None:
     signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
@@ -93,12 +95,16 @@ def _left(timer: Any) -> float:
 
 
 @contextmanager
-def unchanged() -> Iterator[list[str]]:
-    """Put back what is changed meanwhile. The list that it gives names, in the end, what of this
-    package or of Python's built-in functions was replaced: that cannot be excused.
+def unchanged(*, dice: bool = True) -> Iterator[list[str]]:
+    """Put back what is changed meanwhile, with ``dice`` the random generator too (else who draws
+    at random would draw the same again, and nobody would find that out). The list that it gives
+    names, in the end, what of this package or of Python's built-in functions was replaced: that
+    cannot be excused.
     """
     touched: list[str] = []
     settings = [(setting, setting.get()) for setting in _settings()]
+    if dice:
+        settings.append((_DICE, random.getstate()))
     modules = _Namespaces.now()
     try:
         yield touched

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -89,6 +90,17 @@ def test_what_changed_before_is_nobodys_fault(monkeypatch: pytest.MonkeyPatch) -
     with unchanged() as touched:
         rules.check = mine
     assert touched == ["paravirt_mm.invariants.rules.check"]
+
+
+def test_who_draws_at_random_is_not_made_repeatable() -> None:
+    before = random.getstate()
+    with unchanged(dice=False):
+        random.random()
+    assert random.getstate() != before
+    before = random.getstate()
+    with unchanged():
+        random.random()
+    assert random.getstate() == before
 
 
 class _Contrary:

@@ -77,7 +77,14 @@ def size_in_bytes(_context: click.Context, _option: click.Parameter, text: str) 
     match = _SIZE.fullmatch(text)
     if match is None or not int(match[1]):
         raise click.BadParameter(f"{text!r}; the form is 2G, 512M or a number of bytes")
-    return int(match[1]) << (10 * " KMGT".index(match[2].upper() or " "))
+    size = int(match[1]) << (10 * " KMGT".index(match[2].upper() or " "))
+    if size < LEAST_MEMORY:
+        raise click.BadParameter(f"{text!r}; the least is {LEAST_MEMORY >> 20}M")
+    return size
+
+
+LEAST_MEMORY = 128 << 20
+"""With less, Python cannot import what the core itself uses, and no plugin would be at fault."""
 
 
 class CrashKernels(click.ParamType[tuple[str, ...]]):

@@ -147,7 +147,7 @@ def _batch(
         yield from _tried(quarry, seed, number, stopped)
         return
     result = None
-    with unchanged() as touched:
+    with unchanged(dice=False) as touched:
         for item in _tried(quarry, seed, number, stopped):
             if isinstance(item, BatchResult):
                 result = item

@@ -171,7 +171,9 @@ class Machine(Shown):
             raise InputError(f"a kernel at {low:#x}-{high:#x} does not lie in RAM", self.name)
         if taken.overlaps(low, high):
             raise InputError(f"a kernel at {low:#x}-{high:#x} lies on what is taken", self.name)
-        return attrs.evolve(self, kernel=kernel, reserved=tuple(reserved))
+        told = f"the kernel is loaded at {start:#x} instead"
+        source = attrs.evolve(self.provenance, assumed=(*self.provenance.assumed, told))
+        return attrs.evolve(self, kernel=kernel, reserved=tuple(reserved), provenance=source)
 
     def kernel_places(self, most: int = 512) -> Iterator[Machine]:
         """Yield the machine with its kernel wherever KASLR may put it: at each multiple of 2 MiB

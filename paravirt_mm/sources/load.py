@@ -90,6 +90,8 @@ def read_boot_log(spec: Spec, boot: int | None = None) -> BootLog:
     """
     source = printable(str(spec))
     with opened(spec, source) as content:
+        if archives.is_archive(content.head):
+            raise InputError("an archive; unpack it, and give its logs", source)
         return scan_boot_log(content, source, machine_name(Path(spec).name), boot)
 
 

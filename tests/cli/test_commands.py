@@ -198,6 +198,7 @@ def test_a_log_on_standard_input(tmp_path, paravirt_mm):
         (["compare", LAPTOP, "-f", "nonsense"], ExitCode.USAGE, "there are: json, csv"),
         (["run", LAPTOP, "-a", "native"], ExitCode.USAGE, "no allocator 'native'"),
         (["compare", LAPTOP, "--time-limit", "nan"], ExitCode.USAGE, "no time in seconds"),
+        (["compare", LAPTOP, "--memory-limit", "127M"], ExitCode.USAGE, "the least is 128M"),
         (["diff", "a", "b", "--shrink", "nan"], ExitCode.USAGE, "no time in seconds"),
         (["compare", LAPTOP, "-b", "xen:xen=9"], ExitCode.USAGE, "xen='9'"),
         (["compar"], ExitCode.USAGE, "No such command 'compar'. Did you mean 'compare'?"),

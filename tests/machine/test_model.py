@@ -85,6 +85,8 @@ def test_a_kernel_leaves_nothing_where_it_was():
     # What was reserved beside the kernel stays; the initrd is not among it.
     assert moved.reserved == ((MIB, 2 * MIB), (end, 31 * MIB))
     assert moved.initrd == it.initrd
+    told = (*it.provenance.assumed, "the kernel is loaded at 0x4000000 instead")
+    assert moved.provenance.assumed == told
     with pytest.raises(InputError, match="lies on what is taken"):
         it.with_kernel_at(90 * MIB)
     assert it.with_kernel_at(91 * MIB).kernel.start == 91 * MIB

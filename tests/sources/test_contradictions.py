@@ -127,6 +127,11 @@ def test_a_key_that_stands_twice(tmp_path: Path, name: str) -> None:
         load(written(tmp_path, text, name))
 
 
+def test_an_archive_is_no_log() -> None:
+    with pytest.raises(InputError, match="an archive; unpack it, and give its logs"):
+        read_boot_log(Path(__file__).parents[1] / "data" / "logs" / "boot-logs.tar.xz")
+
+
 def test_every_line_twice(tmp_path: Path) -> None:
     single = LOW + HIGH + "e820: remove [mem 0x000a0000-0x000fffff] usable\n" + END
     machine = load(written(tmp_path, single, "once.txt"))
