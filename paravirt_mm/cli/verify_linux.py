@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import closing
 from pathlib import Path
 from typing import IO, Any
 
@@ -14,7 +16,7 @@ import attrs
 import click
 
 from paravirt_mm.cli import reading
-from paravirt_mm.cli.output import progress
+from paravirt_mm.cli.output import complain, progress
 from paravirt_mm.cli.recording import record_option
 from paravirt_mm.cli.types import Seconds
 from paravirt_mm.errors import ExitCode, InputError
@@ -31,10 +33,14 @@ from paravirt_mm.verify.linux.qemu import (
     KernelImageError,
     LiveUnavailableError,
     MapSpecError,
+    end_all,
     find_kernel,
     find_qemu,
     record_boot,
 )
+
+_PATIENCE = 60.0
+"""Seconds after which no more is booted if nothing has come to its end."""
 
 
 @attrs.frozen
@@ -136,10 +142,14 @@ def command(
             ]
             results = []
             booted = _boots(todo, program, timeout, jobs or os.cpu_count() or 1)
-            for result, live in progress(booted, "booting", len(todo)):
-                results.append(result)
-                if live is not None and save is not None:
-                    save.write(json.dumps({"id": result.name, **live.to_json()}) + "\n")
+            with closing(_while_some_can(booted)) as hopeful:
+                for result, live in progress(hopeful, "booting", len(todo)):
+                    results.append(result)
+                    if live is not None and save is not None:
+                        save.write(json.dumps({"id": result.name, **live.to_json()}) + "\n")
+            if len(results) < len(todo):
+                left = len(todo) - len(results)
+                complain(f"{left} more were not booted: none came to its end within a minute")
     except (LiveUnavailableError, KernelImageError) as error:
         click.echo(f"paravirt-mm: {error}", err=True)
         return ExitCode.BAD_INPUT
@@ -181,13 +191,33 @@ def _maps(
 
 def _boots(
     todo: Sequence[tuple[Kernel, NamedMap | Result]], qemu: str, timeout: float, jobs: int
-) -> Iterator[tuple[Result, BootRecord | None]]:
+) -> Generator[tuple[Result, BootRecord | None], None, None]:
     """Boot ``jobs`` at a time; yield results in order."""
     with ThreadPoolExecutor(max_workers=jobs) as pool:
+        boots = [pool.submit(_booted, kernel, item, qemu, timeout) for kernel, item in todo]
         try:
-            yield from pool.map(lambda item: _booted(item[0], item[1], qemu, timeout), todo)
-        finally:
-            pool.shutdown(cancel_futures=True)
+            for boot in boots:
+                yield boot.result()
+        except BaseException:  # nobody waits for the boots that are under way, or begin just now
+            for boot in boots:
+                boot.cancel()
+            while wait(boots, timeout=0.05).not_done:
+                end_all()
+            raise
+
+
+def _while_some_can(
+    booted: Generator[tuple[Result, BootRecord | None], None, None],
+) -> Generator[tuple[Result, BootRecord | None], None, None]:
+    """Yield boots, until there is no hope: of a kernel that hangs each takes its whole time."""
+    began = time.monotonic()
+    hope = False
+    with closing(booted):
+        for result, live in booted:
+            yield result, live
+            hope = hope or live is not None
+            if not hope and time.monotonic() > began + _PATIENCE:
+                return
 
 
 def _booted(

@@ -9,6 +9,8 @@ from __future__ import annotations
 import copy
 import json
 import os
+import subprocess
+import threading
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +20,7 @@ import attrs
 import pytest
 from click.testing import CliRunner
 
+from paravirt_mm.cli import verify_linux
 from paravirt_mm.cli.verify_linux import command
 from paravirt_mm.errors import ExitCode, InputError
 from paravirt_mm.machine.e820 import E820Type, MemoryMap
@@ -35,12 +38,15 @@ from paravirt_mm.verify.linux.maps import (
 )
 from paravirt_mm.verify.linux.qemu import (
     KERNEL_VARIABLE,
+    BootRecord,
     Kernel,
+    KernelBootError,
     LiveUnavailableError,
     MapSpec,
     MapSpecError,
     find_kernel,
     find_qemu,
+    process,
     record_boot,
 )
 from paravirt_mm.verify.linux.qemu.image import LoadSegment
@@ -356,6 +362,49 @@ def test_files_that_are_no_records(tmp_path: Path) -> None:
         file.write_text(content)
         with pytest.raises(InputError, match=r"bad\.jsonl"):
             run("--replay", str(file))
+
+
+def boots_that_hang(
+    monkeypatch: pytest.MonkeyPatch, after: int
+) -> tuple[list[subprocess.Popen[bytes]], threading.Event]:
+    """Let all boots but the first ``after`` hang, as QEMU with a kernel that does; what was
+    started, and when.
+    """
+    processes: list[subprocess.Popen[bytes]] = []
+    started = threading.Event()
+
+    def record_boot(spec: MapSpec, *_: object, **__: object) -> BootRecord:
+        if spec is TODO[0][1].spec and after:
+            raise KernelBootError("not this one")
+        with subprocess.Popen(["sleep", "60"]) as running:
+            processes.append(running)
+            process._running.add(running)
+            started.set()
+            running.wait()
+        raise KernelBootError("ended")
+
+    monkeypatch.setattr(verify_linux, "record_boot", record_boot)
+    return processes, started
+
+
+TODO = [(a_kernel(), named) for named in builtin_maps()[:3]]
+
+
+def test_boots_under_way_end_with_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    processes, started = boots_that_hang(monkeypatch, after=1)
+    booted = verify_linux._boots(TODO, "qemu", 60, 2)
+    assert next(booted)[0].reason == "not this one"
+    assert started.wait(10)
+    booted.close()
+    assert [running.wait(10) for running in processes] == [-9] * len(processes)
+
+
+def test_kernel_that_only_hangs_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(verify_linux, "_PATIENCE", -1)
+    processes, _ = boots_that_hang(monkeypatch, after=1)
+    booted = verify_linux._while_some_can(verify_linux._boots(TODO, "qemu", 60, 2))
+    assert [result.reason for result, _ in booted] == ["not this one"]
+    assert [running.wait(10) for running in processes] == [-9] * len(processes)
 
 
 def test_what_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

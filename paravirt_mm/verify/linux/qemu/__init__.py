@@ -23,6 +23,7 @@ from paravirt_mm.verify.linux.qemu.locate import (
     find_kernels,
     find_qemu,
 )
+from paravirt_mm.verify.linux.qemu.process import end_all
 from paravirt_mm.verify.linux.qemu.record import (
     BootProvenance,
     BootRecord,
@@ -52,6 +53,7 @@ __all__ = [
     "MappingStep",
     "TableAllocation",
     "TablePage",
+    "end_all",
     "find_kernel",
     "find_kernels",
     "find_qemu",

@@ -23,6 +23,15 @@ _TCG = "tcg,tb-size=64"
 """64 MiB for translated code, of which a boot needs a tenth; QEMU reserves 1 GiB by itself."""
 
 
+_running: set[subprocess.Popen[bytes]] = set()
+
+
+def end_all() -> None:
+    """End every QEMU that boots a kernel for this process, in whatever thread: those boots fail."""
+    for process in tuple(_running):
+        process.kill()
+
+
 def processor(spec: MapSpec) -> str:
     """QEMU's ``-cpu`` value for the map's paging features."""
     wanted = {"pse": spec.pse, "pdpe1gb": spec.gbpages, "la57": spec.levels == 5}
@@ -111,6 +120,7 @@ class Qemu:
                 stderr=self._errors,
                 pass_fds=(ram.fd, theirs.fileno(), self._console),
             )
+        _running.add(self._process)
         self._stack.callback(self._end)
 
     def _connect(self, timeout: float) -> GdbClient:
@@ -128,6 +138,7 @@ class Qemu:
     def _end(self) -> None:
         self._process.kill()
         self._process.wait()
+        _running.discard(self._process)
 
 
 def _tail(fd: int) -> str:
