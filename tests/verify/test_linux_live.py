@@ -918,6 +918,10 @@ def test_live_boot_goes_on_from_a_start(kernel: Kernel, monkeypatch: pytest.Monk
     monkeypatch.setattr("paravirt_mm.verify.linux.qemu.start.MAP_FIELDS", ())
     assert comparable(record_boot(spec, kernel).to_json()) == whole
     assert [*kernel.starts.values()] == [None]
+    (key,) = kernel.starts
+    kernel.starts[key] = attrs.evolve(start, registers={**start.registers, "cs": 0xF0})
+    assert comparable(record_boot(spec, kernel).to_json()) == whole
+    assert [*kernel.starts.values()] == [None]
     kernel.starts.clear()
 
 

@@ -49,7 +49,7 @@ from paravirt_mm.verify.linux.qemu.record import (
     TableAllocation,
 )
 from paravirt_mm.verify.linux.qemu.spec import Entry, MapSpec
-from paravirt_mm.verify.linux.qemu.start import BEFORE_THE_MAP, MapNotSeen, Start
+from paravirt_mm.verify.linux.qemu.start import BEFORE_THE_MAP, Start, UnusableStartError
 from paravirt_mm.verify.linux.qemu.stops import Stops
 
 DEFAULT_TIMEOUT = 120.0
@@ -94,7 +94,7 @@ def record_boot(
     common = (program, processor(spec), kernel_parameters(spec), str(spec.initrd is not None))
     try:
         return boot(common)
-    except MapNotSeen:
+    except UnusableStartError:
         kernel.starts[common] = None
         return boot(common)
 
@@ -152,7 +152,7 @@ def _boot(
                     f"allowed, {timeout:g} s: it hangs, or needs more time"
                 )
                 raise _failed(kernel, problem, machine, ram) from error
-            except MapNotSeen:
+            except UnusableStartError:
                 raise
             except (GdbError, KernelBootError) as error:
                 raise _failed(kernel, str(error), machine, ram) from error
@@ -188,12 +188,12 @@ class _Recorder:
         self.panic: str | None = None
 
     def look_for(self, reserved: Iterable[Span]) -> None:
-        """Raise MapNotSeen where the kernel has not heard of all reservations."""
+        """Raise UnusableStartError where the kernel has not heard of all reservations."""
         missing = RangeSet(reserved)
         for low, high in self.memory.memblock().reserved:
             missing.discard(low, high)
         if missing:
-            raise MapNotSeen("the kernel had read its reservations before")
+            raise UnusableStartError("the kernel had read its reservations before")
 
     def run(self) -> None:
         """From init_mem_mapping up to the end of the direct map, or to a panic."""

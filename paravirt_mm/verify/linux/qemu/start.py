@@ -13,7 +13,7 @@ of the machine is as after a reset, as it was then: no interrupt was on, no devi
 with anything else in it (a page outside of the image, a task register, a reservation of the map) is
 not kept, and one that does not read back as it was written is not used. Kernels up to 5.12 look at
 the initrd earlier, those of 5.13 to 5.15 may look at ``setup_data`` too: whoever continues must
-look whether its reservations were seen (`MapNotSeen`).
+look whether its reservations were seen (`UnusableStartError`).
 
 Source: Linux ``arch/x86/kernel/setup.c`` (setup_arch), ``head64.c`` (copy_bootdata), 4.6 to 7.3.
 """
@@ -29,7 +29,7 @@ import numpy as np
 
 from paravirt_mm.machine.paging import MIB, PAGE_SIZE
 from paravirt_mm.machine.ranges import RangeSet
-from paravirt_mm.verify.linux.qemu.errors import GdbError, KernelBootError
+from paravirt_mm.verify.linux.qemu.errors import GdbError, GdbTimeout, KernelBootError
 from paravirt_mm.verify.linux.qemu.gdbremote import GdbClient
 from paravirt_mm.verify.linux.qemu.handover import MAP_FIELDS, SCRATCH_END, enter, handed_over
 from paravirt_mm.verify.linux.qemu.kernelmem import KernelMemory
@@ -55,8 +55,10 @@ _FOUND = "smp_found_config"
 _RETURN = b"\xc3"
 
 
-class MapNotSeen(KernelBootError):
-    """The kernel had looked at the map before it came to where it was put."""
+class UnusableStartError(KernelBootError):
+    """A boot cannot go on from there: QEMU does not give the processor back as it was, or the
+    kernel had looked at a map before.
+    """
 
 
 @attrs.frozen
@@ -78,7 +80,12 @@ class Start:
         cls, gdb: GdbClient, memory: KernelMemory, kernel: Kernel, spec: MapSpec
     ) -> Start | None:
         """Read a machine that stands at `BEFORE_THE_MAP`; None where that is not all there is."""
-        state = gdb.monitor("info registers")
+        try:
+            state = gdb.monitor("info registers")
+        except GdbTimeout:
+            raise
+        except GdbError:
+            return None
         tables = {
             name: (int(base, 16), int(limit, 16)) for name, base, limit in _TABLE.findall(state)
         }
@@ -120,7 +127,20 @@ class Start:
             memory.put(function, code)
 
     def enter(self, gdb: GdbClient, ram: GuestRam, spec: MapSpec) -> None:
-        """Bring the processor, fresh from reset, to `BEFORE_THE_MAP`. Raises GdbError."""
+        """Bring the processor, fresh from reset, to `BEFORE_THE_MAP`.
+
+        Raises UnusableStartError, and GdbTimeout.
+        """
+        try:
+            self._enter(gdb, ram, spec)
+        except GdbTimeout:
+            raise
+        except GdbError as error:
+            raise UnusableStartError(str(error)) from error
+        if gdb.all_registers() != self.registers:
+            raise UnusableStartError("QEMU does not give a processor back as it was")
+
+    def _enter(self, gdb: GdbClient, ram: GuestRam, spec: MapSpec) -> None:
         enter(gdb, spec, _LOADER)
         end = _LOADER + self.loaded
         gdb.insert_breakpoint(end)
@@ -131,8 +151,6 @@ class Start:
         for name in (*_FIRST, *(name for name in self.registers if name not in _FIRST)):
             if now[name] != self.registers[name]:
                 gdb.write_register(name, self.registers[name])
-        if gdb.all_registers() != self.registers:
-            raise GdbError("QEMU does not give a processor back as it was")
 
 
 def _loader(gdt: tuple[int, int], idt: tuple[int, int]) -> tuple[bytes, int]:
