@@ -280,26 +280,27 @@ _GENERIC = {"tuple", "list", "dict", "set", "frozenset", "Callable", "Mapping", 
 def mutants(path: Path) -> list[Callable[[], Mutant]]:
     """Return every mutant of a file, each made when it is asked for."""
     text = path.read_text(encoding="utf-8")
-    tree = ast.parse(text)
-    skip = _no_code(tree)
     return [
         partial(_mutant, path, text, place, which)
-        for place, node in enumerate(ast.walk(tree))
-        if id(node) not in skip
+        for place, node in _code(ast.parse(text))
         for which, _ in enumerate(_changes(node))
     ]
 
 
 def changes(path: Path) -> set[tuple[str, str]]:
-    """Return what was and what became of all mutants of a file, without making them."""
+    """Return what a file could become, as `Mutant.was` and `Mutant.became`."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
-    skip = _no_code(tree)
     return {
         (_short(ast.unparse(node)), _short(ast.unparse(new)))
-        for node in ast.walk(tree)
-        if id(node) not in skip
+        for _, node in _code(tree)
         for new in _changes(node)
     }
+
+
+def _code(tree: ast.Module) -> Iterator[tuple[int, ast.AST]]:
+    """Yield the nodes that are code, with their numbers among all."""
+    skip = _no_code(tree)
+    return ((place, node) for place, node in enumerate(ast.walk(tree)) if id(node) not in skip)
 
 
 def _mutant(path: Path, text: str, place: int, which: int) -> Mutant:

@@ -118,7 +118,7 @@ class Batch:
         spans = np.array(
             [0] + [self.mode.table_span(lv) for lv in range(1, self.mode.root_level + 1)]
         )
-        last = np.minimum(base + count * spans[level], self.end)
+        last = base + count * spans[level]
         return self._emit(rows[:, np.lexsort((level, last))])
 
     @staticmethod
@@ -164,7 +164,7 @@ class Batch:
             counts = np.concatenate((np.ones(len(bases) - len(counts), dtype=np.int64), counts))
         else:
             counts = np.ones(len(bases), dtype=np.int64)
-        order = np.lexsort((-levels, np.maximum(bases, self.start)))
+        order = np.lexsort((-levels, bases))
         return self._with_pages(levels[order], bases[order], counts[order])
 
     def _with_pages(

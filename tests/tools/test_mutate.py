@@ -147,3 +147,10 @@ def test_equivalent_mutants_are_ones_that_it_makes(mutate: Any) -> None:
     for name, was, became in rows:
         text = " ".join(paths[name].read_text("utf-8").split())
         assert (was, became) in made[name] or text.count(was) == 1, (name, was)
+
+
+def test_changes_are_those_of_the_mutants(mutate: Any, tmp_path: Path) -> None:
+    path = tmp_path / "m.py"
+    path.write_text(SOURCE)
+    made = {(m.was, m.became) for m in (make() for make in mutate.mutants(path))}
+    assert sys.modules["mutants"].changes(path) == made
