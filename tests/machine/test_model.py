@@ -174,6 +174,10 @@ def test_what_is_sealed_is_a_copy():
 
 def test_4_gib_of_ram_and_not_a_byte_more_are_all_low():
     assert machine((MIB, 4 * GIB)).max_low_pfn == 4 * GIB // PAGE_SIZE
+    # setup_arch asks for the end of low RAM only where max_pfn lies above 4 GiB.
+    told = machine((MIB, 3 * GIB), max_pfn_hint=0x100000)
+    assert told.max_low_pfn == 0x100000
+    assert attrs.evolve(told, max_pfn_hint=0x100001).max_low_pfn == 0xC0000
     holed = machine((MIB, 3 * GIB), (4 * GIB, 4 * GIB + PAGE_SIZE))
     assert (holed.max_low_pfn, holed.max_pfn) == (0xC0000, 0x100001)
     assert machine((MIB, GIB), mode=I386).max_low_pfn == 896 * MIB // PAGE_SIZE
