@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 from paravirt_mm.image.entries import NX
-from paravirt_mm.image.walker import Access, Cpu, Damage, LeafRun, Walk, walk
+from paravirt_mm.image.translate import Access
+from paravirt_mm.image.walker import Cpu, Damage, LeafRun, Walk, walk
 from paravirt_mm.machine.paging import GIB, MODES, X86_64
 from paravirt_mm.verify.cpu import (
     EMULATED_BITS,
