@@ -61,6 +61,7 @@ from paravirt_mm.verify.linux.qemu.image import (
     decompress_payload,
     load_segments,
     parse_setup_header,
+    read_kernel,
     read_symtab,
 )
 from paravirt_mm.verify.linux.qemu.kallsyms import parse_kallsyms
@@ -167,6 +168,14 @@ def test_segments_of_the_kernel() -> None:
     for broken in (b"", b"\x7fELF", elf([]), elf([(0, 1 << 40, b"", 4)]), elf([(0, 0, b"ab", 1)])):
         with pytest.raises(KernelImageError):
             load_segments(broken)
+
+
+def test_version_of_a_vmlinux_is_the_text_that_names_the_build(tmp_path: Path) -> None:
+    texts = [b"Linux version 6.1.0-5 (me) # SMP\0", b"Linux version 6.1.0-5 (me) #1 SMP x\0"]
+    for banners, version in ((texts, "6.1.0-5 (me) #1 SMP x"), (texts[:1], "6.1.0-5 (me) # SMP")):
+        data = b"".join(banners).ljust(0x1000, b"\0")
+        (tmp_path / "vmlinux").write_bytes(elf([(0xFFFFFFFF81000000, 0x1000000, data, 0x1000)]))
+        assert read_kernel(tmp_path / "vmlinux")[0].release == version
 
 
 @pytest.mark.parametrize("offset", [1 << 40, (1 << 64) - 1])

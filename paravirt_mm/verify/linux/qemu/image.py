@@ -52,6 +52,8 @@ _MACHINES = {3: "32-bit x86", 183: "arm64", 243: "RISC-V", 21: "PowerPC", 22: "s
 _GIVE_ANOTHER = "give a vmlinuz or vmlinux that is built for x86-64"
 
 _BANNER = re.compile(rb"Linux version (\d+\.[ -~]{1,400})")
+_BUILD = re.compile(rb" #\d")
+"""In a banner that names the build; since 6.1 one without stands before it (``init/version.c``)."""
 _PLAIN_HEADER_END = 0x268
 _PLAIN_HEADER = (
     (0x1FE, "<H", 0xAA55),
@@ -155,12 +157,13 @@ def read_vmlinux(path: Path) -> ElfImage:
 def _plain_header(image: ElfImage) -> SetupHeader:
     """Return what a loader of a bare vmlinux would write into ``boot_params``, and its version."""
     _check_machine(image)
-    found = _BANNER.search(image)
-    if found is None:
+    found = [banner[1] for banner in _BANNER.finditer(image)]
+    if not found:
         raise KernelImageError(
             f"an ELF file without the text 'Linux version': not a vmlinux; {_GIVE_ANOTHER}"
         )
-    words = found[1].decode("ascii", "replace")
+    whole = next((text for text in found if _BUILD.search(text)), found[0])
+    words = whole.decode("ascii", "replace")
     header = bytearray(_PLAIN_HEADER_END - 0x1F1)
     for offset, form, value in _PLAIN_HEADER:
         struct.pack_into(form, header, offset - 0x1F1, value)

@@ -161,6 +161,8 @@ def _entries(kernel: Kernel) -> dict[int, int | None]:
     missing = [name for name in _NEEDED if name not in symbols]
     if "startup_xen" not in symbols:
         missing.append("startup_xen")
+    if "xen_hypercall_pv" not in symbols and "hypercall_page" not in symbols:
+        missing.append("hypercall_page")
     if missing:
         raise MissingPieceError(
             f"{kernel.release} has no {missing[0]}",
@@ -335,6 +337,8 @@ class _Recorder:
                 self.mappings.append(MappedRange(*said))
                 gdb.step()
                 continue
+            if rip not in self._entries:
+                raise GdbError(f"stopped at {rip:#x}, where no breakpoint is")
             called = self._entries[rip]
             if called is None:
                 called = registers["rax"] & 0xFFFF_FFFF
