@@ -6,8 +6,10 @@ that reaches. One row a change; a release behaves as the last row that is not ne
 
 Source: arch/x86/kernel/trampoline.c (2.6.31 to 3.4; setup_trampolines since 2.6.39) and
 arch/x86/realmode/init.c (reserve_real_mode, init_real_mode); sizes from boot logs ("Base memory
-trampoline at ..."). Guests of Xen PV need none since 6.2 ("x86/boot: Skip realmode init code when
-running as Xen PV guest").
+trampoline at ..."). Guests of Xen PV need none since 6.2 (commit f1e525009493, "x86/boot: Skip
+realmode init code when running as Xen PV guest"; in review of 28 December 2022 for 6.0.16, as
+patch 389 of 1073, and in the branch linux-6.1.y that became 6.1.2). Not read in a tag: the releases
+2.6.33, 2.6.39 and 4.9 of the rows below.
 """
 
 from __future__ import annotations
@@ -52,8 +54,10 @@ TRAMPOLINES: tuple[Trampoline, ...] = (
     Trampoline((4, 9), (4, 6), at_once=False),
 )
 """Oldest first. Before, its place was fixed (0x6000), and nobody looked what is there."""
-NOT_IN_GUESTS_SINCE: Version = (6, 2)
-"""First release that asks for no place where the hypervisor starts its processors."""
+NOT_IN_GUESTS_SINCE: tuple[Version, ...] = ((6, 0, 16), (6, 1, 2), (6, 2))
+"""First releases, of stable series and of all, that ask for no place where the hypervisor starts
+their processors.
+"""
 
 
 def missing_trampoline(boot: Boot, kernel: str) -> Trampoline | None:
@@ -63,11 +67,18 @@ def missing_trampoline(boot: Boot, kernel: str) -> Trampoline | None:
     """
     release = parse_release(kernel)
     known = [row for row in TRAMPOLINES if row.since <= release]
-    if not known or (boot.state.typed and release >= NOT_IN_GUESTS_SINCE):
+    if not known or (boot.state.typed and _guests_need_none(release)):
         return None
     needed = known[-1].pages[0 if boot.mode.is_32bit else 1] * PAGE_SIZE
     low = boot.memblock.memory(PAGE_SIZE, ISA_END)
     return None if any(end - start >= needed for start, end in low) else known[-1]
+
+
+def _guests_need_none(release: Version) -> bool:
+    *series, mainline = NOT_IN_GUESTS_SINCE
+    return release >= mainline or any(
+        since[:2] == release[:2] and since <= release for since in series
+    )
 
 
 def with_trampoline(

@@ -265,9 +265,12 @@ def test_room_for_a_trampoline(release: str, mode: Any, needed: int, at_once: bo
         list(with_trampoline(boot(needed - 1), release, steps()))
     assert done == ([] if at_once else ["a step"])
     assert len(list(with_trampoline(boot(needed), release, steps()))) == 1
-    # Guests of Xen ask for none since 6.2.
+    # Guests of Xen ask for none since 6.2, and what two stable series took from it.
     guest = missing_trampoline(boot(needed - 1, typed=True), release)
     assert (guest is None) is (release == "6.2")
+    for fixed, not_yet in (("6.0.16", "6.0.15"), ("6.1.192", "6.1.1"), ("7.3", "6.1")):
+        assert missing_trampoline(boot(0, typed=True), fixed) is None
+        assert missing_trampoline(boot(0, typed=True), not_yet) is not None
 
 
 def test_a_boot_without_progress_is_at_its_beginning() -> None:
