@@ -10,7 +10,7 @@ BASE ?= benchmarks/base.json
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := compare
-.PHONY: help compare test test-all quick lint report bench bench-compare fuzz mutants docs clean
+.PHONY: help compare install test test-all quick lint report bench bench-compare fuzz mutants docs clean
 
 help: ## what make can do
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -20,8 +20,16 @@ $(VENV)/.installed: pyproject.toml paravirt_mm/_version.py
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	touch $@
 
-compare: $(VENV)/.installed ## compare allocators on the machines of the package
+# To compare takes seven packages; tests, drawings and sweeps take many times as much.
+$(VENV)/.core: pyproject.toml paravirt_mm/_version.py
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable .
+	touch $@
+
+compare: $(VENV)/.core ## compare allocators on the machines of the package
 	$(BIN)/paravirt-mm compare
+
+install: $(VENV)/.installed ## everything that reports, sweeps, judges and tests need
 
 test: $(VENV)/.installed ## the whole suite
 	$(BIN)/pytest -n auto --dist worksteal -m "not full"

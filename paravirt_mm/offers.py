@@ -19,7 +19,7 @@ from paravirt_mm.hookspecs import Role
 from paravirt_mm.instances import HookFailed, Instances
 from paravirt_mm.machine.model import Machine
 from paravirt_mm.options import PluginSpec
-from paravirt_mm.registry import Junk, Registry, default_registry
+from paravirt_mm.registry import LOCAL, Junk, Registry, default_registry
 from paravirt_mm.sources import bundled_machines, load as load_one, load_all as load_more
 from paravirt_mm.sources.bootlog.facts import Fact
 from paravirt_mm.sources.bootlog.lines import LogLine
@@ -69,7 +69,9 @@ def _default_specs(role: str, registry: Registry) -> list[DefaultSpec]:
     found: list[DefaultSpec] = []
     asked = registry.ask("pvmm_default_specs", lambda answer: _some(answer, DefaultSpec, 100))
     for plugin, offers in asked:
-        if registry.get(plugin).role == role:
+        # A class in a file is there for who named it; it may inherit what its model offers.
+        known = registry.get(plugin)
+        if known.role == role and known.distribution != LOCAL:
             found += offers
     if not found:
         raise SpecError(f"no {role} is named, and no installed plugin offers one")

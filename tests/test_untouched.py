@@ -11,7 +11,8 @@ import pytest
 from paravirt_mm.diff import Pair, compared
 from paravirt_mm.hunt.search import Quarry, run_batch
 from paravirt_mm.invariants import rules
-from paravirt_mm.registry import default_registry
+from paravirt_mm.offers import default_specs
+from paravirt_mm.registry import Registry, default_registry
 from paravirt_mm.scenario import Scenario
 from paravirt_mm.sources import bundled
 from paravirt_mm.sweep.work import run as swept
@@ -47,7 +48,8 @@ def mine(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def _as_before() -> Iterator[None]:
+def _as_before(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr("paravirt_mm.registry._DEFAULT", [])
     before = rules.check
     yield
     assert rules.check is before
@@ -101,6 +103,17 @@ def test_who_draws_at_random_is_not_made_repeatable() -> None:
     with unchanged():
         random.random()
     assert random.getstate() == before
+
+
+def test_a_class_in_a_file_offers_no_defaults(tmp_path: Path) -> None:
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "import attrs\nfrom paravirt_mm_xen import Xen\n@attrs.frozen\nclass Mine(Xen):\n    pass\n"
+    )
+    registry = Registry.discover()
+    before = default_specs("backend", registry)
+    registry.get(f"{path}:Mine", "backend")
+    assert default_specs("backend", registry) == before
 
 
 class _Contrary:
