@@ -32,7 +32,7 @@ from typing import Any
 import attrs
 
 from paravirt_mm.engine.trace import Trace
-from paravirt_mm.errors import ParavirtMmError
+from paravirt_mm.errors import ParavirtMmError, SpecError
 from paravirt_mm.image.dump import Dump, open_dump
 from paravirt_mm.image.elf import control_registers, write_core
 from paravirt_mm.image.entries import ACCESSED, DIRTY, FORMATS, NX, PRESENT, RW
@@ -59,6 +59,10 @@ PAGE_FAULT = 14
 
 class CpuUnavailable(ParavirtMmError):
     """The emulator is not installed, or does not behave as this module needs it to."""
+
+
+class NoEmulator(CpuUnavailable, SpecError):
+    """The extra that brings a CPU is not installed."""
 
 
 @attrs.frozen
@@ -276,7 +280,7 @@ class EmulatedCpu:
             unicorn: Any = import_module("unicorn")
             x86_const: Any = import_module("unicorn.x86_const")
         except ImportError as error:
-            raise CpuUnavailable(
+            raise NoEmulator(
                 "unicorn is not installed; install paravirt-mm[cpu] to let a CPU walk the tables"
             ) from error
         self._unicorn = unicorn

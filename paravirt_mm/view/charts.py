@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
-from paravirt_mm.errors import ParavirtMmError
+from paravirt_mm.errors import SpecError
 from paravirt_mm.report.summary import Total, comparable
 from paravirt_mm.view.palette import Theme, colour
 from paravirt_mm.view.scene import MAX_NAME
@@ -101,7 +101,7 @@ def drawings(subjects: Sequence[Subject]) -> list[Drawing]:
 
 
 def svg(drawing: Drawing, theme: Theme = Theme.LIGHT, *, narrow: bool = False) -> str:
-    """Return a chart as SVG text. Raises `ParavirtMmError` where the extra is not installed."""
+    """Return a chart as SVG text. Raises `SpecError` where the extra is not installed."""
     converter = library("vl_convert")
     chart = drawing.draw(drawing, theme, narrow)
     text: str = converter.vegalite_to_svg(_styled(chart, theme).to_dict(), vl_version=_vega_lite())
@@ -120,7 +120,7 @@ def _slimmed(picture: str) -> str:
 
 
 def png(picture: str, scale: float = 2) -> bytes:
-    """Return SVG text as PNG. Raises `ParavirtMmError` where the extra is not installed."""
+    """Return SVG text as PNG. Raises `SpecError` where the extra is not installed."""
     converter = library("vl_convert")
     data: bytes = converter.svg_to_png(picture, scale=scale)
     return data
@@ -128,20 +128,20 @@ def png(picture: str, scale: float = 2) -> bytes:
 
 def require_extra() -> None:
     """Make sure, before long work begins, that charts and the report can be made. Raises
-    `ParavirtMmError` where the extra is not installed.
+    `SpecError` where the extra is not installed.
     """
     for name in ("altair", "vl_convert", "jinja2"):
         library(name)
 
 
 def library(name: str) -> Any:
-    """Import what the extra brings. Raises `ParavirtMmError` where it is not installed."""
+    """Import what the extra brings. Raises `SpecError` where it is not installed."""
     from importlib import import_module
 
     try:
         return import_module(name)
     except ImportError as error:
-        raise ParavirtMmError(
+        raise SpecError(
             f"charts, PNG and the report need {name}: pip install 'paravirt-mm[report]'"
         ) from error
 

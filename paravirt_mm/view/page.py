@@ -45,7 +45,7 @@ def page(
     unread: Sequence[object] = (),
 ) -> str:
     """Return the report as HTML text. ``unread`` says what could not be read, and why. Raises
-    `ParavirtMmError` where the extra is not installed.
+    `SpecError` where the extra is not installed.
     """
     script, style = _asset("report.js"), f":root{{{properties(dark=False)}}}\n" + _dark()
     style += _asset("report.css")

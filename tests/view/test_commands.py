@@ -10,6 +10,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from paravirt_mm.cli.main import cli
+from paravirt_mm.errors import SpecError
 from paravirt_mm.view.page import MAX_UNREAD
 
 
@@ -81,5 +82,6 @@ def test_without_the_extra_it_says_what_to_install(
 ) -> None:
     monkeypatch.setitem(sys.modules, "vl_convert", None)
     result = run(*arguments, tmp_path / "out.png")
+    assert isinstance(result.exception, SpecError)  # exit code 2: no finding
     assert "pip install 'paravirt-mm[report]'" in str(result.exception)
     assert not list(tmp_path.iterdir())

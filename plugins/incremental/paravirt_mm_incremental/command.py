@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from paravirt_mm import ExitCode, ParavirtMmError
+from paravirt_mm import ExitCode, SpecError
 
 
 @click.command()
@@ -23,7 +23,7 @@ def bound(names: tuple[str, ...], words: bool, as_json: bool) -> int:
     try:
         from paravirt_mm_incremental import proof
     except ImportError as error:
-        raise ParavirtMmError(
+        raise SpecError(
             f"z3 is not installed ({error}): pip install 'paravirt-mm[proof]'"
         ) from error
     asked = [proof.find(name) for name in names] or list(proof.statements())
