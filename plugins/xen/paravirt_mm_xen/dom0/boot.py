@@ -21,6 +21,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
+from typing import IO
 
 import attrs
 
@@ -85,16 +86,18 @@ def record(
     kernel = Kernel.load(image)
     entries = _entries(kernel)
     with ExitStack() as stack:
-        name = stack.enter_context(tempfile.TemporaryDirectory(prefix="paravirt-mm-dom0-"))
-        directory = Path(name)
+        files = tempfile.TemporaryDirectory(prefix="paravirt-mm-dom0-")
+        directory = Path(stack.enter_context(files))
         (directory / "vmlinux").write_bytes(kernel.unpacked())
         xen = unpack_hypervisor(pieces, directory)
         machine = stack.enter_context(
             _Machine(pieces.qemu, xen, directory, host, seconds, parameters)
         )
+        (start,) = struct.unpack_from("<I", xen.read_bytes(), _ELF32_ENTRY)
+        files.cleanup()  # QEMU has read them: whoever is killed from now on leaves nothing
         try:
             if host.e820:
-                give_map(machine.gdb, xen, host)
+                give_map(machine.gdb, start, host)
             recorder = _Recorder(machine.gdb, entries, kernel.symbols)
             recorder.run()
         except GdbError as error:
@@ -119,9 +122,8 @@ def record(
     )
 
 
-def give_map(gdb: GdbClient, xen: Path, host: Host) -> None:
-    """Exchange the memory map that the boot loader gives to Xen, before Xen begins."""
-    (entry,) = struct.unpack_from("<I", xen.read_bytes(), _ELF32_ENTRY)
+def give_map(gdb: GdbClient, entry: int, host: Host) -> None:
+    """Exchange the memory map that the boot loader gives to Xen, before Xen begins at ``entry``."""
     gdb.insert_breakpoint(entry)
     gdb.resume()
     gdb.remove_breakpoint(entry)
@@ -187,8 +189,11 @@ class _Machine:
         seconds: float,
         parameters: str,
     ) -> None:
-        self._log = directory / "console.log"
-        self._errors = directory / "qemu.log"
+        self._files = ExitStack()
+        self._log, self._errors = (
+            self._files.enter_context((directory / name).open("w+b"))
+            for name in ("console.log", "qemu.log")
+        )
         self._seconds = seconds
         self._deadline = time.monotonic() + seconds
         ours, theirs = socket.socketpair()
@@ -216,25 +221,28 @@ class _Machine:
             *("-kernel", xen.name, "-append", options),
             *("-initrd", modules),
             *("-chardev", f"socket,id=gdb,fd={theirs.fileno()}", "-gdb", "chardev:gdb"),
-            *("-serial", f"file:{self._log.name}"),
+            *("-serial", "file:console.log"),
         ]
-        with theirs, self._errors.open("wb") as errors:
+        with theirs:
             try:
                 self._process = subprocess.Popen(  # noqa: S603 - a list of our own making, no shell
                     command,
                     cwd=directory,
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,
-                    stderr=errors,
+                    stderr=self._errors,
                     pass_fds=(theirs.fileno(),),
                 )
             except OSError as error:
+                ours.close()
+                self._files.close()
                 raise XenBootError(f"{command[0]} cannot be started: {error}") from None
         try:
             self.gdb = GdbClient(ours, self._deadline)
         except GdbError as error:
+            failed = XenBootError(f"QEMU did not start: {self.why(error)}", self.tail())
             self._end()
-            raise XenBootError(f"QEMU did not start: {self.why(error)}", self.tail()) from None
+            raise failed from None
 
     def __enter__(self) -> _Machine:
         return self
@@ -244,10 +252,7 @@ class _Machine:
 
     def console(self) -> str:
         """What Xen and the kernel have printed."""
-        try:
-            return self._log.read_text("ascii", "replace").replace("\r", "")
-        except OSError:
-            return ""
+        return _text(self._log).replace("\r", "")
 
     def tail(self) -> tuple[str, ...]:
         """The last lines of it."""
@@ -257,7 +262,7 @@ class _Machine:
         """Why the connection has ended: what Xen or QEMU said last, or that the time was over."""
         if found := _XEN_PANIC.search(self.console()):
             return f"Xen gave up: {printable(found[1], 200)}"
-        said = self._errors.read_text("utf-8", "replace").strip().splitlines()
+        said = _text(self._errors).strip().splitlines()
         if said:
             text = printable(said[-1].removeprefix("qemu-system-x86_64: "), 200)
             needs = text.endswith("Cannot allocate memory")
@@ -273,6 +278,12 @@ class _Machine:
         self._process.kill()
         self._process.wait()
         self._socket.close()
+        self._files.close()
+
+
+def _text(file: IO[bytes]) -> str:
+    file.seek(0)
+    return file.read().decode("ascii", "replace")
 
 
 @attrs.frozen
