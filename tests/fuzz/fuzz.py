@@ -23,7 +23,7 @@ import attrs
 
 sys.path[:0] = [str(Path(__file__).parent)]
 
-from mutate import damaged  # noqa: E402
+from damage import damaged  # noqa: E402
 from targets import ON_PURPOSE, TARGETS, Target  # noqa: E402
 
 from paravirt_mm.guard import MIB, Limits, Stopped, guarded, limit_time  # noqa: E402
