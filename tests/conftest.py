@@ -7,10 +7,13 @@ from __future__ import annotations
 import gc
 import os
 import signal
+from collections.abc import Generator
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, Phase, settings
+
+from paravirt_mm import registry
 
 pytest_plugins = ["paravirt_mm.testing.fixtures", "pytester"]
 
@@ -75,3 +78,16 @@ def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> 
     """Settle after each module."""
     if nextitem is None or nextitem.path != item.path:
         _settle()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol() -> Generator[None, object, object]:
+    """What a test adds to the registry of all, a class that a file on a command line has, leaves
+    with it.
+    """
+    known = registry.default_registry()
+    registry._DEFAULT[:] = [known.branch()]
+    try:
+        return (yield)
+    finally:
+        registry._DEFAULT[:] = [known]

@@ -147,13 +147,6 @@ class Sleeper(Incremental):
 """
 
 
-@pytest.fixture
-def _registry_of_its_own(monkeypatch):
-    """What a spec names in a file stays in the registry, and other tests list that."""
-    monkeypatch.setattr("paravirt_mm.registry._DEFAULT", [])
-
-
-@pytest.mark.usefixtures("_registry_of_its_own")
 def test_a_try_that_takes_long_does_not_keep_the_hunt(tmp_path):
     path = tmp_path / "sleeper.py"
     path.write_text(SLEEPER, encoding="utf-8")
@@ -181,7 +174,6 @@ class Forgetful(Xen):
 """
 
 
-@pytest.mark.usefixtures("_registry_of_its_own")
 def test_two_backends_are_compared(tmp_path):
     """A page that a platform forgets to keep breaks no rule: it is what the platform says."""
     path = tmp_path / "forgetful.py"
