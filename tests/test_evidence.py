@@ -26,6 +26,7 @@ from paravirt_mm.evidence import (
     series,
     verified,
 )
+from paravirt_mm.offers import default_spec
 
 
 @pytest.mark.parametrize(
@@ -76,6 +77,11 @@ def test_designs_that_no_kernel_has_are_judged_by_xen_and_a_cpu(spec: str) -> No
 def test_nobody_who_is_compared_by_default_is_told_as_unchecked() -> None:
     assert "not" not in {verified(spec) for spec in default_specs("allocator")}
     assert verified("xen").startswith("operations ")
+
+
+def test_commands_that_take_one_take_what_was_merged_on_bare_metal() -> None:
+    assert default_spec("allocator") == "incremental:variant=linux,kernel=4.19"
+    assert default_spec("backend") == "native"
 
 
 @pytest.fixture
