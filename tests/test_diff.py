@@ -13,8 +13,8 @@ import pytest
 from click.testing import CliRunner
 
 import paravirt_mm
-import paravirt_mm.cli.diff as diff_command
 from paravirt_mm import InputError, RecordedBoot, Scenario, SpecError, bundled, load, read_boot
+from paravirt_mm.cli import output
 from paravirt_mm.cli.diff import command
 from paravirt_mm.diff import Pair, compared, kinds, pairs, random_machines
 from paravirt_mm.differences import ASPECTS, differences
@@ -156,7 +156,7 @@ def test_random_machines_are_such_as_kernels_boot_on() -> None:
 
 def test_comparison_without_hope_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     """A kernel that hangs takes its time on each machine."""
-    monkeypatch.setattr(diff_command, "_PATIENCE", -1)
+    monkeypatch.setattr(output, "PATIENCE", -1)
     code, text = run("incremental:kernel=5.10", NEW, "qemu-512m", "-b", "faulty:fault=wrong")
     assert code == 3
     assert "3 more were not tried" in text

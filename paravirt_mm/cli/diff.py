@@ -6,7 +6,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import attrs
 import click
 
 from paravirt_mm.cli import reading, scenarios
-from paravirt_mm.cli.output import complain, emit, progress, show_status
+from paravirt_mm.cli.output import complain, emit, progress, show_status, while_some_can
 from paravirt_mm.cli.types import Seconds
 from paravirt_mm.diff import (
     Compared,
@@ -37,8 +37,6 @@ from paravirt_mm.verify.linux.maps import builtin_maps, machine_of_map
 
 _RANDOM = 40
 """Random machines beside those of the package, where the caller names none."""
-_PATIENCE = 60.0
-"""Seconds after which the comparison ends if nothing at all could be compared."""
 _SHOWN = 6
 """Names of machines that are printed of each kind of difference."""
 
@@ -104,7 +102,8 @@ def command(
     chosen = _machines(machines, count, seed, (a, b))
     total = len(chosen) * len(todo)
     jobs = jobs or os.cpu_count() or 1
-    found = list(progress(_while_some_can(survey(todo, chosen, jobs, limits)), "comparing", total))
+    asked = while_some_can(survey(todo, chosen, jobs, limits), lambda item: not item.refused)
+    found = list(progress(asked, "comparing", total))
     compared = [item for item in found if not item.refused]
     took = time.monotonic() - began
     shrunk = list(_kinds(compared, aspects or ASPECTS, seconds, jobs, limits))
@@ -138,17 +137,6 @@ def _machines(
         count = 0 if names else _RANDOM
     kernels = list(kernels_of(specs, bundled(bundled_machines()[0])))
     return machines + list(random_machines(count, seed, kernels))
-
-
-def _while_some_can(found: Iterable[Compared]) -> Iterator[Compared]:
-    """Yield what was found, until there is no hope: of a kernel that hangs each boot takes long."""
-    began = time.monotonic()
-    hope = False
-    for item in found:
-        yield item
-        hope = hope or not item.refused
-        if not hope and time.monotonic() > began + _PATIENCE:
-            return
 
 
 def _kinds(

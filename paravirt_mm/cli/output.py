@@ -12,6 +12,7 @@ import errno
 import os
 import re
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -173,6 +174,24 @@ def expect_writable(path: Path | None) -> None:
         raise InputError(f"cannot be written: there is no folder {path.parent}", str(path))
     if not os.access(path if path.exists() else path.parent, os.W_OK):
         raise InputError("cannot be written: Permission denied", str(path))
+
+
+PATIENCE = 60.0
+"""Seconds after which no more is tried if nothing at all has come out."""
+
+
+def while_some_can(items: Iterable[T], came_out: Callable[[T], bool]) -> Iterator[T]:
+    """Yield the items until there is no hope: each boot of a kernel that hangs takes all its time.
+
+    ``came_out`` tells whether an item is what was wanted; after the first that is, all are yielded.
+    """
+    began = time.monotonic()
+    hope = False
+    for item in items:
+        yield item
+        hope = hope or came_out(item)
+        if not hope and time.monotonic() > began + PATIENCE:
+            return
 
 
 def progress(items: Iterable[T], title: str, total: int | None = None) -> Iterator[T]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import time
 from collections import Counter
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -16,7 +15,7 @@ import attrs
 import click
 
 from paravirt_mm.cli import reading
-from paravirt_mm.cli.output import complain, progress
+from paravirt_mm.cli.output import complain, progress, while_some_can
 from paravirt_mm.cli.recording import record_option
 from paravirt_mm.cli.types import Seconds
 from paravirt_mm.errors import ExitCode, InputError
@@ -38,9 +37,6 @@ from paravirt_mm.verify.linux.qemu import (
     find_qemu,
     record_boot,
 )
-
-_PATIENCE = 60.0
-"""Seconds after which no more is booted if nothing has come to its end."""
 
 
 @attrs.frozen
@@ -141,8 +137,8 @@ def command(
                 for named in _maps(machines, kernel, count, seed)
             ]
             results = []
-            booted = _boots(todo, program, timeout, jobs or os.cpu_count() or 1)
-            with closing(_while_some_can(booted)) as hopeful:
+            with closing(_boots(todo, program, timeout, jobs or os.cpu_count() or 1)) as booted:
+                hopeful = while_some_can(booted, lambda boot: boot[1] is not None)
                 for result, live in progress(hopeful, "booting", len(todo)):
                     results.append(result)
                     if live is not None and save is not None:
@@ -204,20 +200,6 @@ def _boots(
             while wait(boots, timeout=0.05).not_done:
                 end_all()
             raise
-
-
-def _while_some_can(
-    booted: Generator[tuple[Result, BootRecord | None], None, None],
-) -> Generator[tuple[Result, BootRecord | None], None, None]:
-    """Yield boots, until there is no hope: of a kernel that hangs each takes its whole time."""
-    began = time.monotonic()
-    hope = False
-    with closing(booted):
-        for result, live in booted:
-            yield result, live
-            hope = hope or live is not None
-            if not hope and time.monotonic() > began + _PATIENCE:
-                return
 
 
 def _booted(

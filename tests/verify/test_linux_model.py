@@ -13,6 +13,7 @@ import subprocess
 import threading
 from collections import Counter
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ import attrs
 import pytest
 from click.testing import CliRunner
 
-from paravirt_mm.cli import verify_linux
+from paravirt_mm.cli import output, verify_linux
 from paravirt_mm.cli.verify_linux import command
 from paravirt_mm.errors import ExitCode, InputError
 from paravirt_mm.machine.e820 import E820Type, MemoryMap
@@ -400,10 +401,11 @@ def test_boots_under_way_end_with_the_command(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_kernel_that_only_hangs_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(verify_linux, "_PATIENCE", -1)
+    monkeypatch.setattr(output, "PATIENCE", -1)
     processes, _ = boots_that_hang(monkeypatch, after=1)
-    booted = verify_linux._while_some_can(verify_linux._boots(TODO, "qemu", 60, 2))
-    assert [result.reason for result, _ in booted] == ["not this one"]
+    with closing(verify_linux._boots(TODO, "qemu", 60, 2)) as booted:
+        hopeful = output.while_some_can(booted, lambda boot: boot[1] is not None)
+        assert [result.reason for result, _ in hopeful] == ["not this one"]
     assert [running.wait(10) for running in processes] == [-9] * len(processes)
 
 
