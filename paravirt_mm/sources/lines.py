@@ -107,15 +107,7 @@ def bounded_lines(
         yield from _journal(content.stream, source)
         return
     if _BASE64_BODY.search(content.head):
-        lines = _blocks(_Base64(content.stream), source, returns=False)
-        yield from enumerate(
-            (
-                _plain(raw[:MAX_LINE_BYTES].decode("utf-8", "replace"))
-                for block in lines
-                for raw in block.split(b"\n")[:-1]
-            ),
-            1,
-        )
+        yield from _each(_blocks(_Base64(content.stream), source, returns=False), source)
         return
     if _QUOTED_PRINTABLE.search(content.head):
         yield from _mail(content.stream, source)
