@@ -15,7 +15,7 @@ from paravirt_mm.machine.ranges import RangeSet
 from paravirt_mm.sources.assume import machine_from_map
 from paravirt_mm.sources.content import Content
 from paravirt_mm.sources.e820_words import resource_type
-from paravirt_mm.sources.lines import bounded_lines
+from paravirt_mm.sources.lines import bounded_lines, wrapping_of
 
 MAX_ENTRIES = 1 << 17
 """More resources than this are refused."""
@@ -29,7 +29,7 @@ def read_iomem(content: Content, source: str, name: str) -> Machine:
     entries: list[tuple[int, int, E820Type]] = []
     kernel = RangeSet()
     where = source
-    for number, line in bounded_lines(content, source):
+    for number, line in bounded_lines(content, source, cut=wrapping_of(content)):
         if not line.strip():
             continue
         where = f"{source}:{number}"

@@ -96,11 +96,12 @@ def strip_prefixes(line: str) -> str:
 
 
 def bounded_lines(
-    content: Content, source: str, wanted: Sequence[str] = ()
+    content: Content, source: str, wanted: Sequence[str] = (), cut: Wrapping | None = None
 ) -> Iterator[tuple[int, str]]:
     """Yield ``(number, line)`` from 1, without line ends and terminal control sequences.
 
     With ``wanted``, only lines that hold one of these words, and the line after each, are yielded.
+    Lines that are ``cut`` (`wrapping_of`) are joined.
     Bytes that are not UTF-8 become U+FFFD. Raises InputError past `MAX_LOG_BYTES` and `MAX_LINES`.
     """
     if is_journal(content.head):
@@ -113,8 +114,8 @@ def bounded_lines(
         yield from _mail(content.stream, source)
         return
     returns = len(_LONE_RETURN.findall(content.head)) > content.head.count(b"\n")
-    if how := wrapping_of(content):
-        whole = how.joined(_each(_blocks(content.stream, source, returns), source))
+    if cut is not None:
+        whole = cut.joined(_each(_blocks(content.stream, source, returns), source))
         yield from _wanted(whole, wanted)
         return
     words = [word.encode() for word in wanted] or [b""]
@@ -134,8 +135,13 @@ def bounded_lines(
 
 
 def wrapping_of(content: Content) -> Wrapping | None:
-    """Return how the long lines of a log are cut; None: they are not."""
-    return wrapping(content.head.decode("utf-8", "replace"))
+    """Return how the long lines of a log are cut; None: they are not, or a journal's format or a
+    mail's encoding says by itself what a line is.
+    """
+    head = content.head
+    if is_journal(head) or _BASE64_BODY.search(head) or _QUOTED_PRINTABLE.search(head):
+        return None
+    return wrapping(head.decode("utf-8", "replace"))
 
 
 def _each(blocks: Iterator[bytes], source: str) -> Iterator[tuple[int, str]]:

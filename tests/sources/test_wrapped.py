@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import quopri
 import re
 import textwrap
 from collections.abc import Callable
@@ -12,6 +13,8 @@ import pytest
 
 from paravirt_mm.machine.model import Machine
 from paravirt_mm.sources import load
+from paravirt_mm.sources.content import opened
+from paravirt_mm.sources.lines import wrapping_of
 from paravirt_mm.sources.wrapped import LONGEST, WIDEST, Wrapping, wrapping
 
 DATA = Path(__file__).parents[1] / "data" / "logs"
@@ -143,3 +146,15 @@ def test_a_line_has_an_end() -> None:
     assert joined[0][0] == 1
     assert LONGEST <= len(joined[0][1]) < LONGEST + 100
     assert [number for number, _ in joined[1:]] == list(range(1000 - len(joined) + 1, 1000))
+
+
+def test_an_encoding_that_says_what_a_line_is_is_not_second_guessed(tmp_path: Path) -> None:
+    """Its soft line breaks look like a wrapped log, and are joined by who decodes it."""
+    path = tmp_path / "mail.txt"
+    body = "".join(f"[    {number}.000000] {LINE[15:]} {LINE[15:]}\n" for number in range(9))
+    path.write_bytes(
+        b"Content-Transfer-Encoding: quoted-printable\n\n" + quopri.encodestring(body.encode())
+    )
+    with opened(path, "mail.txt") as content:
+        assert wrapping(content.head.decode()) is not None
+        assert wrapping_of(content) is None

@@ -33,6 +33,7 @@ from paravirt_mm.sources.bootlog.xen import XEN_MARK, host_machine
 from paravirt_mm.sources.content import Content
 from paravirt_mm.sources.e820_words import log_type
 from paravirt_mm.sources.lines import bounded_lines, strip_prefixes, wrapping_of
+from paravirt_mm.sources.wrapped import Wrapping
 
 _ADDRESS_OPEN = re.compile(r"(?:\[mem(?:\s+(?:0x[0-9a-fA-F]*(?:-(?:0x[0-9a-fA-F]*)?)?)?)?)$")
 """A line that ends inside of a range."""
@@ -79,7 +80,7 @@ def scan_boot_log(
     )
     current = PrintedBoot(1, source, assumed=[*assumed])
     partial: PrintedBoot | None = None
-    for number, message in _messages(content, source):
+    for number, message in _messages(content, source, cut):
         if current.ends_before(message):
             if current.number == boot or (boot is None and current.complete):
                 return _result(current, name, more=True)
@@ -160,13 +161,13 @@ def _as_built(memory: MemoryMap) -> MemoryMap:
 # -- lines -----------------------------------------------------------------------------------------
 
 
-def _messages(content: Content, source: str) -> Iterator[tuple[int, str]]:
+def _messages(content: Content, source: str, cut: Wrapping | None) -> Iterator[tuple[int, str]]:
     """Yield ``(number, message)`` of the lines that matter, wrapped ones joined, joined ones apart.
 
     Of another line that follows one of these the message is empty.
     """
     pending: tuple[int, str] | None = None
-    for number, message in _parts(content, source):
+    for number, message in _parts(content, source, cut):
         interesting = any(word in message for word in INTERESTING)
         if pending is None and not interesting:
             yield number, ""
@@ -191,9 +192,9 @@ def _messages(content: Content, source: str) -> Iterator[tuple[int, str]]:
         yield from _given_up(*pending, source)
 
 
-def _parts(content: Content, source: str) -> Iterator[tuple[int, str]]:
+def _parts(content: Content, source: str, cut: Wrapping | None) -> Iterator[tuple[int, str]]:
     """Yield ``(number, message)`` of the lines that matter and of those that follow them."""
-    for number, line in bounded_lines(content, source, INTERESTING):
+    for number, line in bounded_lines(content, source, INTERESTING, cut):
         message = _message(line)
         if message.startswith(XEN_MARK):
             yield number, message
