@@ -105,8 +105,8 @@ def command(
         allocator=_checked(allocator, "allocator"),
         backend=_checked(backend or default_spec("backend"), "backend"),
         condition=condition,
-        other=against and _checked(against, "allocator"),
-        other_backend=against_backend and _checked(against_backend, "backend"),
+        other=None if against is None else _checked(against, "allocator"),
+        other_backend=None if against_backend is None else _checked(against_backend, "backend"),
         machines=tuple(reading.all_machines(machines)),
         modes=modes,
     )
