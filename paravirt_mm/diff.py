@@ -244,7 +244,7 @@ def _shrunk(
     aspect = kind.difference.aspect
     end = time.monotonic() + seconds
     tries = 0
-    told = {kind.machine: kind.difference}
+    told: dict[Machine, Difference] = {}
 
     def first(machines: Sequence[Machine]) -> int | None:
         nonlocal tries

@@ -12,7 +12,6 @@ from paravirt_mm.errors import InputError
 from paravirt_mm.machine.e820 import MemoryMap
 from paravirt_mm.machine.model import Machine, Span
 from paravirt_mm.machine.paging import GIB, PAGE_SHIFT, PAGE_SIZE
-from paravirt_mm.machine.ranges import RangeSet
 
 MAX_PHYSICAL_BITS = 46
 """Without 5-level tables Linux addresses no more (MAXMEM), and 32-bit CPUs much less."""
@@ -52,12 +51,10 @@ def _with_note(machine: Machine) -> Machine:
     """Say of a kernel that lies outside RAM that it does: what follows from that is no fault of
     an allocator.
     """
-    outside = RangeSet([machine.kernel.span])
-    for low, high in machine.memory_map.ram():
-        outside.discard(low, high)
-    if not outside:
+    outside = next(machine.memory_map.ram().gaps(*machine.kernel.span), None)
+    if outside is None:
         return machine
-    low, high = next(iter(outside))
+    low, high = outside
     note = (
         f"the kernel lies outside RAM at {low:#x}-{high:#x}, and is left there"
         " (Linux 3.9 and later add that range as RAM)"

@@ -5,7 +5,7 @@ The image of a run is written to a file and mapped, copy on write, as the memory
 run that read, write and jump to addresses: the first, the last and random ones of each leaf run,
 and both sides of every hole. The emulator reports the physical address that the CPU's own page
 walk arrived at, or the page fault with its error code. Both must be what
-`paravirt_mm.image.walker.translate` says, and what the run that the whole walk found says.
+`paravirt_mm.image.translate.translate` says, and what the run that the whole walk found says.
 
 The probing instructions lie in a page that the image does not map. So CR3 is loaded with a copy of
 the root that has one more entry, in a slot that the direct map does not use (address 0), leading

@@ -99,7 +99,7 @@ def recorded_boot(
         spec = attrs.evolve(map_of(machine, file.facts()).spec, command_line=parameters)
         return _boot(file, spec, timeout)
     except LiveLinuxError as error:
-        raise InputError(" ".join(str(error).split("\n")[0].split())) from error
+        raise _refused(error) from error
 
 
 def kernel_path(image: str) -> Path:
@@ -115,7 +115,12 @@ def kernel_facts(image: str) -> KernelFacts:
     try:
         return _File.of(find_kernel(Path(image) if image else None)).facts()
     except LiveLinuxError as error:
-        raise InputError(" ".join(str(error).split("\n")[0].split())) from error
+        raise _refused(error) from error
+
+
+def _refused(error: LiveLinuxError) -> InputError:
+    """Return the first line of an error."""
+    return InputError(" ".join(str(error).split("\n")[0].split()))
 
 
 @attrs.frozen

@@ -105,9 +105,7 @@ class Linux:
             return recorded.machine.kernel
         boot = self._boot
         kernel = boot.machine.kernel
-        dropped = RangeSet(machine.reserved)
-        for low, high in boot.machine.reserved:
-            dropped.discard(low, high)
+        dropped = RangeSet(machine.reserved).difference(RangeSet(boot.machine.reserved))
         for _, pfn, _ in boot.tables:
             if pfn << PAGE_SHIFT in dropped:
                 raise InputError(

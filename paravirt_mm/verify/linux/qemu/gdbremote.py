@@ -116,18 +116,16 @@ class GdbClient:
 
     def registers(self) -> Mapping[str, int]:
         """rax, rcx, rdx, rsi, rdi, rsp and rip of the processor."""
-        answer = self.command("g")
-        try:
-            packet = bytes.fromhex(answer)
-        except ValueError as error:
-            raise GdbError(f"gdb stub sent no registers: {answer[:80]!r}") from error
-        return self._layout.unpack(packet, _GENERAL)
+        return self._layout.unpack(self._register_packet(), _GENERAL)
 
     def all_registers(self) -> Mapping[str, int]:
         """Every register that the stub sends at once."""
+        return self._layout.unpack_all(self._register_packet())
+
+    def _register_packet(self) -> bytes:
         answer = self.command("g")
         try:
-            return self._layout.unpack_all(bytes.fromhex(answer))
+            return bytes.fromhex(answer)
         except ValueError as error:
             raise GdbError(f"gdb stub sent no registers: {answer[:80]!r}") from error
 

@@ -189,10 +189,8 @@ class _Recorder:
 
     def look_for(self, reserved: Iterable[Span]) -> None:
         """Raise UnusableStartError where the kernel has not heard of all reservations."""
-        missing = RangeSet(reserved)
-        for low, high in self.memory.memblock().reserved:
-            missing.discard(low, high)
-        if missing:
+        known = RangeSet(self.memory.memblock().reserved)
+        if RangeSet(reserved).difference(known):
             raise UnusableStartError("the kernel had read its reservations before")
 
     def run(self) -> None:

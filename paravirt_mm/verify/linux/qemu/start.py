@@ -28,7 +28,7 @@ import attrs
 import numpy as np
 
 from paravirt_mm.machine.paging import MIB, PAGE_SIZE
-from paravirt_mm.machine.ranges import RangeSet
+from paravirt_mm.machine.ranges import RangeSet, align_down, align_up
 from paravirt_mm.verify.linux.qemu.errors import GdbError, GdbTimeout, KernelBootError
 from paravirt_mm.verify.linux.qemu.gdbremote import GdbClient
 from paravirt_mm.verify.linux.qemu.handover import MAP_FIELDS, SCRATCH_END, enter, handed_over
@@ -165,8 +165,8 @@ def _loader(gdt: tuple[int, int], idt: tuple[int, int]) -> tuple[bytes, int]:
 def _changed(ram: GuestRam, kernel: Kernel) -> Iterator[tuple[int, bytes]]:
     """Yield the runs of pages that are not as the image says."""
     start, end = kernel.physical_range
-    for chunk in range(start - start % PAGE_SIZE, end, _CHUNK):
-        size = -(-min(_CHUNK, end - chunk) // PAGE_SIZE) * PAGE_SIZE
+    for chunk in range(align_down(start, PAGE_SIZE), end, _CHUNK):
+        size = align_up(min(_CHUNK, end - chunk), PAGE_SIZE)
         before = bytearray(size)
         for segment in kernel.segments:
             low = max(chunk, segment.paddr)
@@ -205,7 +205,7 @@ def _is_seen(memory: KernelMemory, kernel: Kernel, spec: MapSpec) -> bool:
 def _nothing_else(ram: GuestRam, kernel: Kernel, spec: MapSpec) -> bool:
     """Whether memory holds nothing but the image, what was handed over, and zeroes."""
     start, end = kernel.physical_range
-    known = [(0, SCRATCH_END), (start - start % PAGE_SIZE, -(-end // PAGE_SIZE) * PAGE_SIZE)]
+    known = [(0, SCRATCH_END), (align_down(start, PAGE_SIZE), align_up(end, PAGE_SIZE))]
     heads = [low for low, _ in spec.reserved]
     for address, data in ram.beyond(known):
         rest = bytearray(data)
