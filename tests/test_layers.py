@@ -1,4 +1,5 @@
-"""The house: which part of the core may know which, and that none knows a plugin by name.
+"""The house: which part of the core may know which, that none knows a plugin by name, and that
+nothing lies about.
 
 Read from the syntax trees, so that imports for type checkers and inside functions count too.
 """
@@ -7,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import re
+import subprocess
 from collections.abc import Iterator
 from functools import cache
 from importlib.metadata import entry_points
@@ -42,6 +44,9 @@ LAYERS: tuple[tuple[str, ...], ...] = (
 """Parts of `paravirt_mm`, lowest first. One imports of lower layers only, and of itself."""
 
 LEVELS = {part: level for level, layer in enumerate(LAYERS) for part in layer}
+LARGEST_KEPT = 2 << 20
+"""Bytes: the published comparison has 1.1 MB."""
+
 PACKAGE = Path(__file__).parents[1] / "paravirt_mm"
 
 
@@ -246,3 +251,20 @@ def test_a_name_of_a_plugin_is_seen() -> None:
     assert names_in("xen:domain=dom0", names) == {"xen"}
     assert names_in("under native and xen", names) == names
     assert not names_in("Xen version 4.17 at arch/x86/xen/mmu.c", names)
+
+
+def test_nothing_lies_about(checkout: Path) -> None:
+    """What is kept stands in a folder that the README names, and none is a dump by mistake."""
+    listing = ["git", "-c", "safe.directory=*", "ls-files", "-z"]
+    try:
+        listed = subprocess.run(
+            listing, cwd=checkout, check=True, capture_output=True, text=True
+        ).stdout
+    except (OSError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"not a checkout of git: {error}")
+    kept = [checkout / name for name in listed.split("\0") if name]
+    readme = (checkout / "README.md").read_text()
+    folders = {path.relative_to(checkout).parts[0] for path in kept if path.parent != checkout}
+    assert [name for name in sorted(folders) if f"{name}/" not in readme] == []
+    largest = max(kept, key=lambda path: path.lstat().st_size)
+    assert largest.lstat().st_size < LARGEST_KEPT, largest
