@@ -94,9 +94,10 @@ _LEFT_OUT = {"copy", "downward", "strip"}
 
 def _changes(node: ast.AST) -> Iterator[ast.AST]:
     """Yield what a node could become."""
+    same = ast.dump(node)
     for kind, make in _KINDS:
         if isinstance(node, kind):
-            yield from make(node)
+            yield from (new for new in make(node) if ast.dump(new) != same)
 
 
 def _edited(node: _Node, **fields: object) -> _Node:

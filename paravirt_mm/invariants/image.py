@@ -56,12 +56,14 @@ def compare_walk(trace: Trace, found: Walk) -> Iterator[Finding]:
         else:
             mapped.set(run.physical, run.physical + run.end - run.start, run.level)
     expected = expected_leaves(trace)
-    limit = max((end for leaves in (mapped, expected) for _, end, _ in leaves), default=0)
-    for low, high, level in expected.segments(0, limit):
-        for start, _, seen in mapped.segments(low, high):
-            if seen != level:
-                yield Finding(3, number, start, f"{_words(seen)} instead of {_words(level)}")
-                break
+    for first, last in RangeSet(
+        (low, high) for each in (mapped, expected) for low, high, _ in each
+    ):
+        for low, high, level in expected.segments(first, last):
+            for start, _, seen in mapped.segments(low, high):
+                if seen != level:
+                    yield Finding(3, number, start, f"{_words(seen)} instead of {_words(level)}")
+                    break
     if trace.start.boot.typed:
         tables = found.table_pages()
         tables.update(trace.start.boot.boot_tables)

@@ -295,7 +295,7 @@ class _Checker:
                 self._find(3, number, gap, "promised to be mapped and is not")
                 break
         promised.update(self._boot.direct_mapped)
-        needed = RangeSet(self._ram.within(0, self._start.machine.map_limit))
+        needed = RangeSet(self._ram.below(self._start.machine.map_limit))
         for low, _ in needed.difference(promised):
             self._find(3, number, low, "RAM that the kernel must reach is not promised")
             break

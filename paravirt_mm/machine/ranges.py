@@ -60,6 +60,13 @@ class Ranges:
             low, high = starts[index], ends[index]
             yield low if low > start else start, high if high < end else end
 
+    def below(self, end: int) -> Iterator[tuple[int, int]]:
+        """Yield, ascending, the parts of the set below ``end``."""
+        for low, high in self:
+            if low >= end:
+                return
+            yield low, min(high, end)
+
     def gaps(self, start: int, end: int) -> Iterator[tuple[int, int]]:
         """Yield, ascending, the parts of ``[start, end)`` that are not in the set."""
         starts, ends = self._starts, self._ends

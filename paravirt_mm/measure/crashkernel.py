@@ -56,7 +56,7 @@ def places(free: Ranges, size: int, limit: int) -> Iterator[Span]:
     """Yield first and last Y, multiples of 16 MiB, at which ``size`` bytes are free below ``limit``
     (bytes): every ``crashkernel=size@Y`` that works.
     """
-    for low, high in free.within(0, limit):
+    for low, high in free.below(limit):
         first, last = align_up(low, ALIGNMENT), align_down(high - size, ALIGNMENT)
         if first <= last:
             yield first, last
@@ -66,7 +66,7 @@ def room(free: Ranges, limit: int) -> int:
     """Return the most bytes that are free below ``limit`` from a multiple of 16 MiB on: a crash
     kernel of so many fits, and no larger one.
     """
-    return max([0, *(high - align_up(low, ALIGNMENT) for low, high in free.within(0, limit))])
+    return max([0, *(high - align_up(low, ALIGNMENT) for low, high in free.below(limit))])
 
 
 def largest(free: Ranges, limit: int) -> int:

@@ -69,14 +69,14 @@ def lowmem32(machine: Machine) -> Lowmem32 | None:
         return None
     end = machine.map_limit
     ram = machine.memory_map.ram_pages()
-    lowmem = sum(high - low for low, high in ram.within(0, end))
+    lowmem = sum(high - low for low, high in ram.below(end))
     top = min(ram.end, 1 << mode.physical_bits)
-    brk = max(0, machine.kernel.brk_end - machine.kernel.brk_start)
+    brk = machine.kernel.brk_pages * PAGE_SIZE
     span = mode.table_span(1)
     touched = {
-        number for low, high in ram.within(0, end) for number in (low // span, (high - 1) // span)
+        number for low, high in ram.below(end) for number in (low // span, (high - 1) // span)
     }
-    inner = sum(max(0, (high - 1) // span - low // span - 1) for low, high in ram.within(0, end))
+    inner = sum(max(0, (high - 1) // span - low // span - 1) for low, high in ram.below(end))
     tables = len(touched) + inner
     reach = brk_reach(mode, brk)
     return Lowmem32(

@@ -54,7 +54,7 @@ _MAPS_BEGIN_BELOW = 64 * KIB
 def low_memory(memory: MemoryMap, end: int = EBDA_START) -> tuple[MemoryMap, str] | None:
     """Give a map whose head is lost its conventional memory back; None where it has some."""
     first = min((entry.start for entry in memory), default=0)
-    if first < _MAPS_BEGIN_BELOW or any(memory.ram().within(0, BIOS_END)):
+    if first < _MAPS_BEGIN_BELOW or any(memory.ram().below(BIOS_END)):
         return None
     end = min(end, first)
     entries = [(PAGE_SIZE, end, E820Type.RAM), *((e.start, e.end, e.type) for e in memory)]

@@ -50,6 +50,7 @@ def test_questions_about_a_range(
     start, end = at
     inside = set(range(start, end))
     assert list(ranges.within(start, end)) == _pairs(oracle & portion.closedopen(start, end))
+    assert list(ranges.below(end)) == _pairs(oracle & portion.closedopen(0, end))
     assert list(ranges.gaps(start, end)) == _pairs(portion.closedopen(start, end) - oracle)
     assert list(ranges.descending(start, end)) == list(ranges.within(start, end))[::-1]
     assert ranges.covers(start, end) is (inside <= plain)

@@ -18,7 +18,7 @@ from paravirt_mm.engine.trace import (
 )
 from paravirt_mm.image.contents import Image
 from paravirt_mm.image.walker import LeafRun, walk
-from paravirt_mm.invariants.image import SMALL, check_image, compare_walk, is_small
+from paravirt_mm.invariants.image import SMALL, check_image, compare_walk, expected_leaves, is_small
 from paravirt_mm.machine.paging import MODES
 
 ALLOCATORS = ("legacy_linear:kernel=3.6", "incremental:variant=linux", "incremental:variant=hpa")
@@ -173,3 +173,56 @@ def test_a_walk_that_shows_something_else() -> None:
     assert changed_runs((len(runs) - 1, more)) == [
         f"{end:#x} a page of L{last.level} instead of not mapped"
     ]
+
+
+def test_of_a_range_that_the_trace_has_as_one_the_first_difference_is_told() -> None:
+    """::
+
+    trace  | small pages          |      | large pages       |
+    walk   |   | |   |  |         | more | |            |    |
+    """
+    trace = trace_of("x86_64", "incremental:variant=linux", "native")
+    image = Image(trace)
+    found = walk(image, image.root, image.mode)
+    runs = []
+    for run in found.runs:
+        size = {1: 4096, 2: 2 * MIB}[run.level]
+        for number in range((run.end - run.start) // size):
+            at = number * size
+            one = attrs.evolve(
+                run, start=run.start + at, end=run.start + at + size, physical=run.physical + at
+            )
+            # In each run the first is there, then every other is not.
+            runs += [one] if number % 2 == 0 else []
+    told = list(compare_walk(trace, attrs.evolve(found, runs=tuple(runs))))
+    expected = [(low, {1: 4096, 2: 2 * MIB}[level]) for low, _, level in expected_leaves(trace)]
+    assert [each.address for each in told] == [low + size for low, size in expected]
+    assert len(told) > 3
+
+
+def mapped(start: int, end: int, level: int) -> RangeMapped:
+    return RangeMapped(Leaves(level, start, end), ())
+
+
+def test_a_new_table_takes_the_place_of_the_large_pages_that_were_there() -> None:
+    """Of smaller pages, and of those beside it, it takes nothing; a new root takes all."""
+    trace = trace_of("x86_64", "incremental:variant=linux", "native")
+    start, batch = trace.start, next(trace.of(TablesAllocated)).batch
+    start = attrs.evolve(start, boot=attrs.evolve(start.boot, direct_mapped=((0, 4096),)))
+    events: list[Event] = [start, mapped(2 * MIB, 8 * MIB, 2), mapped(8 * MIB, 9 * MIB, 1)]
+    before = [(0, 4096, 1), (2 * MIB, 8 * MIB, 2), (8 * MIB, 9 * MIB, 1)]
+    assert list(expected_leaves(Trace(events))) == before
+    below = attrs.evolve(
+        batch,
+        spans={1: ((0, 2 * MIB), (4 * MIB, 6 * MIB), (8 * MIB, 10 * MIB)), 2: ((0, 1 << 30),)},
+    )
+    events += [TablesAllocated(below)]
+    between = [(0, 4096, 1), (2 * MIB, 4 * MIB, 2), (6 * MIB, 8 * MIB, 2), (8 * MIB, 9 * MIB, 1)]
+    assert list(expected_leaves(Trace(events))) == between
+    events += [mapped(5 * MIB, 6 * MIB, 1)]
+    after = [*between[:2], (5 * MIB, 6 * MIB, 1), *between[2:]]
+    assert list(expected_leaves(Trace(events))) == after
+    root = attrs.evolve(batch, spans={4: ((0, 1 << 48),)})
+    assert list(expected_leaves(Trace([*events, TablesAllocated(root)]))) == []
+    again = [*events, TablesAllocated(root), mapped(0, 8192, 1)]
+    assert list(expected_leaves(Trace(again))) == [(0, 8192, 1)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -287,6 +288,60 @@ def test_each_figure_is_defined_once() -> None:
         values = Counter(getattr(figure, attribute) for figure in FIGURES.values())
         assert [value for value, count in values.items() if count > 1] == []
     assert all(name == figure.name for name, figure in FIGURES.items())
+
+
+def test_what_the_short_table_shows() -> None:
+    """What the comparison is about (the guess, its flips, memory for ISA DMA, operations), and the
+    size of it all.
+    """
+    assert [name for name, figure in FIGURES.items() if figure.key] == [
+        "reserved", "waste", "flips", "flips_per_table", "flips_wasted",
+        "tables_below_16m", "hypercalls", "tables",
+    ]  # fmt: skip
+
+
+NAMES = """
+    reserved used waste waste_percent overrun contiguous_need brk_used brk_size
+    flips flips_per_table flips_wasted max_flips pins_l1 pins_l2 pins_l3 pins_l4
+    validations_l1 validations_l2 validations_l3 validations_l4
+    tables_below_1m tables_below_16m tables_below_lowmem tables_below_4g
+    unused_below_1m unused_below_16m unused_below_lowmem unused_below_4g
+    largest_free_below_896m largest_free_below_4g
+    crashkernel_largest_below_896m crashkernel_largest_below_4g
+    crashkernel_128m_below_896m crashkernel_256m_below_896m crashkernel_512m_below_896m
+    crashkernel_128m_below_4g crashkernel_256m_below_4g crashkernel_512m_below_4g
+    lowest_table highest_table extents
+    direct_writes hypercall_writes emulated_writes hypercalls hypercalls_mmu_update
+    hypercalls_update_va_mapping hypercalls_mmuext_op hypercalls_of_guess multicall_batches
+    tlb_flushes
+    tables tables_l1 tables_l2 tables_l3 tables_l4 tables_l5 mapped_4k mapped_large mapped_huge
+    steps peak_unhooked
+"""
+UNITS = [
+    (r"crashkernel_\d+m_below_\w+", Unit.YES_NO),
+    (r"\w+_below_\w+|mapped_\w+|contiguous_need", Unit.BYTES),
+    (r"lowest_table|highest_table", Unit.ADDRESS),
+    (r"waste_percent", Unit.PERCENT),
+    (r"flips_per_table", Unit.RATIO),
+    (
+        r"reserved|used|waste|overrun|brk_\w+|flips|flips_wasted|tables(_l.)?|peak_unhooked",
+        Unit.PAGES,
+    ),
+    (r"\w+", Unit.COUNT),
+]
+
+
+def test_names_in_the_order_of_columns_and_their_units() -> None:
+    """Files, sweeps and conditions know them by name, readers by place."""
+    assert list(FIGURES) == NAMES.split()
+    for name, figure in FIGURES.items():
+        assert figure.unit == next(unit for text, unit in UNITS if re.fullmatch(text, name)), name
+
+
+def test_of_a_trace_that_was_cut_off_nothing_is_known_to_be_taken() -> None:
+    figures = measure(_trace())
+    assert figures["largest_free_below_4g"] == GIB - MIB
+    assert figures["reserved"] == figures["tables"] == figures["overrun"] == 0
 
 
 def test_groups_are_together_and_units_known() -> None:

@@ -78,3 +78,25 @@ def test_lowmem_that_ends_with_a_table_takes_no_further_one() -> None:
         found = lowmem32(pae(ram))
         assert found is not None
         assert found.tables_4k == tables
+
+
+def test_each_page_of_lowmem_is_counted_once() -> None:
+    """RAM from byte 0, in pieces that share tables (2 MiB each) or fill them, up to the last page
+    below 896 MiB and the first above; and a kernel without brk.
+    """
+    end, page = 896 * MIB, 4096
+    pieces = [(0, page), (2 * page, MIB), (3 * MIB, 8 * MIB), (8 * MIB + page, 9 * MIB)]
+    found = lowmem32(pae(*pieces, (end - page, end + page), brk=5 * page))
+    assert found is not None
+    assert found.lowmem == page + (MIB - 2 * page) + 5 * MIB + (MIB - page) + page
+    assert found.highmem == page
+    assert found.tables_4k == len({0, 1, 2, 3, 4, 447})
+    assert (found.brk, found.brk_reach) == (5 * page, 10 * MIB)
+    machine = pae((0, end), brk=0)
+    found = lowmem32(machine)
+    assert found is not None
+    assert (found.lowmem, found.highmem, found.brk, found.brk_reach) == (end, 0, 0, 0)
+    backward = attrs.evolve(machine, kernel=attrs.evolve(machine.kernel, brk_end=29 * MIB))
+    found = lowmem32(backward)
+    assert found is not None
+    assert (found.brk, found.brk_reach) == (0, 0)

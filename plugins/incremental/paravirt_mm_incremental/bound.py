@@ -77,7 +77,7 @@ def spans(
     """
     mode = machine.mode
     span = mode.table_span(1)
-    ram = RangeSet(machine.memory_map.ram_pages().within(0, machine.map_limit))
+    ram = RangeSet(machine.memory_map.ram_pages().below(machine.map_limit))
     known = {
         (level, number)
         for low, high in mapped

@@ -55,11 +55,11 @@ class LinuxSteps:
     """
 
     release: Change
-    randomize_memory: bool = True
-    brk_pages: int | None = None
-    movable_node: bool = False
-    kaslr: bool = False
-    frees_low: bool = False
+    randomize_memory: bool
+    brk_pages: int | None
+    movable_node: bool
+    kaslr: bool
+    frees_low: bool
 
     def brk(self, machine: Machine, _features: CpuFeatures) -> int:
         """Return the pages of brk for tables: the release's, whatever the machine is like."""
@@ -106,9 +106,7 @@ class LinuxSteps:
         mapped, max_mapped = 0, 0
         upper = real_end
         while upper > ISA_END:
-            lower = ISA_END
-            if upper > step:
-                lower = max(ISA_END, align_down(upper - 1, step))
+            lower = max(ISA_END, align_up(upper, step) - step)
             this_step, max_mapped = yield from self._map_ram(boot, lower, upper, upper, max_mapped)
             upper = lower
             mapped += this_step
@@ -126,7 +124,7 @@ class LinuxSteps:
         step = boot.mode.entry_span(2)
         mapped, lower = 0, start
         while lower < end:
-            upper = min(align_up(lower + 1, step), end) if end - lower > step else end
+            upper = min(align_down(lower, step) + step, end) if end - lower > step else end
             this_step, max_mapped = yield from self._map_ram(boot, lower, upper, start, max_mapped)
             lower = upper
             mapped += this_step

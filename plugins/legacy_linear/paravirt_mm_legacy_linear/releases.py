@@ -214,11 +214,11 @@ def guess_pages(
         tail = end
         if largest >= 2:
             tail = end % large + extra_32
-            first = pieces[0] if pieces else Piece(0, 0, 1)
-            if guess is Guess.ANY_FIRST_PIECE or (
-                guess is Guess.FIRST_PIECE and first.start < large
+            if pieces and (
+                guess is Guess.ANY_FIRST_PIECE
+                or (guess is Guess.FIRST_PIECE and pieces[0].start < large)
             ):
-                tail += first.end - first.start
+                tail += pieces[0].end - pieces[0].start
         lower = -(-tail // small)
     pages = sum(pages_for(boot, entries) for entries in (upper, middle, lower))
     if mode.is_32bit:

@@ -56,6 +56,33 @@ def test_the_document_names_what_is_proved():
     assert {name for name in STATEMENTS if name.startswith("contiguous")} <= named
 
 
+NUMBERS = {
+    "rounds": "",
+    **{f"enough-{levels}": f"{levels} {levels}" for levels in (2, 3, 4)},
+    "pae-64": "4 64 64 2 2",
+    # Levels, pages taken, the same in MiB, budget, and up to which MiB: of lowmem, or 64 TiB.
+    "contiguous-1-0-1": "1 0 0 1 896",
+    "contiguous-3-0-5": f"3 0 0 5 {64 << 20}",
+    "contiguous-1-32256-64": "1 32256 126 64 896",
+    "contiguous-3-30208-64": f"3 30208 118 64 {64 << 20}",
+    "contiguous-3-65536-133": f"3 65536 256 133 {64 << 20}",
+    **{f"linux-first-{n}": f"{n} {n} {n} {2 * n}" for n in (2, 3, 4)},
+    # (x86_64, 4 KiB pages;) growth, so many free in so many.
+    "linux-step-32-1-15": "86 64 4 32 1 15",
+    "linux-step-256-129-256": "86 64 4 256 129 256",
+}
+
+
+def test_each_statement_has_the_numbers_of_its_name_in_words():
+    """All of them, in the order of docs/bound.md, for each number of levels that there is: two
+    below the root with PAE, three, and four with five-level paging.
+    """
+    told = {name: " ".join(re.findall(r"\d+", each.words)) for name, each in STATEMENTS.items()}
+    assert list(told.items()) == list(NUMBERS.items())
+    wide = {mode.root_level - 1 for mode in MODES.values() if mode.entry_bytes == 8}
+    assert wide == {2, 3, 4}
+
+
 @pytest.mark.parametrize(
     "wrong",
     [

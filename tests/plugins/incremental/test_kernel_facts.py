@@ -8,11 +8,12 @@ from __future__ import annotations
 import attrs
 import pytest
 
-from paravirt_mm import E820Type, KernelImage, Machine, MemoryMap, Outcome, Scenario
+from paravirt_mm import DefaultSpec, E820Type, KernelImage, Machine, MemoryMap, Outcome, Scenario
 from paravirt_mm.engine.pages import Source
 from paravirt_mm.engine.trace import PagesTaken, TablesAllocated
 from paravirt_mm.machine.model import CpuFeatures
 from paravirt_mm.machine.paging import I386, I386_PAE, X86_64
+from paravirt_mm_incremental import Incremental
 
 MIB = 1 << 20
 GIB = 1 << 30
@@ -153,3 +154,50 @@ def test_pages_of_brk_are_taken_one_by_one_until_there_are_none(kernel: str, pag
     parts = [part for event in run.trace.of(TablesAllocated) for part in event.batch.pages]
     parts += [part for event in run.trace.of(PagesTaken) for part in event.pages]
     assert sum(part.run.count for part in parts if part.source is Source.BRK) == pages
+
+
+RHEL_7 = [({}, 0), ({"brk_pages": "6"}, 0)]
+USUAL = ({}, 0)
+
+
+def backported(tables: int) -> list[tuple[dict[str, str], int]]:
+    return [USUAL, ({"brk_pages": "12", "kaslr": "yes"}, tables), ({"brk_pages": "12"}, 0)]
+
+
+def randomised(tables: int) -> list[tuple[dict[str, str], int]]:
+    return [({"kaslr": "yes"}, tables), USUAL, ({"randomize_memory": "no"}, 0)]
+
+
+@pytest.mark.parametrize(
+    ("releases", "mode", "questions"),
+    [
+        ("3.9", "x86_64", []),
+        ("3.10", "x86_64", [RHEL_7, backported(1)]),
+        ("3.10", "x86_64-la57", [RHEL_7, backported(2)]),
+        ("3.11 4.7", "x86_64", [backported(1)]),
+        ("3.11 4.7", "x86_64-la57", [backported(2)]),
+        ("4.8 4.19 6.1 7.3", "x86_64", [randomised(1)]),
+        ("4.8 4.19 6.1 7.3", "x86_64-la57", [randomised(2)]),
+        ("3.9 3.11 4.7 4.8 7.3", "i386 i386-pae", []),
+        ("3.10", "i386 i386-pae", [RHEL_7]),
+    ],
+)
+def test_what_a_release_leaves_open(releases: str, mode: str, questions: list[object]) -> None:
+    """In the order in which it is tried, with the tables that the trampoline takes from brk: one a
+    level between the root and the L2 that is shared, where the direct map is randomised.
+    """
+    for release in releases.split():
+        for each in mode.split():
+            asked = Incremental().pvmm_open_questions(release, each)
+            found = [[(dict(c.options), c.other_tables) for c in choices] for choices in asked]
+            assert found == questions, (release, each)
+
+
+def test_what_is_compared_where_nobody_names_anything() -> None:
+    """What was merged before what was proposed, both behind the linear allocator; one alone is what
+    was merged.
+    """
+    assert list(Incremental().pvmm_default_specs()) == [
+        DefaultSpec("incremental:variant=linux,kernel=4.19", 30, alone=True),
+        DefaultSpec("incremental:variant=hpa", 40),
+    ]

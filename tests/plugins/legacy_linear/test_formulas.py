@@ -14,6 +14,7 @@ from paravirt_mm import (
     MODES,
     Boot,
     CpuFeatures,
+    DefaultSpec,
     E820Type,
     KernelImage,
     Machine,
@@ -25,7 +26,7 @@ from paravirt_mm import (
 )
 from paravirt_mm.engine.trace import Panicked, RangeSplit, TablesReserved
 from paravirt_mm_legacy_linear import LegacyLinear
-from paravirt_mm_legacy_linear.releases import Guess, change_for, era, guess_pages
+from paravirt_mm_legacy_linear.releases import Guess, change_for, era, guess_pages, pages_for
 
 KIB, MIB, GIB, TIB, PAGE = 1 << 10, 1 << 20, 1 << 30, 1 << 40, 4096
 SMALL, LARGE, HUGE = 1, 2, 3
@@ -107,6 +108,21 @@ def test_a_pae_root_holds_the_entries_of_the_l3() -> None:
     assert guess_pages(pae, Guess.WHOLE, [], 2050 * GIB + 2 * MIB) == 5 + 2051 + 1
 
 
+def test_without_pae_the_l3_is_folded_into_the_l2() -> None:
+    """Both count entries of 4 MiB: 2049 of them take three pages each, and the first 4 MiB one."""
+    narrow = boot("i386", LARGE)
+    assert guess_pages(narrow, Guess.WHOLE, [], 2049 * 4 * MIB) == 3 + 3 + 1
+    pieces = [Piece(number * 4 * MIB, (number + 1) * 4 * MIB, LARGE) for number in range(2049)]
+    assert guess_pages(narrow, Guess.PIECES, pieces, 0) == 3 + 3 + 2049
+
+
+def test_without_pieces_nothing_is_added_to_the_estimate() -> None:
+    for guess in (Guess.FIRST_PIECE, Guess.ANY_FIRST_PIECE):
+        assert guess_pages(boot("x86_64", LARGE), guess, [], 10 * MIB) == 1 + 1 + 0
+    for guess in (Guess.PIECES, Guess.PIECES_AND_ROOTS):
+        assert guess_pages(boot("x86_64", LARGE), guess, [], 10 * MIB) == 0
+
+
 # -- releases -------------------------------------------------------------------------------------
 
 
@@ -166,6 +182,77 @@ def test_no_fixmap_has_so_many_entries(entries: int) -> None:
         LegacyLinear(fixmap_entries=entries)
     assert LegacyLinear(fixmap_entries=0)
     assert LegacyLinear(fixmap_entries=1 << 20)
+
+
+KIB_64 = 64 * KIB
+OPEN: dict[str, list[tuple[dict[str, str], tuple[tuple[int, int], ...]]]] = {
+    "guess": [
+        ({}, ()), ({"guess": "pieces"}, ()), ({"guess": "whole"}, ()),
+        ({"guess": "first-piece"}, ()),
+    ],
+    "calls": [({}, ()), ({"calls": "regions"}, ())],
+    "good_end": [({}, ()), ({"good_end": "mapped"}, ())],
+    # Where 600 entries are usual: of PAE's tables one, two, and three.
+    "fixmap": [({}, ()), ({"fixmap_entries": "500"}, ()), ({"fixmap_entries": "1100"}, ())],
+    "low 64K": [({}, ()), ({}, ((0, KIB_64),))],
+    # The trampoline has two pages on 64 bits and one on 32, the ACPI wakeup code four.
+    "trampoline": [({}, ()), ({}, ((KIB_64, KIB_64 + (2 + 4) * PAGE),))],
+    "trampoline 32": [({}, ()), ({}, ((KIB_64, KIB_64 + (1 + 4) * PAGE),))],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("releases", "mode", "questions"),
+    [
+        ("2.6.26", "x86_64", []),
+        ("2.6.27 2.6.32", "x86_64", ["low 64K"]),
+        ("2.6.33 2.6.36", "x86_64", ["low 64K", "trampoline"]),
+        ("2.6.37 2.6.39", "x86_64", []),
+        ("3.0", "x86_64", ["good_end"]),
+        ("3.1", "x86_64", []),
+        ("3.2 3.3", "x86_64", ["guess"]),
+        ("3.4 3.6", "x86_64", ["guess", "calls"]),
+        ("3.7 3.8 3.9", "x86_64", []),
+        ("2.6.26", "i386", []),
+        ("2.6.27 2.6.28", "i386", ["low 64K"]),
+        ("2.6.29 2.6.32", "i386", ["fixmap", "low 64K"]),
+        ("2.6.33 2.6.36", "i386", ["fixmap", "low 64K", "trampoline 32"]),
+        ("2.6.37 3.1", "i386", ["fixmap"]),
+        ("3.2 3.6", "i386", ["guess", "fixmap"]),
+        ("3.7 3.8", "i386", ["fixmap"]),
+        ("3.9", "i386", []),
+        ("3.0", "x86_64-la57", []),
+    ],
+)
+def test_what_a_release_leaves_open(releases: str, mode: str, questions: list[str]) -> None:
+    """What real kernels are known to do otherwise, and mainline's way first; PAE as without."""
+    for release in releases.split():
+        for each in {mode, mode.replace("i386", "i386-pae")}:
+            asked = LegacyLinear().pvmm_open_questions(release, each)
+            found = [[(dict(choice.options), choice.reserved) for choice in q] for q in asked]
+            assert found == [OPEN[name] for name in questions], (release, each)
+    for name in questions:
+        for options, _ in OPEN[name]:
+            told = ",".join(f"{key}={value}" for key, value in options.items())
+            assert run(machine((0, GIB)), f"kernel={releases.split()[-1]},{told}".strip(","))
+
+
+def test_few_usual_and_many_entries_of_a_fixmap() -> None:
+    """As boot logs show: less than 512 to 1022 without more ado; each asks for other tables."""
+    usual = LegacyLinear().fixmap_entries
+    assert usual == 600
+    for mode, tables in (("i386-pae", [1, 2, 3]), ("i386", [1, 1, 2])):
+        assert [pages_for(boot(mode, LARGE), each) for each in (500, usual, 1100)] == tables
+    assert [pages_for(boot("i386-pae", LARGE), each) for each in (0, 1, 512, 513)] == [0, 1, 1, 2]
+    assert [pages_for(boot("i386", LARGE), each) for each in (1024, 1025)] == [1, 2]
+
+
+def test_what_is_compared_where_nobody_names_anything() -> None:
+    """Both sides of the thread, the one that was proposed first."""
+    assert list(LegacyLinear().pvmm_default_specs()) == [
+        DefaultSpec("legacy_linear:kernel=2.6.39", 10),
+        DefaultSpec("legacy_linear:kernel=3.6", 20),
+    ]
 
 
 # -- where, and what ------------------------------------------------------------------------------
@@ -250,7 +337,8 @@ def test_ranges_by_release() -> None:
     apart = [low, (4 * GIB, 5 * GIB), (6 * GIB, 7 * GIB)]
     assert calls(run(subject, "kernel=3.7")) == apart
     assert calls(run(subject, "kernel=3.6,calls=regions")) == apart
-    assert calls(run(machine((0, 3 * GIB)), "kernel=3.7")) == [low]
+    for kernel in ("3.6", "3.7"):
+        assert calls(run(machine((0, 3 * GIB)), f"kernel={kernel}")) == [low]
     narrow = attrs.evolve(subject, mode=MODES["i386-pae"], boot_mapped=64 * MIB)
     assert calls(run(narrow, "kernel=3.7")) == [(0, 896 * MIB)]
 
@@ -262,3 +350,14 @@ def test_tables_beyond_the_block_are_counted() -> None:
     (panic,) = found.trace.of(Panicked)
     assert found.figures["reserved"] == 1 + 1 + 32
     assert panic.missing_tables == found.figures["overrun"] == 1
+
+
+def test_holes_of_lowmem_are_mapped() -> None:
+    """On 32 bits there is no slot that is left empty: no entry of any type is in 300..400 MiB, nor
+    in its first L1 tables.
+    """
+    subject = machine((0, 300 * MIB), (400 * MIB, GIB), mode=MODES["i386"])
+    for kernel in ("2.6.27", "3.8"):
+        found = run(subject, f"kernel={kernel}")
+        assert found.trace.start.promised == ((0, 896 * MIB),)
+        assert str(found.verdict) == "ok"
