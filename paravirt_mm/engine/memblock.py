@@ -53,13 +53,13 @@ class MemblockView:
         The address is the end of a free range less ``size``, rounded down to ``align``, in the
         highest free range where that does not fall below the range's start. None: nothing fits.
         """
-        seen_end, floor = self._searched.get((size, align), (0, 0))
+        # Before the first search nothing is known but of what lies below start, where none looks.
+        seen_end, floor = self._searched.get((size, align), (start, start))
         found = self._highest_fit(max(start, min(seen_end - size, end)), end, size, align)
         if found is None:
-            known = floor + size if floor else end
-            found = self._highest_fit(start, min(end, known), size, align)
+            found = self._highest_fit(start, min(end, floor + size), size, align)
         if end >= seen_end:
-            self._searched[size, align] = end, max(start, found or 0)
+            self._searched[size, align] = end, start if found is None else found
         return found
 
     def _highest_fit(self, start: int, end: int, size: int, align: int) -> int | None:

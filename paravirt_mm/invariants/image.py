@@ -56,9 +56,9 @@ def compare_walk(trace: Trace, found: Walk) -> Iterator[Finding]:
         else:
             mapped.set(run.physical, run.physical + run.end - run.start, run.level)
     expected = expected_leaves(trace)
-    for first, last in RangeSet(
-        (low, high) for each in (mapped, expected) for low, high, _ in each
-    ):
+    known = RangeSet((low, high) for low, high, _ in expected)
+    known.update((low, high) for low, high, _ in mapped)
+    for first, last in known:
         for low, high, level in expected.segments(first, last):
             for start, _, seen in mapped.segments(low, high):
                 if seen != level:

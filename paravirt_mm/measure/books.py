@@ -43,7 +43,6 @@ class Books:
         start = trace.start
         self.machine = start.machine
         self.mode = start.machine.mode
-        self.boot = start.boot
         self.kernel = start.boot.kernel_of(start.machine)
         self.reserved_runs: list[PageRun] = []
         self.by_source: Counter[Source] = Counter()
@@ -80,8 +79,7 @@ class Books:
 
     def _reserved(self, event: TablesReserved) -> None:
         self.reserved_runs += event.pages
-        most = max((run.count for run in event.pages), default=0)
-        self.contiguous_pages = max(self.contiguous_pages, most)
+        self.contiguous_pages = max([self.contiguous_pages, *(run.count for run in event.pages)])
 
     def _written(self, event: EntriesWritten) -> None:
         self.writes[event.cost.way] += event.count

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import portion
+import pytest
 from hypothesis import given, strategies as st
 
 from paravirt_mm import PageRun, RangeSet
 from paravirt_mm.engine.memblock import Memblock
+from paravirt_mm.machine.ranges import Ranges
 
 PAGE = 4096
 PAGES = 64
@@ -171,3 +175,39 @@ def test_is_memory_knows_no_reservations() -> None:
     block = Memblock(RangeSet([(0, 8 * PAGE)]), RangeSet([(PAGE, 2 * PAGE)]))
     assert block.is_memory(0, 8 * PAGE)
     assert not block.is_memory(0, 8 * PAGE + 1)
+
+
+def test_what_was_walked_over_once_is_not_walked_over_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Above 200 pages in one piece lie 300 single ones, in which no two fit: the first search looks
+    at all of them, the others at none, also after one that ends lower and one from higher up.
+    """
+    visited = 0
+    plain = Ranges.descending
+
+    def counted(self: Ranges, start: int, end: int) -> Iterator[tuple[int, int]]:
+        nonlocal visited
+        for each in plain(self, start, end):
+            visited += 1
+            yield each
+
+    monkeypatch.setattr(Ranges, "descending", counted)
+    single = [((300 + 2 * n) * PAGE, (301 + 2 * n) * PAGE) for n in range(300)]
+    block = Memblock(RangeSet([(PAGE, 201 * PAGE), *single]), RangeSet())
+    end = 1000 * PAGE
+    for number in range(90):
+        found = block.find_top_down(0, end, 2 * PAGE)
+        assert found == (201 - 2 * (number + 1)) * PAGE
+        block.reserve(found, found + 2 * PAGE)
+        if number % 30 == 0:
+            assert block.find_top_down(0, 10 * PAGE, 2 * PAGE) == 8 * PAGE
+        assert visited < 302 + 2 * number + 10
+
+
+def test_memory_is_all_of_it_unless_less_is_asked_for() -> None:
+    ram = [(0, 5 * PAGE), (8 * PAGE, 1 << 52)]
+    block = Memblock(RangeSet(ram), RangeSet([(PAGE, 2 * PAGE)]))
+    assert list(block.memory()) == ram
+    assert list(block.memory(PAGE, 9 * PAGE)) == [(PAGE, 5 * PAGE), (8 * PAGE, 9 * PAGE)]
+    assert list(block.reserved()) == [(PAGE, 2 * PAGE)]

@@ -437,30 +437,32 @@ def test_the_same_is_found_page_by_page(seed: int) -> None:
 EVEN = tuple((number * MIB, (number + 1) * MIB) for number in range(0, 14, 2))
 
 
-def everywhere(trace: Trace) -> list[Event]:
+def everywhere(trace: Trace) -> list[list[Event]]:
     """Events about all of memory and of its even MiB, each wrong in many places at once."""
     every, even = PageRun(0, 4096), tuple(PageRun.of_span(*span) for span in EVEN)
     batch = list(trace.of(TablesAllocated))[1].batch
     leaves = attrs.evolve(next(trace.of(RangeMapped)).leaves, start=0, end=14 * MIB)
     runs = (every, *even, every)
+
+    def tables(source: Source, *runs: PageRun) -> TablesAllocated:
+        pages = tuple(TablePages(run, source) for run in runs)
+        return TablesAllocated(attrs.evolve(batch, pages=pages))
+
     return [
-        *(
-            TablesAllocated(attrs.evolve(batch, pages=tuple(TablePages(r, source) for r in runs)))
-            for source in Source
-        ),
-        MemoryTaken(tuple(run.span for run in runs)),
-        RangeMapped(leaves, ()),
-        RangeMapped(leaves, EVEN),
-        *(
+        *([tables(source, *runs)] for source in Source),
+        [MemoryTaken(tuple(run.span for run in runs))],
+        [MemoryTaken(EVEN), tables(Source.MEMBLOCK, every, every)],
+        [RangeMapped(leaves, ())],
+        [RangeMapped(leaves, EVEN)],
+        [
             RangeMapped(attrs.evolve(leaves, start=low, end=end), ((low, end),))
             for low, end in EVEN[:3]
-        ),
-        MadeWritable(runs, 0, NOTHING),
-        SurplusReleased(even),
-        SurplusReleased(runs),
-        TablesReserved(runs),
-        MadeReadonly(attrs.evolve(batch, pages=(TablePages(every, Source.BRK),)), NOTHING),
-        RootActivated(batch, NOTHING),
+        ],
+        [MadeWritable(runs, 0, NOTHING)],
+        [SurplusReleased(even), SurplusReleased(runs)],
+        [TablesReserved(runs)],
+        [MadeReadonly(attrs.evolve(batch, pages=(TablePages(every, Source.BRK),)), NOTHING)],
+        [RootActivated(batch, NOTHING)],
     ]
 
 
@@ -470,8 +472,8 @@ def test_of_what_is_wrong_in_many_places_the_first_is_told(number: int) -> None:
     trace, chance = TRACES[number], random.Random(number)
     start, *events, end = trace.events
     odd = attrs.evolve(start, promised=EVEN)
-    for event in everywhere(trace):
+    for more in everywhere(trace):
         place = chance.randint(2, len(events))
         for first, last in ((start, end), (odd, RunFinished(EVEN))):
-            wrong = Trace([first, *events[:place], event, *events[place:], last])
+            wrong = Trace([first, *events[:place], *more, *events[place:], last])
             assert told(wrong, check) == sorted(Naive(wrong).found)
