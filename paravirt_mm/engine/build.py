@@ -449,7 +449,8 @@ class _Run:
         cost = self._ask("pvmm_activate_cr3", root=self._root) or Cost(flushes=1)
         if not self._tree_is_live:
             self._tree_is_live = True
-            self.now.reachable.discard(0, 1 << 64)
+            for span in list(self.now.reachable):
+                self.now.reachable.discard(*span)
             self.now.reachable.update(self.now.tree.mapped())
         self._emit(RootActivated(self._root, cost))
         return StepResult()
