@@ -86,8 +86,8 @@ def spans(
     }
     for low, high in mapped:
         ram.discard(low, high)
-    seen = -1
-    for low, high in ram.descending(0, ram.end) if ram else ():
+    seen: int | None = None
+    for low, high in reversed(list(ram)):
         for start in range(align_down(high - 1, span), align_down(low, span) - 1, -span):
             if start == seen:
                 continue  # two pieces of RAM share it

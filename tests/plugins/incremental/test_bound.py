@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 import attrs
@@ -298,6 +299,59 @@ def account(machine: Machine, run: Run) -> list[TableSpan]:
     return list(spans(machine, [kernel], taken))
 
 
+def by_page(
+    machine: Machine, mapped: list[tuple[int, int]], taken: list[tuple[int, int]]
+) -> list[TableSpan]:
+    """The account again, a page at a time from the top down."""
+
+    def tables(pfn: int) -> set[tuple[int, int]]:
+        sizes, found = machine.mode.index_bits, set()
+        for level in range(1, len(sizes)):
+            pfn >>= sizes[level - 1]
+            found.add((level, pfn))
+        return found
+
+    known = {table for pfn in pfns(mapped) for table in tables(pfn)}
+    ram = pfns((entry.start, entry.end) for entry in machine.memory_map if entry.type == 1)
+    left = {pfn for pfn in ram - pfns(mapped) if pfn * PAGE < machine.map_limit}
+    found = []
+    for span in sorted({pfn >> machine.mode.index_bits[0] for pfn in left}, reverse=True):
+        first = span << machine.mode.index_bits[0]
+        inside = left & set(range(first, first + (1 << machine.mode.index_bits[0])))
+        found.append(TableSpan(first * PAGE, len(tables(first) - known), len(inside - pfns(taken))))
+        known |= tables(first)
+    return found
+
+
+def pfns(pieces: Iterable[tuple[int, int]]) -> set[int]:
+    return {pfn for low, high in pieces for pfn in range(low // PAGE, high // PAGE)}
+
+
+@pytest.mark.parametrize("mode", ["i386-pae", "x86_64", "x86_64-la57"])
+def test_the_account_page_by_page(mode: str) -> None:
+    """RAM from page 0, two pieces in one span, pieces that end with a span and a page behind one,
+    about the first GiB, and at the end of lowmem and of 512 GiB; the kernel in the midst.
+    """
+    edge = {"i386-pae": 896 * MIB, "x86_64": 512 << 30, "x86_64-la57": 512 << 30}[mode]
+    pieces = [
+        (0, 3 * PAGE), (4 * PAGE, 2 * MIB), (2 * MIB + PAGE, 3 * MIB), (3 * MIB + PAGE, 9 * MIB),
+        (512 * MIB - PAGE, 512 * MIB + PAGE), (edge - 3 * PAGE, edge + 5 * PAGE),
+    ]  # fmt: skip
+    machine = Machine(
+        name="pieces",
+        memory_map=MemoryMap.sanitise((low, high, E820Type.RAM) for low, high in pieces),
+        mode=MODES[mode],
+    )
+    taken = [(PAGE, 2 * PAGE), (5 * MIB, 8 * MIB), (edge - PAGE, edge + PAGE)]
+    for mapped in ([(4 * MIB, 5 * MIB)], [(2 * MIB, 4 * MIB), (8 * MIB, 9 * MIB)], []):
+        found = list(spans(machine, mapped, RangeSet([*mapped, *taken])))
+        assert found == by_page(machine, mapped, [*mapped, *taken])
+        assert len(found) >= 6
+    assert list(spans(machine, pieces, RangeSet())) == []
+    assert list(spans(machine, pieces[1:], RangeSet())) == [TableSpan(0, 0, 3)]
+    assert list(spans(machine, pieces[4:], RangeSet())) == by_page(machine, pieces[4:], [])
+
+
 @pytest.mark.parametrize(
     "seed", [pytest.param(1), *(pytest.param(s, marks=pytest.mark.slow) for s in range(2, 6))]
 )
@@ -345,6 +399,9 @@ def test_tight_on_spans():
         assert sum(span.deficit for span in row) == deficit
         assert stuck(deficit + levels - 1, row) is row[-1]
         assert stuck(deficit + levels, row) is None
+        assert {enough(mode, row) for mode in MODES.values() if mode.root_level == levels + 1} == {
+            deficit + levels
+        }
 
 
 def bound(*arguments):
