@@ -178,7 +178,8 @@ def test_eras_of_both_modes() -> None:
 
 @pytest.mark.parametrize("entries", [-1, (1 << 20) + 1])
 def test_no_fixmap_has_so_many_entries(entries: int) -> None:
-    with pytest.raises(SpecError, match="fixmap_entries"):
+    words = f"fixmap_entries={entries} is not between 0 and {1 << 20}"
+    with pytest.raises(SpecError, match=words):
         LegacyLinear(fixmap_entries=entries)
     assert LegacyLinear(fixmap_entries=0)
     assert LegacyLinear(fixmap_entries=1 << 20)
