@@ -17,13 +17,11 @@ from enum import StrEnum
 import attrs
 
 from paravirt_mm import (
-    PAGE_SHIFT,
     PAGE_SIZE,
     Boot,
     Piece,
     SpecError,
     Version,
-    align_up,
     dotted,
     parse_release,
 )
@@ -228,4 +226,4 @@ def guess_pages(
 
 def pages_for(boot: Boot, entries: int) -> int:
     """Return the table pages that hold so many entries."""
-    return align_up(entries * boot.mode.entry_bytes, PAGE_SIZE) >> PAGE_SHIFT
+    return -(-entries * boot.mode.entry_bytes // PAGE_SIZE)
