@@ -238,16 +238,25 @@ class Suite:
         return None if wanted & self.early else False
 
     def files_that_call(self, path: Path) -> list[str]:
-        """Return the test files that call anything of a file, the quickest first; all of them,
-        where nothing of it is a function.
+        """Return the test files that call anything of a file or import it, the quickest first; all
+        of them, where nothing of it is a function.
         """
         taken: dict[str, float] = {}
         some = any(where == str(path) for called in self.calls.values() for where, _ in called)
         for name, called in self.calls.items():
-            if not some or any(where == str(path) for where, _ in called):
-                file = name.split("::")[0]
+            file = name.split("::")[0]
+            if (
+                not some
+                or _module(path) in _text(file)
+                or any(where == str(path) for where, _ in called)
+            ):
                 taken[file] = taken.get(file, 0) + self.seconds[name]
         return sorted(taken, key=lambda name: taken[name])
+
+
+@functools.cache
+def _text(file: str) -> str:
+    return (TOP / file).read_text(encoding="utf-8")
 
 
 def _codes(code: CodeType) -> Iterator[CodeType]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 
-from paravirt_mm_xen.mmu import BootMapping, Hypervisor
+from paravirt_mm_xen.mmu import BootMapping, Hypervisor, LargeMapping
 from paravirt_mm_xen.mmu.codes import (
     EINVAL,
     GP_NOT_CANONICAL,
@@ -14,7 +16,15 @@ from paravirt_mm_xen.mmu.codes import (
     PF_WRITE_ABSENT,
     PF_WRITE_PROTECTED,
 )
-from paravirt_mm_xen.mmu.entries import ACCESSED, DIRTY, GLOBAL, PRESENT, USER, XEN_FRAME
+from paravirt_mm_xen.mmu.entries import (
+    ACCESSED,
+    DIRTY,
+    GLOBAL,
+    PRESENT,
+    USER,
+    XEN_FRAME,
+    entry_mfn,
+)
 from paravirt_mm_xen.traces.guest import TraceGuest
 
 RO, RW = 0x65, 0x67
@@ -69,6 +79,71 @@ def test_unmapped_addresses_fault(g: TraceGuest) -> None:
     assert hypervisor.load(xens_own)[0] == PF_READ_PROTECTED
     assert hypervisor.store(xens_own, 0) == PF_WRITE_PROTECTED
     assert hypervisor.load(0xFFFF_8800_0000_0000)[0] == PF_READ_ABSENT
+
+
+@pytest.mark.parametrize("bit", range(47, 64))
+def test_an_address_that_is_not_canonical_is_no_other_ones_alias(bit: int) -> None:
+    """Bits 48 to 63 repeat bit 47 (Intel SDM volume 1, "Canonical Addressing")."""
+    hypervisor = Hypervisor([*range(0x100, 0x120), *range(0x200, 0x400)])
+    high = 0xFFFF_FFFF_FFE0_0000
+    mappings = [BootMapping(0, 0x100, 2), BootMapping(0xFFFF_8800_0000_0000, 0x101, 1)]
+    hypervisor.boot(mappings, range(0x105, 0x120), [LargeMapping(high, 0x200)])
+    for mapped in (8, 0xFFFF_8800_0000_0000, high):
+        assert hypervisor.load(mapped) == (OK, 0)
+        wrong = mapped ^ 1 << bit
+        assert hypervisor.load(wrong) == (GP_NOT_CANONICAL, 0)
+        assert hypervisor.store(wrong, 1) == GP_NOT_CANONICAL
+        assert hypervisor.update_va_mapping(wrong, 0) == EINVAL
+        assert hypervisor.load(mapped) == (OK, 0)
+
+
+@pytest.mark.parametrize("level", [1, 2, 3, 4])
+def test_an_absent_entry_leads_nowhere_whatever_it_says(level: int) -> None:
+    """Only bit 0 counts (Intel SDM volume 3, "Paging-Structure Entries")."""
+    hypervisor = Hypervisor([*range(0x100, 0x120), *range(0x200, 0x400)])
+    root = hypervisor.boot([BootMapping(0x8000, 0x100, 2)], range(0x110, 0x120))
+    path = [root]
+    while len(path) < 4:
+        path.append(entry_mfn(hypervisor.entry(path[-1], 0)))
+    table, index = path[4 - level], 8 if level == 1 else 0
+    assert hypervisor.load(0x8000) == (OK, 0)
+    for entry in (hypervisor.entry(table, index) & ~PRESENT, 0x200 << 12 | 0xE6):
+        assert hypervisor.mmu_update(table << 12 | index << 3, entry) == OK
+        assert hypervisor.load(0x8000) == (PF_READ_ABSENT, 0)
+        assert hypervisor.store(0x8000, 1) == PF_WRITE_ABSENT
+        assert hypervisor.entry(table, index) == entry
+        assert hypervisor.update_va_mapping(0x8000, 0) == (OK if level == 1 else EINVAL)
+
+
+def test_any_access_against_a_dictionary_of_bytes() -> None:
+    """Pages at both sides of the ends of tables, sizes, offsets and orders by chance."""
+    pages = [0, 1, 511, 512, 1023, 1024, (1 << 18) - 1, 1 << 18, (1 << 27) - 1, 1 << 27]
+    pages += [(1 << 35) - 1, 0xFFFF_8800_0000_0, 0xFFFF_FFFF_FFE0_0, (1 << 52) - 1]
+    hypervisor = Hypervisor(range(0x100, 0x200))
+    mappings = [BootMapping(page << 12, 0x110 + n, 1) for n, page in enumerate(pages)]
+    hypervisor.boot(mappings, range(0x140, 0x200))
+    memory = {page << 12 | at: 0 for page in pages for at in range(4096)}
+    draw = random.Random(7)
+    for _ in range(1500):
+        page = draw.choice(pages)
+        at = page << 12 | draw.choice([*range(16), *range(4080, 4096)])
+        size = draw.choice([1, 2, 4, 8])
+        spots = [at + n & (1 << 64) - 1 for n in range(size)]
+        value = draw.getrandbits(64)
+        there = all(spot in memory for spot in spots)
+        if draw.random() < 0.5:
+            assert (hypervisor.store(at, value, size) == OK) is there
+            if there:
+                memory.update(zip(spots, value.to_bytes(8, "little"), strict=False))
+            continue
+        spots = [at + n & (1 << 64) - 1 for n in range(8)]
+        code, loaded = hypervisor.load(at)
+        there = all(spot in memory for spot in spots)
+        assert (code == OK) is there
+        assert not there or loaded == int.from_bytes(bytes(memory[s] for s in spots), "little")
+    for n, page in enumerate(pages):
+        held = b"".join(hypervisor.entry(0x110 + n, i).to_bytes(8, "little") for i in range(512))
+        assert held == bytes(memory[page << 12 | at] for at in range(4096))
 
 
 def test_before_a_root_is_loaded_nothing_is_mapped() -> None:
@@ -182,20 +257,22 @@ def test_walks_follow_changes_above_l1(g: TraceGuest) -> None:
 
 def test_walks_set_accessed_and_dirty(g: TraceGuest) -> None:
     g.copy_kernel_slots(A)
-    for table, child in ((A, B), (B, C), (C, D), (D, E)):
-        g.write(table, 0, child, PRESENT | 2 | USER)
+    at = 2 << 39 | 3 << 30 | 4 << 21 | 5 << 12
+    for table, index, child in ((A, 2, B), (B, 3, C), (C, 4, D), (D, 5, E)):
+        g.write(table, index, child, PRESENT | 2 | USER)
     read_only(g, A, B, C, D)
     assert g.new_baseptr(A) == OK
-    tables = [g.mfn(page) for page in (B, C, D)]
+    tables = [(g.mfn(page), index) for page, index in ((B, 3), (C, 4), (D, 5))]
 
     def bits() -> list[int]:
-        return [g.hypervisor.entry(mfn, 0) & (ACCESSED | DIRTY) for mfn in tables]
+        return [g.hypervisor.entry(*place) & (ACCESSED | DIRTY) for place in tables]
 
     assert bits() == [0, 0, 0]
-    assert g.probe(0, "read") == 0
+    assert g.probe(at, "read") == 0
     assert bits() == [ACCESSED, ACCESSED, ACCESSED]
-    assert g.hypervisor.store(0, 1) == OK
+    assert g.hypervisor.store(at, 1) == OK
     assert bits() == [ACCESSED, ACCESSED, ACCESSED | DIRTY]
+    assert g.hypervisor.entry(g.mfn(A), 2) & (ACCESSED | DIRTY) == ACCESSED
 
 
 def test_update_va_mapping_refuses_a_walk_that_ends_in_another_type(g: TraceGuest) -> None:

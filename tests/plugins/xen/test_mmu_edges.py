@@ -23,7 +23,16 @@ from paravirt_mm_xen.mmu.codes import (
     PF_WRITE_PROTECTED,
     describe,
 )
-from paravirt_mm_xen.mmu.entries import ACCESSED, DIRTY, MFN_MASK, PRESENT, RW, USER, entry_mfn
+from paravirt_mm_xen.mmu.entries import (
+    ACCESSED,
+    DIRTY,
+    GLOBAL,
+    MFN_MASK,
+    PRESENT,
+    RW,
+    USER,
+    entry_mfn,
+)
 from paravirt_mm_xen.mmu.releases import RELEASES, release_of
 
 RO_FLAGS, RW_FLAGS = 0x65, 0x67
@@ -72,6 +81,7 @@ def test_answers_in_words(code: int, words: str) -> None:
         ("4.21-unstable", "4.21"),
         ("5.0", "4.21"),
         ("4.114", "4.21"),
+        ("ideal", "ideal"),
     ],
 )
 def test_the_row_of_a_version(version: str, name: str) -> None:
@@ -169,6 +179,9 @@ def test_the_boot_takes_no_frame_twice() -> None:
 def test_a_boot_mapping_is_read_only_if_asked_for() -> None:
     hypervisor = Hypervisor(range(16))
     hypervisor.boot([BootMapping(0, 1, 1), BootMapping(4096, 2, 1, writable=False)], range(8, 16))
+    l1 = 11
+    both = PRESENT | USER | ACCESSED | DIRTY | GLOBAL  # the last one is Xen's, for user space
+    assert [hypervisor.entry(l1, index) & 0xFFF for index in (0, 1)] == [both | RW, both]
     assert hypervisor.store(0, 1) == OK
     assert hypervisor.store(4096, 1) == PF_WRITE_PROTECTED
     assert hypervisor.load(4096) == (OK, 0)

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 
 from paravirt_mm_xen.mmu import (
-    PV64,
     RELEASES,
     Assist,
     BootMapping,
@@ -19,7 +18,17 @@ from paravirt_mm_xen.mmu import (
     LargeMapping,
 )
 from paravirt_mm_xen.mmu.codes import EACCES, EBUSY, EINVAL, EPERM, OK, PF_WRITE_PROTECTED
-from paravirt_mm_xen.mmu.entries import NX, PCD, PSE, PWT, RW, entry_mfn, make_entry
+from paravirt_mm_xen.mmu.entries import (
+    M2P_SLOT,
+    NX,
+    PCD,
+    PSE,
+    PWT,
+    RW,
+    SELF_MAP_SLOT,
+    entry_mfn,
+    make_entry,
+)
 
 BASE = 0xFFFF_FFFF_8000_0000
 FIRST = 0x1000
@@ -90,6 +99,15 @@ def test_a_store_to_a_device_that_is_kept_read_only_is_dropped_for_dom0() -> Non
         assert hypervisor.update_va_mapping(va(5), make_entry(LOCKED, RW_FLAGS)) == OK
         assert hypervisor.store(va(5), 7) == answer
         assert hypervisor.entry(LOCKED, 0) == 0
+    for frame in (LOCKED, DEVICE):  # each of several ranges counts
+        both = Hypervisor(
+            range(4),
+            mmio=[range(1 << 21)],
+            read_only_mmio=[range(LOCKED, LOCKED + 1), range(DEVICE, DEVICE + 1)],
+        )
+        assert both.pin(1, 1) == OK
+        assert both.mmu_update(1 << 12, make_entry(frame, RW_FLAGS)) == OK
+        assert not both.entry(1, 0) & RW
 
 
 def test_frames_that_are_somebody_elses() -> None:
@@ -124,7 +142,7 @@ def test_no_execute_is_refused_where_the_cpu_does_not_know_it(nx: bool, code: in
     assert hypervisor.update_va_mapping(va(5), make_entry(FIRST + 5, RW_FLAGS) | NX) == code
     root = hypervisor.baseptr
     assert root is not None
-    assert bool(hypervisor.entry(root, PV64.self_map_slot) & NX) is nx
+    assert bool(hypervisor.entry(root, SELF_MAP_SLOT) & NX) is nx
     # What is not present may have any bit.
     assert hypervisor.update_va_mapping(va(5), NX) == OK
     for level in (2, 3, 4):
@@ -214,7 +232,7 @@ def test_a_guest_without_devices_has_to_ask_for_emulated_stores() -> None:
 
 def test_when_an_l4_shows_the_machine_to_physical_table() -> None:
     """Loaded for the kernel; or, strictly, from its validation until it is loaded for the user."""
-    slot = PV64.m2p_slot
+    slot = M2P_SLOT
     for strict in (False, True):
         hypervisor = guest()
         if strict:

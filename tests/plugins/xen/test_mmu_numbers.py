@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from paravirt_mm_xen.mmu.entries import PV64
-from paravirt_mm_xen.mmu.hypercalls import Assist, Command
+from paravirt_mm_xen.mmu import entries
+from paravirt_mm_xen.mmu.codes import EINVAL, OK
+from paravirt_mm_xen.mmu.entries import PV32_PAE, PV64, PvMode
+from paravirt_mm_xen.mmu.hypercalls import Assist, Command, Hypervisor
 
 
 def test_commands_of_mmuext_op() -> None:
@@ -58,3 +60,65 @@ def test_kinds_of_vm_assist() -> None:
 )
 def test_what_a_64_bit_guest_cannot_use(address: int, of_xen: bool) -> None:
     assert (address in PV64.hypervisor_range) is of_xen
+
+
+def test_bits_of_an_entry() -> None:
+    """Intel SDM volume 3, "Paging"; bit 52 is Xen's _PAGE_GUEST_KERNEL."""
+    bits = {
+        "PRESENT": 0, "RW": 1, "USER": 2, "PWT": 3, "PCD": 4, "ACCESSED": 5, "DIRTY": 6, "PAT": 7,
+        "PSE": 7, "GLOBAL": 8, "GUEST_KERNEL": 52, "NX": 63,
+    }  # fmt: skip
+    assert {name: getattr(entries, name) for name in bits} == {
+        name: 1 << bit for name, bit in bits.items()
+    }
+    assert (entries.PAGE_SHIFT, entries.PAGE_SIZE, entries.ENTRIES) == (12, 4096, 512)
+    assert entries.FRAME_BITS == 0x000F_FFFF_FFFF_F000
+    assert entries.FLAGS_HIGH == 0xFFF0_0000_0000_0000
+    assert (entries.ACCESSED_DIRTY, entries.CACHE_BITS) == (0x60, 0x98)
+    assert entries.SIGNIFICANT == 0x000F_FFFF_FFFF_F09B
+    assert entries.XEN_FRAME == 0xFF_FFFF_FFFE
+    assert entries.RO_M2P == 0x800F_FFFF_FFFF_E025
+    assert entries.make_entry(0x12345, 0x67) == 0x1234_5067
+    assert entries.entry_mfn(0xFFF1_2345_6789_AFFF) == 0x1_2345_6789A
+
+
+def test_slots_of_an_l4_that_are_xens() -> None:
+    """asm/config.h: 256 shows the M2P, 258 the L4 itself, 260 the per-domain mappings."""
+    hypervisor = Hypervisor(range(4))
+    assert hypervisor.pin(4, 1) == OK
+    assert {
+        slot: hypervisor.entry(1, slot) for slot in range(512) if hypervisor.entry(1, slot)
+    } == {
+        258: 0x8000_0000_0000_1063,
+        260: 0x800F_FFFF_FFFF_E063,
+        261: 0x000F_FFFF_FFFF_E063,
+        262: 0x000F_FFFF_FFFF_E063,
+    }
+    assert hypervisor.new_baseptr(1) == OK
+    assert hypervisor.entry(1, 256) == 0x800F_FFFF_FFFF_E025
+    without = Hypervisor(range(4), nx=False)
+    assert without.pin(4, 1) == OK
+    assert [without.entry(1, slot) >> 63 for slot in range(256, 272)] == [0] * 16
+
+
+@pytest.mark.parametrize(
+    ("mode", "refused"),
+    [
+        (PV64, {1: {}, 2: {3, 4, 7, 8}, 3: {3, 4, 7, 8}, 4: {3, 4, 7, 8}}),
+        (PV32_PAE, {1: {}, 2: {3, 4, 7, 8}, 3: {3, 4, 7, 8, *range(52, 64)}}),
+    ],
+    ids=["64-bit", "PAE"],
+)
+@pytest.mark.parametrize("privileged", [True, False])
+def test_each_bit_by_level(mode: PvMode, refused: dict[int, set[int]], privileged: bool) -> None:
+    """L1_DISALLOW_MASK to L4_DISALLOW_MASK; memory types in an L1 are for guests with devices."""
+    for level, bits in refused.items():
+        wrong = bits if privileged or level > 1 else {3, 4, 7}
+        found = set()
+        for bit in (*range(1, 12), *range(52, 64)):
+            hypervisor = Hypervisor(range(16), mode=mode, privileged=privileged)
+            hypervisor.mmu_update(1 << 12 | 3 << 3, 2 << 12 | 1)  # the L2 for Xen, of a PAE root
+            assert hypervisor.pin(level, 1) == OK
+            if hypervisor.mmu_update(1 << 12, 3 << 12 | 1 | 1 << bit) == EINVAL:
+                found.add(bit)
+        assert found == set(wrong)

@@ -4,8 +4,23 @@ from __future__ import annotations
 
 import pytest
 
-from paravirt_mm_xen.mmu import MODES, PV32_PAE, PV64, BootMapping, Hypervisor
-from paravirt_mm_xen.mmu.codes import EBUSY, EINVAL, EPERM, OK
+from paravirt_mm_xen.mmu import (
+    MODES,
+    PV32_PAE,
+    PV64,
+    BootMapping,
+    DomainCrashedError,
+    Hypervisor,
+)
+from paravirt_mm_xen.mmu.codes import (
+    EBUSY,
+    EINVAL,
+    EPERM,
+    OK,
+    PF_READ_ABSENT,
+    PF_READ_PROTECTED,
+    PF_WRITE_PROTECTED,
+)
 from paravirt_mm_xen.mmu.entries import ACCESSED, GLOBAL, NX, PRESENT, RW, USER
 
 TABLE = PRESENT | RW | USER | ACCESSED
@@ -46,13 +61,22 @@ def test_an_l3_is_the_root_and_needs_the_l2_for_xen(hypervisor: Hypervisor) -> N
 def test_entries_of_an_l3_have_no_flags_and_get_some_while_it_is_one(
     hypervisor: Hypervisor,
 ) -> None:
-    fill(hypervisor, (L3, 3, XEN_L2 << 12 | PRESENT), (L3, 0, L2 << 12 | PRESENT))
+    fill(hypervisor, (L3, 3, XEN_L2 << 12 | PRESENT), (L3, 0, L2 << 12 | PRESENT), (L3, 2, 8))
     assert hypervisor.pin(3, L3) == OK
     assert hypervisor.entry(L3, 0) & 0xFFF == PRESENT | USER | RW
+    # What is absent stays as it is; and there are no slots of Xen's, as in an L4.
+    assert [hypervisor.entry(L3, index) for index in (1, 2)] == [0, 8]
+    assert hypervisor.new_baseptr(L3) == OK
+    assert [hypervisor.entry(L3, index) for index in range(4, 512)] == [0] * 508
+    assert hypervisor.mmu_update(L2 << 12, L1 << 12 | PRESENT) == OK
+    assert hypervisor.entry(L2, 0) == L1 << 12 | PRESENT
     for flag in (GLOBAL, NX, 1 << 52):
         assert hypervisor.mmu_update(L3 << 12 | 8, L2 << 12 | PRESENT | flag) == EINVAL
     assert hypervisor.mmu_update(L3 << 12 | 8, L2 << 12 | PRESENT) == OK
     assert hypervisor.unpin(L3) == OK
+    assert hypervisor.new_baseptr(110) == EINVAL
+    fill(hypervisor, (110, 3, 111 << 12 | PRESENT))
+    assert hypervisor.new_baseptr(110) == OK
     assert hypervisor.entry(L3, 0) & 0xFFF == PRESENT
 
 
@@ -103,6 +127,43 @@ def test_xens_slots_of_that_l2(hypervisor: Hypervisor) -> None:
     assert hypervisor.unpin(L3) == OK
     assert [hypervisor.frame(mfn).count for mfn in (XEN_L2, L1)] == [0, 0]
     assert hypervisor.update_va_mapping(0xF580_0000, 0) == EINVAL
+
+
+def test_what_a_32_bit_guest_cannot_use(hypervisor: Hypervisor) -> None:
+    """HYPERVISOR_VIRT_START is 0xf5800000, whatever the guest's L2 has there."""
+    first = 0xF580_0000 >> 21 & 511
+    fill(
+        hypervisor,
+        (L3, 3, XEN_L2 << 12 | PRESENT),
+        (XEN_L2, first, L1 << 12 | TABLE),
+        (XEN_L2, first - 1, L1 << 12 | TABLE),
+        (L1, 0, 120 << 12 | TABLE),
+        (L1, 511, 120 << 12 | TABLE),
+    )
+    assert hypervisor.new_baseptr(L3) == OK
+    assert hypervisor.load(0xF57F_F000) == (OK, 0)
+    assert hypervisor.load(0xF57F_E000) == (PF_READ_ABSENT, 0)
+    for address in (0xF580_0000, 0xFFFF_F000):
+        assert hypervisor.load(address) == (PF_READ_PROTECTED, 0)
+        assert hypervisor.store(address, 0) == PF_WRITE_PROTECTED
+        assert hypervisor.update_va_mapping(address, 0) == EINVAL
+
+
+def test_the_l2_for_xen_is_checked_like_any(hypervisor: Hypervisor) -> None:
+    for entry in (0, XEN_L2 << 12, XEN_L2 << 12 | PRESENT | GLOBAL, 1 << 12 | PRESENT):
+        fill(hypervisor, (L3, 3, entry))
+        assert hypervisor.pin(3, L3) == EINVAL
+    fill(hypervisor, (L3, 3, XEN_L2 << 12 | PRESENT))
+    assert hypervisor.pin(3, L3) == OK
+    assert hypervisor.unpin(L3) == OK
+    assert hypervisor.pin(2, XEN_L2) == OK  # and is any L2 again
+
+
+def test_an_absent_entry_of_an_l3_is_looked_at_on_a_cpu_with_l1tf() -> None:
+    hypervisor = Hypervisor(range(100, 140), mode=PV32_PAE, l1tf_safe=1 << 36)
+    fill(hypervisor, (L3, 3, XEN_L2 << 12 | PRESENT), (L3, 1, L2 << 12))
+    with pytest.raises(DomainCrashedError, match="L3e"):
+        hypervisor.pin(3, L3)
 
 
 def test_l3_tables_are_not_linear_but_l2_are(hypervisor: Hypervisor) -> None:

@@ -161,6 +161,26 @@ def test_a_refused_l1_gives_back_what_it_took(g: TraceGuest) -> None:
     assert g.update_va_mapping(A, A, RW) == OK
 
 
+@pytest.mark.parametrize(
+    ("kinds", "code"),
+    [(("foreign", "none"), EBUSY), (("none", "foreign"), EPERM), (("flag", "none"), EINVAL)],
+)
+def test_entries_are_checked_by_slot_not_as_they_were_written(
+    kinds: tuple[str, str], code: int
+) -> None:
+    """The first slot that is refused decides the answer (``promote_l1_table``)."""
+    wrong = {"foreign": 50 << 12 | RO, "none": 60 << 12 | RO, "flag": 101 << 12 | RO | NX}
+    hypervisor = Hypervisor(range(100, 110), foreign={50}, nx=False)
+    for slot, kind in ((9, kinds[1]), (3, kinds[0])):
+        assert hypervisor.mmu_update(100 << 12 | slot << 3, wrong[kind]) == OK
+    assert hypervisor.pin(1, 100) == code
+    # The same one level up: the L1 there answers first, or a frame that cannot be a table.
+    for first, second, expected in ((100, 50, code), (50, 100, EINVAL)):
+        for slot, mfn in ((9, second), (3, first)):
+            assert hypervisor.mmu_update(105 << 12 | slot << 3, mfn << 12 | RO) == OK
+        assert hypervisor.pin(2, 105) == expected
+
+
 @pytest.mark.parametrize("bad_slot", [0, 1, 300])
 @pytest.mark.parametrize("level", [2, 3, 4])
 def test_a_refused_directory_gives_back_what_it_took(
@@ -170,10 +190,16 @@ def test_a_refused_directory_gives_back_what_it_took(
         if slot != bad_slot:
             g.write(A, slot, B, RW)
     g.write(A, bad_slot, C, RW)  # C stays mapped writable: no table
+    # What follows was not looked at, and holds nothing: not even what would be a large page.
+    g.write(A, 401, D, RW | PSE)
     read_only(g, A, B)
+    before = count(g, D)
     assert g.pin(level, A) == EINVAL
-    assert [count(g, page) for page in (A, B, C)] == [0, 0, 1]
+    assert [count(g, page) for page in (A, B, C, D)] == [0, 0, 1, before]
     assert [g.type(page) for page in (A, B)] == [0, 0]
+    undone = [0] * 5
+    undone[level - 1] = int(bad_slot > 0)  # B is a table only while A's entries before C are held
+    assert g.hypervisor.counters.devalidations == undone
     assert g.update_va_mapping(A, A, RW) == OK
     assert g.update_va_mapping(B, B, RW) == OK
 
@@ -449,6 +475,12 @@ def test_preserve_keeps_accessed_and_dirty(g: TraceGuest, level: int) -> None:
     assert g.mmu_update(A, 1, B, RO, False) == OK
     assert g.mmu_update(A, 1, 0, 0, True) == OK
     assert raw(g, A, 1) == kept
+    # Only that command keeps them; update_va_mapping writes what it is given.
+    assert g.update_va_mapping(D, D, RO) == OK
+    assert g.update_va_mapping(D, D, plain) == OK
+    assert g.hypervisor.load(g.va(E))[0] == OK
+    l1 = next(n for n in range(0x1000, 0x1100) if g.hypervisor.page_type(n) == 1)
+    assert g.hypervisor.entry(l1, D) & kept == 0
 
 
 def test_preserve_has_no_meaning_for_data(g: TraceGuest) -> None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from paravirt_mm_xen.mmu import PV32_PAE, PV64, Assist, BootMapping, Hypervisor, MmuUpdate
+from paravirt_mm_xen.mmu import PV32_PAE, Assist, BootMapping, Hypervisor, MmuUpdate
 from paravirt_mm_xen.mmu.codes import EACCES, EINVAL, OK, PF_WRITE_PROTECTED
-from paravirt_mm_xen.mmu.entries import ACCESSED, PCD, PRESENT, RW, USER, make_entry
+from paravirt_mm_xen.mmu.entries import ACCESSED, M2P_SLOT, PCD, PRESENT, RW, USER, make_entry
 
 BASE = 0xFFFF_FFFF_8000_0000
 FIRST, PAGES = 0x1000, 96
@@ -99,7 +99,7 @@ def test_what_a_fork_asks_for_is_its_own() -> None:
     for one, shown in ((hypervisor, False), (twin, True)):
         read_only(one, A)
         assert one.pin(4, A) == OK
-        assert bool(one.entry(A, PV64.m2p_slot)) is shown
+        assert bool(one.entry(A, M2P_SLOT)) is shown
 
 
 # --- figures --------------------------------------------------------------------------------------

@@ -35,7 +35,6 @@ from paravirt_mm_xen.mmu.validation import (
     adjust_l1e,
     check_absent,
     get_page_from_l1e,
-    is_large,
     put_page_from_l1e,
 )
 
@@ -62,10 +61,9 @@ def l1_table_of(d: Domain, va: int) -> tuple[int, bool] | None:
         entries = contents.get(mfn, _NO_ENTRIES)
         index = va >> shift & 511
         entry = entries.get(index, 0)
-        if not entry & PRESENT or (entry & PSE and shift < 39):
+        if not entry & PRESENT or entry & PSE:
             return None
-        if not entry & ACCESSED:
-            entries[index] = entry | ACCESSED
+        entries[index] = entry | ACCESSED
         path &= entry
         mfn = entry >> PAGE_SHIFT & MFN_MASK
     d.walks[va >> _L2_SHIFT] = found = mfn, path != 0
@@ -81,8 +79,7 @@ def load(d: Domain, va: int) -> tuple[int, int]:
         table, index = found[0], va >> PAGE_SHIFT & 511
         entry = read_entry(d, table, index)
         if entry & PRESENT:
-            if not entry & ACCESSED:
-                write_entry(d, table, index, entry | ACCESSED)
+            write_entry(d, table, index, entry | ACCESSED)
             return OK, read_entry(d, entry >> PAGE_SHIFT & MFN_MASK, _slot(va))
     else:
         large = _large_page(d, va)
@@ -104,7 +101,8 @@ def store(d: Domain, va: int, value: int, size: int = 8) -> int:
     if found is None:
         return _store_large(d, va, value, size)
     table, writable = found
-    entry = read_entry(d, table, va >> PAGE_SHIFT & 511)
+    position = va >> PAGE_SHIFT & 511
+    entry = read_entry(d, table, position)
     if not entry & PRESENT:
         return _fault(d, va, write=True)
     mfn = entry >> PAGE_SHIFT & MFN_MASK
@@ -115,7 +113,7 @@ def store(d: Domain, va: int, value: int, size: int = 8) -> int:
         if not writable:
             return _fault(d, va, write=True, mapped=True)
         if entry & ACCESSED_DIRTY != ACCESSED_DIRTY:
-            write_entry(d, table, va >> PAGE_SHIFT & 511, entry | ACCESSED_DIRTY)
+            write_entry(d, table, position, entry | ACCESSED_DIRTY)
         write_entry(d, mfn, index, value)
         d.counters.plain_stores += 1
         return OK
@@ -124,7 +122,7 @@ def store(d: Domain, va: int, value: int, size: int = 8) -> int:
         return OK
     # A frame that merely was an L1 has no references, and counts as an ordinary page.
     if d.type_info.get(mfn, 0) & (TYPE | VALIDATED) == L1 | VALIDATED and emulates_stores(d):
-        upper_half = size == 4 and va & 4 != 0
+        upper_half = size == 4 and va % 8 == 4
         if _emulate(d, mfn, index, value, upper_half):
             return OK
     return _fault(d, va, write=True, mapped=True)
@@ -149,13 +147,13 @@ def _large_page(d: Domain, va: int) -> tuple[int, bool] | None:
     if mfn is None or va in d.mode.hypervisor_range:
         return None
     path = RW
-    for depth, shift in enumerate(d.mode.walk):
+    for shift in d.mode.walk:
         entry = read_entry(d, mfn, va >> shift & 511)
         if not entry & PRESENT:
             return None
         path &= entry
         mfn = entry >> PAGE_SHIFT & MFN_MASK
-        if is_large(d.mode.root - depth, entry):
+        if entry & PSE:
             return mfn + (va % (1 << shift) >> PAGE_SHIFT), path != 0
     return None
 
@@ -197,7 +195,7 @@ def _store_unaligned(d: Domain, va: int, value: int, size: int) -> int:
 def _fault(d: Domain, va: int, *, write: bool, mapped: bool = False) -> int:
     """The fault that the guest's handler sees."""
     d.counters.faults += 1
-    if -1 << 47 & va not in (0, -1 << 47 & _ADDRESSES) and d.mode.root == 4:
+    if -1 << 47 & va not in (0, -1 << 47 & _ADDRESSES):
         return GP_NOT_CANONICAL
     if mapped or va in d.mode.hypervisor_range:
         return PF_WRITE_PROTECTED if write else PF_READ_PROTECTED

@@ -7,6 +7,8 @@ Source of the rules: Xen 4.17, ``arch/x86/mm.c`` (``base_disallow_mask``, ``l1_d
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Collection, Mapping
 from typing import Final
 
 from attrs import frozen
@@ -48,6 +50,15 @@ XEN_ENTRY: Final = PRESENT | RW | ACCESSED | DIRTY
 RO_M2P: Final = XEN_FRAME << PAGE_SHIFT | NX | PRESENT | USER | ACCESSED
 """Entry of the machine-to-physical table, which the guest may read."""
 
+XEN_L4_SLOTS: Final = range(256, 272)
+"""Slots of an L4 that are Xen's: not checked, overwritten when the L4 is validated."""
+
+M2P_SLOT: Final = 256
+"""Where Xen shows its machine-to-physical table, which it adds when the L4 is loaded; ..."""
+
+SELF_MAP_SLOT: Final = 258
+"""... maps the L4 itself, writable; ..."""
+
 SIGNIFICANT: Final = FRAME_BITS | PRESENT | RW | CACHE_BITS
 """A present entry that is replaced by one equal in these bits needs no new check: only USER,
 ACCESSED, DIRTY, GLOBAL, NX or available bits changed."""
@@ -63,9 +74,18 @@ def entry_mfn(entry: int) -> int:
     return entry >> PAGE_SHIFT & MFN_MASK
 
 
+XEN_L4_ENTRIES: Final = {
+    260: make_entry(XEN_FRAME, XEN_ENTRY | NX),
+    261: make_entry(XEN_FRAME, XEN_ENTRY),
+    262: make_entry(XEN_FRAME, XEN_ENTRY),
+}
+"""... and what else it writes: per-domain mappings; its text, M2P, vmap and frame table; its direct
+map (machines with up to 512 GiB)."""
+
+
 @frozen
 class PvMode:
-    """Rules of one kind of PV guest.  Tuples by level have an unused element 0.
+    """Rules of one kind of PV guest.
 
     ``verified`` says whether the rules were replayed against a real hypervisor; show it to users.
     """
@@ -76,30 +96,22 @@ class PvMode:
     """Level of the table that the guest's CR3 names."""
     walk: tuple[int, ...]
     """Shift of the virtual address that gives the index at each level from the root down to L2."""
-    refused: tuple[int, ...]
-    """Bits that a present entry may not have."""
-    forced: tuple[int, ...]
-    """Bits that Xen sets in every present entry that it accepts."""
-    withdrawn: tuple[int, ...]
-    """Bits that Xen takes out again when the table stops being one."""
+    refused: Mapping[int, int]
+    """Bits that a present entry may not have, by level."""
+    forced: Mapping[int, int]
+    """Bits that Xen sets in every present entry that it accepts above L1 ..."""
+    withdrawn: Mapping[int, int]
+    """... and those that it takes out again when the table stops being one."""
     marks_kernel_entries: bool
     """Guest kernel and user space share ring 3: L1 entries without USER get USER | GUEST_KERNEL,
     those with USER and without GUEST_KERNEL get GLOBAL."""
     linear_levels: frozenset[int]
     """Levels whose tables may refer, read-only, to tables of their own level."""
-    xen_l4_slots: range
-    """Slots of an L4 that are Xen's: not checked, overwritten when the L4 is validated."""
-    xen_l4_entries: tuple[tuple[int, int], ...]
-    """What Xen writes there, by slot ..."""
-    self_map_slot: int
-    """... besides this one, where it maps the L4 itself, writable ..."""
-    m2p_slot: int
-    """... and this one, its machine-to-physical table, which it adds when the L4 is loaded."""
     hypervisor_range: range
     """Virtual addresses that the guest may neither access nor map."""
     pae_xen_slot: int | None = None
     """Slot of the L3 whose L2 holds Xen's mappings: it must be there, be used once, and stay."""
-    pae_xen_l2_slots: range = range(0)
+    pae_xen_l2_slots: Collection[int] = ()
     """Slots of that L2 that are Xen's."""
 
     @property
@@ -117,21 +129,16 @@ PV64: Final = PvMode(
     walk=(39, 30, 21),
     # L1 entries: only guests with access to devices may choose memory types (see
     # ``Domain.privileged``); large pages, and GLOBAL above L1, are for nobody.
-    refused=(0, CACHE_BITS, _NO_DIRECTORY_FLAGS, _NO_DIRECTORY_FLAGS, _NO_DIRECTORY_FLAGS),
-    forced=(0, 0, USER, USER, USER | ACCESSED),
-    withdrawn=(0, 0, 0, 0, 0),
+    refused={
+        1: CACHE_BITS,
+        2: _NO_DIRECTORY_FLAGS,
+        3: _NO_DIRECTORY_FLAGS,
+        4: _NO_DIRECTORY_FLAGS,
+    },
+    forced={2: USER, 3: USER, 4: USER | ACCESSED},
+    withdrawn=Counter(),
     marks_kernel_entries=True,
     linear_levels=frozenset({2, 3, 4}),
-    xen_l4_slots=range(256, 272),
-    # Per-domain mappings; Xen's text, M2P, vmap and frame table; Xen's direct map (machines with
-    # up to 512 GiB).
-    xen_l4_entries=(
-        (260, make_entry(XEN_FRAME, XEN_ENTRY | NX)),
-        (261, make_entry(XEN_FRAME, XEN_ENTRY)),
-        (262, make_entry(XEN_FRAME, XEN_ENTRY)),
-    ),
-    self_map_slot=258,
-    m2p_slot=256,
     hypervisor_range=range(1 << 47, 0xFFFF_8800_0000_0000),
 )
 """64-bit guests.  The hypervisor's range starts at the first non-canonical address, because the
@@ -142,15 +149,11 @@ PV32_PAE: Final = PvMode(
     verified=False,
     root=3,
     walk=(30, 21),
-    refused=(0, CACHE_BITS, _NO_DIRECTORY_FLAGS, FLAGS_HIGH | _NO_DIRECTORY_FLAGS, 0),
-    forced=(0, 0, 0, USER | RW, 0),
-    withdrawn=(0, 0, 0, USER | RW | ACCESSED, 0),
+    refused={1: CACHE_BITS, 2: _NO_DIRECTORY_FLAGS, 3: FLAGS_HIGH | _NO_DIRECTORY_FLAGS},
+    forced=Counter({3: USER | RW}),
+    withdrawn=Counter({3: USER | RW | ACCESSED}),
     marks_kernel_entries=False,
     linear_levels=frozenset({2}),
-    xen_l4_slots=range(0),
-    xen_l4_entries=(),
-    self_map_slot=0,
-    m2p_slot=0,
     hypervisor_range=range(0xF580_0000, 1 << 64),
     pae_xen_slot=3,
     pae_xen_l2_slots=range(0xF580_0000 >> 21 & 511, 512),

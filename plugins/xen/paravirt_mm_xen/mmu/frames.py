@@ -31,8 +31,8 @@ from paravirt_mm_xen.mmu.releases import RECORDED, Release
 NONE: Final = 0
 L1, L2, L3, L4 = 1, 2, 3, 4
 """A table's type is its level."""
-WRITABLE: Final = 7
 TYPE: Final = 0b111
+WRITABLE: Final = TYPE
 
 VALIDATED: Final = 1 << 3
 PINNED: Final = 1 << 4
@@ -139,6 +139,7 @@ class Domain:
         "counters",
         "cr3",
         "foreign",
+        "held_slots",
         "l1tf_safe",
         "linear_count",
         "linear_tables",
@@ -151,9 +152,6 @@ class Domain:
         "read_only_mmio",
         "refused",
         "release",
-        "resume_at",
-        "resume_holds_child",
-        "shadowed",
         "special",
         "type_info",
         "user_cr3",
@@ -186,16 +184,13 @@ class Domain:
         self.special = frozenset(special)
         self.nx = nx
         self.l1tf_safe = l1tf_safe
-        self.shadowed = False
-        """The guest runs on shadow tables, because it stored an entry that L1TF can use."""
         self.assists: set[str] = set()
         """What the guest asked for: `WRITABLE_PAGETABLES`, `M2P_STRICT`."""
-        self.refused = list(mode.refused)
+        unknown = 0 if nx else NX
+        self.refused = {level: bits | unknown for level, bits in mode.refused.items()}
         """Bits refused by level: guests with device access may choose memory types."""
         if privileged:
-            self.refused[1] &= ~CACHE_BITS
-        if not nx:
-            self.refused[1:] = [bits | NX for bits in self.refused[1:]]
+            self.refused[L1] &= ~CACHE_BITS
 
         self.type_info: dict[int, int] = dict.fromkeys(frames, NONE)
         if any(not 0 <= mfn <= MFN_MASK for mfn in self.type_info):
@@ -204,10 +199,8 @@ class Domain:
         self.type_info.update(dict.fromkeys(self.special, REFERENCE | VALIDATED | WRITABLE))
         self.contents: dict[int, dict[int, int]] = {}
 
-        # Of half-checked tables (PARTIAL): the slot to go on at, and whether that slot's child was
-        # itself left half-checked on behalf of this table.
-        self.resume_at: dict[int, int] = {}
-        self.resume_holds_child: dict[int, bool] = {}
+        # Of half-checked tables (PARTIAL): the first slot that holds no reference.
+        self.held_slots: dict[int, int] = {}
         self.linear_count: dict[int, int] = {}
 
         self.cr3: int | None = None
@@ -231,7 +224,7 @@ class Domain:
             pinned=bool(info & PINNED),
             validated=bool(info & VALIDATED),
             partial=bool(info & PARTIAL),
-            same_level_entries=self.linear_count.get(mfn, 0) if info >= REFERENCE else 0,
+            same_level_entries=self.linear_count.get(mfn, 0),
         )
 
     def is_foreign(self, mfn: int) -> bool:
@@ -252,8 +245,7 @@ class Domain:
         twin = copy(self)
         twin.type_info = self.type_info.copy()
         twin.contents = {mfn: entries.copy() for mfn, entries in self.contents.items()}
-        twin.resume_at = self.resume_at.copy()
-        twin.resume_holds_child = self.resume_holds_child.copy()
+        twin.held_slots = self.held_slots.copy()
         twin.linear_count = self.linear_count.copy()
         twin.walks = {}
         twin.assists = self.assists.copy()

@@ -22,7 +22,7 @@ from paravirt_mm_xen.mmu.boot import (
     write_large,
 )
 from paravirt_mm_xen.mmu.codes import EACCES, EINVAL, ENOSYS, EOPNOTSUPP, OK
-from paravirt_mm_xen.mmu.entries import PAGE_SHIFT, PAGE_SIZE, PV64, RO_M2P, PvMode
+from paravirt_mm_xen.mmu.entries import M2P_SLOT, PAGE_SHIFT, PAGE_SIZE, PV64, RO_M2P, PvMode
 from paravirt_mm_xen.mmu.frames import (
     L1,
     L4,
@@ -295,8 +295,7 @@ class Hypervisor:
         d = self._domain
         d.counters.mmu_update += 1
         code = self._update(ptr, value)
-        if d.pending is not None:
-            finish_pending(d)
+        finish_pending(d)
         return code
 
     def mmu_update_batch(self, updates: Sequence[tuple[int, int]]) -> Completion:
@@ -381,8 +380,7 @@ class Hypervisor:
         d = self._domain
         d.counters.mmuext_op += 1
         code = self._operate(command, arg1, arg2)
-        if d.pending is not None:
-            finish_pending(d)
+        finish_pending(d)
         return code
 
     def mmuext_op_batch(self, operations: Sequence[tuple[int, int, int]]) -> Completion:
@@ -436,7 +434,7 @@ class Hypervisor:
             return code
         if d.mode.root == L4 and M2P_STRICT not in d.assists:
             # Only now: a root for user space does not show the M2P table.
-            d.contents[mfn].setdefault(d.mode.m2p_slot, RO_M2P)
+            d.contents[mfn].setdefault(M2P_SLOT, RO_M2P)
         d.cr3 = mfn
         d.walks.clear()
         if old is not None:
@@ -453,7 +451,7 @@ class Hypervisor:
             if code:
                 return code
             if M2P_STRICT in d.assists:
-                d.contents[mfn].pop(d.mode.m2p_slot, None)
+                d.contents[mfn].pop(M2P_SLOT, None)
         d.user_cr3 = mfn or None
         if old is not None:
             put_table_type(d, old)

@@ -99,6 +99,6 @@ def release_of(version: str) -> Release:
     return found[-1]
 
 
-def _numbers(version: str) -> tuple[int, int, int] | None:
+def _numbers(version: str) -> tuple[int, ...] | None:
     match = _VERSION.match(version)
-    return (int(match[1]), int(match[2]), int(match[3] or 0)) if match else None
+    return tuple(int(number) for number in match.groups() if number) if match else None

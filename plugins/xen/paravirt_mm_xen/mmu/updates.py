@@ -7,7 +7,7 @@ entry held.  So a refusal changes nothing, and a reference that both hold never 
 from __future__ import annotations
 
 from paravirt_mm_xen.mmu.codes import EINVAL, EPERM, OK
-from paravirt_mm_xen.mmu.entries import ACCESSED_DIRTY, PRESENT, SIGNIFICANT
+from paravirt_mm_xen.mmu.entries import ACCESSED_DIRTY, PRESENT, SIGNIFICANT, XEN_L4_SLOTS
 from paravirt_mm_xen.mmu.frames import L1, L3, L4, PAE_XEN_L2, Domain
 from paravirt_mm_xen.mmu.validation import (
     adjust_l1e,
@@ -48,10 +48,9 @@ def mod_l1_entry(d: Domain, table: int, index: int, new: int, preserve_ad: bool)
             write_entry(d, table, index, new | old & ACCESSED_DIRTY if preserve_ad else new)
             return OK
         code = get_page_from_l1e(d, new)
-        if code:
-            if code < 0:
-                return code
-            new ^= code
+        if code < 0:
+            return code
+        new ^= code
     else:
         check_absent(d, L1, new)
     write_entry(d, table, index, new | old & ACCESSED_DIRTY if preserve_ad else new)
@@ -70,7 +69,7 @@ def mod_directory_entry(
     """
     mode = d.mode
     if level == L4:
-        if index in mode.xen_l4_slots:
+        if index in XEN_L4_SLOTS:
             return EINVAL
     elif level == L3:
         if mode.pae_xen_slot is not None and index >= mode.pae_xen_slot:

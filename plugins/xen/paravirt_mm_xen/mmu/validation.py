@@ -11,12 +11,14 @@ This is the heart of PV paging (Xen: ``_get_page_type``, ``_put_page_type``, ``p
   does that on the spot.  A higher table is left ``PARTIAL``, with the slot at which it stopped, and
   becomes the guest's one *pending* table, which the hypercall drops before it returns
   (`finish_pending`).  Where tables fail inside each other, the outer one becomes the pending one
-  and notes that its entry ``resume_at`` still holds its half-checked child.
+  and still holds its half-checked child by the entry at which it stopped.
 
 Functions that can refuse return a code of `codes`; the others cannot fail.
 """
 
 from __future__ import annotations
+
+from collections.abc import Collection
 
 from paravirt_mm_xen.mmu.codes import EACCES, EBUSY, EINVAL, EPERM, OK, DomainCrashedError
 from paravirt_mm_xen.mmu.entries import (
@@ -25,6 +27,7 @@ from paravirt_mm_xen.mmu.entries import (
     FRAME_BITS,
     GLOBAL,
     GUEST_KERNEL,
+    M2P_SLOT,
     MFN_MASK,
     NX,
     PAGE_SHIFT,
@@ -35,10 +38,14 @@ from paravirt_mm_xen.mmu.entries import (
     PWT,
     RO_M2P,
     RW,
+    SELF_MAP_SLOT,
     USER,
     XEN_ENTRY,
+    XEN_L4_ENTRIES,
+    XEN_L4_SLOTS,
 )
 from paravirt_mm_xen.mmu.frames import (
+    COUNT_SHIFT,
     L1,
     L2,
     L3,
@@ -68,7 +75,7 @@ def get_table_type(d: Domain, mfn: int, kind: int) -> int:
     Returns 0; or EINVAL when the frame has references of another type; or what validation says.
     """
     info = d.type_info[mfn]
-    if info < REFERENCE:
+    if not info >> COUNT_SHIFT:
         # Nobody uses the frame: it may become anything that its contents allow.
         d.type_info[mfn] = REFERENCE | kind
         d.linear_count[mfn] = 0
@@ -81,21 +88,16 @@ def get_table_type(d: Domain, mfn: int, kind: int) -> int:
     # Left half-checked by an earlier failure: this reference takes over where that one stopped.
     # Only an L2 is ever left so (`Release.forgets_nested_failure`): it has no half-checked child.
     d.type_info[mfn] = info & ~PARTIAL
-    return _validate(d, mfn, kind, d.resume_at[mfn])
+    return _validate(d, mfn, kind, d.held_slots[mfn])
 
 
-def put_table_type(
-    d: Domain, mfn: int, parent: int | None = None, *, partial_only: bool = False
-) -> None:
+def put_table_type(d: Domain, mfn: int, parent: int | None = None) -> None:
     """Drop a reference on table `mfn`, devalidating it with its last one.
 
-    `parent` is the table whose entry held the reference, if one did.  With `partial_only` the
-    reference is the one that belongs to a half-done check, and may be gone already.
+    `parent` is the table whose entry held the reference, if one did.
     """
     info = d.type_info[mfn]
-    if partial_only and not info & PARTIAL:
-        return
-    if info < 2 * REFERENCE:
+    if info >> COUNT_SHIFT == 1:
         d.type_info[mfn] = info & ~(VALIDATED | PARTIAL)
         _devalidate(d, mfn, info)
         d.type_info[mfn] -= REFERENCE
@@ -111,7 +113,7 @@ def get_writable_type(d: Domain, mfn: int) -> bool:
     info = d.type_info[mfn]
     if info & TYPE == WRITABLE:
         d.type_info[mfn] = info + REFERENCE
-    elif info < REFERENCE:
+    elif not info >> COUNT_SHIFT:
         d.type_info[mfn] = REFERENCE | VALIDATED | WRITABLE
     else:
         return False
@@ -176,24 +178,23 @@ def _promote_l1(d: Domain, mfn: int) -> int:
 def _promote_directory(d: Domain, mfn: int, level: int, kind: int, start: int) -> int:
     """Validate an L2, L3 or L4 from slot `start` on."""
     mode = d.mode
-    entries = d.contents.get(mfn)
     if level == L3 and mode.pae_xen_slot is not None:
         return _promote_pae_l3(d, mfn, start)
-    if entries:
-        skipped = _xen_slots_of(d, level, kind)
-        forced = mode.forced[level]
-        for index in sorted(entries):
-            entry = entries[index]
-            if index < start or index in skipped:
-                continue
-            if not entry & PRESENT:
-                check_absent(d, level, entry)
-                continue
-            code = get_page_from_directory_entry(d, level, entry, mfn)
-            if code < 0:
-                _stop_at(d, mfn, index, entry)
-                return code
-            entries[index] = entry | forced
+    entries = d.contents.get(mfn, {})
+    skipped = _xen_slots_of(d, level, kind)
+    forced = mode.forced[level]
+    for index in sorted(entries):
+        entry = entries[index]
+        if index < start or index in skipped:
+            continue
+        if not entry & PRESENT:
+            check_absent(d, level, entry)
+            continue
+        code = get_page_from_directory_entry(d, level, entry, mfn)
+        if code < 0:
+            _stop_at(d, mfn, index, entry)
+            return code
+        entries[index] = entry | forced
     if level == L4:
         _write_xen_slots(d, mfn)
     return OK
@@ -233,7 +234,7 @@ def _get_pae_xen_l2(d: Domain, entry: int) -> int:
     if not entry & PRESENT or entry & d.refused[L3] or child not in d.type_info:
         return EINVAL
     code = get_table_type(d, child, L2 | PAE_XEN_L2)
-    if code == OK and d.type_info[child] >= 2 * REFERENCE:
+    if code == OK and d.type_info[child] >> COUNT_SHIFT > 1:
         return EINVAL
     return code
 
@@ -242,38 +243,33 @@ def _stop_at(d: Domain, mfn: int, index: int, entry: int) -> None:
     """Leave table `mfn` half-checked: `entry` in slot `index` was refused."""
     if index == 0:
         return  # nothing was taken; the table just loses its type
-    failed_below, holds_child = d.pending, False
-    if failed_below is not None:
-        if failed_below == entry >> PAGE_SHIFT & MFN_MASK:
-            holds_child = True
-        elif not d.release.forgets_nested_failure:
-            finish_pending(d)
-    d.resume_at[mfn] = index
-    d.resume_holds_child[mfn] = holds_child
+    d.held_slots[mfn] = index
+    if d.pending == entry >> PAGE_SHIFT & MFN_MASK:
+        d.held_slots[mfn] = index + 1
+    elif not d.release.forgets_nested_failure:
+        finish_pending(d)
     d.pending = mfn
     d.pending_parent = None
 
 
-def _xen_slots_of(d: Domain, level: int, info: int) -> range:
+def _xen_slots_of(d: Domain, level: int, info: int) -> Collection[int]:
     """Slots of a table that are Xen's own: never checked, never dropped."""
     if level == L4:
-        return d.mode.xen_l4_slots
-    if info & PAE_XEN_L2:
-        return d.mode.pae_xen_l2_slots
-    return range(0)
+        return XEN_L4_SLOTS
+    return d.mode.pae_xen_l2_slots if info & PAE_XEN_L2 else ()
 
 
 def _write_xen_slots(d: Domain, mfn: int) -> None:
     """Put Xen's own mappings into a fresh L4, over whatever the guest left there."""
     entries = d.contents.setdefault(mfn, {})
-    for slot in d.mode.xen_l4_slots:
+    for slot in XEN_L4_SLOTS:
         entries.pop(slot, None)
-    entries[d.mode.self_map_slot] = mfn << PAGE_SHIFT | XEN_ENTRY | NX
-    entries.update(d.mode.xen_l4_entries)
+    entries[SELF_MAP_SLOT] = mfn << PAGE_SHIFT | XEN_ENTRY | NX
+    entries.update(XEN_L4_ENTRIES)
     if M2P_STRICT in d.assists:
-        entries[d.mode.m2p_slot] = RO_M2P
+        entries[M2P_SLOT] = RO_M2P
     if not d.nx:
-        for slot in d.mode.xen_l4_slots:
+        for slot in XEN_L4_SLOTS:
             if slot in entries:
                 entries[slot] &= ~NX
 
@@ -286,51 +282,32 @@ def _devalidate(d: Domain, mfn: int, info: int) -> None:
     level = info & TYPE
     if not info & PARTIAL:
         d.counters.devalidations[level] += 1
-    entries = d.contents.get(mfn)
-    if not entries:
-        pass
-    elif level == L1:
+    entries = d.contents.get(mfn, {})
+    if level == L1:
         for entry in entries.values():
             if entry & PRESENT:
                 put_page_from_l1e(d, entry)
     else:
         _demote_directory(d, mfn, entries, level, info)
-    d.type_info[mfn] &= ~PAE_XEN_L2
 
 
 def _demote_directory(d: Domain, mfn: int, entries: dict[int, int], level: int, info: int) -> None:
-    if info & PARTIAL:
-        stopped_at = d.resume_at[mfn]
-        child_slot = stopped_at if d.resume_holds_child[mfn] else -1
-    else:
-        stopped_at, child_slot = ENTRIES, -1
+    held = d.held_slots[mfn] if info & PARTIAL else ENTRIES
     skipped = _xen_slots_of(d, level, info)
-    for index in sorted(entries, reverse=True):
-        entry = entries[index]
-        if not entry & PRESENT or index in skipped:
+    for index, entry in list(entries.items()):
+        if not entry & PRESENT or index in skipped or index >= held:
             continue
         child = entry >> PAGE_SHIFT & MFN_MASK
         if child == mfn:
             continue  # a table's entries of itself hold nothing
-        if index < stopped_at and is_large(level, entry):
+        if entry & PSE:
             put_large_page(d, level, entry)
-        elif index < stopped_at:
-            put_table_type(d, child, mfn)
-        elif index == child_slot:
-            put_table_type(d, child, mfn, partial_only=True)
         else:
-            continue
-        _withdraw(d, level, entries, index)
+            put_table_type(d, child, mfn)
+        entries[index] = entry & ~d.mode.withdrawn[level]
     if level == L4 and not d.release.leaves_xen_slots:
         for slot in skipped:
             entries.pop(slot, None)
-
-
-def _withdraw(d: Domain, level: int, entries: dict[int, int], index: int) -> None:
-    """Take back the bits that Xen adds to an entry of a table only while it is one (PAE L3)."""
-    withdrawn = d.mode.withdrawn[level]
-    if withdrawn and entries.get(index, 0) & PRESENT:
-        entries[index] &= ~withdrawn
 
 
 # --- what one entry holds -------------------------------------------------------------------------
@@ -386,11 +363,10 @@ def get_page_from_directory_entry(d: Domain, level: int, entry: int, table: int)
     cannot be a table of the level below; otherwise what the child's validation says."""
     if entry & d.refused[level]:
         return EINVAL
-    child = entry >> PAGE_SHIFT & MFN_MASK
-    code = get_table_type(d, child, level - 1) if child in d.type_info else EINVAL
-    if code == EINVAL and _get_linear(d, level, entry, table):
+    if _get_linear(d, level, entry, table):
         return OK
-    return code
+    child = entry >> PAGE_SHIFT & MFN_MASK
+    return get_table_type(d, child, level - 1) if child in d.type_info else EINVAL
 
 
 def put_page_from_directory_entry(d: Domain, level: int, entry: int, table: int) -> None:
@@ -399,15 +375,10 @@ def put_page_from_directory_entry(d: Domain, level: int, entry: int, table: int)
         child = entry >> PAGE_SHIFT & MFN_MASK
         if child == table:
             return
-        if is_large(level, entry):
+        if entry & PSE:  # a large page: only the domain builder makes such entries
             put_large_page(d, level, entry)
         else:
             defer_put(d, child, table)
-
-
-def is_large(level: int, entry: int) -> bool:
-    """Whether a present entry maps a large page: only the domain builder makes such entries."""
-    return entry & PSE != 0 and level in (L2, L3)
 
 
 def get_large_page(d: Domain, level: int, entry: int) -> None:
@@ -430,17 +401,14 @@ def check_absent(d: Domain, level: int, entry: int) -> None:
     """Look at an absent entry that a guest stores, on CPUs with L1TF (``pv_l1tf_check_pte``).
 
     Such an entry must not name memory that the L1 data cache may hold. The guest goes on under
-    shadow tables, where these are compiled in, and is not asked again; without them it is crashed:
-    raises `DomainCrashedError`.
+    shadow tables, where these are compiled in; without them it is crashed: raises
+    `DomainCrashedError`.
     """
     limit = d.l1tf_safe
-    if limit is None or d.shadowed:
+    if limit is None or d.release.shadow_paging:
         return
-    address = entry & FRAME_BITS
-    if (level > L1 and entry & PSE) or 0 < address < limit:
-        if not d.release.shadow_paging:
-            raise DomainCrashedError(f"L1TF-vulnerable L{level}e {entry:016x}")
-        d.shadowed = True
+    if (level > L1 and entry & PSE) or 0 < entry & FRAME_BITS < limit:
+        raise DomainCrashedError(f"L1TF-vulnerable L{level}e {entry:016x}")
 
 
 def _get_linear(d: Domain, level: int, entry: int, table: int) -> bool:

@@ -19,6 +19,7 @@ from paravirt_mm_xen.mmu.entries import (
     ACCESSED_DIRTY,
     ENTRIES,
     GLOBAL,
+    M2P_SLOT,
     MFN_MASK,
     PAGE_SHIFT,
     PRESENT,
@@ -307,7 +308,7 @@ class TraceGuest:
     def _sees_m2p(self) -> bool:
         """Whether the guest can translate frames: the loaded root shows it Xen's table."""
         root = self.hypervisor.baseptr or 0
-        return self.hypervisor.entry(root, self.hypervisor.mode.m2p_slot) != 0
+        return self.hypervisor.entry(root, M2P_SLOT) != 0
 
     def _load_entry(self, va: int) -> int:
         """Load an entry; its frame as a page number.  What is not present is a signed number."""
