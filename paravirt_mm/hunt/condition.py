@@ -411,7 +411,7 @@ class _Parser:
     def _takes(self, *texts: str) -> str:
         """Take the next token if it is one of these."""
         token = self.tokens[self.at] if self.at < len(self.tokens) else None
-        if token is None or token.kind == "text" or token.text not in texts:
+        if token is None or token.text not in texts:
             return ""
         self.at += 1
         return token.text

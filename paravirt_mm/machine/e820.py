@@ -100,7 +100,7 @@ def _merge(pieces: Iterable[tuple[int, int, int]]) -> Iterator[tuple[int, int, i
     for low, high, own in pieces:
         if low >= high:
             continue
-        if low == end and own == kind and start < end:
+        if low == end and own == kind:
             end = high
             continue
         if start < end:

@@ -109,6 +109,12 @@ assignments = st.lists(st.tuples(span, st.one_of(st.none(), st.integers(0, 2))),
 @example([((5, 9), 1), ((2, 5), 1)], (0, LIMIT))
 @example([((2, 5), 1), ((5, 9), 1)], (2, 9))
 @example([((2, 9), 1), ((4, 6), None), ((4, 6), 1)], (3, 5))
+@example([((0, 4), 1), ((4, 8), 2), ((8, 12), 3), ((2, 10), 4)], (1, 11))
+@example([((0, 4), 1), ((4, 8), 2), ((8, 12), 3), ((2, 10), None)], (1, 11))
+@example([((0, 4), 1), ((4, 8), 2), ((8, 12), 3), ((2, 10), 3)], (0, LIMIT))
+@example([((0, 4), 1), ((4, 8), 2), ((8, 12), 3), ((2, 10), 1)], (0, LIMIT))
+@example([((0, 4), 1), ((8, 12), 3), ((4, 8), 3)], (4, 8))
+@example([((0, 4), 1), ((8, 12), 3), ((4, 8), 1)], (4, 8))
 @given(assignments, span)
 def test_map_is_a_dict_of_integers(
     ops: list[tuple[tuple[int, int], int | None]], at: tuple[int, int]

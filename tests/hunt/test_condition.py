@@ -7,9 +7,21 @@ import contextlib
 import pytest
 from hypothesis import given, strategies as st
 
-from paravirt_mm import Condition, Outcome, SpecError
+from paravirt_mm import (
+    Condition,
+    E820Type,
+    Machine,
+    MemoryMap,
+    Outcome,
+    PluginSpec,
+    Run,
+    SpecError,
+    Trace,
+    Verdict,
+)
 from paravirt_mm.hunt.condition import MAX_DEPTH, MAX_LENGTH
 
+MIB, RAM = 1 << 20, E820Type.RAM
 FIGURES = {"waste": 1200, "used": 12, "reserved": 1212, "flips_per_table": 1.5, "overrun": 0}
 
 
@@ -40,10 +52,113 @@ FIGURES = {"waste": 1200, "used": 12, "reserved": 1212, "flips_per_table": 1.5, 
         ("machine.entries < 2", True),
         ("ok", True),
         ("not ok or overrun > 0", False),
+        ("waste - overrun == 1200 and waste * overrun == 0", True),
+        ("7 / 2 == 3.5 and 0 / 7 == 0 and 12 / 4 / 3 == 1", True),
+        ("2K == 2048 and 1.5k == 1536 and 3M == 3 * 1024K", True),
+        ("1G == 1024m and 2T == 2048g and 0x1F == 31 and 0XfF == 255", True),
+        ("- 3 + 5 == 2 and 2 - -3 == 5", True),
+        ("panic and panic or ok", True),
+        ("ok or panic and panic", True),
+        ("not panic and ok", True),
+        ("not (ok and waste)", False),
+        ("1 < 1 or 1 > 1 or 1 != 1", False),
+        ("1 <= 1 and 1 >= 1 and 1 == 1", True),
     ],
 )
 def test_meaning(made, text, holds):
-    assert Condition.parse(text).holds(made(FIGURES)) is holds
+    """And what holds, and only that, is at no distance."""
+    run, condition = made(FIGURES), Condition.parse(text)
+    assert condition.holds(run) is holds
+    assert (condition.distance(run) == 0) is holds
+    assert 0 <= condition.distance(run) <= 1
+    assert Condition.parse(f"not ({text})").holds(run) is not holds
+
+
+def test_facts_of_the_machine():
+    raw = [(0, 4 * MIB, RAM), (4 * MIB, 5 * MIB, E820Type.ACPI), (6 * MIB, 64 * MIB + 5, RAM)]
+    machine = Machine(
+        "m", MemoryMap.sanitise(raw), reserved=tuple((n << 20, n + 1 << 20) for n in range(7))
+    )
+    run = Run(machine, PluginSpec("a"), PluginSpec("b"), Trace(), Verdict(Outcome.OK))
+    for fact, value in (
+        ("ram", 62 * MIB), ("entries", 3), ("pieces", 2), ("max_pfn", 0x4000), ("reserved", 7)
+    ):  # fmt: skip
+        assert Condition.parse(f"machine.{fact} == {value}").holds(run)
+        assert not Condition.parse(f"machine.{fact} != {value}").holds(run)
+        assert Condition.parse(f"machine.{fact} == 1").distance(run) > 0
+
+
+@pytest.mark.parametrize(
+    ("text", "distance"),
+    [
+        # Of numbers: how much of what they are lies between them, below 1 as long as they are any.
+        ("overrun != 0", 1 / 2),
+        ("overrun > 0", 1 / 2),
+        ("waste > 2200", 1001 / 2202),
+        ("waste < 200", 1001 / 1202),
+        ("waste != 1200", 1 / 1202),
+        ("-1000 > 0", 1001 / 1002),
+        # Of what only is or is not: all the way.
+        ("panic", 1),
+        ("not ok", 1),
+        ("overrun", 1),
+        ("not waste", 1),
+        ("1 - 1", 1),
+        # Without a value: as far as can be, and so is the opposite.
+        ("unused.figure > 1", 1),
+        ("not unused.figure > 1", 1),
+        ("waste / overrun > 1", 1),
+        ("not unused.figure", 1),
+        # Of what must all hold the mean, of what one is enough the nearest; denied, they change.
+        ("panic and overrun > 0", 3 / 4),
+        ("panic and ok", 1 / 2),
+        ("panic and ok and ok and ok", 1 / 4),
+        ("panic or overrun > 0", 1 / 2),
+        ("not (ok and waste)", 1),
+        ("not (ok and overrun == 0)", 1 / 2),
+        ("not (ok or panic)", 1 / 2),
+        ("not not panic", 1),
+    ],
+)
+def test_how_far_from_true_a_run_is(made, text, distance):
+    run = made(FIGURES)
+    assert Condition.parse(text).distance(run) == pytest.approx(distance, rel=1e-12)
+    assert not Condition.parse(text).holds(run)
+
+
+def test_lengths_and_depths_that_are_taken(made):
+    """1000 characters, 40 within each other; side by side as many as there is room for."""
+    run = made(FIGURES)
+    assert (MAX_LENGTH, MAX_DEPTH) == (1000, 40)
+    for text in (
+        "ok" + " " * 998,
+        "(" * 40 + "ok" + ")" * 40,
+        "not " * 40 + "ok",
+        "-" * 40 + "1",
+        " and ".join(["(ok)"] * 60),
+        " or ".join(["not ok"] * 50 + ["ok"]),
+        "1 == " + "-".join(["1"] + ["-0"] * 60),
+    ):
+        assert Condition.parse(text).holds(run)
+
+
+def test_names_of_plugins_and_whether_another_run_is_needed():
+    for text, needs_other, names in (
+        ("waste > 1", False, set()),
+        (
+            "xen.hypercalls > 1 and waste > other.xen.batches",
+            True,
+            {"xen.hypercalls", "xen.batches"},
+        ),
+        ("other.ok", True, set()),
+        ("differs", True, set()),
+        ("differs and ok", True, set()),
+        ("other.waste > 1 and ok", True, set()),
+        ("machine.ram > 1", False, set()),
+    ):
+        condition = Condition.parse(text)
+        assert (condition.needs_other, condition.names) == (needs_other, names)
+        assert (condition.text, str(condition)) == (text, text)
 
 
 def test_outcome_with_a_reason(made):
@@ -52,12 +167,25 @@ def test_outcome_with_a_reason(made):
     assert Condition.parse('panic "find space"').holds(run)
     assert not Condition.parse("panic 'ran out'").holds(run)
     assert not Condition.parse("violation").holds(run)
+    assert Condition.parse('panic "find space" and panic').distance(run) == 0
+    assert Condition.parse("panic 'ran out'").distance(run) == 1
+    assert Condition.parse("ok 'find space' or panic").holds(run)
+    assert not Condition.parse("ok 'find space'").holds(run)
 
 
 def test_second_allocator(made):
     run, other = made({"waste": 5}), made({"waste": 3}, Outcome.PANIC)
     assert Condition.parse("waste > other.waste").holds(run, other)
     assert Condition.parse("ok and other.panic").holds(run, other)
+    assert not Condition.parse("panic or other.ok").holds(run, other)
+    for text in ("other.waste > 1", "other.panic", "differs", "not other.ok"):
+        assert Condition.parse(text).holds(run, other)
+        assert Condition.parse(text).distance(run, other) == 0
+        # Without a second run there is nothing to say of it.
+        assert not Condition.parse(text).holds(run)
+        assert not Condition.parse(f"not ({text})").holds(run)
+        assert Condition.parse(text).distance(run) == 1
+    assert Condition.parse("differs").distance(run, run) == 1
     assert Condition.parse("differs").holds(run, other)
     assert not Condition.parse("differs").holds(run, made({"waste": 5}))
     assert Condition.parse("waste > other.waste").needs_other
@@ -107,6 +235,17 @@ def test_what_decides_needs_no_other_value(made):
         ("(" * (MAX_DEPTH + 1) + "ok" + ")" * (MAX_DEPTH + 1), "nested"),
         ("-" * (MAX_DEPTH + 1) + "1", "nested"),
         ("waste > 1" + " " * MAX_LENGTH + "0", "no longer than"),
+        ("ok" + " " * 999, "no longer than 1000"),
+        ("(" * 41 + "ok" + ")" * 41, "nested more than 40"),
+        ("waste 'x' > 1", "not expected"),
+        ("ok 'x' 'y'", "'y'\" in column 8"),
+        ("ok 'and' and", "ends too early"),
+        ("machine", "there is no figure 'machine'"),
+        ("other", "there is no figure 'other'"),
+        ("machine.nothing", "there is no 'machine.nothing'"),
+        ("other.differs", "there is no figure 'differs'"),
+        ("waste > 1 > 2", "'>' in column 11"),
+        ("1 +", "ends too early"),
     ],
 )
 def test_refused(text, says):
@@ -126,8 +265,6 @@ NUMBERS = st.integers(0, 100)
 
 @given(NUMBERS, NUMBERS, st.sampled_from(["<", "<=", "==", "!=", ">=", ">"]))
 def test_distance_is_nothing_where_it_holds(left, right, sign):
-    from paravirt_mm import E820Type, Machine, MemoryMap, PluginSpec, Run, Trace, Verdict
-
     machine = Machine("made", MemoryMap.sanitise([(0, 1 << 26, E820Type.RAM)]))
     run = Run(machine, PluginSpec("a"), PluginSpec("b"), Trace(), Verdict(Outcome.OK))
     run.__dict__["figures"] = {"waste": left, "used": right}

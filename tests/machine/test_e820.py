@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 
 import pytest
@@ -49,6 +50,16 @@ def test_sanitising_gives_each_byte_the_most_restrictive_type(raw):
     memory = MemoryMap.sanitise(raw)
     assert_sane(memory)
     assert told(memory) == by_byte(raw)
+    of_type = dict(enumerate(by_byte(raw)))
+    for ranges, bytes_ in (
+        (memory.known(), [byte for byte in of_type if of_type[byte] is not None]),
+        (memory.ram(), [byte for byte in of_type if of_type[byte] is RAM]),
+    ):
+        assert [byte for low, high in ranges for byte in range(low, high)] == bytes_
+    for limit in range(LIMIT + 1):
+        pages = [(byte << 12, byte + 1 << 12, kind) for byte, kind in of_type.items() if kind]
+        below = [byte for byte in of_type if of_type[byte] is RAM and byte < limit]
+        assert MemoryMap.sanitise(pages).end_pfn(limit << 12) == max(below, default=-1) + 1
 
 
 @given(maps, st.randoms(use_true_random=False))
@@ -74,6 +85,22 @@ def test_changing_a_range(raw, start, end, new):
         new if kind is RAM and start <= byte < end else kind
         for byte, kind in enumerate(told(memory))
     ]
+
+
+def test_changing_any_range_of_some_maps():
+    for raw in (
+        [(2, 9, RAM)],
+        [(0, 3, RAM), (3, 5, RESERVED), (5, 9, RAM), (10, 12, RAM)],
+        [(1, 4, ACPI), (4, 8, RAM), (8, 9, RESERVED), (9, 12, NVS)],
+    ):
+        memory = MemoryMap.sanitise(raw)
+        for start, end, new in itertools.product(range(14), range(14), (RESERVED, ACPI, None)):
+            changed = memory.with_range(start, end, RAM, new)
+            assert_sane(changed)
+            assert told(changed) == [
+                new if kind is RAM and start <= byte < end else kind
+                for byte, kind in enumerate(told(memory))
+            ]
 
 
 def test_zero_length_inverted_unsorted_overlapping_unaligned():

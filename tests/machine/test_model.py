@@ -99,6 +99,9 @@ def test_places_for_a_kernel_are_spread_over_all_of_them():
     fit = [place for place in every if place + size <= 116 * MIB]
     assert [each.kernel.start for each in it.kernel_places()] == fit
     assert [each.kernel.start for each in it.kernel_places(50)] == fit
+    # Half of a step more of memory is no place more.
+    wider = machine((0, 117 * MIB)).kernel_places(50)
+    assert [each.kernel.start for each in wider] == [p for p in every if p + size <= 117 * MIB]
     assert [each.kernel.start for each in it.kernel_places(49)] == [
         p for p in every[::2] if p in fit
     ]
