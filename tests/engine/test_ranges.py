@@ -58,6 +58,39 @@ def test_questions_about_a_range(
     assert (start in ranges) is (start in plain)
 
 
+SETS: list[list[tuple[int, int]]] = [
+    [], [(3, 4)], [(2, 9)], [(0, 2), (4, 6), (8, 10)], [(1, 5), (6, 7), (9, 11)], [(5, 8)],
+]  # fmt: skip
+
+
+def test_every_range_of_some_sets() -> None:
+    """Each end before, at, within and behind each range: nothing empty comes out."""
+    for parts, others in itertools.product(SETS, SETS):
+        ranges, other = RangeSet(parts), RangeSet(others)
+        plain = {n for low, high in parts for n in range(low, high)}
+        both = plain & {n for low, high in others for n in range(low, high)}
+        for start, end in itertools.product(range(13), range(13)):
+            asked = set(range(start, end))
+            inside = _runs(plain & asked)
+            assert list(ranges.within(start, end)) == inside
+            assert list(ranges.descending(start, end)) == inside[::-1]
+            assert list(ranges.gaps(start, end)) == _runs(asked - plain)
+            assert ranges.overlaps(start, end) is bool(asked & plain)
+            assert ranges.covers(start, end) is (asked <= plain)
+            common = list(ranges.common_descending(other, start, end))
+            assert common == _runs(both & asked)[::-1]
+
+
+def _runs(members: set[int]) -> list[tuple[int, int]]:
+    return list(
+        zip(
+            sorted(n for n in members if n - 1 not in members),
+            sorted(n + 1 for n in members if n + 1 not in members),
+            strict=True,
+        )
+    )
+
+
 @given(operations, operations)
 def test_sets_of_sets(
     one: list[tuple[str, tuple[int, int]]], two: list[tuple[str, tuple[int, int]]]
