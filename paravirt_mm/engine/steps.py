@@ -37,6 +37,9 @@ class Map:
         reads it, in `pvmm_allocate_tables`.
     use_brk
         Whether brk pages may serve; only the allocator reads it.
+    faults_in
+        Whether the kernel maps by itself, at the first touch, a table page that is not mapped yet.
+        No platform that types pages lets it.
     reserve
         Ask `pvmm_reserve_tables` before this range is mapped and `pvmm_release_tables` after it.
     promote
@@ -53,6 +56,7 @@ class Map:
     label: str = ""
     tables_from: tuple[int, int] = (0, 0)
     use_brk: bool = True
+    faults_in: bool = False
     reserve: bool = False
     promote: Promote = Promote.NEVER
     skip_empty_level: int = 0

@@ -1,7 +1,8 @@
 """The rules that every run is checked against, from its trace alone.
 
 1. A table page is RAM, free, and not already a table; what the platform put somewhere is not free.
-2. It is reachable (boot map, brk, or direct map so far) when it is first written.
+2. It is reachable (boot map, brk, or direct map so far) when it is first written, unless the kernel
+   handles the fault (`Map.faults_in`), which none can under a platform that types pages.
 3. In the end the direct map is exactly what the allocator promised: everything once, identity,
    nothing else; and no RAM up to the limit of the direct map is left out of the promise.
 4. CR3 is loaded only with a tree whose attached tables map the kernel, and a tree that was begun
@@ -24,6 +25,7 @@ import attrs
 from paravirt_mm.engine.answers import EntryKind
 from paravirt_mm.engine.ledger import Ledger
 from paravirt_mm.engine.pages import PageRun, Source
+from paravirt_mm.engine.steps import Map
 from paravirt_mm.engine.tables import BOOT_TREE
 from paravirt_mm.engine.trace import (
     EntriesWritten,
@@ -34,6 +36,7 @@ from paravirt_mm.engine.trace import (
     RootActivated,
     RunFinished,
     RunStarted,
+    StepStarted,
     SurplusReleased,
     TablesAllocated,
     TablesAttached,
@@ -94,6 +97,7 @@ class _Checker:
         self._ledger = Ledger()
         for low, high in start.boot.boot_tables:
             self._ledger.start_readonly(low >> PAGE_SHIFT, high >> PAGE_SHIFT)
+        self._faults_in = False
         self._fresh_tree = False
         self._attached: set[int] = {BOOT_TREE}
         self._handed_over: set[int] = set()
@@ -102,6 +106,7 @@ class _Checker:
         self._findings: list[Finding] = []
         self._checks: dict[type, Callable[[int, Any], None]] = {
             RunStarted: self._on_started,
+            StepStarted: self._on_step,
             TablesReserved: self._on_reserved,
             TablesAllocated: self._on_allocated,
             EntriesWritten: self._on_written,
@@ -133,6 +138,10 @@ class _Checker:
             if kept.overlaps(low, high) and not kept.covers(low, high):
                 gap, _ = next(kept.gaps(low, high))
                 self._find(1, number, gap, f"what lies there is kept in part only: {place}")
+
+    def _on_step(self, _number: int, event: StepStarted) -> None:
+        step = event.step
+        self._faults_in = isinstance(step, Map) and step.faults_in and not self._boot.typed
 
     def _on_reserved(self, number: int, event: TablesReserved) -> None:
         for run in event.pages:
@@ -177,7 +186,7 @@ class _Checker:
                 break
             # The linear allocator writes through fixmap slots, so a page of its block need not be
             # mapped, but only a page that the allocator holds for tables.
-            if part.source is not Source.RESERVATION:
+            if part.source is not Source.RESERVATION and not self._faults_in:
                 for gap, _ in self._reachable.gaps(low, high):
                     self._find(2, number, gap, "a table page cannot be reached yet")
                     break

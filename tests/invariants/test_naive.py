@@ -54,6 +54,7 @@ from paravirt_mm.engine.trace import (
     RootActivated,
     RunFinished,
     RunStarted,
+    StepStarted,
     SurplusReleased,
     TablesAllocated,
     TablesAttached,
@@ -124,7 +125,7 @@ class Naive:
         self.held: Pages = set()
         self.gone: Pages = set()
         self.waiting: list[tuple[Pages, set[int]]] = []
-        self.fresh = False
+        self.fresh = self.faults_in = False
         self.built: list[int] = []
         self.attached, self.handed_over = {-1}, set[int]()
         self.writers: tuple[int, set[int]] = (-1, set())
@@ -143,6 +144,9 @@ class Naive:
         _ = self.wrong(1, run - self.ram, "a table page is not RAM") or self.wrong(
             1, run & self.taken, "a table page is taken by something else"
         )
+
+    def step_started(self, event: StepStarted) -> None:
+        self.faults_in = getattr(event.step, "faults_in", False) and not self.typed
 
     def tables_reserved(self, event: TablesReserved) -> None:
         for run in map(of_run, event.pages):
@@ -165,7 +169,7 @@ class Naive:
             else:
                 self.free(run)
             self.wrong(1, run & self.gone, "a table page was taken away by the platform")
-            if source is not Source.RESERVATION:
+            if source is not Source.RESERVATION and not self.faults_in:
                 self.wrong(2, run - self.reachable, "a table page cannot be reached yet")
             self.tables |= run
             if source is not Source.BRK:
@@ -375,6 +379,8 @@ def spoiled(event: Event, chance: random.Random) -> Event:
             RunFinished((*event.reserved, spans(chance))),
             RunFinished(event.reserved[1:]),
         ])  # fmt: skip
+    if isinstance(event, StepStarted) and isinstance(event.step, Map):
+        return attrs.evolve(event, step=attrs.evolve(event.step, faults_in=True))
     if isinstance(event, EntriesWritten):
         return attrs.evolve(event, owner=chance.randint(-1, 5), kind=chance.choice(list(EntryKind)))
     return event

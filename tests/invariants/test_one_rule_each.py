@@ -6,7 +6,7 @@ Each starts from a correct reference plugin and changes one hook. `Case.message`
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from enum import StrEnum
 from typing import Any
 
@@ -104,6 +104,18 @@ class MapsLittle(PlainPlatform):
     def pvmm_boot_state(self, machine: Machine) -> BootState:
         state = PlainPlatform.pvmm_boot_state(self, machine)
         return attrs.evolve(state, mapped=((0, 64 * MIB),))
+
+
+@attrs.frozen
+class FaultsIn(AscendingAllocator):
+    """Its kernel maps what it touches."""
+
+    pvmm_allocate_tables = _from(200 * MIB).pvmm_allocate_tables
+
+    @hookimpl
+    def pvmm_map_steps(self, boot: Boot) -> Iterator[Step]:
+        for step in super().pvmm_map_steps(boot):
+            yield attrs.evolve(step, faults_in=True) if isinstance(step, Map) else step
 
 
 @attrs.frozen
@@ -345,6 +357,9 @@ CASES = {
         _from(2 * MIB, Source.BRK), PlainPlatform, 1, "said to be brk", 2 * MIB
     ),
     "out of reach": Case(_from(200 * MIB), MapsLittle, 2, "cannot be reached", 200 * MIB),
+    "a fault that nobody handles": Case(
+        FaultsIn, TypingPlatform, 2, "cannot be reached", 200 * MIB
+    ),
     # Behind the three tables (L1, L2, L3) that the memory above the hole takes.
     "reached too early": Case(
         UsesWhatWaits, MapsLittle, 2, "cannot be reached", 200 * MIB + 3 * 4096
@@ -437,5 +452,13 @@ def test_right_plugins_break_nothing(
 ) -> None:
     """What the wrong plugins are made from is right."""
     run = run_pair(allocator, backend)
+    assert run.findings == ()
+    assert run.verdict.outcome is Outcome.OK
+
+
+def test_a_fault_that_the_kernel_handles(
+    run_pair: Callable[[type[Any], type[Any]], Run],
+) -> None:
+    run = run_pair(FaultsIn, MapsLittle)
     assert run.findings == ()
     assert run.verdict.outcome is Outcome.OK

@@ -33,7 +33,7 @@ from paravirt_mm.diff import Pair, compared, kinds
 from paravirt_mm.errors import ExitCode
 from paravirt_mm.image.walker import Cpu
 from paravirt_mm.machine.paging import X86_64, X86_64_LA57
-from paravirt_mm.machine.ranges import RangeSet
+from paravirt_mm.machine.ranges import RangeSet, align_up
 from paravirt_mm.verify.linux.compare import replay, upstream_release
 from paravirt_mm.verify.linux.maps import builtin_maps
 from paravirt_mm.verify.linux.qemu import (
@@ -971,6 +971,31 @@ def test_live_boot_is_as_recorded_and_as_the_model_says(kernel: Kernel, name: st
         assert comparable(record) == comparable(recorded)
     whole = {"id": name, **boot.to_json(tables_up_to=len(boot.tables))}
     assert [str(difference) for difference in replay(whole, name).differences] == []
+
+
+@pytest.mark.slow
+def test_live_tables_in_memory_that_is_not_mapped(kernel: Kernel) -> None:
+    """Bottom-up, with next to nothing free above a kernel that lies high: tables for what lies
+    below it lie there, too. The early fault handler maps them, and the kernel lives.
+    """
+    high = kernel.at(2 * GIB)
+    end = align_up(high.physical_range[1], 2 * MIB)
+    below = (GIB + 512 * MIB, GIB + 528 * MIB)
+    spec = MapSpec(
+        ram=[(0, 0x9FC00), (MIB, 4 * MIB), below, (2 * GIB, end + 8 * MIB)],
+        reserved=[(MIB, 4 * MIB)],
+        initrd=(high.physical_range[1], end + 8 * MIB),
+        pse=False,
+        command_line="movable_node",
+    )
+    boot = record_boot(spec, high)
+    assert (boot.panic, boot.findings) == (None, ())
+    mapping = next(n for n, step in enumerate(boot.steps) if step.start == below[0])
+    early = [a.pfn for a in boot.allocations if a.step == mapping and not a.from_brk]
+    assert early
+    assert all(below[0] <= pfn * PAGE < below[1] for pfn in early)
+    record = {"id": "high", **boot.to_json(tables_up_to=len(boot.tables))}
+    assert [str(difference) for difference in replay(record, "high").differences] == []
 
 
 def record_of(kernel: Kernel) -> dict[str, Any]:

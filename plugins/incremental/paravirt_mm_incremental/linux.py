@@ -7,7 +7,9 @@ attached as soon as it is filled.
 
 Booted with ``movable_node`` (since 3.13), memblock gives memory from the bottom, next to the
 kernel, so that tables stay off memory that may be unplugged; the map grows upward from the kernel's
-end and is completed below it last.
+end and is completed below it last. Where free memory above runs short then, tables lie below the
+kernel in memory that is not mapped yet: the early page fault handler of native 64-bit kernels maps
+it when it is cleared (early_make_pgtable, since 3.9).
 """
 
 from __future__ import annotations
@@ -149,6 +151,7 @@ class LinuxSteps:
                 promote=self.release.promote,
                 use_brk=max(low, brk[0]) >= min(high, brk[1]),
                 tables_from=(tables_low, max_mapped),
+                faults_in=self.movable_node and _handles_faults(boot),
             )
             max_mapped = max(max_mapped, done.mapped_end)
             mapped += high - low
@@ -207,9 +210,14 @@ def _mapped_at_boot(boot: Boot) -> int:
     """Return the kernel's max_pfn_mapped, in bytes, as it is when mapping begins: the startup code
     of i386 and of Xen guests sets it, that of native x86_64 does not (cleanup_highmap).
     """
-    if boot.state.typed or boot.mode.is_32bit:
-        return boot.max_pfn_mapped << PAGE_SHIFT
-    return 0
+    return 0 if _handles_faults(boot) else boot.max_pfn_mapped << PAGE_SHIFT
+
+
+def _handles_faults(boot: Boot) -> bool:
+    """Tell whether this is a native 64-bit kernel: those map what they touch before CR3 is loaded,
+    and count nothing of it.
+    """
+    return not (boot.state.typed or boot.mode.is_32bit)
 
 
 def _kernel_end(boot: Boot) -> int:

@@ -214,6 +214,31 @@ def test_what_the_startup_code_mapped_counts_where_it_says_so() -> None:
         assert maps(found)[1].tables_from[1] == counted
 
 
+@pytest.mark.parametrize(
+    ("mode", "verdict"), [("x86_64", "ok"), ("x86_64-la57", "ok"), ("i386-pae", "violation")]
+)
+@pytest.mark.parametrize("kernel", ["4.4", "6.1"])
+def test_tables_below_a_high_kernel_may_lie_in_memory_that_is_not_mapped(
+    kernel: str, mode: str, verdict: str
+) -> None:
+    """5.10.223 and 6.1.176 do it, booted at 2 GiB: the early fault handler maps what is touched. A
+    32-bit kernel has none.
+    """
+    low, end = 600 * MIB, 632 * MIB
+    subject = Machine(
+        "high",
+        MemoryMap.sanitise([(0, 4 * MIB, E820Type.RAM), (low, end + 8 * MIB, E820Type.RAM)]),
+        mode=MODES[mode],
+        features=CpuFeatures(pse=False),
+        kernel=KernelImage(end - 2 * MIB, end, end, end),
+        reserved=((0, 4 * MIB), (end + 20 * PAGE, end + 8 * MIB)),
+    )
+    found = run(subject, f"kernel={kernel},movable_node=yes")
+    assert str(found.verdict.outcome) == verdict
+    taken = [part.run.span[0] for e in found.trace.of(TablesAllocated) for part in e.batch.pages]
+    assert any(low <= address < end - 2 * MIB for address in taken)
+
+
 # -- the trampoline of a randomised direct map ----------------------------------------------------
 
 

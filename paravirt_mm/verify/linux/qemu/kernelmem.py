@@ -69,6 +69,8 @@ class KernelMemory:
 
     ram: GuestRam
     symbols: Mapping[str, int] = attrs.field(repr=False)
+    moved: int = 0
+    """Bytes by which the kernel lies above the place where it is linked to run."""
 
     def address_of(self, *names: str) -> int:
         """Virtual address of the first of these symbols that the kernel has."""
@@ -80,7 +82,7 @@ class KernelMemory:
     def physical(self, virtual: int) -> int:
         """Physical address of a virtual one in the kernel image mapping or the direct map."""
         if _KERNEL_MAP <= virtual < _KERNEL_MAP + _KERNEL_MAP_SIZE:
-            return virtual - _KERNEL_MAP
+            return virtual - _KERNEL_MAP + self.moved
         base = self.page_offset
         if base <= virtual < _KERNEL_MAP and virtual - base < 1 << 52:
             return virtual - base
@@ -90,7 +92,7 @@ class KernelMemory:
     def page_offset(self) -> int:
         """Where the direct map starts."""
         address = self.address_of("page_offset_base")
-        return self._word(address - _KERNEL_MAP, 8)
+        return self._word(address - _KERNEL_MAP + self.moved, 8)
 
     @property
     def pages(self) -> GuestPages:

@@ -13,6 +13,7 @@ from typing import Any
 
 import attrs
 
+from paravirt_mm.machine.paging import X86_64
 from paravirt_mm.verify.linux.qemu.errors import KernelImageError, LiveUnavailableError
 from paravirt_mm.verify.linux.qemu.image import (
     ElfImage,
@@ -118,6 +119,20 @@ class Kernel:
     def physical_range(self) -> tuple[int, int]:
         """``[start, end)`` in bytes of physical memory that the image needs, bss and brk too."""
         return min(s.paddr for s in self.segments), max(s.end for s in self.segments)
+
+    @property
+    def moved(self) -> int:
+        """Bytes by which it lies above the place where it is linked to run."""
+        first = self.segments[0]
+        return first.paddr - (first.vaddr - X86_64.kernel_base)
+
+    def at(self, start: int) -> Kernel:
+        """Return the kernel loaded at a physical address, a multiple of 2 MiB below 4 GiB, as a
+        loader may do with one that is relocatable (``__startup_64`` corrects its tables).
+        """
+        by = start - self.physical_range[0]
+        segments = tuple(attrs.evolve(s, paddr=s.paddr + by) for s in self.segments)
+        return attrs.evolve(self, entry=self.entry + by, segments=segments)
 
     @property
     def takes_pointers(self) -> bool:

@@ -111,7 +111,7 @@ def _boot(
 ) -> BootRecord:
     """Boot once; continue where boots with the same ``common`` have come to, if one has."""
     with GuestRam(spec.layout) as ram:
-        memory = KernelMemory(ram, kernel.symbols)
+        memory = KernelMemory(ram, kernel.symbols, kernel.moved)
         start = None
         if spec.entry is Entry.DIRECT:
             put_kernel(ram, kernel, spec, kernel_parameters(spec))
@@ -161,7 +161,7 @@ def _boot(
 def _failed(kernel: Kernel, problem: str, machine: Qemu, ram: GuestRam) -> KernelBootError:
     """Return the error with the kernel's last lines, from the console or from its own log."""
     lines = machine.console().strip().splitlines()[-_LAST_LINES:]
-    lines = lines or KernelMemory(ram, kernel.symbols).last_lines(_LAST_LINES)
+    lines = lines or KernelMemory(ram, kernel.symbols, kernel.moved).last_lines(_LAST_LINES)
     tail = "\n  ".join(["the kernel's last lines:", *lines]) if lines else ""
     return KernelBootError(f"{kernel.release}: {problem}\n{tail}".rstrip())
 
