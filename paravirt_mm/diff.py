@@ -52,16 +52,16 @@ class Pair:
         """Return one of the specs with the switches."""
         return f"{text}{',' if ':' in text else ':'}{self.switches}" if self.switches else text
 
-    def runs(self, machine: Machine) -> Iterator[tuple[int, Run]]:
+    def runs(self, machine: Machine, registry: Registry | None = None) -> Iterator[tuple[int, Run]]:
         """Run both on a machine, a real kernel first; yield 0 for ``a`` or 1 for ``b``, and the
         run. Raises `SpecError`.
         """
         texts = self.a, self.b
-        for number in sorted((0, 1), key=lambda number: not is_real(texts[number])):
+        for number in sorted((0, 1), key=lambda number: not is_real(texts[number], registry)):
             text = self.spec(texts[number])
-            run = Scenario.of(machine, text, self.backend).run()
+            run = Scenario.of(machine, text, self.backend).run(registry)
             yield number, run
-            if is_real(text) and run.trace.begun:
+            if is_real(text, registry) and run.trace.begun:
                 machine = _with_kernel_of(machine, run)
 
 
@@ -129,14 +129,16 @@ def pairs(a: str, b: str, backend: str, registry: Registry | None = None) -> Ite
         yield pair
 
 
-def kernels_of(specs: Iterable[str], machine: Machine) -> Iterator[KernelFacts]:
+def kernels_of(
+    specs: Iterable[str], machine: Machine, registry: Registry | None = None
+) -> Iterator[KernelFacts]:
     """Yield what decides on which machines the real kernels among some allocators boot.
 
     ``machine`` is any machine. Raises `SpecError`, and `InputError` where a kernel cannot be read.
     """
-    registry = default_registry()
+    registry = registry or default_registry()
     for text in specs:
-        if is_real(text):
+        if is_real(text, registry):
             made = Instances([registry.make(PluginSpec.parse(text), "allocator")])
             file = contract.kernel_file(made.call("pvmm_kernel_file", machine=machine))
             if file is not None:
@@ -157,7 +159,11 @@ def random_machines(
 
 
 def survey(
-    pairs: Sequence[Pair], machines: Iterable[Machine], jobs: int, limits: Limits = RUNNING
+    pairs: Sequence[Pair],
+    machines: Iterable[Machine],
+    jobs: int,
+    limits: Limits = RUNNING,
+    registry: Registry | None = None,
 ) -> Iterator[Compared]:
     """Compare every pair on every machine, ``jobs`` at a time, each in a child, in order."""
     todo = [(pair, machine) for machine in machines for pair in pairs]
@@ -165,7 +171,7 @@ def survey(
     done = [0] * jobs
     found: dict[int, Compared] = {}
     due = 0
-    for number, item in together([partial(_some, part) for part in parts], limits):
+    for number, item in together([partial(_some, part, registry) for part in parts], limits):
         pair, machine = parts[number][done[number]]
         if isinstance(item, Stopped):
             item = Compared(pair, machine, refused=_stopped(pair, item))
@@ -176,27 +182,29 @@ def survey(
             due += 1
 
 
-def _some(todo: Sequence[tuple[Pair, Machine]], skip: int) -> Iterator[Compared]:
-    return (compared(*item) for item in todo[skip:])
+def _some(
+    todo: Sequence[tuple[Pair, Machine]], registry: Registry | None, skip: int
+) -> Iterator[Compared]:
+    return (compared(*item, registry) for item in todo[skip:])
 
 
 def _stopped(pair: Pair, why: object) -> str:
     return f"{pair.spec(pair.a)} or {pair.spec(pair.b)} under {pair.backend} was stopped: {why}"
 
 
-def compared(pair: Pair, machine: Machine) -> Compared:
+def compared(pair: Pair, machine: Machine, registry: Registry | None = None) -> Compared:
     """Run both on one machine and compare. A run that fails is a reason, not a difference."""
     runs: dict[int, Run] = {}
-    for number, run in pair.runs(machine):
+    for number, run in pair.runs(machine, registry):
         if run.verdict.outcome is Outcome.ERROR:
             return Compared(pair, machine, refused=run.verdict.detail)
         runs[number] = run
-    recorded = is_real(pair.a) != is_real(pair.b)
+    recorded = is_real(pair.a, registry) != is_real(pair.b, registry)
     return Compared(pair, machine, tuple(differences(runs[0], runs[1], recorded=recorded)))
 
 
-def _answer(question: tuple[Pair, Machine]) -> Compared:
-    return compared(*question)
+def _answer(registry: Registry | None, question: tuple[Pair, Machine]) -> Compared:
+    return compared(*question, registry)
 
 
 def kinds(
@@ -207,6 +215,7 @@ def kinds(
     jobs: int = 1,
     limits: Limits = RUNNING,
     tried: Callable[[str, int], None] | None = None,
+    registry: Registry | None = None,
 ) -> Iterator[Kind]:
     """Group what differs by pair and aspect, and shrink the smallest machine of each group.
 
@@ -227,7 +236,8 @@ def kinds(
                     (item.machine, difference)
                 )
     with ExitStack() as stack:
-        workers = [stack.enter_context(Asked(_answer, limits)) for _ in range(jobs)]
+        answer = partial(_answer, registry)
+        workers = [stack.enter_context(Asked(answer, limits)) for _ in range(jobs)]
         for (pair, _), members in groups.items():
             names = tuple(machine.name for machine, _ in members)
             start, difference = min(members, key=lambda member: measure(member[0]))

@@ -23,12 +23,14 @@ follows from them.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import zip_longest
 from typing import Any
 
 import attrs
 
+from paravirt_mm.counted import counted
 from paravirt_mm.engine.pages import PageRun, Source, TablePages
 from paravirt_mm.engine.trace import RangeSplit, RootActivated, RunStarted, TablesAllocated
 from paravirt_mm.machine.paging import PAGE_SHIFT, PAGE_SIZE
@@ -37,8 +39,6 @@ from paravirt_mm.run import Outcome, Run
 
 ASPECTS = ("end", "brk", "steps", "sizes", "tables", "sources", "places", "figures")
 """What can differ; the first that does explains those behind it."""
-MAX_PLACES = 1 << 20
-"""Table pages of a run that are compared one by one."""
 
 
 @attrs.frozen
@@ -63,7 +63,7 @@ def differences(first: Run, second: Run, *, recorded: bool = False) -> Iterator[
         return
     brk = [run.figures["brk_size"] for run in (first, second)]
     if brk[0] != brk[1]:
-        yield Difference("brk", *(f"{pages} pages" for pages in brk))
+        yield Difference("brk", *(counted(pages, "page") for pages in brk))
     a, b = _Done(first), _Done(second)
     for aspect, mine, others in (("steps", a.steps, b.steps), ("sizes", a.sizes, b.sizes)):
         difference = _first_difference(aspect, zip_longest(mine, others))
@@ -74,11 +74,11 @@ def differences(first: Run, second: Run, *, recorded: bool = False) -> Iterator[
         yield Difference("tables", *(_counts(done.tables) for done in (a, b)))
         return
     if brk[0] == brk[1] and a.from_brk != b.from_brk:
-        yield Difference("sources", *(f"{done.from_brk} tables from brk" for done in (a, b)))
+        yield Difference(
+            "sources", *(f"{counted(done.from_brk, 'table')} from brk" for done in (a, b))
+        )
     if a.places != b.places:
-        difference = _first_difference("places", _places(a, b))
-        if difference is not None:
-            yield difference
+        yield from _place_difference(a, b)
     if a.kernel == b.kernel:
         yield from _figure_differences(first.figures, second.figures)
 
@@ -135,7 +135,6 @@ class _Done:
         self.tables: dict[int, int] = {}
         self.from_brk = 0
         self.places: list[PageRun] = []
-        self._placed = 0
         for event in run.trace.of(RangeSplit):
             self.steps.append(self._range(event.start, event.end))
             self.sizes += [
@@ -159,36 +158,65 @@ class _Done:
         rounded = align_up(self._end, self._large)
         return _At(address, address - rounded + 1 if address >= rounded else None)
 
-    def is_inside(self, item: _Item) -> bool:
+    def is_inside(self, at: _At) -> bool:
         """Tell whether a place lies in the kernel's image, spare brk apart."""
         low, high = self.kernel.span
-        return any(low <= at.address < high for at in item.at)
+        return low <= at.address < high
 
     def _take(self, part: TablePages) -> None:
-        count = part.run.count
         if part.source is Source.BRK:
-            self.from_brk += count
-        elif self._placed + count <= MAX_PLACES:
-            self._placed += count
+            self.from_brk += part.run.count
+        else:
             self.places.append(part.run)
 
-    def pages(self) -> Iterator[_Item]:
-        """Yield the places page by page."""
-        for run in self.places:
-            for number in range(run.count):
-                address = (run.start + number * run.step) << PAGE_SHIFT
-                behind = address - self.kernel.brk_end
-                yield _Item((_At(address, behind + 1 if behind >= 0 else None),))
+    def page(self, run: PageRun, number: int) -> _At:
+        """Return the place of one page of a run."""
+        address = (run.start + number * run.step) << PAGE_SHIFT
+        behind = address - self.kernel.brk_end
+        return _At(address, behind + 1 if behind >= 0 else None)
 
 
-def _places(a: _Done, b: _Done) -> Iterator[tuple[_Item, _Item]]:
-    """Yield the places that can be compared: as many as both have, and as neither's image is in
-    the way of the other.
+def _place_difference(a: _Done, b: _Done) -> Iterator[Difference]:
+    """Yield the first place that differs, of as many as both have; nothing where the image of one
+    is in the way of the other.
     """
-    for mine, others in zip(a.pages(), b.pages(), strict=False):
-        if not mine.same(others) and (a.is_inside(others) or b.is_inside(mine)):
+    number = 1
+    for mine, others in _side_by_side(a.places, b.places):
+        same = _same_pages(a, mine, b, others)
+        if same < mine.count:
+            first, second = a.page(mine, same), b.page(others, same)
+            if not (a.is_inside(second) or b.is_inside(first)):
+                told = (f"{number + same}: {place}" for place in (first, second))
+                yield Difference("places", *told)
             return
-        yield mine, others
+        number += same
+
+
+def _side_by_side(a: Iterable[PageRun], b: Iterable[PageRun]) -> Iterator[tuple[PageRun, PageRun]]:
+    """Yield the runs of both, cut so that two that go together have as many pages."""
+    left, right = iter(a), iter(b)
+    mine, others = next(left, None), next(right, None)
+    while mine is not None and others is not None:
+        count = min(mine.count, others.count)
+        yield mine.head(count), others.head(count)
+        mine = mine.tail(count) if mine.count > count else next(left, None)
+        others = others.tail(count) if others.count > count else next(right, None)
+
+
+def _same_pages(a: _Done, mine: PageRun, b: _Done, others: PageRun) -> int:
+    """Return how many pages of two runs of equal length are the same before the first that is not.
+
+    Where both run the same way they keep their distance, and what is behind a kernel stays there or
+    leaves it once; where they do not, no more than two pages can be the same.
+    """
+
+    def differs(number: int) -> bool:
+        return not a.page(mine, number).same(b.page(others, number))
+
+    numbers = range(mine.count)
+    if mine.step != others.step:
+        return next(filter(differs, numbers), mine.count)
+    return 0 if differs(0) else bisect_left(numbers, True, key=differs)
 
 
 def _first_difference(

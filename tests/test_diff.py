@@ -13,13 +13,26 @@ import pytest
 from click.testing import CliRunner
 
 import paravirt_mm
-from paravirt_mm import InputError, RecordedBoot, Scenario, SpecError, bundled, load, read_boot
+from paravirt_mm import (
+    InputError,
+    MemoryMap,
+    RecordedBoot,
+    Run,
+    Scenario,
+    Source,
+    SpecError,
+    bundled,
+    load,
+    read_boot,
+)
 from paravirt_mm.cli import output
 from paravirt_mm.cli.diff import command
-from paravirt_mm.diff import Pair, compared, kinds, pairs, random_machines
+from paravirt_mm.diff import Pair, compared, kinds, pairs, random_machines, survey
 from paravirt_mm.differences import ASPECTS, differences
+from paravirt_mm.engine.trace import TablesAllocated
 from paravirt_mm.machine.model import DEFAULT_KERNEL, Machine
 from paravirt_mm.machine.paging import MIB
+from paravirt_mm.testing import AscendingAllocator, PlainPlatform, registry_with
 from paravirt_mm.verify.linux.maps import builtin_maps, machine_of_map
 from paravirt_mm.verify.linux.qemu import KernelFacts
 
@@ -191,6 +204,71 @@ def test_smallest_machine_is_small_and_differs() -> None:
         assert len(kind.machine.memory_map) <= 4
         told = {one.aspect: one for one in compared(pair, kind.machine).differences}
         assert told[kind.difference.aspect] == kind.difference
+
+
+def places(run: Run) -> list[int]:
+    """The pages of a run's tables that memblock gave, one by one."""
+    parts = [part for e in run.trace.of(TablesAllocated) for part in e.batch.pages]
+    return [
+        part.run.start + number * part.run.step
+        for part in parts
+        if part.source is not Source.BRK
+        for number in range(part.run.count)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("a", "b"),
+    [
+        ("incremental:kernel=5.10,movable_node=yes", "incremental:kernel=6.1,movable_node=yes"),
+        ("incremental:kernel=4.19,brk_pages=16", "incremental:kernel=4.19,brk_pages=9"),
+        ("incremental:kernel=3.10", "incremental:kernel=3.11"),
+    ],
+)
+def test_places_are_compared_page_by_page(a: str, b: str) -> None:
+    """The first page that is neither the same nor as far behind the kernel's brk in both, unless it
+    lies in the other's image.
+    """
+    kinds = set()
+    for machine in map(small, random_machines(10, 5)):
+        runs = [Scenario.of(machine, spec, "native").run() for spec in (a, b)]
+        told = [one for one in differences(*runs) if one.aspect == "places"]
+        aspects = {one.aspect for one in differences(*runs)}
+        if aspects & {"steps", "sizes", "tables"}:
+            continue
+        images = [run.trace.start.boot.kernel_of(run.trace.start.machine) for run in runs]
+        expected = []
+        for number, pages in enumerate(zip(*map(places, runs), strict=False), 1):
+            first, second = (pfn << 12 for pfn in pages)
+            behind = [at - image.brk_end for at, image in zip((first, second), images, strict=True)]
+            if first == second or (behind[0] == behind[1] >= 0):
+                continue
+            kinds.add(number > 1)
+            if not any(
+                image.span[0] <= at < image.span[1]
+                for at, image in zip((second, first), images, strict=True)
+            ):
+                expected = [(f"{number}: {first:#x}", f"{number}: {second:#x}")]
+            break
+        assert [(one.a, one.b) for one in told] == expected, machine.name
+    assert kinds
+
+
+def small(machine: Machine) -> Machine:
+    """The machine with the memory of its first GiB only."""
+    entries = [(e.start, min(e.end, 1 << 30), e.type) for e in machine.memory_map]
+    return attrs.evolve(
+        machine, memory_map=MemoryMap.sanitise(e for e in entries if e[0] < e[1]), initrd=None
+    )
+
+
+def test_pairs_run_with_the_registry_that_is_given() -> None:
+    registry = registry_with(installed=False, up=AscendingAllocator, plain=PlainPlatform)
+    (pair,) = pairs("up", "up:first_step=0x2000000", "plain", registry)
+    (result,) = survey([pair], [bundled("qemu-512m")], 1, registry=registry)
+    assert [one.aspect for one in result.differences] == ["steps"]
+    (kind,) = kinds([result], seconds=1, registry=registry)
+    assert kind.tries
 
 
 def test_switch_is_named_only_where_it_matters() -> None:

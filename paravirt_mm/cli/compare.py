@@ -18,6 +18,7 @@ from paravirt_mm.cli.output import emit, expect_writable, progress
 from paravirt_mm.cli.screen import color_option, paper
 from paravirt_mm.cli.types import CrashKernels
 from paravirt_mm.comparison import Row, compare
+from paravirt_mm.counted import all_of, counted
 from paravirt_mm.errors import ExitCode, InputError
 from paravirt_mm.machine.model import Machine
 from paravirt_mm.measure.figures import FIGURES
@@ -167,7 +168,7 @@ def _text(
     everything = [exhibit.row for subject in subjects for exhibit in subject.exhibits]
     many = len(subjects) > MANY
     if len(subjects) > 1:
-        title = words(on.strong(f"All {len(subjects)} machines"), style)
+        title = words(on.strong(all_of(len(subjects), "machine").capitalize()), style)
         yield f"{title}\n\n{summary_table(everything, style, on)}"
         said = (
             textwrap.fill(str(one), on.width, subsequent_indent="  ")
@@ -184,7 +185,7 @@ def _text(
     if many and not each:
         unsure = sum(bool(subject.machine.provenance.assumed) for subject in subjects)
         about = f", and what was assumed about {unsure} of them" if unsure else ""
-        text = f"{len(subjects)} machines: --each shows the table of each{about}."
+        text = f"{counted(len(subjects), 'machine')}: --each shows the table of each{about}."
         yield words(textwrap.fill(text, on.width, subsequent_indent="  "), style)
 
 

@@ -16,6 +16,7 @@ import click
 from paravirt_mm.cli import reading, scenarios
 from paravirt_mm.cli.output import complain, emit, progress, show_status, while_some_can
 from paravirt_mm.cli.types import Seconds
+from paravirt_mm.counted import counted
 from paravirt_mm.diff import (
     Compared,
     Kind,
@@ -172,7 +173,8 @@ def _text(
     compared = [item for item in found if not item.refused]
     differ = sum(bool(item.differences) for item in compared)
     rate = 2 * len(found) / seconds if seconds else 0.0
-    yield f"{differ} of {len(compared)} comparisons differ ({seconds:.0f} s, {rate:.1f} runs/s)"
+    every = counted(len(compared), "comparison")
+    yield f"{differ} of {every} differ ({seconds:.0f} s, {rate:.1f} runs/s)"
     refused = [item for item in found if item.refused]
     if refused:
         yield f"{len(refused)} could not be made: {printable(refused[0].refused, 200)}"
@@ -182,11 +184,10 @@ def _kind_text(kind: Kind) -> Iterator[str]:
     switches = f" with {kind.pair.switches}" if kind.pair.switches else ""
     names = ", ".join(printable(name) for name in kind.machines[:_SHOWN])
     more = len(kind.machines) - _SHOWN
-    yield f"{kind.difference.aspect}{switches}: {len(kind.machines)} machines ({names}" + (
-        f" and {more} more)" if more > 0 else ")"
-    )
+    named = f"{names} and {more} more" if more > 0 else names
+    yield f"{kind.difference.aspect}{switches}: {counted(len(kind.machines), 'machine')} ({named})"
     machine = kind.machine
-    yield f"  smallest, from {printable(kind.shrunk_from)} in {kind.tries} tries:"
+    yield f"  smallest, from {printable(kind.shrunk_from)} in {counted(kind.tries, 'try')}:"
     features = [name for name in ("pse", "gbpages", "nx") if getattr(machine.features, name)]
     yield f"    {machine.mode.title}; {', '.join(features) or 'no features'}"
     for entry in machine.memory_map:

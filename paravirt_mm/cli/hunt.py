@@ -15,14 +15,13 @@ import click
 from paravirt_mm.cli import reading, scenarios
 from paravirt_mm.cli.output import complain, emit, show_status
 from paravirt_mm.cli.types import Seconds
-from paravirt_mm.errors import ExitCode, SpecError
+from paravirt_mm.counted import counted
+from paravirt_mm.errors import ExitCode
 from paravirt_mm.guard import TRYING
-from paravirt_mm.hunt.condition import Condition
 from paravirt_mm.hunt.found import Found
 from paravirt_mm.hunt.search import HuntResult, Quarry, hunt
 from paravirt_mm.machine.paging import MODES
 from paravirt_mm.offers import default_spec
-from paravirt_mm.options import PluginSpec
 from paravirt_mm.registry import default_registry
 
 
@@ -98,19 +97,16 @@ def command(
     tries ended in errors of a plugin.
     """
     running = scenarios.Running.of(default_registry(), observers, time_limit, memory_limit)
-    wanted = Condition.parse(condition)
-    if wanted.needs_other and against is None and against_backend is None:
-        raise SpecError(f"the condition {condition!r} speaks of a second allocator: add --against")
     quarry = Quarry(
-        allocator=_checked(allocator, "allocator"),
-        backend=_checked(backend or default_spec("backend"), "backend"),
+        allocator=allocator,
+        backend=backend or default_spec("backend"),
         condition=condition,
-        other=None if against is None else _checked(against, "allocator"),
-        other_backend=None if against_backend is None else _checked(against_backend, "backend"),
+        other=against,
+        other_backend=against_backend,
         machines=tuple(reading.all_machines(machines)),
         modes=modes,
     )
-    _check_figures(wanted, quarry)
+    quarry.check()
     with _progress(seconds) as progress:
         result = hunt(
             quarry,
@@ -122,7 +118,7 @@ def command(
             progress=progress,
         )
     if result.errors:
-        complain(f"{result.errors} of {result.tries} tries: {result.error}")
+        complain(f"{result.errors} of {counted(result.tries, 'try')}: {result.error}")
     if result.machine is None:
         click.echo(_not_found(result, seed, as_json))
         return ExitCode.PLUGIN if result.errors else ExitCode.OK
@@ -135,31 +131,9 @@ def command(
     return ExitCode.FINDINGS
 
 
-def _checked(text: str, role: str) -> str:
-    """Return a spec that fits an installed plugin. Raises `SpecError` before anything is done."""
-    spec = PluginSpec.parse(text)
-    default_registry().get(spec.name, role).create(dict(spec.options))
-    return text
-
-
-def _check_figures(wanted: Condition, quarry: Quarry) -> None:
-    """Raise `SpecError` for a figure of a plugin that has no part in the hunt."""
-    registry = default_registry()
-    plugins = {
-        registry.get(PluginSpec.parse(spec).name, role).name.rpartition(":")[2]
-        for side in quarry.sides
-        for spec, role in zip(side, ("allocator", "backend"), strict=True)
-    }
-    for name in sorted(wanted.names):
-        if name.partition(".")[0] not in plugins:
-            raise SpecError(
-                f"condition {wanted.text!r}: there is no figure {name!r}: the plugins of this hunt "
-                f"are {', '.join(sorted(plugins))}"
-            )
-
-
 def _rate(result: HuntResult) -> str:
-    return f"{result.tries} tries, {result.seconds:.1f} s, {result.tries / result.seconds:.0f}/s"
+    tries = counted(result.tries, "try")
+    return f"{tries}, {result.seconds:.1f} s, {result.tries / result.seconds:.0f}/s"
 
 
 def _not_found(result: HuntResult, seed: int, as_json: bool) -> str:
@@ -174,8 +148,9 @@ def _as_json(found: Found, result: HuntResult, seed: int) -> str:
 
 
 def _as_text(found: Found, result: HuntResult, seed: int, folder: Path | None) -> str:
+    entries = counted(found.shrunk_from, "map entry")
     head = (
-        f"found after {_rate(result)} (seed {seed}); from {found.shrunk_from} map entries "
+        f"found after {_rate(result)} (seed {seed}); from {entries} "
         f"to {len(found.machine.memory_map)} in {found.tries} more"
     )
     if folder is not None:
@@ -195,7 +170,7 @@ def _progress(seconds: float) -> Iterator[Callable[[int, float], None]]:
 
     def told(tries: int, nearest: float) -> None:
         passed = max(time.monotonic() - began, 1e-9)
-        line = f"{tries} tries, {tries / passed:.0f}/s, nearest {1 - nearest:.1%}"
+        line = f"{counted(tries, 'try')}, {tries / passed:.0f}/s, nearest {1 - nearest:.1%}"
         show_status(f"{line}, {max(0, seconds - passed):.0f} s left")
 
     try:

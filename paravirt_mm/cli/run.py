@@ -13,6 +13,7 @@ from paravirt_mm.cli import reading, scenarios, screen
 from paravirt_mm.cli.output import emit
 from paravirt_mm.cli.screen import color_option, paper
 from paravirt_mm.cli.types import Address
+from paravirt_mm.counted import counted
 from paravirt_mm.errors import ExitCode
 from paravirt_mm.machine.model import Machine
 from paravirt_mm.machine.paging import MIB
@@ -204,7 +205,7 @@ def _wherever(
 ) -> Iterator[str]:
     """Yield what the place of the kernel changes, one line a stretch of places that are alike."""
     machines = list(subject.kernel_places())
-    count = f"{len(machines)} places for the kernel"
+    count = f"{counted(len(machines), 'place')} for the kernel"
     yield f"{printable(subject.name)}: {count}, {printable(' under '.join(specs))}"
     alike: list[tuple[int, int, str]] = []
     todo = [(machine, *specs) for machine in machines]

@@ -18,6 +18,7 @@ from paravirt_mm.cli import reading
 from paravirt_mm.cli.output import complain, progress, while_some_can
 from paravirt_mm.cli.recording import record_option
 from paravirt_mm.cli.types import Seconds
+from paravirt_mm.counted import counted
 from paravirt_mm.errors import ExitCode, InputError
 from paravirt_mm.evidence import Evidence, record_evidence
 from paravirt_mm.registry import default_registry
@@ -253,7 +254,7 @@ def _text(results: Sequence[Result], verbose: bool) -> str:
 def _remark(result: Result) -> str:
     if result.replay is None:
         return result.reason.replace("\n", "\n    ")
-    parts = [f"{result.tables} tables", f"{result.seconds:.1f} s"] if result.seconds else []
+    parts = [counted(result.tables, "table"), f"{result.seconds:.1f} s"] if result.seconds else []
     return ", ".join([*parts, *result.notes])
 
 
@@ -274,7 +275,8 @@ def _summary(results: Sequence[Result]) -> Iterator[str]:
         counts.setdefault(result.kernel, Counter())[result.verdict] += 1
     for kernel, verdicts in counts.items():
         compared = verdicts["agrees"] + verdicts["differs"]
-        text = f"Linux {kernel}: {verdicts['agrees']} of {compared} maps agree in every field"
+        maps = counted(compared, "map")
+        text = f"Linux {kernel}: {verdicts['agrees']} of {maps} agree in every field"
         yield text + (f", {verdicts['refused']} refused" if verdicts["refused"] else "")
 
 

@@ -13,6 +13,7 @@ import click
 from paravirt_mm.cli import reading
 from paravirt_mm.cli.output import complain, progress
 from paravirt_mm.cli.recording import record_option
+from paravirt_mm.counted import counted
 from paravirt_mm.errors import ExitCode, InputError
 from paravirt_mm.evidence import Evidence, record_evidence
 from paravirt_mm.registry import default_registry
@@ -89,11 +90,12 @@ def _text(reports: Sequence[LogReport], everything: bool) -> str:
     if len(reports) > 1:
         counts = summary(reports)
         blocks.append(
-            f"{counts['logs']} logs: {counts[LineVerdict.MATCH]} lines match,"
+            f"{counted(counts['logs'], 'log')}: {counted(counts[LineVerdict.MATCH], 'line')} match,"
             f" {counts[LineVerdict.DIFFERS]} differ,"
             f" {counts[LineVerdict.UNCHECKED]} cannot be checked;"
-            f" {counts['disagreeing']} logs disagree, {counts['explained']} with a documented"
-            f" reason, {counts['nothing to check']} with nothing to check"
+            f" {counted(counts['disagreeing'], 'log')} disagree,"
+            f" {counts['explained']} with a documented reason,"
+            f" {counts['nothing to check']} with nothing to check"
         )
     return "\n".join(blocks)
 
@@ -114,7 +116,7 @@ def _report(report: LogReport, everything: bool) -> Iterator[str]:
         if everything or line.verdict is LineVerdict.DIFFERS:
             yield from _line(line)
     counts = (
-        f"{report.count(LineVerdict.MATCH)} lines match",
+        f"{counted(report.count(LineVerdict.MATCH), 'line')} match",
         f"{report.count(LineVerdict.DIFFERS)} differ",
         f"{report.count(LineVerdict.UNCHECKED)} cannot be checked",
     )

@@ -11,6 +11,7 @@ from typing import Any
 import attrs
 
 from paravirt_mm.comparison import Each, run_here
+from paravirt_mm.counted import counted
 from paravirt_mm.guard import TRYING, Asked, Limits, Stopped
 from paravirt_mm.hunt.edits import is_sound
 from paravirt_mm.hunt.search import HuntResult, Quarry, Reason
@@ -55,7 +56,7 @@ def _story(run: Run) -> list[str]:
     lines = [line for number, line in numbered_lines(run.trace) if number <= last]
     if len(lines) <= STORY_LINES:
         return lines
-    return [f"   ... {len(lines) - STORY_LINES} lines before ...", *lines[-STORY_LINES:]]
+    return [f"   ... {counted(len(lines) - STORY_LINES, 'line')} before ...", *lines[-STORY_LINES:]]
 
 
 @attrs.frozen

@@ -20,11 +20,13 @@ from itertools import chain
 
 import attrs
 
+from paravirt_mm.errors import SpecError
 from paravirt_mm.guard import TRYING, Limits, Stopped, together
 from paravirt_mm.hunt.condition import Condition
 from paravirt_mm.hunt.edits import changed, small
 from paravirt_mm.machine.model import Machine
 from paravirt_mm.machine.paging import MODES
+from paravirt_mm.options import PluginSpec
 from paravirt_mm.registry import default_registry
 from paravirt_mm.run import Outcome, Run
 from paravirt_mm.scenario import Scenario, replaced
@@ -67,7 +69,33 @@ class Quarry:
         first = self.allocator, self.backend
         if self.other is None and self.other_backend is None:
             return (first,)
-        return first, (self.other or self.allocator, self.other_backend or self.backend)
+        allocator, backend = self.other, self.other_backend
+        return first, (
+            self.allocator if allocator is None else allocator,
+            self.backend if backend is None else backend,
+        )
+
+    def check(self) -> None:
+        """Raise `SpecError` for a spec that fits no installed plugin, a condition that is none, or
+        one that speaks of a second allocator or a plugin that has no part in the hunt.
+        """
+        registry = default_registry()
+        plugins: set[str] = set()
+        for side in self.sides:
+            for text, role in zip(side, ("allocator", "backend"), strict=True):
+                name, _ = registry.make(PluginSpec.parse(text), role)
+                plugins.add(name.rpartition(":")[2])
+        condition = _parsed(self.condition)
+        if condition.needs_other and len(self.sides) == 1:
+            raise SpecError(
+                f"the condition {self.condition!r} speaks of a second allocator: add --against"
+            )
+        for name in sorted(condition.names):
+            if name.partition(".")[0] not in plugins:
+                raise SpecError(
+                    f"condition {self.condition!r}: there is no figure {name!r}: the plugins of "
+                    f"this hunt are {', '.join(sorted(plugins))}"
+                )
 
     def counts(self, machine: Machine) -> bool:
         """Tell whether a machine is in one of the modes that count."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from paravirt_mm.counted import counted
 from paravirt_mm.engine.answers import Way
 from paravirt_mm.engine.pages import PageRun
 from paravirt_mm.engine.steps import Map, Step
@@ -39,7 +40,7 @@ def narrate(trace: Trace) -> list[str]:
     left_out = len(lines) - 2 * half
     return [
         *lines[:half],
-        f"   ... {left_out} lines left out; --trace has them ...",
+        f"   ... {counted(left_out, 'line')} left out; --trace has them ...",
         *lines[-half:],
     ]
 

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 import attrs
 
 from paravirt_mm.comparison import Row
+from paravirt_mm.counted import all_of, counted
 from paravirt_mm.machine.model import Machine
 from paravirt_mm.options import PluginSpec
 from paravirt_mm.report.markup import tabulated, words
@@ -169,9 +170,9 @@ def summed_over(rows: Sequence[Row], lines: Sequence[Total]) -> str:
         count = next(iter(counts.values()))
         if not count:
             return "sums: there is no machine on which every row ended ok"
-        which = f"all {every} machines, every row ended ok"
+        which = f"{all_of(every, 'machine')}, every row ended ok"
         if count < every:
-            which = f"the {count} of {every} machines on which every row ended ok"
+            which = f"the {count} of {counted(every, 'machine')} on which every row ended ok"
         return f"sums: over {which}"
     parts = ", ".join(f"{count} under {backend}" for backend, count in counts.items())
     return f"sums: over the machines on which every row of the platform ended ok ({parts})"

@@ -91,7 +91,7 @@ def command(*arguments: object, stdin: str | Path = "") -> tuple[int, str, str]:
         ("json-duplicate-key.json", READ, BAD, "key 'memory' stands twice"),
         # Formats that begin late.
         ("late-format.txt", READ, OK, 'name = "qemu-512m"'),
-        ("two-logs.tar", ONE, OK, "All 2 machines"),
+        ("two-logs.tar", ONE, OK, "Both machines"),
         # Text for terminals and other formats.
         ("oracle-sha-escape.jsonl", ["verify", "kernel"], FINDINGS, "\\x1b"),
         ("xen-and-dom0-osc-title.txt", ["verify", "log"], OK, ""),
@@ -121,7 +121,7 @@ def test_a_file_of_each_kind(name: str, arguments: list[str], code: int, words: 
 
 def test_standard_input_is_told_by_its_content_too() -> None:
     assert 'name = "qemu-512m"' in command("machines", "-", stdin=DATA / "late-format.txt")[1]
-    assert "All 2 machines" in command(*ONE, "-", stdin=DATA / "two-logs.tar")[1]
+    assert "Both machines" in command(*ONE, "-", stdin=DATA / "two-logs.tar")[1]
 
 
 def test_zstd_is_read_or_the_remedy_named() -> None:

@@ -21,7 +21,7 @@ ANSWERS: dict[str, tuple[list[str], ExitCode, str]] = {
     "plugins": (["plugins"], ExitCode.OK, ""),
     "figures": (["figures"], ExitCode.OK, "flips"),
     "sweep": (["sweep", "qemu-512m", "-o", "{tmp}/x.duckdb"], ExitCode.USAGE, NO_ALLOCATOR),
-    "hunt": (["hunt", "incremental", "--for", "panic"], ExitCode.USAGE, NO_NAMED),
+    "hunt": (["hunt", "incremental", "--for", "panic"], ExitCode.USAGE, "no backend is named, and no installed plugin offers one"),
     "verify": (["verify", "--help"], ExitCode.OK, "kernel"),
     "verify cpu": (["verify", "cpu", "qemu-512m"], ExitCode.USAGE, NO_ALLOCATOR),
     "verify kernel": (["verify", "kernel", "{oracle}"], ExitCode.USAGE, "no allocator models"),

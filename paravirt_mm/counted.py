@@ -1,0 +1,22 @@
+"""How many of something, in words."""
+
+from __future__ import annotations
+
+
+def counted(number: int, noun: str) -> str:
+    """Return "1 machine", "2 machines", "3 tries"; ``noun`` is the singular."""
+    if number == 1:
+        return f"1 {noun}"
+    return f"{number} {_plural(noun)}"
+
+
+def all_of(number: int, noun: str) -> str:
+    """Return "the machine", "both machines", "all 3 machines"."""
+    if number == 1:
+        return f"the {noun}"
+    return f"both {_plural(noun)}" if number == 2 else f"all {number} {_plural(noun)}"
+
+
+def _plural(noun: str) -> str:
+    """Regular nouns only."""
+    return f"{noun[:-1]}ies" if noun.endswith("ry") else f"{noun}s"

@@ -1,0 +1,25 @@
+"""How many of something, in words."""
+
+from __future__ import annotations
+
+import pytest
+
+from paravirt_mm.counted import all_of, counted
+
+
+@pytest.mark.parametrize(
+    ("number", "noun", "some", "every"),
+    [
+        (0, "machine", "0 machines", "all 0 machines"),
+        (1, "machine", "1 machine", "the machine"),
+        (2, "machine", "2 machines", "both machines"),
+        (13, "machine", "13 machines", "all 13 machines"),
+        (1, "map entry", "1 map entry", "the map entry"),
+        (2, "map entry", "2 map entries", "both map entries"),
+        (3, "try", "3 tries", "all 3 tries"),
+        (3, "key", "3 keys", "all 3 keys"),
+    ],
+)
+def test_words(number: int, noun: str, some: str, every: str) -> None:
+    assert counted(number, noun) == some
+    assert all_of(number, noun) == every
