@@ -18,6 +18,7 @@ from typing import NamedTuple
 import pytest
 
 LAYERS: tuple[tuple[str, ...], ...] = (
+    ("counted",),
     ("_version", "errors", "printable", "shown", "untouched"),
     ("guard", "options", "machine"),
     ("about", "engine", "sources"),

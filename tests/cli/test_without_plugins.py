@@ -11,6 +11,7 @@ from paravirt_mm.cli.main import main
 from paravirt_mm.errors import ExitCode
 
 NO_ALLOCATOR = "no allocator is named, and no installed plugin offers one"
+NO_BACKEND = "no backend is named, and no installed plugin offers one"
 NO_NAMED = "no allocator 'incremental' (none is installed)"
 ANSWERS: dict[str, tuple[list[str], ExitCode, str]] = {
     "compare": (["compare", "qemu-512m"], ExitCode.USAGE, NO_ALLOCATOR),
@@ -21,7 +22,7 @@ ANSWERS: dict[str, tuple[list[str], ExitCode, str]] = {
     "plugins": (["plugins"], ExitCode.OK, ""),
     "figures": (["figures"], ExitCode.OK, "flips"),
     "sweep": (["sweep", "qemu-512m", "-o", "{tmp}/x.duckdb"], ExitCode.USAGE, NO_ALLOCATOR),
-    "hunt": (["hunt", "incremental", "--for", "panic"], ExitCode.USAGE, "no backend is named, and no installed plugin offers one"),
+    "hunt": (["hunt", "incremental", "--for", "panic"], ExitCode.USAGE, NO_BACKEND),
     "verify": (["verify", "--help"], ExitCode.OK, "kernel"),
     "verify cpu": (["verify", "cpu", "qemu-512m"], ExitCode.USAGE, NO_ALLOCATOR),
     "verify kernel": (["verify", "kernel", "{oracle}"], ExitCode.USAGE, "no allocator models"),
