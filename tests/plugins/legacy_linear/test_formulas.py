@@ -166,8 +166,11 @@ def test_first_and_last_release(kernel: str, bits: int, modelled: bool) -> None:
     spec = f"legacy_linear:kernel={kernel}" if modelled else None
     assert LegacyLinear().pvmm_models_kernel(kernel, mode) == spec
     if not modelled:
-        with pytest.raises(SpecError, match="use incremental" if kernel == "3.9" else kernel):
+        first, where = {64: ("2.6.19", ""), 32: ("2.6.27", " in this mode")}[bits]
+        words = f"legacy_linear models kernels {first} to 3.8{where}, not {kernel}"
+        with pytest.raises(SpecError) as refused:
             change_for(kernel, is_32bit=bits == 32)
+        assert str(refused.value) == words + ("; use incremental" if kernel == "3.9" else "")
 
 
 def test_eras_of_both_modes() -> None:
@@ -320,26 +323,26 @@ def test_how_low_the_search_goes(kernel: str, mode: str, lowest: int) -> None:
 def test_ranges_by_release() -> None:
     """::
 
-    0       3G     4G     5G     6G     7G    7G+12K
+    0       3.5G   4G     5G     6G     7G    7G+12K
     | RAM   | hole | RAM  | hole | RAM  | ACPI |
     """
     memory = MemoryMap.sanitise(
         [
-            (0, 3 * GIB, E820Type.RAM),
+            (0, 7 * GIB // 2, E820Type.RAM),
             (4 * GIB, 5 * GIB, E820Type.RAM),
             (6 * GIB, 7 * GIB, E820Type.RAM),
             (7 * GIB, 7 * GIB + 3 * PAGE, E820Type.ACPI),
         ]
     )
     subject = attrs.evolve(machine((0, GIB)), memory_map=memory)
-    low = (0, 3 * GIB)
+    low = (0, 7 * GIB // 2)
     assert calls(run(subject, "kernel=2.6.26")) == [(0, 7 * GIB + 2 * MIB)]
     assert calls(run(subject, "kernel=3.6")) == [low, (4 * GIB, 7 * GIB)]
     apart = [low, (4 * GIB, 5 * GIB), (6 * GIB, 7 * GIB)]
     assert calls(run(subject, "kernel=3.7")) == apart
     assert calls(run(subject, "kernel=3.6,calls=regions")) == apart
     for kernel in ("3.6", "3.7"):
-        assert calls(run(machine((0, 3 * GIB)), f"kernel={kernel}")) == [low]
+        assert calls(run(machine(low), f"kernel={kernel}")) == [low]
     narrow = attrs.evolve(subject, mode=MODES["i386-pae"], boot_mapped=64 * MIB)
     assert calls(run(narrow, "kernel=3.7")) == [(0, 896 * MIB)]
 
