@@ -365,3 +365,20 @@ def test_holes_of_lowmem_are_mapped() -> None:
         found = run(subject, f"kernel={kernel}")
         assert found.trace.start.promised == ((0, 896 * MIB),)
         assert str(found.verdict) == "ok"
+
+
+def test_options_make_one_release_do_as_another() -> None:
+    """Each takes what the next one was the first to do; all four ask for another number of pages on
+    a machine whose RAM ends inside of large pages, and reaches into a second entry of the root.
+    """
+    subject = machine((PAGE, 640 * KIB), (MIB, 3 * GIB - PAGE), (4 * GIB, 600 * GIB + 3 * PAGE))
+    asked = {
+        "3.4": "3.6,guess=whole",
+        "3.6": "3.4,guess=first-piece",
+        "3.7": "3.6,guess=pieces,calls=regions",
+        "3.8": "3.7,guess=pieces-and-roots",
+    }
+    found = {kernel: blocks(run(subject, f"kernel={kernel}")) for kernel in asked}
+    assert {kernel: blocks(run(subject, f"kernel={asked[kernel]}")) for kernel in asked} == found
+    sizes = [[high - low for low, high in spans] for spans in found.values()]
+    assert all(sizes.count(each) == 1 for each in sizes)
