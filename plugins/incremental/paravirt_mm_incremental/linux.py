@@ -72,7 +72,7 @@ class LinuxSteps:
     def promise(self, boot: Boot) -> Promise:
         """Promise the first MiB and all RAM up to the limit of the direct map."""
         promised = RangeSet([(0, ISA_END)])
-        promised.update(boot.memblock.memory(0, boot.machine.map_limit))
+        promised.update(boot.memblock.memory(ISA_END, boot.machine.map_limit))
         return Promise(direct_map=tuple(promised))
 
     def steps(self, boot: Boot) -> Generator[Step, StepResult, None]:
@@ -105,14 +105,14 @@ class LinuxSteps:
         else:
             real_end = large
         step = large
-        mapped, max_mapped = 0, 0
-        upper = real_end
+        mapped: list[int] = []
+        max_mapped, upper = 0, real_end
         while upper > ISA_END:
             lower = max(ISA_END, align_up(upper, step) - step)
             this_step, max_mapped = yield from self._map_ram(boot, lower, upper, upper, max_mapped)
             upper = lower
-            mapped += this_step
-            step = self.release.next_step(boot.mode, step, mapped, this_step)
+            mapped.append(this_step)
+            step = self.release.next_step(boot.mode, step, sum(mapped), this_step)
         yield from self._map_ram(boot, real_end, end, upper, max_mapped)
         return found is not None
 
@@ -124,13 +124,14 @@ class LinuxSteps:
         ``max_mapped`` is the end of what is mapped already; return where it is then.
         """
         step = boot.mode.entry_span(2)
-        mapped, lower = 0, start
+        mapped: list[int] = []
+        lower = start
         while lower < end:
             upper = min(align_down(lower, step) + step, end) if end - lower > step else end
             this_step, max_mapped = yield from self._map_ram(boot, lower, upper, start, max_mapped)
             lower = upper
-            mapped += this_step
-            step = self.release.next_step(boot.mode, step, mapped, this_step)
+            mapped.append(this_step)
+            step = self.release.next_step(boot.mode, step, sum(mapped), this_step)
         return max_mapped
 
     def _map_ram(
@@ -141,8 +142,8 @@ class LinuxSteps:
         Tables may come from ``tables_low`` up to the end of what is mapped, ``max_mapped`` at
         first. Return how much RAM was mapped, and where the end is then.
         """
-        mapped = 0
-        for low, high in boot.memblock.memory(lower, upper):
+        ram = list(boot.memblock.memory(lower, upper))
+        for low, high in ram:
             brk = self._brk_free(boot).span
             done = yield Map(
                 low,
@@ -154,8 +155,7 @@ class LinuxSteps:
                 faults_in=self.movable_node and _handles_faults(boot),
             )
             max_mapped = max(max_mapped, done.mapped_end)
-            mapped += high - low
-        return mapped, max_mapped
+        return sum(high - low for low, high in ram), max_mapped
 
     def trampoline_tables(self, mode: PagingMode) -> int:
         """Return how many pages of brk become tables for the real-mode trampoline, right after the
@@ -183,10 +183,9 @@ class LinuxSteps:
             pages += [TablePages(run, Source.BRK) for run in first_pages([free], wanted)]
             wanted -= page_count(part.run for part in pages)
         low, high = step.tables_from
-        if wanted and low < high:
-            found = self._find(boot, low, high, wanted)
-            pages += [TablePages(run, Source.MEMBLOCK) for run in found]
-            wanted -= page_count(found)
+        found = self._find(boot, low, high, wanted)
+        pages += [TablePages(run, Source.MEMBLOCK) for run in found]
+        wanted -= page_count(found)
         if wanted:
             words = self.release.panic(window_is_empty=low >= high, use_brk=step.use_brk)
             raise KernelPanic(words, wanted, pages)
@@ -201,9 +200,7 @@ class LinuxSteps:
             above = _kernel_end(boot)
         upward = boot.memblock.pages_bottom_up(above, high, wanted)
         wanted -= page_count(upward)
-        if wanted and low < above:
-            return upward + boot.memblock.pages_top_down(low, min(above, high), wanted)
-        return upward
+        return upward + boot.memblock.pages_top_down(low, min(above, high), wanted)
 
 
 def _mapped_at_boot(boot: Boot) -> int:

@@ -372,6 +372,7 @@ def test_the_account_decides_as_the_allocator_does(seed):
             expected = stuck(budget, account(machine, run))
             outcome = Outcome.OK if expected is None else Outcome.PANIC
             assert run.verdict.outcome is outcome, (machine.name, brk_pages, expected)
+            assert run.figures["overrun"] == (expected is not None)
             ends.add(outcome)
     assert ends == {Outcome.OK, Outcome.PANIC}
 

@@ -11,16 +11,24 @@ import pytest
 from paravirt_mm import (
     MODES,
     AttachTables,
+    Boot,
+    BootState,
     CpuFeatures,
     E820Type,
     KernelImage,
+    KernelPanic,
     Machine,
     Map,
     MemoryMap,
+    PageRun,
     Run,
     Scenario,
+    Source,
+    TableDemand,
+    TablePages,
 )
 from paravirt_mm.engine.trace import RangeSplit, RootActivated, StepStarted, TablesAllocated
+from paravirt_mm_incremental import Incremental
 from paravirt_mm_incremental.releases import change_for
 
 KIB, MIB, GIB, PAGE = 1 << 10, 1 << 20, 1 << 30, 4096
@@ -184,6 +192,53 @@ def test_brk_serves_no_step_that_maps_it() -> None:
         (62 * MIB, True),
         (MIB, False),
     ]
+
+
+def windows(found: Run) -> list[tuple[int, ...]]:
+    """Start of each range, and where pages for its tables are looked for, in MiB."""
+    return [
+        (step.start // MIB, *(edge // MIB for edge in step.tables_from)) for step in maps(found)
+    ]
+
+
+def test_tables_come_from_what_is_mapped_above() -> None:
+    """min_pfn_mapped and max_pfn_mapped: downward, from where the last step ended up to the end of
+    all; upward, from where the direction began. Before the first range nothing counts as mapped.
+    """
+    subject = machine(
+        (0, 640 * KIB), (MIB, 40 * MIB), (41 * MIB, 64 * MIB - PAGE),
+        features=CpuFeatures(pse=False),
+    )  # fmt: skip
+    down = run(subject, "kernel=3.18")
+    assert windows(down) == [(0, 0, 0), (60, 62, 0), (1, 60, 62), (41, 60, 62), (62, 1, 62)]
+    assert maps(down)[1].tables_from == (62 * MIB, 0)
+    up = run(subject, "kernel=3.18,movable_node=yes")
+    assert windows(up) == [
+        (0, 0, 0), (18, 18, 0), (20, 18, 20), (41, 18, 40), (1, 1, 63), (2, 1, 63),
+    ]  # fmt: skip
+    assert maps(up)[1].tables_from == (18 * MIB + 6 * PAGE, 0)
+
+
+@pytest.mark.parametrize(
+    ("window", "empty"),
+    [((4 * MIB, 0), True), ((4 * MIB, 4 * MIB), True), ((4 * MIB, 4 * MIB + PAGE), False)],
+)
+def test_a_window_without_any_page_is_empty(window: tuple[int, int], empty: bool) -> None:
+    """``min_pfn_mapped >= max_pfn_mapped`` has words of its own in 3.9; and what was taken before
+    one page was missing is told, from wherever.
+    """
+    subject = machine((0, 64 * MIB))
+    boot = Boot(subject, BootState((), 0, subject.features))
+    demand = TableDemand(0, MIB, ((1, 2),))
+    for use_brk in (True, False):
+        step = Map(0, MIB, tables_from=window, use_brk=use_brk)
+        with pytest.raises(KernelPanic) as panic:
+            Incremental(kernel="3.9").pvmm_allocate_tables(boot, step, demand)
+        words = "ran out of memory" if empty else "can not alloc memory"
+        assert str(panic.value) == f"alloc_low_page: {words}"
+        assert panic.value.missing_tables == (2 if empty else 1)
+        taken = [TablePages(PageRun(window[0] // PAGE, 1, -1), Source.MEMBLOCK)]
+        assert list(panic.value.taken) == ([] if empty else taken)
 
 
 # -- movable_node ---------------------------------------------------------------------------------
