@@ -9,7 +9,6 @@ address, pfn) of single tables on demand.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from operator import attrgetter
 from typing import TYPE_CHECKING
 
 import attrs
@@ -33,9 +32,6 @@ if TYPE_CHECKING:
 
 BOOT_TREE = -1
 """Batch index of the tables that exist since boot."""
-
-
-_START = attrgetter("start")
 
 
 @attrs.frozen
@@ -284,27 +280,26 @@ class TreeView:
         return self.mapped().covers(start, end)
 
     def tables_needed(self, pieces: Iterable[Piece], only: tuple[int, Ranges] | None = None) -> int:
-        """Return how many tables `plan` would find missing, for all pieces together."""
-        pieces = sorted(pieces, key=_START)
-        large = [leaves for level, leaves in self._leaves.items() if level > 1 and leaves]
-        if only is not None or any(
-            leaves.overlaps(piece.start, piece.end) for leaves in large for piece in pieces
-        ):
-            missing: dict[int, RangeSet] = {}
-            for piece in pieces:
-                plan = self.plan(piece.start, piece.end, piece.level, only)
-                for level, spans in plan.spans.items():
-                    missing.setdefault(level, RangeSet()).update(spans)
-            return sum(count for _, count in tables_by_level(self.mode, missing))
-        # Where no large page lies, a table is there or it is not.
+        """Return how many tables `plan` would find missing, for all pieces together.
+
+        A table is there or it is not, whatever large pages there are: one that stays needs none,
+        and one that gives way has none below.
+        """
+        parts = sorted([(piece.start, piece.end, piece.level) for piece in pieces])
         count = 0
-        for level in range(1, self.mode.root_level):
+        for level in range(self.mode.root_level - 1, 0, -1):
+            if only is not None and only[0] == level + 1:
+                parts = [
+                    (*part, largest)
+                    for low, high, largest in parts
+                    for part in only[1].within(low, high)
+                ]
             span = self.mode.table_span(level)
             size = done = 0
-            for piece in pieces:
-                if piece.level <= level:
-                    first = max(done, piece.start - piece.start % span)
-                    done = max(done, piece.end + -piece.end % span)
+            for start, end, largest in parts:
+                if largest <= level:
+                    first = max(done, start - start % span)
+                    done = max(done, end + -end % span)
                     for low, high in self._tables[level].gaps(first, done):
                         size += high - low
             count += size // span

@@ -24,28 +24,35 @@ def align_up(value: int, alignment: int) -> int:
     return value + -value % alignment
 
 
+def _last_before(edges: list[int], position: int, most: int | None = None) -> int:
+    """Return the place of the last of some ranges (of the first ``most`` edges) that begins before
+    a position; negative: none does.
+    """
+    return bisect_left(edges, position, hi=most) - 1 & -2
+
+
 class Ranges:
     """A set of integers kept as sorted, disjoint, never touching ranges ``[start, end)``, to read.
 
     Who may change it has it as a `RangeSet`. Two of them compare by their members.
     """
 
-    __slots__ = ("_ends", "_starts")
+    __slots__ = ("_edges",)
 
-    _starts: list[int]
-    _ends: list[int]
+    _edges: list[int]
+    """Start and end of each range, one after the other: at an odd place lies an end."""
 
     def covers(self, start: int, end: int) -> bool:
         """Tell whether all of ``[start, end)`` is in the set (an empty range always is)."""
         if start >= end:
             return True
-        index = bisect_right(self._starts, start) - 1
-        return index >= 0 and self._ends[index] >= end
+        place = bisect_right(self._edges, start)
+        return place & 1 == 1 and self._edges[place] >= end
 
     def overlaps(self, start: int, end: int) -> bool:
         """Tell whether any of ``[start, end)`` is in the set."""
-        index = bisect_right(self._ends, start)
-        return start < end and index < len(self._starts) and self._starts[index] < end
+        place = bisect_right(self._edges, start)
+        return start < end and (place & 1 == 1 or bisect_left(self._edges, end, place) > place)
 
     def __contains__(self, value: int) -> bool:
         return self.covers(value, value + 1)
@@ -54,10 +61,10 @@ class Ranges:
         """Yield, ascending, the parts of the set inside ``[start, end)``."""
         if start >= end:
             return
-        starts, ends = self._starts, self._ends
-        first = bisect_right(ends, start)
-        for index in range(first, bisect_left(starts, end, first)):
-            low, high = starts[index], ends[index]
+        edges = self._edges
+        first = bisect_right(edges, start)
+        for index in range(first & -2, bisect_left(edges, end, first), 2):
+            low, high = edges[index], edges[index + 1]
             yield low if low > start else start, high if high < end else end
 
     def below(self, end: int) -> Iterator[tuple[int, int]]:
@@ -69,24 +76,24 @@ class Ranges:
 
     def gaps(self, start: int, end: int) -> Iterator[tuple[int, int]]:
         """Yield, ascending, the parts of ``[start, end)`` that are not in the set."""
-        starts, ends = self._starts, self._ends
-        position = start
-        first = bisect_right(ends, start)
-        for index in range(first, bisect_left(starts, end, first)):
-            if position < starts[index]:
-                yield position, starts[index]
-            position = ends[index]
-        if position < end:
-            yield position, end
+        edges = self._edges
+        first = bisect_right(edges, start)
+        for index in range(first & -2, bisect_left(edges, end, first), 2):
+            if start < edges[index]:
+                yield start, edges[index]
+            start = edges[index + 1]
+        if start < end:
+            yield start, end
 
     def descending(self, start: int, end: int) -> Iterator[tuple[int, int]]:
         """Yield the parts of the set inside ``[start, end)``, highest first."""
         if start >= end:
             return
-        for index in range(bisect_left(self._starts, end) - 1, -1, -1):
-            if self._ends[index] <= start:
+        edges = self._edges
+        for index in range(_last_before(edges, end), -1, -2):
+            if edges[index + 1] <= start:
                 return
-            yield max(self._starts[index], start), min(self._ends[index], end)
+            yield max(edges[index], start), min(edges[index + 1], end)
 
     def common_descending(self, other: Ranges, start: int, end: int) -> Iterator[tuple[int, int]]:
         """Yield what is in both sets inside ``[start, end)``, highest first.
@@ -94,19 +101,19 @@ class Ranges:
         Costs a bisection for each time the two take turns: where one set has nothing, everything
         that the other has there is skipped at once.
         """
-        mine = bisect_left(self._starts, end) - 1
-        its = bisect_left(other._starts, end) - 1
+        ours, theirs = self._edges, other._edges
+        mine, its = _last_before(ours, end), _last_before(theirs, end)
         while mine >= 0 and its >= 0:
-            low = max(self._starts[mine], other._starts[its], start)
-            high = min(self._ends[mine], other._ends[its], end)
+            low = max(ours[mine], theirs[its], start)
+            high = min(ours[mine + 1], theirs[its + 1], end)
             if low < high:
                 yield low, high
-            if max(self._starts[mine], other._starts[its]) <= start:
+            if low <= start:
                 return
-            if self._starts[mine] >= other._starts[its]:
-                mine = bisect_left(self._starts, other._ends[its], hi=mine) - 1
+            if ours[mine] >= theirs[its]:
+                mine = _last_before(ours, theirs[its + 1], mine)
             else:
-                its = bisect_left(other._starts, self._ends[mine], hi=its) - 1
+                its = _last_before(theirs, ours[mine + 1], its)
 
     def difference(self, other: Ranges) -> RangeSet:
         """Return what is in this set and not in ``other``."""
@@ -119,28 +126,28 @@ class Ranges:
     @property
     def total(self) -> int:
         """How many integers are in the set."""
-        return sum(self._ends) - sum(self._starts)
+        return sum(self._edges[1::2]) - sum(self._edges[::2])
 
     @property
     def first(self) -> int:
         """The lowest member. Raises IndexError when the set is empty."""
-        return self._starts[0]
+        return self._edges[0]
 
     @property
     def end(self) -> int:
         """One past the highest member. Raises IndexError when the set is empty."""
-        return self._ends[-1]
+        return self._edges[-1]
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
-        return iter(zip(self._starts, self._ends, strict=True))
+        return iter(zip(self._edges[::2], self._edges[1::2], strict=True))
 
     def __len__(self) -> int:
-        return len(self._starts)
+        return len(self._edges) >> 1
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Ranges):
             return NotImplemented
-        return self._starts == other._starts and self._ends == other._ends
+        return self._edges == other._edges
 
     __hash__ = None  # type: ignore[assignment]  # mutable: hashing it would be a mistake
 
@@ -154,19 +161,13 @@ class RangeSet(Ranges):
     __slots__ = ()
 
     def __init__(self, ranges: Iterable[tuple[int, int]] = ()) -> None:
-        starts: list[int] = []
-        ends: list[int] = []
-        self._starts, self._ends = starts, ends
-        last = None
+        edges = self._edges = []
         for start, end in ranges:
             # Most come in order.
-            if start < end and (last is None or start > last):
-                starts.append(start)
-                ends.append(end)
-                last = end
+            if start < end and (not edges or start > edges[-1]):
+                edges += (start, end)
             else:
                 self.add(start, end)
-                last = ends[-1] if ends else None
 
     @classmethod
     def _apart(
@@ -174,62 +175,42 @@ class RangeSet(Ranges):
     ) -> RangeSet:
         """Return the parts of each range, which ascend and never touch, as the ranges do not."""
         result = cls()
-        starts, ends = result._starts, result._ends
         for start, end in ranges:
-            for low, high in parts(start, end):
-                starts.append(low)
-                ends.append(high)
+            for part in parts(start, end):
+                result._edges += part
         return result
 
     def view(self) -> Ranges:
         """Return the same set, as it stands at any time, without the means to change it."""
         view = Ranges()
-        view._starts, view._ends = self._starts, self._ends
+        view._edges = self._edges
         return view
 
     def copy(self) -> RangeSet:
         """Return an independent copy."""
         other = RangeSet()
-        other._starts = self._starts.copy()
-        other._ends = self._ends.copy()
+        other._edges += self._edges
         return other
 
     def add(self, start: int, end: int) -> None:
         """Add ``[start, end)``, merging with every range it overlaps or touches."""
         if start >= end:
             return
-        starts, ends = self._starts, self._ends
-        first = bisect_left(ends, start)
-        last = bisect_right(starts, end, first)
-        if first == last:
-            starts.insert(first, start)
-            ends.insert(first, end)
-            return
-        if starts[first] < start:
-            start = starts[first]
-        if ends[last - 1] > end:
-            end = ends[last - 1]
-        starts[first:last] = [start]
-        ends[first:last] = [end]
+        edges = self._edges
+        first = bisect_left(edges, start)
+        last = bisect_right(edges, end, first)
+        # An edge that lies in a range, or at its other edge, is none any more.
+        edges[first:last] = (start, end)[first & 1 : 2 - (last & 1)]
 
     def discard(self, start: int, end: int) -> None:
         """Remove whatever of ``[start, end)`` is in the set."""
         if start >= end:
             return
-        first = bisect_right(self._ends, start)
-        last = bisect_left(self._starts, end)
-        if first >= last:
-            return
-        starts: list[int] = []
-        ends: list[int] = []
-        if self._starts[first] < start:
-            starts.append(self._starts[first])
-            ends.append(start)
-        if self._ends[last - 1] > end:
-            starts.append(end)
-            ends.append(self._ends[last - 1])
-        self._starts[first:last] = starts
-        self._ends[first:last] = ends
+        edges = self._edges
+        first = bisect_left(edges, start)
+        last = bisect_right(edges, end, first)
+        # A range that reaches in from outside ends, or begins, here.
+        edges[first:last] = (start, end)[1 - (first & 1) : 1 + (last & 1)]
 
     def update(self, ranges: Iterable[tuple[int, int]]) -> None:
         """Add every range of ``ranges``."""
@@ -242,63 +223,50 @@ class ValuedRanges(Generic[V]):
     merged. Who may change it has it as a `RangeMap`.
     """
 
-    __slots__ = ("_ends", "_starts", "_values")
+    __slots__ = ("_edges", "_values")
 
-    _starts: list[int]
-    _ends: list[int]
-    _values: list[V]
+    _edges: list[int]
+    """Where the value changes."""
+    _values: list[V | None]
+    """The values before, between and behind the edges; None: there is none."""
 
     def get(self, position: int) -> V | None:
         """Return the value at ``position``, or None where there is none."""
-        index = bisect_right(self._starts, position) - 1
-        if index >= 0 and position < self._ends[index]:
-            return self._values[index]
-        return None
-
-    def within(self, start: int, end: int) -> Iterator[tuple[int, int, V]]:
-        """Yield, ascending, ``(start, end, value)`` of what is known inside ``[start, end)``."""
-        if start >= end:
-            return
-        starts, ends, values = self._starts, self._ends, self._values
-        first = bisect_right(ends, start)
-        for index in range(first, bisect_left(starts, end, first)):
-            low, high = starts[index], ends[index]
-            yield low if low > start else start, high if high < end else end, values[index]
-
-    def gaps(self, start: int, end: int) -> Iterator[tuple[int, int]]:
-        """Yield, ascending, the parts of ``[start, end)`` that have no value."""
-        starts, ends = self._starts, self._ends
-        position = start
-        first = bisect_right(ends, start)
-        for index in range(first, bisect_left(starts, end, first)):
-            if position < starts[index]:
-                yield position, starts[index]
-            position = ends[index]
-        if position < end:
-            yield position, end
+        return self._values[bisect_right(self._edges, position)]
 
     def segments(self, start: int, end: int) -> Iterator[tuple[int, int, V | None]]:
         """Yield ``(start, end, value)`` for all of ``[start, end)``; None: nothing is known."""
         if start >= end:
             return
-        starts, ends, values = self._starts, self._ends, self._values
-        position = start
-        first = bisect_right(ends, start)
-        for index in range(first, bisect_left(starts, end, first)):
-            if position < starts[index]:
-                yield position, starts[index], None
-                position = starts[index]
-            high = ends[index] if ends[index] < end else end
-            yield position, high, values[index]
-            position = high
-        if position < end:
-            yield position, end, None
+        edges, values = self._edges, self._values
+        first = bisect_right(edges, start)
+        last = bisect_left(edges, end, first)
+        for index in range(first, last):
+            yield start, edges[index], values[index]
+            start = edges[index]
+        yield start, end, values[last]
+
+    def within(self, start: int, end: int) -> Iterator[tuple[int, int, V]]:
+        """Yield, ascending, ``(start, end, value)`` of what is known inside ``[start, end)``."""
+        for low, high, value in self.segments(start, end):
+            if value is not None:
+                yield low, high, value
+
+    def gaps(self, start: int, end: int) -> Iterator[tuple[int, int]]:
+        """Yield, ascending, the parts of ``[start, end)`` that have no value."""
+        for low, high, value in self.segments(start, end):
+            if value is None:
+                yield low, high
 
     def __iter__(self) -> Iterator[tuple[int, int, V]]:
-        return iter(zip(self._starts, self._ends, self._values, strict=True))
+        for low, high, value in zip(
+            self._edges[:-1], self._edges[1:], self._values[1:-1], strict=True
+        ):
+            if value is not None:
+                yield low, high, value
 
     def __len__(self) -> int:
-        return len(self._starts)
+        return sum([value is not None for value in self._values])
 
 
 class RangeMap(ValuedRanges[V]):
@@ -307,63 +275,28 @@ class RangeMap(ValuedRanges[V]):
     __slots__ = ()
 
     def __init__(self) -> None:
-        self._starts: list[int] = []
-        self._ends: list[int] = []
-        self._values: list[V] = []
+        self._edges = []
+        self._values = [None]
 
     def view(self) -> ValuedRanges[V]:
         """Return the same map, as it stands at any time, without the means to change it."""
         view = ValuedRanges[V]()
-        view._starts, view._ends, view._values = self._starts, self._ends, self._values
+        view._edges, view._values = self._edges, self._values
         return view
 
-    def set(self, start: int, end: int, value: V) -> None:
-        """Give every integer of ``[start, end)`` the value ``value``."""
+    def set(self, start: int, end: int, value: V | None) -> None:
+        """Give every integer of ``[start, end)`` the value ``value``; None: `clear`."""
         if start >= end:
             return
-        starts, ends, values = self._starts, self._ends, self._values
-        first, last = bisect_right(ends, start), bisect_left(starts, end)
-        overlaps = first < last
-        low, high = start, end
-        before: list[tuple[int, int, V]] = []
-        after: list[tuple[int, int, V]] = []
-        # What reaches in from either side, or touches, becomes part of it or stays beside it.
-        if overlaps and starts[first] < start:
-            if values[first] == value:
-                low = starts[first]
-            else:
-                before = [(starts[first], start, values[first])]
-        elif first and ends[first - 1] == start and values[first - 1] == value:
-            first -= 1
-            low = starts[first]
-        if overlaps and ends[last - 1] > end:
-            if values[last - 1] == value:
-                high = ends[last - 1]
-            else:
-                after = [(end, ends[last - 1], values[last - 1])]
-        elif last < len(starts) and starts[last] == end and values[last] == value:
-            high = ends[last]
-            last += 1
-        if before or after:
-            self._put(first, last, [*before, (low, high, value), *after])
-        else:
-            starts[first:last], ends[first:last], values[first:last] = [low], [high], [value]
+        edges, values = self._edges, self._values
+        first = bisect_left(edges, start)
+        last = bisect_right(edges, end, first)
+        before, after = values[first], values[last]
+        # Where the value stays what it is there is no edge.
+        same, too = before == value, after == value
+        edges[first:last] = (start, end)[same : 2 - too]
+        values[first : last + 1] = (before, value, after)[same : 3 - too]
 
     def clear(self, start: int, end: int) -> None:
         """Forget the values of ``[start, end)``."""
-        if start >= end:
-            return
-        first = bisect_right(self._ends, start)
-        last = bisect_left(self._starts, end)
-        kept: list[tuple[int, int, V]] = []
-        if first < last:
-            if self._starts[first] < start:
-                kept.append((self._starts[first], start, self._values[first]))
-            if self._ends[last - 1] > end:
-                kept.append((end, self._ends[last - 1], self._values[last - 1]))
-            self._put(first, last, kept)
-
-    def _put(self, first: int, last: int, ranges: list[tuple[int, int, V]]) -> None:
-        self._starts[first:last] = [low for low, _, _ in ranges]
-        self._ends[first:last] = [high for _, high, _ in ranges]
-        self._values[first:last] = [value for _, _, value in ranges]
+        self.set(start, end, None)

@@ -158,8 +158,7 @@ class Stealing(AscendingAllocator):
     def pvmm_promise(self, boot: Boot) -> Promise:
         promise = super().pvmm_promise(boot)
         reserved: Any = boot.memblock._reserved
-        reserved._starts.append(reserved.end + (1 << 20))
-        reserved._ends.append(reserved.end + (2 << 20))
+        reserved._edges += (reserved.end + (1 << 20), reserved.end + (2 << 20))
         return promise
 
 

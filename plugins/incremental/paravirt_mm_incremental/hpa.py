@@ -125,15 +125,19 @@ class SevenSteps:
         if pages == whole:
             return low
         unit = boot.mode.table_span(1)
-        # Invariant: [high - good units] fits, one bad unit more does not.
+        # Invariant: [high - good units] fits, one bad unit more does not. Tables are spread evenly,
+        # or nearly, so the pages at hand map about their share.
         top = align_up(high, unit)
         good, bad = 0, (top - align_down(low, unit)) // unit
+        middle, stride = bad * pages // whole, 1
         while bad - good > 1:
-            middle = (good + bad) // 2
+            if not good < middle < bad:
+                middle = (good + bad) // 2
             if needed(top - middle * unit) <= pages:
-                good = middle
+                good, middle = middle, middle + stride
             else:
-                bad = middle
+                bad, middle = middle, middle - stride
+            stride *= 2
         return min(high, top - good * unit)
 
     def allocate(self, boot: Boot, step: Step, demand: TableDemand) -> Sequence[TablePages]:
