@@ -5,7 +5,7 @@ Plugins decide, this module acts: only here does state change and does the trace
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from typing import Any, Protocol
 
 import attrs
@@ -256,7 +256,7 @@ class _Run:
         life = self._born(batch, plan)
         for entries in plan.filled:
             self._write(batch, EntryKind.LEAF, entries.level, entries.count, entries.owner)
-        for kind, level, count in self._inside(plan, batch):
+        for kind, level, count in plan.inside:
             self._write(batch, kind, level, count, batch.index)
         for leaf in plan.leaves:
             readonly = self._map_readonly(leaf.start, leaf.end) if self._maps_readonly else ()
@@ -293,21 +293,6 @@ class _Run:
         if taken:
             self._emit(PagesTaken(taken))
             self._take(taken)
-
-    def _inside(self, plan: MapPlan, batch: Batch) -> Iterator[tuple[EntryKind, int, int]]:
-        """Yield the entries inside the new tables: all that no older table holds."""
-        leaves: dict[int, int] = {}
-        for leaf in plan.leaves:
-            count = (leaf.end - leaf.start) // self.mode.entry_span(leaf.level)
-            leaves[leaf.level] = leaves.get(leaf.level, 0) + count
-        tables = {level + 1: count for level, count in batch.by_level.items()}
-        inside = (EntryKind.LEAF, leaves, plan.filled), (EntryKind.TABLE, tables, plan.links)
-        for kind, entries, older in inside:
-            for held in older:
-                entries[held.level] -= held.count
-            for level, count in entries.items():
-                if count:
-                    yield kind, level, count
 
     def _write(self, batch: Batch, kind: EntryKind, level: int, count: int, owner: int) -> None:
         cost = _FREE

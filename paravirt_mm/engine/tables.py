@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import attrs
 
+from paravirt_mm.engine.answers import EntryKind
 from paravirt_mm.engine.pages import PageRun, TablePages, page_count
 from paravirt_mm.engine.split import Piece
 from paravirt_mm.machine.model import Span, sealed
@@ -223,6 +224,8 @@ class MapPlan:
         Entries of tables that exist already, which will refer to new tables.
     filled
         Entries of tables that exist already, which will be leaves.
+    inside
+        ``(kind, level, count)`` of the entries that the new tables hold.
     replaced
         Leaf entries that give way to tables.
     reused_end
@@ -235,6 +238,7 @@ class MapPlan:
     leaves: tuple[Leaves, ...]
     links: tuple[EntryCount, ...]
     filled: tuple[EntryCount, ...]
+    inside: tuple[tuple[EntryKind, int, int], ...]
     replaced: tuple[Leaves, ...]
     reused_end: int
 
@@ -316,14 +320,24 @@ class TreeView:
         level may be filled; its other entries stay empty.
         """
         walk = _Walk(self.mode, self._tables, self._leaves, level)
-        todo: list[Span] = [(start, end)]
-        for table_level in range(self.mode.root_level, 0, -1):
+        root = self.mode.root_level
+        todo: list[_Part] = [(start, end, self._tables[root].get(start))]
+        for table_level in range(root, 0, -1):
             if only is not None and table_level == only[0]:
-                todo = [part for low, high in todo for part in only[1].within(low, high)]
-            if not todo:
-                break
-            todo = walk.descend(table_level, todo) if table_level > 1 else walk.small_pages(todo)
+                todo = [
+                    (*part, owner)
+                    for low, high, owner in todo
+                    for part in only[1].within(low, high)
+                ]
+            if table_level > 1:
+                todo = walk.descend(table_level, todo)
+            else:
+                walk.small_pages(todo)
         return walk.plan(start, end)
+
+
+_Part = tuple[int, int, int | None]
+"""What is to be mapped, in bytes, by tables of which batch; None: by new ones."""
 
 
 class _Walk:
@@ -352,38 +366,40 @@ class _Walk:
     ) -> None:
         self.mode, self.tables, self.known_leaves, self.largest = mode, tables, leaves, largest
         self.is_32bit = mode.is_32bit
-        self.spans: dict[int, RangeSet] = {}
+        self.spans: dict[int, list[Span]] = {}
         self.leaves: list[Leaves] = []
         self.replaced: list[Leaves] = []
-        self.links: dict[tuple[int, int], int] = {}
-        self.filled: dict[tuple[int, int], int] = {}
+        # Entries by level and by the batch of the tables that hold them (None: new ones).
+        self.links: dict[tuple[int, int | None], int] = {}
+        self.filled: dict[tuple[int, int | None], int] = {}
         self.reused_end = 0
 
-    def descend(self, level: int, todo: list[Span]) -> list[Span]:
+    def descend(self, level: int, todo: list[_Part]) -> list[_Part]:
         """Look at the entries of ``level`` for ``todo``; return what tables below have to map."""
         entry = self.mode.entry_span(level)
         may_be_leaf = level <= self.largest and level in self.known_leaves
         # A 32-bit kernel sets a large page whatever is there, the startup code's tables included
         # (kernel_physical_mapping_init in arch/x86/mm/init_32.c).
         tables_stay = not (may_be_leaf and self.is_32bit)
-        below: list[Span] = []
-        for low, high in todo:
+        below: list[_Part] = []
+        for low, high, owner in todo:
             first, last = low - low % entry, high + -high % entry
             for start, end, table in self.tables[level - 1].segments(first, last):
                 if table is None or not tables_stay:
                     if may_be_leaf:
-                        self._map_large(level, start, end)
+                        self._map_large(level, start, end, owner)
                         continue
                     self._new_tables(level, start, end)
-                below.append((max(low, start), min(high, end)))
+                    count = (end - start) // entry
+                    self.links[level, owner] = self.links.get((level, owner), 0) + count
+                below.append((max(low, start), min(high, end), table))
         return below
 
-    def _map_large(self, level: int, start: int, end: int) -> None:
+    def _map_large(self, level: int, start: int, end: int, owner: int | None) -> None:
         """Large pages for ``[start, end)``, unless there are some."""
         known = self.known_leaves[level]
         for low, high in known.gaps(start, end):
-            self.leaves.append(Leaves(level, low, high))
-            self._credit(self.filled, level, low, high)
+            self._fill(level, low, high, owner)
         for _, high in known.within(start, end) if known else ():
             self.reused_end = max(self.reused_end, high)
 
@@ -391,24 +407,24 @@ class _Walk:
         """Tables for ``[start, end)``, in place of the large pages that there are."""
         if known := self.known_leaves.get(level):
             self.replaced += (Leaves(level, *span) for span in known.within(start, end))
-        self.spans.setdefault(level - 1, RangeSet()).add(start, end)
-        self._credit(self.links, level, start, end)
+        spans = self.spans.setdefault(level - 1, [])
+        if spans and spans[-1][1] == start:
+            start = spans.pop()[0]
+        spans.append((start, end))
 
-    def small_pages(self, todo: list[Span]) -> list[Span]:
+    def small_pages(self, todo: list[_Part]) -> None:
         """Small pages for ``todo``, where there are none."""
-        for low, high in todo:
-            first, last = align_down(low, PAGE_SIZE), align_up(high, PAGE_SIZE)
+        for low, high, owner in todo:
+            first, last = low - low % PAGE_SIZE, high + -high % PAGE_SIZE
             for start, end in self.known_leaves[1].gaps(first, last):
-                self.leaves.append(Leaves(1, start, end))
-                self._credit(self.filled, 1, start, end)
+                self._fill(1, start, end, owner)
             self.reused_end = max(self.reused_end, last)
-        return []
 
-    def _credit(self, counts: dict[tuple[int, int], int], level: int, start: int, end: int) -> None:
-        """Count entries written into tables of ``level`` that exist already, by their batch."""
-        entry = self.mode.entry_span(level)
-        for low, high, owner in self.tables[level].within(start, end):
-            counts[level, owner] = counts.get((level, owner), 0) + (high - low) // entry
+    def _fill(self, level: int, start: int, end: int, owner: int | None) -> None:
+        """New leaf entries of ``level`` for ``[start, end)``, in tables of one batch."""
+        self.leaves.append(Leaves(level, start, end))
+        count = (end - start) // self.mode.entry_span(level)
+        self.filled[level, owner] = self.filled.get((level, owner), 0) + count
 
     def plan(self, start: int, end: int) -> MapPlan:
         """Return what the walk found out."""
@@ -417,11 +433,34 @@ class _Walk:
             end=end,
             spans={level: tuple(spans) for level, spans in self.spans.items()},
             leaves=tuple(self.leaves),
-            links=tuple(EntryCount(*who, count) for who, count in self.links.items()),
-            filled=tuple(EntryCount(*who, count) for who, count in self.filled.items()),
+            links=_held(self.links),
+            filled=_held(self.filled),
+            inside=(
+                *[(EntryKind.LEAF, *inside) for inside in _inside(self.filled)],
+                *[(EntryKind.TABLE, *inside) for inside in sorted(_inside(self.links))],
+            ),
             replaced=tuple(self.replaced),
             reused_end=self.reused_end,
         )
+
+
+_Counts = Mapping[tuple[int, int | None], int]
+
+
+def _held(counts: _Counts) -> tuple[EntryCount, ...]:
+    """Return the entries of tables that exist already."""
+    return tuple(
+        [
+            EntryCount(level, owner, count)
+            for (level, owner), count in counts.items()
+            if owner is not None
+        ]
+    )
+
+
+def _inside(counts: _Counts) -> list[tuple[int, int]]:
+    """Return level and count of the entries of new tables."""
+    return [(level, count) for (level, owner), count in counts.items() if owner is None]
 
 
 class Tree(TreeView):
