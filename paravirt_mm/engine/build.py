@@ -138,7 +138,8 @@ class _Run:
         self.now = Progress(machine, state)
         self.boot = Boot(machine, state, self.now)
         self.events = events
-        self._watched = hooks.answers("pvmm_observe")
+        # Most runs have no observer.
+        self._emit = self._tell if hooks.answers("pvmm_observe") else events.append
         self._writes_cost = hooks.answers("pvmm_write_entries")
         self._maps_readonly = hooks.answers("pvmm_map_readonly")
         self._loses_memory = hooks.answers("pvmm_memory_taken")
@@ -157,8 +158,8 @@ class _Run:
     def run(self) -> Trace:
         answer = self.hooks.call("pvmm_promise", boot=self.boot)
         promise = contract.promise(self.machine, answer)
-        room = self.state.kernel_of(self.machine).brk_pages
-        self._note(brk_pages=room if promise.brk_pages is None else min(promise.brk_pages, room))
+        room, given = self.state.kernel_of(self.machine).brk_pages, promise.brk_pages
+        self.now.standing.brk_pages = room if given is None else min(given, room)
         self._emit(
             RunStarted(self.machine, self.state, self.allocator, self.backend, promise.direct_map)
         )
@@ -203,13 +204,9 @@ class _Run:
                 self.now.memblock.reserve(*span)
             self._emit(MemoryTaken(spans))
 
-    def _emit(self, event: Event) -> None:
+    def _tell(self, event: Event) -> None:
         self.events.append(event)
-        if self._watched:
-            self.hooks.observe(event)
-
-    def _note(self, **numbers: Any) -> None:
-        self.now.standing = self.now.standing._replace(**numbers)
+        self.hooks.observe(event)
 
     # -- mapping a range: split, reserve, then piece by piece, release -------------------------
 
@@ -225,8 +222,8 @@ class _Run:
             plan = self.now.tree.plan(piece.start, piece.end, piece.level, only)
             grown.append(self._map_piece(step, plan))
             mapped_end = max(mapped_end, plan.mapped_end)
-        if mapped_end >> PAGE_SHIFT > self.now.standing.max_pfn_mapped:
-            self._note(max_pfn_mapped=mapped_end >> PAGE_SHIFT)
+        standing = self.now.standing
+        standing.max_pfn_mapped = max(standing.max_pfn_mapped, mapped_end >> PAGE_SHIFT)
         if step.reserve:
             self._release(step, grown)
         return StepResult(pieces, _tables(grown), mapped_end)
@@ -269,7 +266,7 @@ class _Run:
         if batch.count:
             self._emit(TablesAllocated(batch))
             self._take(batch.pages)
-            self._note(tables_made=self.now.standing.tables_made + batch.count)
+            self.now.standing.tables_made += batch.count
         return life
 
     def _allocate(self, step: Step, demand: TableDemand) -> tuple[TablePages, ...]:
@@ -279,9 +276,9 @@ class _Run:
     def _take(self, pages: Iterable[TablePages]) -> None:
         """Note that pages are tables now, and that their memory is used."""
         for part in pages:
-            self.now.tables.add(part.run.low, part.run.high)
+            self.now.tables.add(*part.run.pfns)
             if part.source is Source.BRK:
-                self._note(brk_used=self.now.standing.brk_used + part.run.count)
+                self.now.standing.brk_used += part.run.count
             elif part.source is Source.MEMBLOCK:
                 self.now.memblock.reserve(*part.run.span)
             else:
@@ -304,7 +301,7 @@ class _Run:
                 self.now.lives[owner].handed_over,
                 kind is EntryKind.LEAF or self.now.ledger.is_readonly(batch.runs),
             )
-            cost = self._ask("pvmm_write_entries", write=write) or _FREE
+            cost = self._ask("pvmm_write_entries", None, write=write) or _FREE
         self._emit(EntriesWritten(batch.index, level, kind, count, owner, cost))
 
     def _map_readonly(self, start: int, end: int) -> tuple[tuple[int, int], ...]:
@@ -326,7 +323,7 @@ class _Run:
     def _reserve(self, step: Map, pieces: tuple[Piece, ...]) -> None:
         answer = self.hooks.call("pvmm_reserve_tables", boot=self.boot, step=step, pieces=pieces)
         runs = contract.runs("pvmm_reserve_tables", answer)
-        self._note(reservation=self.now.standing.reservation + runs)
+        self.now.standing.reservation += runs
         self._emit(TablesReserved(runs))
 
     def _release(self, step: Map, grown: Iterable[BatchLife]) -> None:
@@ -338,15 +335,15 @@ class _Run:
             for part in life.batch.pages:
                 if part.source is Source.RESERVATION:
                     self.now.memblock.reserve(*part.run.span)
-        self._note(reservation=())
+        self.now.standing.reservation = ()
         if not released:
             return
         self._emit(SurplusReleased(released))
         # The kernel does not look which of them it had mapped read-only.
-        cost = self._ask("pvmm_make_writable", pages=released)
+        cost = self._ask("pvmm_make_writable", None, pages=released)
         if cost is not None:
             flipped = sum(
-                self.now.ledger.set_readonly(run.low, run.high, readonly=False) for run in released
+                self.now.ledger.set_readonly(*run.pfns, readonly=False) for run in released
             )
             self._emit(MadeWritable(released, flipped, cost))
 
@@ -356,12 +353,12 @@ class _Run:
         for life in lives:
             batch = life.batch
             if batch.count:
-                cost = self._ask("pvmm_make_readonly", tables=batch)
+                cost = self._ask("pvmm_make_readonly", batch, tables=batch)
                 if cost is not None:
                     for run in batch.runs:
-                        self.now.ledger.set_readonly(run.low, run.high, readonly=True)
+                        self.now.ledger.set_readonly(*run.pfns, readonly=True)
                     self._emit(MadeReadonly(batch, cost))
-                cost = self._ask("pvmm_pin_tables", tables=batch)
+                cost = self._ask("pvmm_pin_tables", batch, tables=batch)
                 if cost is not None:
                     life.pinned = frozenset(cost.pinned)
                     self._emit(TablesPinned(batch, cost))
@@ -431,7 +428,7 @@ class _Run:
         return StepResult(tables=_tables(lives))
 
     def _activate(self, _step: ActivateRoot) -> StepResult:
-        cost = self._ask("pvmm_activate_cr3", root=self._root) or Cost(flushes=1)
+        cost = self._ask("pvmm_activate_cr3", None, root=self._root) or Cost(flushes=1)
         if not self._tree_is_live:
             self._tree_is_live = True
             for span in list(self.now.reachable):
@@ -442,13 +439,12 @@ class _Run:
 
     # -- questions to plugins -----------------------------------------------------------------
 
-    def _ask(self, hook: str, **arguments: Any) -> Cost | None:
-        """Ask the backend; a refusal ends the run."""
+    def _ask(self, hook: str, new: Batch | None, **arguments: Any) -> Cost | None:
+        """Ask the backend, of ``new`` tables if of any; a refusal ends the run."""
         answer = self.hooks.call(hook, boot=self.boot, **arguments)
         if answer is None:
             return None
-        tables = arguments.get("tables")
-        answer = contract.cost(hook, self.mode, answer, tables.by_level if tables else None)
+        answer = contract.cost(hook, self.mode, answer, None if new is None else new.by_level)
         if isinstance(answer, Refusal):
             raise Rejected(answer.operation, answer.code)
         return answer

@@ -388,15 +388,17 @@ def cost(
     if not isinstance(answer, Cost):
         told.refuse("the answer is not a Cost, a Refusal or None", answer)
     # A Cost holds mappings whatever it is made of. What is wrong is put in words only then.
-    for name, count in answer.hypercalls.items():
-        if type(name) is not str or type(count) is not int or not 0 <= count <= MAX_COUNT:
+    counts = (answer.batches, answer.flushes, *answer.hypercalls.values())
+    kinds = {*map(type, counts)}, {*map(type, answer.hypercalls)}
+    if kinds[0] != {int} or min(counts) < 0 or max(counts) > MAX_COUNT or kinds[1] - {str}:
+        for name, count in answer.hypercalls.items():
             told.of(name, str, "a kind in Cost.hypercalls")
             told.number(count, f"Cost.hypercalls[{name!r}]")
-    told.number(answer.batches, "Cost.batches")
+        told.number(answer.batches, "Cost.batches")
+        told.number(answer.flushes, "Cost.flushes")
     for level, count in answer.pinned.items():
         told.number(level, "a level of Cost.pinned", 1, mode.root_level)
         most = MAX_COUNT if pinnable is None else pinnable.get(level, 0)
         told.number(count, f"Cost.pinned[{level}]", 0, most)
     told.of(answer.way, Way, "Cost.way")
-    told.number(answer.flushes, "Cost.flushes")
     return answer

@@ -9,15 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from functools import cache
-
-import attrs
+from typing import NamedTuple
 
 from paravirt_mm.engine.pages import PageRun
 from paravirt_mm.machine.ranges import RangeMap, ValuedRanges
 
 
-@attrs.frozen
-class PageStatus:
+class PageStatus(NamedTuple):
     """Status of a run of pages: whether it is read-only, and how many flips each page has seen."""
 
     readonly: bool
@@ -40,7 +38,7 @@ class LedgerView:
     def is_readonly(self, runs: Iterable[PageRun]) -> bool:
         """Tell whether every page of ``runs`` is read-only."""
         for run in runs:
-            for _, _, status in self._status.segments(run.low, run.high):
+            for _, _, status in self._status.segments(*run.pfns):
                 if status is None or not status.readonly:
                     return False
         return True

@@ -31,9 +31,16 @@ class PageRun:
         return self.start + self.count if self.step == 1 else self.start + 1
 
     @property
+    def pfns(self) -> tuple[int, int]:
+        """`low` and `high`."""
+        start, count = self.start, self.count
+        return (start, start + count) if self.step == 1 else (start - count + 1, start + 1)
+
+    @property
     def span(self) -> tuple[int, int]:
         """The bytes that the run covers."""
-        return self.low << PAGE_SHIFT, self.high << PAGE_SHIFT
+        low, high = self.pfns
+        return low << PAGE_SHIFT, high << PAGE_SHIFT
 
     def head(self, count: int) -> PageRun:
         """Return the first ``count`` pages."""

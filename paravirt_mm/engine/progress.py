@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
 
 import attrs
 
@@ -32,8 +31,9 @@ class BatchLife:
     pinned: frozenset[int] = frozenset()
 
 
-class Standing(NamedTuple):
-    """The numbers of a run at one moment.
+@attrs.define
+class Standing:
+    """The numbers of a run.
 
     max_pfn_mapped
         The kernel's variable: one past the highest pfn mapped so far.
@@ -102,10 +102,10 @@ class Progress:
         """Note that pages of the reservation are used now; the others stay in their order."""
         remaining: list[PageRun] = []
         for held in self.standing.reservation:
-            left = RangeSet([(held.low, held.high)])
-            left.discard(run.low, run.high)
+            left = RangeSet([held.pfns])
+            left.discard(*run.pfns)
             pieces = [PageRun(low, high - low) for low, high in left]
             if held.step == -1:
                 pieces = [piece.downward() for piece in reversed(pieces)]
             remaining += pieces
-        self.standing = self.standing._replace(reservation=tuple(remaining))
+        self.standing.reservation = tuple(remaining)

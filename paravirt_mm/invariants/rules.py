@@ -233,13 +233,13 @@ class _Checker:
 
     def _on_readonly(self, _number: int, event: MadeReadonly) -> None:
         for run in event.batch.runs:
-            self._ledger.set_readonly(run.low, run.high, readonly=True)
+            self._ledger.set_readonly(*run.pfns, readonly=True)
         self._handed_over.add(event.batch.index)
 
     def _on_writable(self, number: int, event: MadeWritable) -> None:
         for run in event.pages:
             low, high = run.span
-            self._ledger.set_readonly(run.low, run.high, readonly=False)
+            self._ledger.set_readonly(*run.pfns, readonly=False)
             if self._boot.typed:
                 for table, _ in self._tables.within(low, high):
                     self._find(4, number, table, "a page table is made writable")

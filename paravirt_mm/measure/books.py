@@ -93,12 +93,12 @@ class Books:
 
     def _readonly(self, event: MadeReadonly) -> None:
         for run in event.batch.runs:
-            self.ledger.set_readonly(run.low, run.high, readonly=True)
+            self.ledger.set_readonly(*run.pfns, readonly=True)
         self._spend(event.cost)
 
     def _writable(self, event: MadeWritable) -> None:
         for run in event.pages:
-            self.ledger.set_readonly(run.low, run.high, readonly=False)
+            self.ledger.set_readonly(*run.pfns, readonly=False)
         self._spend(event.cost)
         self.hypercalls_of_guess += sum(event.cost.hypercalls.values())
 
@@ -124,9 +124,9 @@ class Books:
         _add(self.by_level, batch.by_level)
         for part in batch.pages:
             self.by_source[part.source] += part.run.count
-            self.table_pages.add(part.run.low, part.run.high)
+            self.table_pages.add(*part.run.pfns)
             if part.source is Source.RESERVATION:
-                self.from_reservation.add(part.run.low, part.run.high)
+                self.from_reservation.add(*part.run.pfns)
             else:
                 # One search and one reservation a page: nothing contiguous is demanded.
                 self.contiguous_pages = max(self.contiguous_pages, 1)
@@ -167,7 +167,7 @@ class Books:
     @cached_property
     def unused(self) -> Ranges:
         """Pfns that were set aside for tables and did not become any."""
-        held = RangeSet((run.low, run.high) for run in self.reserved_runs)
+        held = RangeSet([run.pfns for run in self.reserved_runs])
         return held.difference(self.from_reservation)
 
     @cached_property

@@ -86,7 +86,7 @@ def test_pages_of_a_reservation_are_used_up() -> None:
     given = (PageRun(10, 4), PageRun(30, 3, -1), PageRun(50, 6))
     for start, count, step in itertools.product(range(8, 58), (1, 2, 3, 6), (1, -1)):
         now, boot = progress()
-        now.standing = now.standing._replace(reservation=given)
+        now.standing.reservation = given
         used = PageRun(start, count, step)
         now.take_reserved(used)
         left = [pfn for pfn in listed(*given) if pfn not in listed(used)]
@@ -138,9 +138,8 @@ def test_what_exists_since_boot() -> None:
 
 def test_what_is_set_aside() -> None:
     now, boot = progress()
-    now.standing = now.standing._replace(
-        reservation=(PageRun(10, 4), PageRun(30, 3, -1)), brk_pages=5, brk_used=2
-    )
+    now.standing.reservation = (PageRun(10, 4), PageRun(30, 3, -1))
+    now.standing.brk_pages, now.standing.brk_used = 5, 2
     page = PAGE_SIZE
     assert list(boot.reserved_pages(0, MIB)) == [(10 * page, 14 * page), (28 * page, 31 * page)]
     assert list(boot.reserved_pages(12 * page, 29 * page)) == [
@@ -149,7 +148,7 @@ def test_what_is_set_aside() -> None:
     ]
     assert list(boot.reserved_pages(14 * page, 28 * page)) == []
     assert boot.brk_free == PageRun((3 * MIB >> 12) + 2, 3)
-    now.standing = now.standing._replace(brk_used=6)
+    now.standing.brk_used = 6
     assert boot.brk_free.count == 0
 
 
