@@ -16,7 +16,7 @@ from typing import Any, NoReturn, TypeGuard, TypeVar
 
 from paravirt_mm.engine.answers import Cost, Refusal, Way
 from paravirt_mm.engine.boot import Promise
-from paravirt_mm.engine.pages import PageRun, Source, TablePages, page_count
+from paravirt_mm.engine.pages import PageRun, Source, TablePages
 from paravirt_mm.engine.recorded import KernelFile, RecordedBoot, RecordedStep
 from paravirt_mm.engine.split import Piece
 from paravirt_mm.engine.steps import (
@@ -108,7 +108,7 @@ class Answer:
         if not isinstance(value, (tuple, list)) or len(value) != 2:
             self.refuse(f"{what} must be a pair (start, end) of bytes", value)
         low, high = value
-        if not is_int(low) or not is_int(high):
+        if not type(low) is type(high) is int and not (is_int(low) and is_int(high)):
             self.refuse(f"{what} must be a pair of whole numbers", value)
         if not 0 <= low < high <= end:
             self.refuse(f"{what} must be 0 <= start < end <= {end:#x}", (low, high))
@@ -217,10 +217,11 @@ def boot_state(machine: Machine, answer: Any) -> BootState | Refusal:
     for name in ("mapped", "reserved", "boot_tables", "direct_mapped"):
         align = PAGE_SIZE if name in ("boot_tables", "direct_mapped") else 1
         told.spans(getattr(state, name), f"BootState.{name}", end, align, ordered=False)
-    taken = state.taken(machine)
-    for low, high in state.boot_tables:
-        if not taken.covers(low, high):
-            told.refuse("BootState.boot_tables must be among what is reserved", (low, high))
+    if state.boot_tables:
+        taken = state.taken(machine)
+        for low, high in state.boot_tables:
+            if not taken.covers(low, high):
+                told.refuse("BootState.boot_tables must be among what is reserved", (low, high))
     told.number(state.max_pfn_mapped, "BootState.max_pfn_mapped", 0, MAX_PFN)
     _features(told, machine, state.features, "BootState.features")
     if state.kernel is not None:
@@ -312,11 +313,13 @@ def step(mode: PagingMode, answer: Any) -> Step:
 def _run(told: Answer, run: Any, what: str) -> PageRun:
     if type(run) is not PageRun:
         told.refuse(f"{what} must be a PageRun", run)
-    if not (is_int(run.start) and is_int(run.count) and is_int(run.step)):
+    numbers = run.start, run.count, run.step
+    if {*map(type, numbers)} != {int} and not all(map(is_int, numbers)):
         told.refuse(f"{what} must hold whole numbers", run)
     if run.step not in (1, -1):
         told.refuse(f"{what}.step must be 1 or -1", run)
-    if run.count < 0 or (run.count and not 0 <= run.low < run.high <= MAX_PFN):
+    low, high = run.pfns
+    if run.count < 0 or (run.count and not 0 <= low < high <= MAX_PFN):
         told.refuse(f"{what} must hold pages of 0..{MAX_PFN:#x}", run)
     return run
 
@@ -335,21 +338,24 @@ def table_pages(answer: Any, demand: TableDemand) -> tuple[TablePages, ...]:
     """
     told = Answer("pvmm_allocate_tables")
     given = told.items(() if answer is None else answer, "the answer is not TablePages")
+    pages: list[TablePages] = []
+    count = 0
     for part in given:
         if type(part) is not TablePages:
             told.refuse("what it gives is not TablePages", part)
-        _run(told, part.run, "TablePages.run")
+        run = _run(told, part.run, "TablePages.run")
         told.of(part.source, Source, "TablePages.source")
-    pages: tuple[TablePages, ...] = tuple(part for part in given if part.run.count)
-    count = page_count(part.run for part in pages)
-    if count != demand.count:
-        told.refuse(f"gave {count} pages where {demand.count} are needed")
-    return pages
+        if run.count:
+            pages.append(part)
+            count += run.count
+    if count != (needed := demand.count):
+        told.refuse(f"gave {count} pages where {needed} are needed")
+    return tuple(pages)
 
 
 def readonly(answer: Any, start: int, end: int) -> tuple[Span, ...]:
     """Check the answer of ``pvmm_map_readonly``: ascending whole pages of ``[start, end)``."""
-    if answer is None:
+    if answer is None or answer == ():
         return ()
     told = Answer("pvmm_map_readonly")
     given = told.spans(answer, "a read-only range", end)

@@ -32,27 +32,20 @@ def split_by_alignment(mode: PagingMode, start: int, end: int, largest: int) -> 
     start, end = align_down(start, PAGE_SIZE), align_down(end, PAGE_SIZE)
     if largest == 1:
         return [Piece(start, end, 1)] if start < end else []
-    pieces: list[Piece] = []
-    position = start
-
-    def piece(stop: int, level: int) -> None:
-        nonlocal position
-        if position < stop:
-            pieces.append(Piece(position, stop, min(level, largest)))
-            position = stop
-
     large = mode.entry_span(2)
+    first_large = large if mode.is_32bit and start == 0 else align_up(start, large)
     last_large = align_down(end, large)
-    head = align_up(start, large)
-    if mode.is_32bit and start == 0:
-        head = large
-    piece(min(head, end), 1)
+    stops = [(first_large, 1), (last_large, 2), (end, 1)]
     if 3 in mode.large_levels:
         huge = mode.entry_span(3)
-        piece(min(align_up(position, huge), last_large), 2)
-        piece(align_down(end, huge), 3)
-    piece(last_large, 2)
-    piece(end, 1)
+        first_huge = min(align_up(first_large, huge), last_large)
+        stops[1:1] = (first_huge, 2), (align_down(end, huge), 3)
+    pieces: list[Piece] = []
+    for stop, level in stops:
+        stop = min(stop, end)
+        if start < stop:
+            pieces.append(Piece(start, stop, min(level, largest)))
+            start = stop
     return pieces
 
 
@@ -63,15 +56,15 @@ def tables_to_map(mode: PagingMode, start: int, end: int, largest: int) -> int:
     promoted it takes no more.
     """
     pieces = split_by_alignment(mode, start, end, largest)
+    if not pieces:
+        return 0
+    start, end = pieces[0].start, pieces[-1].end
     count = 0
     for level in range(1, mode.root_level + 1):
         span = mode.table_span(level)
-        done = 0
-        for piece in pieces:
-            if piece.level <= level:
-                first = max(done, align_down(piece.start, span))
-                done = align_up(piece.end, span)
-                count += (done - first) // span
+        # Larger pages need no table, and begin and end where one would.
+        larger = sum([piece.end - piece.start for piece in pieces if piece.level > level])
+        count += (align_up(end, span) - align_down(start, span) - larger) // span
     return count
 
 

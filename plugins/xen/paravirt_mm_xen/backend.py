@@ -325,10 +325,10 @@ class Xen:
     @hookimpl
     def pvmm_map_readonly(self, boot: Boot, start: int, end: int) -> Iterable[Span]:
         """Map read-only what is a table, or is set aside to become one (mask_rw_pte)."""
-        readonly = RangeSet(boot.table_pages(start, end))
-        if self._release is None or self._release >= WRITES_BACK_SINCE:
-            readonly.update(boot.reserved_pages(start, end))
-        return tuple(readonly.within(start, end))
+        tables = tuple(boot.table_pages(start, end))
+        if not boot.reservation or (self._release or WRITES_BACK_SINCE) < WRITES_BACK_SINCE:
+            return tables
+        return tuple(RangeSet([*tables, *boot.reserved_pages(start, end)]))
 
     @hookimpl
     def pvmm_write_entries(self, write: EntryWrite) -> Cost | Refusal:
