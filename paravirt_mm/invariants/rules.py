@@ -216,13 +216,10 @@ class _Checker:
         for low, high in event.readonly:
             self._ledger.set_readonly(low >> PAGE_SHIFT, high >> PAGE_SHIFT, readonly=True)
         if self._boot.typed:
-            writable = RangeSet([(leaves.start, leaves.end)])
-            for low, high in event.readonly:
-                writable.discard(low, high)
-            for low, high in writable:
-                for first, last in self._ledger.readonly(low >> PAGE_SHIFT, high >> PAGE_SHIFT):
-                    for table, _ in self._tables.within(first << PAGE_SHIFT, last << PAGE_SHIFT):
-                        self._find(4, number, table, "a page table is mapped writable")
+            for table in self._tables.within(leaves.start, leaves.end):
+                for low, high in RangeSet(event.readonly).gaps(*table):
+                    for pfn, _ in self._ledger.readonly(low >> PAGE_SHIFT, high >> PAGE_SHIFT):
+                        self._find(4, number, pfn << PAGE_SHIFT, "a page table is mapped writable")
                         return
 
     def _on_written(self, _number: int, event: EntriesWritten) -> None:
@@ -257,9 +254,9 @@ class _Checker:
 
     def _usable(self, owners: frozenset[int], start: int, end: int) -> None:
         """Note that ``[start, end)`` can be written through once all its tables are attached."""
-        missing = next((owner for owner in owners if owner not in self._attached), None)
-        if missing is not None:
-            self._pending.setdefault(missing, []).append((owners, start, end))
+        missing = owners - self._attached
+        if missing:
+            self._pending.setdefault(min(missing), []).append((owners, start, end))
         elif not self._fresh_tree:
             self._reachable.add(start, end)
 

@@ -128,6 +128,12 @@ class Ranges:
         """How many integers are in the set."""
         return sum(self._edges[1::2]) - sum(self._edges[::2])
 
+    def total_below(self, limit: int) -> int:
+        """Return how many integers below ``limit`` are in the set."""
+        place = bisect_left(self._edges, limit)
+        starts, ends = self._edges[:place:2], self._edges[1:place:2]
+        return sum(ends) - sum(starts) + (limit if place & 1 else 0)
+
     @property
     def first(self) -> int:
         """The lowest member. Raises IndexError when the set is empty."""

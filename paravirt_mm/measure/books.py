@@ -5,8 +5,8 @@ Nothing here comes from the engine's state, so that two plugins can never be cou
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any, TypeVar
 
@@ -29,6 +29,7 @@ from paravirt_mm.engine.trace import (
     TablesReserved,
     Trace,
 )
+from paravirt_mm.machine.model import Span
 from paravirt_mm.machine.paging import PAGE_SHIFT
 from paravirt_mm.machine.ranges import Ranges, RangeSet
 from paravirt_mm.measure import crashkernel
@@ -45,21 +46,21 @@ class Books:
         self.mode = start.machine.mode
         self.kernel = start.boot.kernel_of(start.machine)
         self.reserved_runs: list[PageRun] = []
-        self.by_source: Counter[Source] = Counter()
-        self.by_level: Counter[int] = Counter()
+        self.by_source: defaultdict[Source, int] = defaultdict(int)
+        self.by_level: defaultdict[int, int] = defaultdict(int)
         self.table_pages = RangeSet()
         self.from_reservation = RangeSet()
         self.contiguous_pages = 0
         self.missing_tables = 0
         self.ledger = Ledger()
-        self.pins: Counter[int] = Counter()
-        self.validations: Counter[int] = Counter()
-        self.writes: Counter[Way] = Counter()
-        self.hypercalls: Counter[str] = Counter()
+        self.pins: defaultdict[int, int] = defaultdict(int)
+        self.validations: defaultdict[int, int] = defaultdict(int)
+        self.writes: defaultdict[Way, int] = defaultdict(int)
+        self.hypercalls: defaultdict[str, int] = defaultdict(int)
         self.hypercalls_of_guess = 0
         self.batches = 0
         self.tlb_flushes = 0
-        self.mapped_bytes: Counter[int] = Counter()
+        self.mapped_bytes: defaultdict[int, int] = defaultdict(int)
         self.rounds = 0
         self.peak_unhooked = 0
         self.reserved_after = RangeSet()
@@ -111,7 +112,8 @@ class Books:
     def _activated(self, event: RootActivated) -> None:
         self._pinned(event)
         # Pinned after all: they were counted as validated when they were attached.
-        self.validations.subtract(event.cost.pinned)
+        for level, count in event.cost.pinned.items():
+            self.validations[level] -= count
 
     def _panicked(self, event: Panicked) -> None:
         self.missing_tables = event.missing_tables
@@ -143,7 +145,8 @@ class Books:
         self._spend(event.cost)
 
     def _spend(self, cost: Cost) -> None:
-        _add(self.hypercalls, cost.hypercalls)
+        if cost.hypercalls:
+            _add(self.hypercalls, cost.hypercalls)
         self.batches += cost.batches
         self.tlb_flushes += cost.flushes
 
@@ -176,9 +179,14 @@ class Books:
         return self.machine.memory_map.ram_pages().difference(self.reserved_after)
 
     @cached_property
+    def free_below(self) -> Mapping[int, Sequence[Span]]:
+        """By limit of a crash kernel, what is free below it."""
+        return {limit: list(self.free.below(limit)) for _, limit in crashkernel.LIMITS}
+
+    @cached_property
     def crash_room(self) -> Mapping[int, int]:
         """By limit, the largest crash kernel that fits below it, in bytes."""
-        return {limit: crashkernel.room(self.free, limit) for _, limit in crashkernel.LIMITS}
+        return {limit: crashkernel.room(free) for limit, free in self.free_below.items()}
 
     @cached_property
     def _flips(self) -> tuple[int, int, int]:
@@ -207,8 +215,7 @@ class Books:
         return self._flips[2]
 
 
-def _add(sums: Counter[K], more: Mapping[K, int]) -> None:
-    # Counter.update asks first what kind of thing it is given, which takes longer than to add it.
+def _add(sums: dict[K, int], more: Mapping[K, int]) -> None:
     for key, count in more.items():
         sums[key] += count
 

@@ -6,7 +6,7 @@ multiple of 16 MiB, below 896 MiB in old releases and below 4 GiB where nothing 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import attrs
 
@@ -62,15 +62,15 @@ def places(free: Ranges, size: int, limit: int) -> Iterator[Span]:
             yield first, last
 
 
-def room(free: Ranges, limit: int) -> int:
-    """Return the most bytes that are free below ``limit`` from a multiple of 16 MiB on: a crash
-    kernel of so many fits, and no larger one.
+def room(free: Iterable[Span]) -> int:
+    """Return the most bytes that are free from a multiple of 16 MiB on: a crash kernel of so many
+    fits, and no larger one.
     """
-    return max([0, *(high - align_up(low, ALIGNMENT) for low, high in free.below(limit))])
+    return max([0, *[high - align_up(low, ALIGNMENT) for low, high in free]])
 
 
 def largest(free: Ranges, limit: int) -> int:
     """Return the largest N in bytes, a whole MiB, for which ``crashkernel=N`` fits below
     ``limit``; 0: none does.
     """
-    return align_down(room(free, limit), MIB)
+    return align_down(room(free.below(limit)), MIB)

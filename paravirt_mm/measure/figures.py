@@ -95,7 +95,7 @@ def _below(pages: Ranges, limit: int | None) -> int | None:
     """Bytes of pages (pfns) below ``limit`` bytes."""
     if limit is None:
         return None
-    return sum([high - low for low, high in pages.below(limit >> PAGE_SHIFT)]) << PAGE_SHIFT
+    return pages.total_below(limit >> PAGE_SHIFT) << PAGE_SHIFT
 
 
 def _tables_below(limit: Limit, tables: Tables) -> int | None:
@@ -107,7 +107,7 @@ def _unused_below(limit: Limit, books: Books) -> int | None:
 
 
 def _largest_free(limit: int, books: Books) -> int:
-    return max([high - low for low, high in books.free.below(limit)], default=0)
+    return max([high - low for low, high in books.free_below[limit]], default=0)
 
 
 def _crashkernel_fits(size: int, limit: int, books: Books) -> bool:
