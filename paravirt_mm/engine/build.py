@@ -141,6 +141,7 @@ class _Run:
         # Most runs have no observer.
         self._emit = self._tell if hooks.answers("pvmm_observe") else events.append
         self._writes_cost = hooks.answers("pvmm_write_entries")
+        self._is_told = any(map(hooks.answers, ("pvmm_make_readonly", "pvmm_pin_tables")))
         self._maps_readonly = hooks.answers("pvmm_map_readonly")
         self._loses_memory = hooks.answers("pvmm_memory_taken")
         self._root: Batch | None = None
@@ -239,7 +240,7 @@ class _Run:
         elif life.batch.count or not self._are_attached(plan.filled):
             self._wait(life)
         else:
-            life.attached = True
+            self.now.attached.add(life.batch.index)
             self._now_reachable(plan)
         return life
 
@@ -262,7 +263,7 @@ class _Run:
 
     def _born(self, batch: Batch, plan: MapPlan | None = None) -> BatchLife:
         life = BatchLife(batch, plan, plan.links if plan else ())
-        self.now.lives[batch.index] = life
+        self.now.next_index += 1
         if batch.count:
             self._emit(TablesAllocated(batch))
             self._take(batch.pages)
@@ -298,7 +299,7 @@ class _Run:
                 level,
                 kind,
                 count,
-                self.now.lives[owner].handed_over,
+                owner in self.now.handed_over,
                 kind is EntryKind.LEAF or self.now.ledger.is_readonly(batch.runs),
             )
             cost = self._ask("pvmm_write_entries", None, write=write) or _FREE
@@ -352,7 +353,7 @@ class _Run:
     def _hand_over(self, lives: Iterable[BatchLife]) -> None:
         for life in lives:
             batch = life.batch
-            if batch.count:
+            if batch.count and self._is_told:
                 cost = self._ask("pvmm_make_readonly", batch, tables=batch)
                 if cost is not None:
                     for run in batch.runs:
@@ -362,14 +363,14 @@ class _Run:
                 if cost is not None:
                     life.pinned = frozenset(cost.pinned)
                     self._emit(TablesPinned(batch, cost))
-            life.handed_over = True
+            self.now.handed_over.add(batch.index)
 
     def _attach(self, life: BatchLife, order: HandOver) -> None:
         """Write the entries that make a batch part of the tree."""
         batch = life.batch
         for entries in life.links:
             self._write(batch, EntryKind.TABLE, entries.level, entries.count, entries.owner)
-        life.attached = True
+        self.now.attached.add(batch.index)
         self._now_reachable(life.plan)
         if batch.count:
             validated = tuple(
@@ -380,7 +381,7 @@ class _Run:
             self._emit(TablesAttached(batch, order, validated))
 
     def _are_attached(self, entries: Iterable[EntryCount]) -> bool:
-        return all(self.now.lives[one.owner].attached for one in entries)
+        return self.now.attached.issuperset([one.owner for one in entries])
 
     def _wait(self, life: BatchLife) -> None:
         """Leave a batch unattached. (Without tables of its own it fills tables that wait.)"""
@@ -417,7 +418,8 @@ class _Run:
         return StepResult(tables=1)
 
     def _hand_over_waiting(self, _step: HandOverTables) -> StepResult:
-        lives = [life for life in self.now.pending if life.batch.count and not life.handed_over]
+        waiting = [life for life in self.now.pending if life.batch.count]
+        lives = [life for life in waiting if life.batch.index not in self.now.handed_over]
         self._hand_over(lives)
         return StepResult(tables=_tables(lives))
 

@@ -20,14 +20,12 @@ class BatchLife:
     """What becomes of a batch: built, handed over to the platform, attached to the tree.
 
     A new root has no ``plan``. ``links`` are the entries that attach the batch; ``pinned`` holds
-    the levels whose tables the platform was told of.
+    the levels whose tables the platform was told of. What else becomes of it is in `Progress`.
     """
 
     batch: Batch
     plan: MapPlan | None = None
     links: tuple[EntryCount, ...] = ()
-    handed_over: bool = False
-    attached: bool = False
     pinned: frozenset[int] = frozenset()
 
 
@@ -61,8 +59,10 @@ class Progress:
         Bytes that the kernel can write now.
     tables
         Pfns that are page tables, boot tables included.
-    lives
-        Every batch by its index, in order; `BOOT_TREE` stands for what exists since boot.
+    next_index
+        The index of the batch that will be built next.
+    handed_over, attached
+        Indexes of the batches of which that is true; `BOOT_TREE` stands for what exists since boot.
     pending
         Those that are not attached yet, in order.
     standing
@@ -84,15 +84,10 @@ class Progress:
             self.tables.add(low, high)
             self.ledger.start_readonly(low, high)
         self.reachable = RangeSet(state.mapped)
-        since_boot = Batch(BOOT_TREE, machine.mode, 0, 0, {}, (), ())
-        self.lives = {BOOT_TREE: BatchLife(since_boot, handed_over=True, attached=True)}
+        self.next_index = 0
+        self.handed_over, self.attached = {BOOT_TREE}, {BOOT_TREE}
         self.pending: list[BatchLife] = []
         self.standing = Standing(state.max_pfn_mapped)
-
-    @property
-    def next_index(self) -> int:
-        """The index of the batch that will be built next."""
-        return len(self.lives) - 1
 
     def waiting(self) -> Iterator[Batch]:
         """Yield the batches with tables that wait to be handed over or attached."""

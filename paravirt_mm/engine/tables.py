@@ -351,6 +351,8 @@ class _Walk:
         "leaves",
         "links",
         "mode",
+        "new_leaves",
+        "new_links",
         "replaced",
         "reused_end",
         "spans",
@@ -369,9 +371,11 @@ class _Walk:
         self.spans: dict[int, list[Span]] = {}
         self.leaves: list[Leaves] = []
         self.replaced: list[Leaves] = []
-        # Entries by level and by the batch of the tables that hold them (None: new ones).
-        self.links: dict[tuple[int, int | None], int] = {}
-        self.filled: dict[tuple[int, int | None], int] = {}
+        # Entries of tables that there are, by level and batch, and by level those of new ones.
+        self.links: dict[tuple[int, int], int] = {}
+        self.filled: dict[tuple[int, int], int] = {}
+        self.new_links: dict[int, int] = {}
+        self.new_leaves: dict[int, int] = {}
         self.reused_end = 0
 
     def descend(self, level: int, todo: list[_Part]) -> list[_Part]:
@@ -391,7 +395,11 @@ class _Walk:
                         continue
                     self._new_tables(level, start, end)
                     count = (end - start) // entry
-                    self.links[level, owner] = self.links.get((level, owner), 0) + count
+                    if owner is None:
+                        self.new_links[level] = self.new_links.get(level, 0) + count
+                    else:
+                        held = level, owner
+                        self.links[held] = self.links.get(held, 0) + count
                 below.append((max(low, start), min(high, end), table))
         return below
 
@@ -424,7 +432,11 @@ class _Walk:
         """New leaf entries of ``level`` for ``[start, end)``, in tables of one batch."""
         self.leaves.append(Leaves(level, start, end))
         count = (end - start) // self.mode.entry_span(level)
-        self.filled[level, owner] = self.filled.get((level, owner), 0) + count
+        if owner is None:
+            self.new_leaves[level] = self.new_leaves.get(level, 0) + count
+        else:
+            held = level, owner
+            self.filled[held] = self.filled.get(held, 0) + count
 
     def plan(self, start: int, end: int) -> MapPlan:
         """Return what the walk found out."""
@@ -433,34 +445,15 @@ class _Walk:
             end=end,
             spans={level: tuple(spans) for level, spans in self.spans.items()},
             leaves=tuple(self.leaves),
-            links=_held(self.links),
-            filled=_held(self.filled),
+            links=tuple([EntryCount(*held, count) for held, count in self.links.items()]),
+            filled=tuple([EntryCount(*held, count) for held, count in self.filled.items()]),
             inside=(
-                *[(EntryKind.LEAF, *inside) for inside in _inside(self.filled)],
-                *[(EntryKind.TABLE, *inside) for inside in sorted(_inside(self.links))],
+                *[(EntryKind.LEAF, *inside) for inside in self.new_leaves.items()],
+                *[(EntryKind.TABLE, *inside) for inside in sorted(self.new_links.items())],
             ),
             replaced=tuple(self.replaced),
             reused_end=self.reused_end,
         )
-
-
-_Counts = Mapping[tuple[int, int | None], int]
-
-
-def _held(counts: _Counts) -> tuple[EntryCount, ...]:
-    """Return the entries of tables that exist already."""
-    return tuple(
-        [
-            EntryCount(level, owner, count)
-            for (level, owner), count in counts.items()
-            if owner is not None
-        ]
-    )
-
-
-def _inside(counts: _Counts) -> list[tuple[int, int]]:
-    """Return level and count of the entries of new tables."""
-    return [(level, count) for (level, owner), count in counts.items() if owner is None]
 
 
 class Tree(TreeView):

@@ -13,7 +13,7 @@ and docs/bound.md what is proved about it.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Sequence
 
 import attrs
 
@@ -121,7 +121,7 @@ class SevenSteps:
         if whole <= brk.count:
             return low
         # Fewer than all of it needs are all that there are, so they are counted once.
-        pages = page_count(_free_pages(boot, brk, whole))
+        pages = page_count([part.run for part in _free_pages(boot, brk, whole)])
         if pages == whole:
             return low
         unit = boot.mode.table_span(1)
@@ -142,15 +142,12 @@ class SevenSteps:
 
     def allocate(self, boot: Boot, step: Step, demand: TableDemand) -> Sequence[TablePages]:
         """Take brk pages while there are some, then the highest free pages that are mapped."""
-        brk = boot.brk_free
-        pages = list(_free_pages(boot, brk, demand.count))
-        missing = demand.count - page_count(pages)
+        count = demand.count
+        pages = _free_pages(boot, boot.brk_free, count)
+        missing = count - page_count([part.run for part in pages])
         if missing:
             raise KernelPanic("no mapped memory is left for page tables", missing)
-        return [
-            TablePages(run, Source.BRK if brk.low <= run.low < brk.high else Source.MEMBLOCK)
-            for run in pages
-        ]
+        return pages
 
 
 def _map(start: int, end: int, label: str = "") -> Map:
@@ -166,17 +163,15 @@ def _whole_pages(kernel: KernelImage) -> tuple[int, int]:
     return align_down(start, PAGE_SIZE), align_up(end, PAGE_SIZE)
 
 
-def _free_pages(boot: Boot, brk: PageRun, count: int) -> Iterator[PageRun]:
-    """Yield up to ``count`` pages for tables: of ``brk`` first; once the tree is live, mapped
+def _free_pages(boot: Boot, brk: PageRun, count: int) -> list[TablePages]:
+    """Return up to ``count`` pages for tables: of ``brk`` first; once the tree is live, mapped
     memory from the top.
     """
-    for run in first_pages([brk], count):
-        yield run
-        count -= run.count
-    if not count:
-        return
+    pages = [TablePages(run, Source.BRK) for run in first_pages([brk], count)]
+    count -= brk.count
     oldest = boot.oldest_waiting
-    if oldest is not None and oldest.index == 0:
-        return
-    free = boot.free_reachable(0, boot.machine.map_limit)
-    yield from first_pages((PageRun.of_span(*span).downward() for span in free), count)
+    if count > 0 and (oldest is None or oldest.index > 0):
+        spans = boot.free_reachable(0, boot.machine.map_limit)
+        free = first_pages((PageRun.of_span(*span).downward() for span in spans), count)
+        pages += [TablePages(run, Source.MEMBLOCK) for run in free]
+    return pages
