@@ -27,7 +27,7 @@ from paravirt_mm.engine.panic import KernelPanic
 from paravirt_mm.engine.progress import Progress
 from paravirt_mm.engine.realmode import missing_trampoline, with_trampoline
 from paravirt_mm.engine.split import split_by_alignment, tables_to_map
-from paravirt_mm.engine.tables import Tree
+from paravirt_mm.engine.tables import BOOT_TREE, Tree
 from paravirt_mm.machine.paging import GIB, I386, I386_PAE, KIB, MIB, MODES, PAGE_SIZE, X86_64
 
 RUNS = [PageRun(7, count, step) for count in (1, 2, 5) for step in (1, -1)]
