@@ -276,8 +276,7 @@ class _Walker:
                 tables.rights[keep],
                 tables.path[:, keep],
             )
-        width = self.mode.entries(level)
-        entries = entries[:, :width]
+        width = self.format.page_entries  # of which a PAE root's page has four, and then zeros
         start, length = self._stretches(level, entries)
         flat = np.ascontiguousarray(entries).reshape(-1)
         first = flat[start].astype(np.uint64)
@@ -512,7 +511,7 @@ def _merge(rows: U64) -> U64:
         & (rows[3:, 1:] == rows[3:, :-1]).all(axis=0)
     )
     heads = np.concatenate(([0], np.flatnonzero(~joins) + 1))
-    merged: U64 = rows[:, heads].copy()
+    merged: U64 = rows[:, heads]
     tails = np.concatenate((heads[1:] - 1, [rows.shape[1] - 1]))
     merged[1] = end[tails]
     return merged

@@ -83,7 +83,7 @@ def _resolve_overlaps(
     active: dict[int, int] = {}
     position = 0
     for edge, change, kind in edges:
-        if active and position < edge:
+        if active:
             resolved.append((position, edge, max(active)))
         position = edge
         count = active.get(kind, 0) + change

@@ -182,7 +182,7 @@ class Machine(Shown):
         """
         step = 2 * MIB
         count = max(0, self.map_limit - 16 * MIB) // step
-        for number in range(0, count, -(-count // most) or 1):
+        for number in range(0, count, max(1, -(-count // most))):
             try:
                 yield self.with_kernel_at(16 * MIB + number * step)
             except InputError:

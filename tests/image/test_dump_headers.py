@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from paravirt_mm import InputError
-from paravirt_mm.image import dump as reader
+from paravirt_mm.image import dump as reader, elf
 from paravirt_mm.image.contents import Image
 from paravirt_mm.image.dump import Dump, open_dump
 from paravirt_mm.image.elf import control_registers, core_header, stream_core
@@ -312,6 +312,27 @@ def test_every_field_of_a_header(name: str, machine: int, status: int, pid: int)
     assert state[8:392] == bytes(384)
     assert state[432:] == bytes(8)
     assert notes[b"PARAVIRT_MM"][1].startswith(b"a=b\n")
+
+
+@pytest.mark.parametrize(("segments", "extended"), [(2, False), (3, True), (4, True)])
+def test_a_number_of_headers_that_does_not_fit(
+    segments: int, extended: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """System V ABI: it stands in sh_info of the first section's header, all else of which is 0."""
+    assert elf.PN_XNUM == 0xFFFF
+    monkeypatch.setattr(elf, "PN_XNUM", 4)
+    extents = [(n * 0x2000, n * 0x2000 + 0x1000) for n in range(segments)]
+    data = core_header(X86_64, 0x5000, extents, 0, {})
+    count, after = segments + 1, 64 + (segments + 1) * 56
+    phnum, *sections = struct.unpack_from("<HHHH", data, 56)
+    assert phnum == (4 if extended else count)
+    assert struct.unpack_from("<Q", data, 40)[0] == (after if extended else 0)
+    assert sections == ([64, 1, 0] if extended else [0, 0, 0])
+    notes_at = struct.unpack_from("<IIQ", data, 64)[2]
+    assert notes_at == after + (64 if extended else 0)
+    if extended:
+        assert struct.unpack_from("<IIQQQQIIQQ", data, after) == (0,) * 7 + (count, 0, 0)
+    assert data[notes_at + 12 : notes_at + 17] == b"CORE\0"
 
 
 def test_a_pipe_that_takes_little_gets_everything(small_run: Any) -> None:
