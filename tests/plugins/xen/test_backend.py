@@ -18,6 +18,7 @@ from paravirt_mm import (
     EntryWrite,
     KernelImage,
     PageRun,
+    RangeSet,
     Refusal,
     Run,
     Scenario,
@@ -34,7 +35,7 @@ from paravirt_mm.engine.trace import MadeWritable, SurplusReleased
 from paravirt_mm.instances import Instances
 from paravirt_mm.testing import BackendConformance, Expected, generate
 from paravirt_mm_xen.backend import TableEntries, Xen
-from paravirt_mm_xen.domain.layout import Part
+from paravirt_mm_xen.domain.layout import DomainKind, Part
 from paravirt_mm_xen.linux import MULTICALL_ENTRIES
 
 NO_SUCH_GUESTS = "rejected: domain builder: there are no PV guests with"
@@ -90,6 +91,21 @@ def test_boot_tables_are_taken_and_not_writable() -> None:
         assert not boot.is_reachable(low, high)
         assert not any(boot.reachable(low, high))
         assert any(start <= low and high <= end for start, end in boot.memblock.reserved())
+
+
+@pytest.mark.parametrize("domain", [DomainKind.DOM0, DomainKind.DOMU])
+def test_what_a_domain_has_is_reserved_by_whole_pages(domain: DomainKind) -> None:
+    """However odd the ends of kernel and initrd; and nothing else is, but what no frame is for."""
+    machine = bundled("qemu-512m")
+    kernel = attrs.evolve(machine.kernel, end=(20 << 20) + 5, brk_start=20 << 20, brk_end=21 << 20)
+    machine = attrs.evolve(machine, kernel=kernel, initrd=(40 << 20, (45 << 20) + 123))
+    state = Xen(domain=domain).pvmm_boot_state(machine)
+    assert isinstance(state, BootState)
+    assert all(low % 4096 == high % 4096 == 0 for low, high in state.reserved)
+    taken = RangeSet(state.reserved)
+    for part, (low, high) in state.places:
+        if part != "Boot stack":
+            assert taken.covers(low - low % 4096, high + -high % 4096)
 
 
 WRITES = {

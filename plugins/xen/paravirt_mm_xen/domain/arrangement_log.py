@@ -167,7 +167,7 @@ def _builders(xen: Version | None, *, in_chunk: bool) -> Builders:
 
 def _width(place: Place, bits: int) -> int:
     """Xen prints addresses as wide as its own are."""
-    return 64 if place.end >> 32 or f"{place.end:016x}" in place.text else bits
+    return 64 if f"{place.end:016x}" in place.text else bits
 
 
 def _bytes(place: Place | None) -> int:
@@ -204,7 +204,7 @@ def check_arrangement(facts: Iterable[Fact]) -> list[LogLine]:
 
 def _first_allocation(facts: Iterable[Fact], predicted: Predicted) -> Iterator[LogLine]:
     for place in of_kind(facts, Place):
-        if place.section == "physical" and place.name == _ALLOCATED:
+        if place.name == _ALLOCATED:
             text = f"{_ALLOCATED}: {predicted.chunk:#x} bytes"
             yield _compared(place, text, _bytes(place) == predicted.chunk, "size")
 
