@@ -131,7 +131,7 @@ def seed_reach(brk_pages: int = 64) -> Statement:
     full = brk_pages * FANOUT
     # Lowmem lies in one L2 table, which the kernel's own mapping has made already.
     spans = (top - 1) / FANOUT - start / FANOUT + 1
-    lowest = z3.And(spans <= brk_pages, z3.Or(start == 0, start % FANOUT == 0))
+    lowest = z3.And(spans <= brk_pages, start % FANOUT == 0)
     return Statement(
         f"pae-{brk_pages}",
         f"With PAE and 4 KiB pages, {brk_pages} pages of brk map {brk_pages} x 2 MiB downward from "
@@ -159,12 +159,13 @@ class _Pfn:
     """
 
     def __init__(self, name: str, value: z3.ArithRef) -> None:
-        self.digits = [z3.Int(f"{name}_{level}") for level in range(4)]
+        self.digits = z3.Ints(f"{name}_page {name}_l1 {name}_l2 {name}_l3")
+        *lower, _ = self.digits
         places = z3.Sum([digit * FANOUT**level for level, digit in enumerate(self.digits)])
         self.rules = z3.And(
             value == places,
-            *(z3.And(digit >= 0, digit < FANOUT) for digit in self.digits[:3]),
-            self.digits[3] >= 0,
+            *(digit >= 0 for digit in self.digits),
+            *(digit < FANOUT for digit in lower),
         )
 
     def table(self, level: int) -> z3.ArithRef:
@@ -228,7 +229,7 @@ def linux_first_tables(levels: int) -> Statement:
             z3.And(block > 0, block % FANOUT == 0, block <= MAX_TOP),
             new > levels,
         ),
-        {"block_pfn": block},
+        {"block_pfn": block, "tables": new},
     )
 
 

@@ -10,8 +10,11 @@
 from __future__ import annotations
 
 import json
+import random
 import re
 from collections.abc import Iterable
+from functools import partial
+from itertools import product
 from pathlib import Path
 
 import attrs
@@ -74,12 +77,26 @@ NUMBERS = {
 }
 
 
+SHOWN = {
+    "rounds": "begin paid gained cost",
+    "enough": "budget left tables free",
+    "pae": "top start",
+    "contiguous": "top_pfn",
+    "linux-first": "block_pfn tables",
+    "linux-step": "mapped low high free",
+}
+
+
 def test_each_statement_has_the_numbers_of_its_name_in_words():
     """All of them, in the order of docs/bound.md, for each number of levels that there is: two
     below the root with PAE, three, and four with five-level paging.
     """
     told = {name: " ".join(re.findall(r"\d+", each.words)) for name, each in STATEMENTS.items()}
     assert list(told.items()) == list(NUMBERS.items())
+    assert "32257 pages (126 MiB)" in proof.contiguous(1, 32257, 64).words
+    for name, statement in STATEMENTS.items():
+        (shown,) = (known for start, known in SHOWN.items() if name.startswith(start))
+        assert list(statement.shown) == shown.split(), name
     wide = {mode.root_level - 1 for mode in MODES.values() if mode.entry_bytes == 8}
     assert wide == {2, 3, 4}
 
@@ -201,6 +218,147 @@ def test_what_a_formula_speaks_of(name):
         assert admits(plain | change), change
     for change in out:
         assert not admits(plain | change), change
+
+
+def tables(bottom: int, top: int, levels: int) -> int:
+    """Tables that map pages ``bottom`` up to, not with, ``top``, where none is there yet."""
+    return sum((top - 1) // 512**level - bottom // 512**level + 1 for level in range(1, levels + 1))
+
+
+def enough_goes_wrong(levels: int, budget: int, left: int, tables: int, free: int) -> bool:
+    deficit = max(0, tables - free)
+    return budget < tables or budget - tables + free < left - deficit + levels
+
+
+def reach_goes_wrong(top: int, start: int) -> bool:
+    mapped, full = top - start, 64 * 512
+    return mapped != full if top % 512 == 0 else not full - 512 < mapped < full
+
+
+def contiguous_goes_wrong(levels: int, taken: int, budget: int, top: int) -> bool:
+    """Too few pages for the first free one, or for the span below with what that has given."""
+    free = (top - taken - 1) % 512 + 1
+    last = top - taken - free
+    return (
+        tables(top - taken - 1, top, levels) > budget
+        or tables(last - 512, top, levels) > budget + free
+    )
+
+
+def step_goes_wrong(low: int, high: int, free: int, **_: int) -> bool:
+    return tables(low, high, 3) > free
+
+
+def grid(**numbers: Iterable[int]) -> list[dict[str, int]]:
+    chance = random.Random(len(numbers))
+    every = [dict(zip(numbers, each, strict=True)) for each in product(*numbers.values())]
+    return chance.sample(every, min(len(every), 150))
+
+
+def near(*borders: int) -> list[int]:
+    return [border + offset for border in borders for offset in (-1, 0, 1)]
+
+
+TOPS = sorted({
+    k * 512**level + offset
+    for level, offsets in ((1, (0, 1, 255, 511)), (2, (0, 1, 2, 511, 513)), (3, (0, 1, 513)))
+    for k in (3, 130)
+    for offset in offsets
+})  # fmt: skip
+CONCLUSIONS = {
+    "rounds": (
+        lambda begin, paid, gained, cost: begin >= paid + cost,
+        grid(begin=range(5), paid=range(3), gained=(0, 7), cost=range(3)),
+    ),
+    "enough-2": (
+        partial(enough_goes_wrong, 2),
+        grid(budget=range(7), left=range(4), tables=range(4), free=(0, 1, 2, 512)),
+    ),
+    "enough-4": (
+        partial(enough_goes_wrong, 4),
+        grid(budget=range(2, 9), left=range(4), tables=range(6), free=(0, 1, 3)),
+    ),
+    "pae-64": (
+        reach_goes_wrong,
+        [
+            {"top": top, "start": top - size}
+            for top in near(64 * 512, 70 * 512, 896 * 256)
+            for size in near(63 * 512, 64 * 512, 65 * 512)
+        ],
+    ),
+    "linux-step-32-1-15": (
+        step_goes_wrong,
+        [
+            {"mapped": 0, "step": 0, "low": low, "high": high, "free": free}
+            for low, high in [
+                (0, 512), (511, 513), (512**2 - 512, 512**2 + 512), (512**3 - 1, 512**3 + 1),
+                (0, 512**3), (512**2, 3 * 512**2),
+            ]
+            for free in near(tables(low, high, 3))
+        ],
+    ),
+    **{
+        f"contiguous-{levels}-{taken}-{budget}": (
+            partial(contiguous_goes_wrong, levels, taken, budget),
+            [{"top": top} for top in TOPS if top > taken + 1024],
+        )
+        for levels, taken, budget in (
+            (1, 5, 1), (3, 0, 4), (1, 511, 1), (1, 600, 2), (2, 511, 3), (3, 511, 5),
+        )
+    },
+}  # fmt: skip
+"""By statement: whether numbers contradict it, counted table by table, and some about its edges."""
+
+
+@pytest.mark.parametrize("name", CONCLUSIONS)
+def test_what_a_formula_says(name):
+    """Number by number, whether or not it speaks of them: a conclusion that says less would be
+    proved as well.
+    """
+    wrong, points = CONCLUSIONS[name]
+    statement = STATEMENTS.get(name)
+    if statement is None:
+        statement = proof.contiguous(*map(int, name.split("-")[1:]))
+    (count,) = (n for start, n in PREMISES.items() if name.startswith(start))
+    # Digits of numbers are among the premises, the last of them, and needed here.
+    first = 1 if name.startswith("contiguous") else 5 if name.startswith("linux-step") else count
+    says = z3.And(*statement.opposite[first:])
+    answers = set()
+    for numbers in points:
+        values = [(z3.Int(variable), z3.IntVal(value)) for variable, value in numbers.items()]
+        told = z3.simplify(z3.substitute(says, *values))
+        # Digits are left, which the numbers decide.
+        found = z3.is_true(told)
+        if not found and not z3.is_false(told):
+            solver = z3.Solver()
+            solver.add(told)
+            found = solver.check() == z3.sat
+        assert found is wrong(**numbers), numbers
+        answers.add(found)
+    assert answers == {True, False}
+
+
+@pytest.mark.parametrize("levels", [2, 3, 4])
+def test_tables_of_a_large_page_far_up(levels):
+    """One for each level in whose first table, which serves the first MiB, it does not lie."""
+    statement = STATEMENTS[f"linux-first-{levels}"]
+    block, made = statement.shown["block_pfn"], statement.shown["tables"]
+    for pfn in near(512, 512**2, 512**3, 512**4):
+        count = z3.simplify(z3.substitute(made, (block, z3.IntVal(pfn)))).as_long()
+        assert count == len([level for level in range(1, levels + 1) if pfn >= 512**level])
+
+
+def test_what_z3_does_not_decide_in_time_is_not_proved(monkeypatch):
+    a, b, c = z3.Ints("a b c")
+    hard = proof.Statement("x", "x", (a > 2, b > 2, c > 2, a**3 + b**3 + c**3 == 42), {"a": a})
+    with monkeypatch.context() as patch:
+        patch.setattr(proof, "TIMEOUT_MS", 1)
+        assert proof.prove(hard) == proof.Proof(hard, proved=False, refutation=None)
+    # Numbers that do not matter have some value, too.
+    found = proof.prove(proof.Statement("x", "x", (a > 2,), {"a": a, "b": b}))
+    assert found.refutation is not None
+    assert found.refutation["a"] > 2
+    assert isinstance(found.refutation["b"], int)
 
 
 def reach(levels: int, taken: int, top: int) -> int:
