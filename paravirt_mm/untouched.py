@@ -116,12 +116,31 @@ def unchanged(*, dice: bool = True) -> Iterator[list[str]]:
         touched += modules.put_back()
 
 
+class _Space:
+    """One of them: a module or a class, and what its names stood for."""
+
+    __slots__ = ("_now", "_values", "names", "owner")
+
+    def __init__(self, owner: ModuleType | type) -> None:
+        self.owner = owner
+        self.names = dict(vars(owner))
+        self._now = vars(owner).values()  # a view: it shows what is there when it is read
+        self._values = [*self.names.values()]
+
+    def same(self) -> bool:
+        """Tell, as fast as Python can, whether the values are what they were, in the same order."""
+        try:
+            return [*self._now] == self._values
+        except Exception:  # one of them does not want to be compared
+            return False
+
+
 @attrs.frozen(eq=False)
 class _Namespaces:
     """The namespaces that are nobody else's to change, as they were."""
 
     modules: int
-    spaces: tuple[tuple[ModuleType | type, dict[str, Any]], ...]
+    spaces: tuple[_Space, ...]
 
     @classmethod
     def now(cls) -> _Namespaces:
@@ -134,41 +153,30 @@ class _Namespaces:
 
     @classmethod
     def _collected(cls) -> _Namespaces:
-        found: list[tuple[ModuleType | type, dict[str, Any]]] = [(builtins, dict(vars(builtins)))]
+        found = [_Space(builtins)]
         for name, module in list(sys.modules.items()):
             if name != _PACKAGE and not name.startswith(f"{_PACKAGE}."):
                 continue
-            names = dict(vars(module))
-            found.append((module, names))
+            found.append(_Space(module))
             found += [
-                (one, dict(vars(one)))
-                for one in names.values()
+                _Space(one)
+                for one in list(vars(module).values())
                 if isinstance(one, type) and one.__module__ == module.__name__
             ]
         return cls(len(sys.modules), tuple(found))
 
     def _as_now(self) -> bool:
-        return self.modules == len(sys.modules) and all(
-            _same(owner, names) for owner, names in self.spaces
-        )
+        return self.modules == len(sys.modules) and all(space.same() for space in self.spaces)
 
     def put_back(self) -> Iterator[str]:
         """Put back what was replaced, and yield its names."""
-        for owner, names in self.spaces:
-            if not _same(owner, names):
-                yield from _put_back(owner, names)
+        for space in self.spaces:
+            if not space.same():
+                yield from _put_back(space.owner, space.names)
 
 
 _LAST: list[_Namespaces] = []
 """What was collected last, if anything was."""
-
-
-def _same(owner: ModuleType | type, names: dict[str, Any]) -> bool:
-    """Tell, as fast as Python can, whether the values are what they were, in the same order."""
-    try:
-        return list(vars(owner).values()) == list(names.values())
-    except Exception:  # one of them does not want to be compared
-        return False
 
 
 def _put_back(owner: ModuleType | type, names: dict[str, Any]) -> Iterator[str]:

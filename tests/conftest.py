@@ -21,6 +21,8 @@ CHECKOUT = Path(__file__).resolve().parents[1]
 
 # What is made while tests are collected stays: looking for garbage was a sixth of that time.
 gc.disable()
+# What tests make is mostly freed by counting; the little in circles may wait.
+gc.set_threshold(20_000, 20, 20)
 
 # A suite that a shell started in the background ignores Ctrl-C, and so would the commands that
 # tests start and interrupt.
@@ -31,11 +33,19 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 # looks further.
 _common = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
 settings.register_profile("default", derandomize=True, database=None, max_examples=40, **_common)
+settings.register_profile(  # for `make quick`: `make test` draws the others
+    "quick", settings.get_profile("default"), max_examples=20
+)
 settings.register_profile(  # for tools/mutate.py: that it fails is all that is asked
     "mutants", settings.get_profile("default"), phases=(Phase.explicit, Phase.generate)
 )
 settings.register_profile("search", max_examples=2000, **_common)
-settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Choose how many examples a property gets."""
+    wanted = "quick" if config.option.markexpr == "not slow" else "default"
+    settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", wanted))
 
 
 @pytest.fixture(scope="session")

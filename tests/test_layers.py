@@ -73,16 +73,16 @@ class Known(NamedTuple):
 
 @cache
 def known(name: str) -> Known:
-    tree = ast.parse(modules()[name].read_text(encoding="utf-8"))
-    named = (alias.name for alias in ast.walk(tree) if isinstance(alias, ast.alias))
-    return Known(tuple(imported(name, tree)), tuple(named), tuple(strings(tree)))
+    nodes = list(ast.walk(ast.parse(modules()[name].read_text(encoding="utf-8"))))
+    named = (alias.name for alias in nodes if isinstance(alias, ast.alias))
+    return Known(tuple(imported(name, nodes)), tuple(named), tuple(strings(nodes)))
 
 
-def imported(name: str, tree: ast.Module) -> Iterator[str]:
+def imported(name: str, nodes: list[ast.AST]) -> Iterator[str]:
     """Yield the modules of the core that a module imports, wherever in it."""
     path = modules()[name]
     package = name if path.stem == "__init__" else name.rpartition(".")[0]
-    for node in ast.walk(tree):
+    for node in nodes:
         if isinstance(node, ast.Import):
             named = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
@@ -216,14 +216,14 @@ def built_in() -> set[str]:
     return {point.name for point in points if point.dist and point.dist.name == "paravirt-mm"}
 
 
-def strings(tree: ast.Module) -> Iterator[str]:
+def strings(nodes: list[ast.AST]) -> Iterator[str]:
     """Yield the string constants of a module that are no docstrings."""
     documents = {
         id(node.value)
-        for node in ast.walk(tree)
+        for node in nodes
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
     }
-    for node in ast.walk(tree):
+    for node in nodes:
         text = node.value if isinstance(node, ast.Constant) else None
         if isinstance(text, str) and id(node) not in documents:
             yield text

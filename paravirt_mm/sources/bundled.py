@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from functools import cache
 from importlib import resources
 
 from paravirt_mm.errors import InputError
@@ -14,17 +15,27 @@ _FOLDER = "machines"
 
 def bundled_machines() -> list[str]:
     """Return the names of the machines that the package carries, sorted."""
+    return [*_names()]
+
+
+@cache
+def _names() -> tuple[str, ...]:
     folder = resources.files("paravirt_mm") / _FOLDER
-    return sorted(
-        entry.name.removesuffix(".toml")
-        for entry in folder.iterdir()
-        if entry.name.endswith(".toml")
+    return tuple(
+        sorted(
+            entry.name.removesuffix(".toml")
+            for entry in folder.iterdir()
+            if entry.name.endswith(".toml")
+        )
     )
 
 
+@cache
 def bundled(name: str) -> Machine:
-    """Return the machine called ``name``. Raises InputError with the nearest names otherwise."""
-    names = bundled_machines()
+    """Return the machine called ``name``, read once a process. Raises InputError with the nearest
+    names otherwise.
+    """
+    names = _names()
     if name not in names:
         near = difflib.get_close_matches(name, names, n=3, cutoff=0.4) or names
         raise InputError(

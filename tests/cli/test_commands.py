@@ -80,7 +80,7 @@ def test_help_answers_at_once():
         in_a_process("--help")
         return used() - start
 
-    assert min(seconds() for _ in range(5)) < 0.2
+    assert any(seconds() < 0.2 for _ in range(5))
 
 
 @pytest.mark.slow

@@ -16,7 +16,6 @@ from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from unittest.mock import patch
 
-import duckdb
 import pytest
 
 from paravirt_mm.cli.main import main
@@ -181,6 +180,8 @@ def test_what_would_be_large(
     ids=["escape in a column", "no key", "a view"],
 )
 def test_results_of_sweeps_that_are_none(tmp_path: Path, statements: str, words: str) -> None:
+    import duckdb  # not before: a process is forked the slower, the more it holds
+
     with duckdb.connect(str(tmp_path / "s.duckdb")) as database:
         database.execute(statements)
     code, _, err = command("query", tmp_path / "s.duckdb")

@@ -116,7 +116,7 @@ def _archives() -> tuple[bytes, ...]:
     }
     return (
         _tar(files), _tar(files, "w:gz"), _tar(files, "w:xz"), _tar(memmap),
-        gzip.compress(_logs()[1]), lzma.compress(_logs()[2]),
+        gzip.compress(_logs()[1]), lzma.compress(_logs()[2], preset=0),
     )  # fmt: skip
 
 

@@ -421,7 +421,10 @@ def told(trace: Trace, judge: Callable[[Trace], Iterable[Any]]) -> list[Found]:
     return sorted((each.rule, each.event, each.address, each.message) for each in judge(trace))
 
 
-@pytest.mark.parametrize("seed", range(len(TRACES)))
+@pytest.mark.parametrize(
+    "seed",
+    [pytest.param(n, marks=pytest.mark.slow if n % 3 else ()) for n in range(len(TRACES))],
+)
 def test_the_same_is_found_page_by_page(seed: int) -> None:
     chance = random.Random(seed)
     trace = TRACES[seed]

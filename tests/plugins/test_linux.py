@@ -20,13 +20,7 @@ from paravirt_mm.machine.model import Machine
 from paravirt_mm.verify.linux import boots
 from paravirt_mm.verify.linux.qemu import KernelFacts, LiveUnavailableError, find_kernel, find_qemu
 from paravirt_mm.verify.linux.qemu.locate import KERNEL_VARIABLE
-
-DATA = Path(__file__).parents[1] / "data" / "linux_live"
-RECORDS = {
-    f"{record['release']}:{record['id']}": record
-    for file in sorted(DATA.glob("linux-*.jsonl"))
-    for record in map(json.loads, file.read_text().splitlines())
-}
+from tests.boot_records import RECORDS
 
 
 def run_of(monkeypatch: pytest.MonkeyPatch, record: dict[str, Any]) -> Run:

@@ -16,7 +16,7 @@ def logs() -> Path:
     return LOGS
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def shared() -> Path:
     if not (SHARED / "corpus").is_dir():
         pytest.skip("../shared/corpus is not beside the checkout")

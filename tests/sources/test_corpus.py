@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
+
+import pytest
 
 from paravirt_mm.errors import InputError
 from paravirt_mm.machine.ranges import RangeSet
@@ -27,7 +30,8 @@ RAM_TOLD_DIFFERENTLY = {
 }
 
 
-def boot_logs(shared) -> dict[str, BootLog]:
+@pytest.fixture(scope="module")
+def boot_logs(shared: Path) -> dict[str, BootLog]:
     logs = {path.stem: read_boot_log(path) for path in (shared / "corpus" / "logs").iterdir()}
     assert len(logs) == 121
     return logs
@@ -44,10 +48,10 @@ def test_every_log_is_read_or_refused_with_a_reason(shared):
         assert "hypervisor log without memory map" in str(error)
 
 
-def test_logs_say_what_the_index_says(shared):
+def test_logs_say_what_the_index_says(shared, boot_logs):
     index = {it["id"]: it for it in json.loads((shared / "corpus" / "index.json").read_text())}
     releases = 0
-    for name, log in boot_logs(shared).items():
+    for name, log in boot_logs.items():
         known = index[name]
         releases += log.release != known["kernel_version"]
         assert log.release in (known["kernel_version"], None), name
@@ -68,10 +72,10 @@ def test_logs_say_what_the_index_says(shared):
     assert releases == RELEASE_NOT_IN_THE_LOG
 
 
-def test_the_map_explains_what_the_kernel_mapped(shared):
+def test_the_map_explains_what_the_kernel_mapped(boot_logs):
     """The linear allocator maps two ranges; its successor all RAM and nothing else."""
     compared = 0
-    for name, log in boot_logs(shared).items():
+    for name, log in boot_logs.items():
         mapped = RangeSet(fact.span for fact in log.of_kind(MappedRange) if fact.span)
         machine = log.machine
         if not mapped or log.mixed:
@@ -89,9 +93,9 @@ def test_the_map_explains_what_the_kernel_mapped(shared):
     assert compared == 43
 
 
-def test_last_pfns_follow_from_the_map(shared):
+def test_last_pfns_follow_from_the_map(boot_logs):
     """No hint is needed on any 64-bit machine: max_pfn and max_low_pfn are derived."""
-    for name, log in boot_logs(shared).items():
+    for name, log in boot_logs.items():
         if log.machine is None or log.machine.mode.is_32bit:
             continue
         assert log.machine.max_pfn_hint is None, name

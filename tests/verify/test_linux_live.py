@@ -70,8 +70,8 @@ from paravirt_mm.verify.linux.qemu.probes import Probes
 from paravirt_mm.verify.linux.qemu.process import kernel_parameters
 from paravirt_mm.verify.linux.qemu.ram import GuestRam, RamLayout
 from paravirt_mm.verify.linux.qemu.start import SCANS
+from tests.boot_records import RECORDS
 
-DATA = Path(__file__).parents[1] / "data" / "linux_live"
 MAPS = {named.name: named.spec for named in builtin_maps()}
 MIB, GIB, PAGE = 1 << 20, 1 << 30, 4096
 LEAF_SIZE = {"4k": PAGE, "2M": 2 * MIB, "1G": GIB}
@@ -208,7 +208,7 @@ def kallsyms(releases: str, symbols: list[tuple[str, str, int]] = SYMBOLS, pad: 
     tokens = [bytes([n]) if 0x21 <= n < 0x7F else b"~%d" % n for n in range(256)]
     table = b"".join(token + b"\0" for token in tokens)
     starts = itertools.accumulate([0, *(len(token) + 1 for token in tokens[:-1])])
-    names, markers = b"", []
+    names, markers = bytearray(), []
     for number, (kind, name, _) in enumerate(symbols):
         if number % 256 == 0:
             markers.append(len(names))
@@ -218,7 +218,7 @@ def kallsyms(releases: str, symbols: list[tuple[str, str, int]] = SYMBOLS, pad: 
     parts = {
         "relative_base": struct.pack("<Q", BASE),
         "num_syms": struct.pack("<I", len(symbols)),
-        "names": names,
+        "names": bytes(names),
         "markers": struct.pack(f"<{len(markers)}{row['marker']}", *markers),
         "seqs": bytes(3 * len(symbols)),
         "token_table": table,
@@ -749,18 +749,6 @@ def test_walker_reports_damage() -> None:
 # ---------------------------------------------------------------------------------------------
 # Records of real kernels
 # ---------------------------------------------------------------------------------------------
-
-
-def load_records() -> dict[str, dict[str, Any]]:
-    records = {}
-    for file in sorted(DATA.glob("linux-*.jsonl")):
-        for line in file.read_text().splitlines():
-            record = json.loads(line)
-            records[f"{record['release']}:{record['id']}"] = record
-    return records
-
-
-RECORDS = load_records()
 
 
 def check_record(record: dict[str, Any]) -> None:

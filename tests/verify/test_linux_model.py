@@ -51,14 +51,8 @@ from paravirt_mm.verify.linux.qemu import (
     record_boot,
 )
 from paravirt_mm.verify.linux.qemu.image import LoadSegment
+from tests.boot_records import FILES, RECORDS
 
-DATA = Path(__file__).parents[1] / "data" / "linux_live"
-FILES = sorted(DATA.glob("linux-*.jsonl"))
-RECORDS: dict[str, dict[str, Any]] = {
-    f"{record['release']}:{record['id']}": record
-    for file in FILES
-    for record in map(json.loads, file.read_text().splitlines())
-}
 MAPS = {named.name: named for named in builtin_maps()}
 DEBIAN_61 = "6.1.0-56-amd64"
 

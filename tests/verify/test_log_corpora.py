@@ -100,7 +100,16 @@ ERRORS = {
 }
 
 
-@pytest.mark.parametrize("name", [*HOSTILE, *ERRORS])
+LARGE = {"newlines-255m.txt.xz", "tar-70-members-63m.tar.xz", "tar-longname-3g.tar.xz"}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow if name in LARGE else ())
+        for name in (*HOSTILE, *ERRORS)
+    ],
+)
 def test_hostile_files(name: str) -> None:
     started = time.process_time()
     outcomes = [outcome for _, outcome in load_each([SHARED / "cases" / "hostile" / name])]

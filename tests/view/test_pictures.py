@@ -5,6 +5,7 @@ figures.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from xml.etree import ElementTree
 
 import pytest
@@ -72,13 +73,20 @@ def test_a_chart_is_drawn_without_a_browser(subjects: list[Subject]) -> None:
     assert " id=" not in page  # two charts in one page must not share names
 
 
-def test_hostile_texts_stay_texts_in_pictures(hostile_subjects: list[Subject]) -> None:
-    subjects = hostile_subjects
-    pictures = [
-        memory_map(subject.machine, [each.scene for each in subject.exhibits])
-        for subject in subjects
-    ]
-    pictures += [svg(drawing, Theme.PAGE) for drawing in drawings(subjects)]
+def _maps(subjects: list[Subject]) -> list[str]:
+    return [memory_map(one.machine, [each.scene for each in one.exhibits]) for one in subjects]
+
+
+def _charts(subjects: list[Subject]) -> list[str]:
+    return [svg(drawing, Theme.PAGE) for drawing in drawings(subjects)]
+
+
+@pytest.mark.parametrize("drawn", [_maps, pytest.param(_charts, marks=pytest.mark.slow)])
+def test_hostile_texts_stay_texts_in_pictures(
+    drawn: Callable[[list[Subject]], list[str]], hostile_subjects: list[Subject]
+) -> None:
+    pictures = drawn(hostile_subjects)
+    assert pictures
     for picture in pictures:
         root = parsed(picture)
         tags = {element.tag.rpartition("}")[2] for element in root.iter()}
