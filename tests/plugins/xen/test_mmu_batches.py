@@ -193,3 +193,43 @@ def test_a_direct_map_of_512_mib_is_built_and_loaded() -> None:
     assert hypervisor.store(direct_map + (l2 << 12), 0) < 0
     assert hypervisor.frame(0).count == 2  # mapped by the kernel's map and the direct map
     assert hypervisor.frame(l2).count == 1
+
+
+def test_the_guest_of_traces_keeps_its_own_code_mapped(g: TraceGuest) -> None:
+    """Whatever would take it away is not done; frames that are no page of it look alike."""
+    refused = -77777
+    assert g.write(A, 511, B, RW) == refused
+    assert g.update_va(0xFFFF_FF80_0000_0000, B, RW) == refused
+    assert g.probe(0xFFFF_FF80_0000_0000, "read") == refused
+    assert g.update_va(0xFFFF_FF7F_FFFF_F000, B, RW) == EINVAL
+    assert g.mmu_update(A, 511, B, RW, False) == OK  # not its root
+    g.clear_page(A)
+    g.copy_kernel_slots(A)
+    assert g.update_va_mapping(A, A, RO) == OK
+    assert g.new_baseptr(A) == OK
+    assert g.mmu_update(A, 511, B, RW, False) == refused
+    assert g.mmu_update(A, 510, B, 0, False) == OK
+    assert g.boot_baseptr() == OK
+    assert g.mmu_update(A, 511, B, 0, False) == OK
+    assert g.store(B, 0, 12, RW) == OK
+    assert g.read(B, 0) == 0xFFF << 12 | RW  # one of pages 0 to 11 would be told
+    assert g.store(B, 0, 11, RW) == OK
+    assert g.read(B, 0) == 11 << 12 | RW
+    assert g.store_value(B, 0, 1 << 63 | 2) == OK
+    assert g.read(B, 0) == 2 - (1 << 63)  # an absent entry is a signed number
+    assert g.store_value(B, 0, 1 << 62) == OK
+    assert g.read(B, 0) == 1 << 62
+
+
+@pytest.mark.parametrize("named", [[0], [0, 1, 2], [5, 7, 8], [2, 511, 512, 1023, 1025, 3000]])
+def test_a_guest_that_has_the_named_pages_only(named: list[int]) -> None:
+    sparse = TraceGuest(4096, named=named)
+    for number in named:
+        assert sparse.write(number, 3, named[0], RW) == OK
+        assert sparse.read(number, 3) == named[0] << 12 | RW
+        assert sparse.hypervisor.entry(sparse.mfn(number), 3) >> 12 == sparse.mfn(named[0])
+        for beside in (number - 1, number + 1):
+            if beside not in named:
+                assert sparse.read(beside, 3) != OK
+                with pytest.raises(KeyError):
+                    sparse.hypervisor.frame(sparse.mfn(beside))
