@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import attrs
 
 from paravirt_mm.about import Choice, DefaultSpec
+from paravirt_mm.entry_points import LOCAL
 from paravirt_mm.errors import ParavirtMmError, PluginError, SpecError
 from paravirt_mm.hookspecs import Role
 from paravirt_mm.instances import HookFailed, Instances
 from paravirt_mm.machine.model import Machine
 from paravirt_mm.options import PluginSpec
-from paravirt_mm.registry import LOCAL, Junk, Registry, default_registry
+from paravirt_mm.registry import Junk, Registry, default_registry
 from paravirt_mm.sources import bundled_machines, load as load_one, load_all as load_more
 from paravirt_mm.sources.bootlog.facts import Fact
 from paravirt_mm.sources.bootlog.lines import LogLine

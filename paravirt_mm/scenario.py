@@ -20,7 +20,8 @@ from paravirt_mm.instances import HookFailed, Instances, implemented
 from paravirt_mm.invariants.rules import Finding, check
 from paravirt_mm.machine.model import Machine
 from paravirt_mm.options import PluginSpec
-from paravirt_mm.registry import Registry, class_problems, default_registry, name_for, role_of
+from paravirt_mm.plugin import class_problems, name_for, role_of
+from paravirt_mm.registry import Registry, default_registry
 from paravirt_mm.run import Outcome, Run, Verdict
 from paravirt_mm.untouched import unchanged
 

@@ -14,8 +14,9 @@ from paravirt_mm.errors import ExitCode
 from paravirt_mm.evidence import recorded
 from paravirt_mm.hookspecs import Role
 from paravirt_mm.options import described
+from paravirt_mm.plugin import Plugin
 from paravirt_mm.printable import printable
-from paravirt_mm.registry import Plugin, Registry, default_registry
+from paravirt_mm.registry import Registry, default_registry
 
 _WIDTH = 96
 

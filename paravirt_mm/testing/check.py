@@ -12,7 +12,8 @@ import pytest
 
 from paravirt_mm.hookspecs import Role
 from paravirt_mm.options import PluginSpec
-from paravirt_mm.registry import default_registry, name_for
+from paravirt_mm.plugin import name_for
+from paravirt_mm.registry import default_registry
 from paravirt_mm.testing.conformance import AllocatorConformance, BackendConformance
 
 _SUITES = {Role.ALLOCATOR: AllocatorConformance, Role.BACKEND: BackendConformance}

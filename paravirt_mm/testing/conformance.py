@@ -22,7 +22,8 @@ from paravirt_mm.machine.model import BootState, Machine
 from paravirt_mm.machine.paging import PAGE_SIZE
 from paravirt_mm.machine.ranges import RangeSet
 from paravirt_mm.options import PluginSpec
-from paravirt_mm.registry import Plugin, Registry, name_for, problems
+from paravirt_mm.plugin import Plugin, name_for, problems
+from paravirt_mm.registry import Registry
 from paravirt_mm.run import Outcome, Run
 from paravirt_mm.scenario import Scenario
 from paravirt_mm.sources import bundled, bundled_machines

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from paravirt_mm import registry
+from paravirt_mm import entry_points, registry
 from paravirt_mm.cli.main import main
 from paravirt_mm.errors import ExitCode
 
@@ -44,7 +44,7 @@ last_pfn = 0x40000 max_arch_pfn = 0x400000000
 @pytest.fixture(autouse=True)
 def no_plugins(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is installed."""
-    monkeypatch.setattr(registry, "distributions", list)
+    monkeypatch.setattr(entry_points, "distributions", list)
     monkeypatch.setattr(registry, "_DEFAULT", [])
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from paravirt_mm import guard, offers, registry as module
+from paravirt_mm import entry_points as module, guard, offers
 from paravirt_mm.registry import Registry
 from tests.registry.broken_packages import ANSWERS, KINDS, Kind, install
 
@@ -85,7 +85,7 @@ def test_metadata_that_is_missing_has_no_say(site: Path, monkeypatch: pytest.Mon
     other = pytest.importorskip("importlib_metadata")
     monkeypatch.setattr(module, "distributions", lambda: other.distributions(path=[str(site)]))
     broken: list[module.BrokenPlugin] = []
-    names = {point.distribution for _, point in module._points(broken)}
+    names = {point.distribution for _, point in module.entry_points(broken)}
     assert {"no_metadata", "prints"} <= names
     assert not [one for one in broken if one.distribution == "no_metadata"]
 

@@ -18,7 +18,8 @@ from paravirt_mm import (
     hookspecs,
 )
 from paravirt_mm.hookspecs import API_MINOR
-from paravirt_mm.registry import PluginDeprecationWarning, Registry, problems
+from paravirt_mm.plugin import PluginDeprecationWarning, problems
+from paravirt_mm.registry import Registry
 from paravirt_mm.testing import AscendingAllocator, PlainPlatform, registry_with
 
 

@@ -22,7 +22,7 @@ from paravirt_mm import (
     SpecError,
     bundled,
 )
-from paravirt_mm.registry import Plugin
+from paravirt_mm.plugin import Plugin
 from paravirt_mm.sources.bootlog.facts import Fact
 from paravirt_mm.sources.bootlog.lines import LineVerdict
 from paravirt_mm.sources.bootlog.xen import HypervisorScan
