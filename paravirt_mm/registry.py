@@ -46,6 +46,8 @@ each, of those to leave out ("-all": none is found).
 """
 ANSWERING = guard.Limits(cpu=20.0, wall=30.0)
 """What one answer to a command's question may cost a plugin."""
+MAX_SURVIVED = 4096
+"""How many questions are remembered that a plugin came through alive."""
 
 
 def _problems(name: str, factory: object) -> list[str]:
@@ -54,6 +56,10 @@ def _problems(name: str, factory: object) -> list[str]:
 
 class Junk(ParavirtMmError):
     """An answer that cannot be used, and why."""
+
+
+def _words(argument: object) -> bool:
+    return isinstance(argument, tuple) and all(isinstance(one, str) for one in argument)
 
 
 def _discarded(answer: Callable[[], object]) -> None:
@@ -68,6 +74,7 @@ class Registry:
         self._plugins: dict[str, Plugin] = {}
         self._points: dict[str, Point] = {}
         self._tried: dict[str, Tried] = {}
+        self._survived: set[tuple[Plugin, str, tuple[object, ...]]] = set()
         self.broken: list[BrokenPlugin] = []
 
     @classmethod
@@ -106,7 +113,7 @@ class Registry:
         """Return a registry of the same plugins, to add others to."""
         made = Registry(self.careful)
         made._plugins, made._points = dict(self._plugins), dict(self._points)
-        made._tried = dict(self._tried)
+        made._tried, made._survived = dict(self._tried), set(self._survived)
         return made
 
     def _try_strangers(self, *names: str, patient: bool) -> None:
@@ -209,7 +216,11 @@ class Registry:
         their names.
 
         A plugin that fails, or whose answer ``read`` refuses with `Junk`, is left out, with its
-        name in ``broken``; what others wrote is asked in a child first.
+        name in ``broken``. What others wrote is asked in a child first, the same question only
+        once. What is remembered is that the plugin came through alive, never what it said: its
+        answer is made anew each time, from files or from what it keeps, so that none is out of
+        date. What is taken on trust is that who survives a question survives it again; a plugin
+        that tells the child from its parent could always break that trust.
         """
         self._try_strangers(patient=False)
         for name in sorted({*self._points, *self._plugins}):
@@ -232,7 +243,7 @@ class Registry:
 
             try:
                 if self.careful and plugin.strange:
-                    guard.call(_discarded, answer, limits=ANSWERING)
+                    self._survive(plugin, hook, arguments, answer)
                 found = answer()
             except (Junk, guard.StoppedError, guard.ForeignError) as problem:
                 how = "" if isinstance(problem, Junk) else f"{hook}: "
@@ -240,6 +251,25 @@ class Registry:
                 continue
             if found is not None:
                 yield name, found
+
+    def _survive(
+        self,
+        plugin: Plugin,
+        hook: str,
+        arguments: dict[str, Any],
+        answer: Callable[[], object],
+    ) -> None:
+        """Have a plugin answer in a child, unless it did answer this question there. Raises what
+        is wrong with it.
+        """
+        question = (plugin, hook, tuple(arguments.values()))
+        # Other arguments may be large, or change.
+        plain = all(isinstance(one, str | None) or _words(one) for one in arguments.values())
+        if plain and question in self._survived:
+            return
+        guard.call(_discarded, answer, limits=ANSWERING)
+        if plain and len(self._survived) < MAX_SURVIVED:
+            self._survived.add(question)
 
     def leave_out(self, name: str, problem: str) -> None:
         """Note that a plugin failed, or answered what cannot be used."""

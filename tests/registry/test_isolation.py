@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Generator
+from pathlib import Path
 from types import ModuleType
 from typing import Any, ClassVar
 
@@ -407,3 +409,52 @@ def test_scenarios_do_not_disturb_each_other(
     registry = registry_with(mine=Divides)
     assert Scenario.of(machine, "mine", "xen").run(registry).verdict.outcome is Outcome.ERROR
     assert run_scenario(machine, "incremental", "xen").figures == before
+
+
+_TOLD: list[str] = []
+"""What the plugin below knows, and where it appends the process in which it is asked."""
+
+
+@attrs.frozen
+class AnswersFromAFile(AscendingAllocator):
+    @hookimpl
+    def pvmm_models_kernel(self, release: str) -> str:
+        asked, answer = map(Path, _TOLD)
+        with asked.open("a") as lines:
+            lines.write(f"{release} {os.getpid()}\n")
+        return answer.read_text()
+
+
+def test_the_same_question_is_tried_once_and_answered_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a child the first time; what is said afterwards is what the plugin says then."""
+    asked, answer = tmp_path / "asked", tmp_path / "answer"
+    monkeypatch.setattr(sys.modules[__name__], "_TOLD", [str(asked), str(answer)])
+    registry = Registry(careful=True)
+    registry.add("mine", AnswersFromAFile)
+    told = []
+    for release, text in (("6.1", "a"), ("6.1", "b"), ("6.6", "c"), ("6.1", "d")):
+        answer.write_text(text)
+        found = registry.ask("pvmm_models_kernel", str, release=release, mode="", parameters=())
+        told += [said for _, said in found]
+    assert told == ["a", "b", "c", "d"]
+    here = str(os.getpid())
+    rows = [line.split() for line in asked.read_text().splitlines()]
+    assert [release for release, _ in rows] == ["6.1", "6.1", "6.1", "6.6", "6.6", "6.1"]
+    assert [process == here for _, process in rows] == [False, True, True, False, True, True]
+
+
+def test_what_may_change_is_tried_each_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, answer = tmp_path / "asked", tmp_path / "answer"
+    answer.write_text("x")
+    monkeypatch.setattr(sys.modules[__name__], "_TOLD", [str(asked), str(answer)])
+    registry = Registry(careful=True)
+    registry.add("mine", AnswersFromAFile)
+    for _ in range(2):
+        assert list(registry.ask("pvmm_models_kernel", str, release=["6.1"], mode=""))
+    here = str(os.getpid())
+    processes = [line.split()[-1] for line in asked.read_text().splitlines()]
+    assert [process == here for process in processes] == [False, True, False, True]
