@@ -18,6 +18,7 @@ from paravirt_mm.cli.types import Seconds
 from paravirt_mm.counted import counted
 from paravirt_mm.errors import ExitCode
 from paravirt_mm.guard import TRYING
+from paravirt_mm.hunt.condition import Condition
 from paravirt_mm.hunt.found import Found
 from paravirt_mm.hunt.search import HuntResult, Quarry, hunt
 from paravirt_mm.machine.paging import MODES
@@ -89,6 +90,7 @@ def command(
     CONDITION: figures (`paravirt-mm figures`), numbers (16M, 0x1000), + - * /, < <= == != >= >,
     outcomes (ok panic rejected violation error, each with an optional text of its reason),
     machine.ram, .entries, .pieces, .max_pfn, .reserved, differs; and, or, not, ( ).
+    Of a second allocator (--against): other.FIGURE, other.ok. docs/howto/hunt.md has a table.
 
     A try in which a plugin fails or has to be stopped is an error, and costs that try. Observers
     watch what is found, not the thousands of tries in several processes.
@@ -120,6 +122,9 @@ def command(
     if result.errors:
         complain(f"{result.errors} of {counted(result.tries, 'try')}: {result.error}")
     if result.machine is None:
+        for name in sorted(Condition.parse(condition).names - result.figures):
+            there = ", ".join(sorted(result.figures)) or "none"
+            complain(f"no run on a real machine had a number {name!r}; of plugins it had: {there}")
         click.echo(_not_found(result, seed, as_json))
         return ExitCode.PLUGIN if result.errors else ExitCode.OK
     found = Found.of(quarry, result, limits=running.limits, each=running.each, seconds=seconds)

@@ -264,7 +264,7 @@ class Condition:
 
 
 _TOKEN = re.compile(
-    r"\s*(?:(?P<number>0[xX][0-9a-fA-F]{1,16}|\d{1,20}(?:\.\d{1,9})?[KMGTkmgt]?)(?![\w.])"
+    r"\s*(?:(?P<number>0[xX][0-9a-fA-F]{1,16}|[0-9]{1,20}(?:\.[0-9]{1,9})?[KMGTkmgt]?)(?![\w.])"
     r"|(?P<name>[A-Za-z_][\w.]{0,99})"
     r"|(?P<text>\"[^\"]*\"|'[^']*')"
     r"|(?P<sign><=|>=|==|!=|[-+*/<>()]))"
@@ -275,6 +275,8 @@ _FOREIGN = (
     ("!", "write 'not', or '!=' between numbers"),
     ("=", "'==' compares"),
     ("%", "a share is a figure of its own (waste_percent), or a division"),
+    ('"', "a text ends with the quote that it begins with"),
+    ("'", "a text ends with the quote that it begins with"),
 )
 """What other languages write, and how it is said here."""
 _SUFFIX = {"k": 10, "m": 20, "g": 30, "t": 40}
@@ -295,6 +297,9 @@ def _tokens(text: str) -> Iterator[_Token]:
         if match is None or match.lastgroup is None:
             rest = text[position:].lstrip()
             meant = next((f"; {word}" for sign, word in _FOREIGN if rest.startswith(sign)), "")
+            if rest[0].isdigit():
+                meant = "; numbers are like 1000, 1.5, 16M or 0x1000, of up to 20 digits"
+            meant = meant or "; there are figures, numbers, outcomes, + - * / < > ( ), and, or, not"
             raise SpecError(f"condition {text!r}: cannot read {rest[:20]!r}{meant}")
         yield _Token(match.lastgroup, match[match.lastgroup], match.start(match.lastgroup))
         position = match.end()
@@ -321,6 +326,8 @@ class _Parser:
         self.unknown: set[str] = set()
 
     def whole(self) -> Term:
+        if not self.tokens:
+            raise self._error("it is empty; try 'panic' or 'waste > 1000'")
         term = self.condition()
         if self.at != len(self.tokens):
             raise self._unexpected(self.tokens[self.at])
@@ -399,7 +406,9 @@ class _Parser:
             return _Ends(Outcome(name), self._quoted(), other)
         if name not in FIGURES:
             if "." not in name:
-                raise self._error(f"there is no figure {name!r}{_close(name, FIGURES)}")
+                raise self._error(
+                    f"there is no figure {name!r}{_close(name, FIGURES, other=other)}"
+                )
             self.unknown.add(name)
         return _Figure(name, other)
 
@@ -428,7 +437,16 @@ class _Parser:
             raise self._error(f"nested more than {MAX_DEPTH} deep")
 
     def _unexpected(self, token: _Token) -> SpecError:
-        return self._error(f"{token.text!r} in column {token.column + 1} is not expected there")
+        meant = ""
+        if token.kind == "text":
+            meant = "; a text stands behind an outcome: panic 'ran out'"
+        elif token.text in _COMPARISONS:
+            meant = "; join two comparisons with 'and'"
+        elif token is not self.tokens[0] and (token.kind != "sign" or token.text == "("):
+            meant = "; between two conditions stands 'and' or 'or'"
+        return self._error(
+            f"{token.text!r} in column {token.column + 1} is not expected there{meant}"
+        )
 
     def _error(self, message: str, allowed: Mapping[str, object] | None = None) -> SpecError:
         known = f" (there are: {', '.join(allowed)})" if allowed else ""
@@ -436,7 +454,19 @@ class _Parser:
 
 
 def _close(
-    name: str, names: Mapping[str, object], otherwise: str = "; `paravirt-mm figures` lists them"
+    name: str,
+    names: Mapping[str, object],
+    otherwise: str = "; `paravirt-mm figures` lists them",
+    *,
+    other: bool = False,
 ) -> str:
-    close = difflib.get_close_matches(name, [*names, *Outcome, "differs"], 1)
-    return f"; did you mean {str(close[0])!r}?" if close else otherwise
+    """Return what was meant, in words. ``other``: it is said of the second allocator."""
+    if name.lower() in FACTS and names is not FACTS:
+        return f"; did you mean 'machine.{name.lower()}'?"
+    if name == "differs":
+        return "; 'differs' stands alone: it compares with the second allocator"
+    known = {str(word).lower(): str(word) for word in (*names, *Outcome)}
+    if not other:
+        known["differs"] = "differs"
+    close = difflib.get_close_matches(name.lower(), known, 1)
+    return f"; did you mean {known[close[0]]!r}?" if close else otherwise

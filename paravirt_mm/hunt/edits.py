@@ -12,7 +12,7 @@ import attrs
 from paravirt_mm.errors import InputError
 from paravirt_mm.machine.e820 import E820Entry, E820Type, MemoryMap
 from paravirt_mm.machine.model import Machine, Span
-from paravirt_mm.machine.paging import GIB, KIB, MIB, MODES, PAGE_SIZE, TIB
+from paravirt_mm.machine.paging import GIB, KIB, MIB, MODES, PAGE_SIZE, TIB, PagingMode
 from paravirt_mm.machine.ranges import RangeSet, align_down, align_up
 from paravirt_mm.sources.generated import ROOM_AFTER_KERNEL, Choices
 
@@ -184,15 +184,17 @@ def _reserve(choose: Choices, machine: Machine) -> Machine:
 
 
 def _crowd(choose: Choices, machine: Machine) -> Machine:
-    """Take a page of every large page for a while: no large page is free there any more."""
+    """Take a page of every large page of one piece of RAM for a while, or of each: no large page is
+    free there any more.
+    """
     large = machine.mode.entry_span(2)
-    low, high = choose.one_of(list(machine.memory_map.ram_pages()))
-    first = align_up(low, large)
-    count = min(MAX_CROWD, max(0, high - first) // large)
+    pieces = list(machine.memory_map.ram_pages())
     taken = RangeSet(machine.reserved)
-    for number in range(count):
-        start = first + number * large + choose.one_of((0, PAGE_SIZE, large - PAGE_SIZE))
-        taken.add(start, start + PAGE_SIZE)
+    for low, high in choose.one_of((pieces, [choose.one_of(pieces)])):
+        first = align_up(low, large)
+        for number in range(min(MAX_CROWD, max(0, high - first) // large)):
+            start = first + number * large + choose.one_of((0, PAGE_SIZE, large - PAGE_SIZE))
+            taken.add(start, start + PAGE_SIZE)
     taken.discard(*machine.kernel.span)
     return attrs.evolve(machine, reserved=tuple(taken))
 
@@ -233,7 +235,7 @@ def _edges(machine: Machine) -> list[int]:
 
 def _few(choose: Choices) -> int:
     """Return a few pages, in bytes; often none or one."""
-    return PAGE_SIZE * choose.one_of((0, 0, 1, 1, 2, 3, 6, 63, 64, 65, 511, 512))
+    return PAGE_SIZE * choose.one_of((0, 0, 1, 1, 2, 3, 5, 6, 12, 16, 63, 64, 65, 511, 512))
 
 
 def _take_beside(choose: Choices, machine: Machine) -> Machine:
@@ -273,8 +275,8 @@ def _features(choose: Choices, machine: Machine) -> Machine:
     return attrs.evolve(machine, features=attrs.evolve(machine.features, pse=pse, gbpages=huge))
 
 
-def _mode(choose: Choices, machine: Machine) -> Machine:
-    mode = MODES[choose.one_of(tuple(MODES))]
+def in_mode(machine: Machine, mode: PagingMode) -> Machine:
+    """Return the machine with a kernel of another mode."""
     features = attrs.evolve(
         machine.features,
         gbpages=machine.features.gbpages and 3 in mode.large_levels,
@@ -283,6 +285,10 @@ def _mode(choose: Choices, machine: Machine) -> Machine:
     return attrs.evolve(
         machine, mode=mode, features=features, max_pfn_hint=None, max_low_pfn_hint=None
     )
+
+
+def _mode(choose: Choices, machine: Machine) -> Machine:
+    return in_mode(machine, MODES[choose.one_of(tuple(MODES))])
 
 
 def _move_kernel(choose: Choices, machine: Machine) -> Machine:
@@ -294,6 +300,71 @@ def _move_kernel(choose: Choices, machine: Machine) -> Machine:
         return machine
     start = align_up(low, unit) + unit * choose.integer(0, room // unit)
     return attrs.evolve(machine, kernel=kernel.at(start))
+
+
+def _border(choose: Choices, machine: Machine) -> int:
+    """Return a place where a table, or a step of an allocator, may begin or end: a multiple of what
+    one maps, or so far behind an edge of something; often a few pages off it.
+    """
+    low, high = choose.one_of(list(machine.memory_map.ram_pages()))
+    units = [machine.mode.entry_span(level) for level in range(2, machine.mode.root_level + 1)]
+    unit = choose.one_of((*units, 64 * MIB, 512 * MIB, GIB))
+    first, last = align_up(low, unit) // unit, high // unit
+    if first <= last and choose.one_of((True, True, False)):
+        border = unit * choose.one_of((first, last, choose.integer(first, last)))
+    else:
+        edges = (*_edges(machine), machine.kernel.brk_start, machine.kernel.brk_start)
+        border = choose.one_of(edges) + unit * choose.one_of((1, 1, 2))
+    return max(0, border + _few(choose) * choose.one_of((1, -1)))
+
+
+def _hole_at_border(choose: Choices, machine: Machine) -> Machine:
+    """End or begin RAM at a border, with a hole of a few pages or more on the other side."""
+    border = _border(choose, machine)
+    size = choose.one_of((PAGE_SIZE, 2 * PAGE_SIZE, 64 * KIB, 2 * MIB, GIB))
+    start = max(0, border - choose.one_of((0, size)))
+    filling = choose.one_of(_FILLINGS)
+    return attrs.evolve(
+        machine,
+        memory_map=machine.memory_map.with_range(start, start + size, E820Type.RAM, filling),
+        max_pfn_hint=None,
+        max_low_pfn_hint=None,
+    )
+
+
+def _end_at_border(choose: Choices, machine: Machine) -> Machine:
+    """End all RAM there."""
+    return _until(machine, max(_border(choose, machine), machine.kernel.span[1]))
+
+
+def _take_the_top(choose: Choices, machine: Machine) -> Machine:
+    """Take as much of the highest RAM as so many tables map, a few pages more or less: what is
+    mapped first is no memory for more tables.
+    """
+    if choose.one_of((True, False)):
+        machine = attrs.evolve(
+            machine, features=attrs.evolve(machine.features, pse=False, gbpages=False)
+        )
+    tables = 1 + choose.one_of((7, 15, 31, 63, 127)) - choose.integer(0, 7)
+    span = machine.mode.table_span(machine.features.largest_level(machine.mode))
+    low, high = list(machine.memory_map.ram_pages().within(0, machine.map_limit))[-1]
+    start = high - tables * span + _few(choose) * choose.one_of((1, -1))
+    start = max(align_down(start, choose.one_of((PAGE_SIZE, span))), low, 0)
+    return _taking(machine, [(start, high)], machine.kernel.span[1] + ROOM_AFTER_KERNEL)
+
+
+def _take_nearly_all(choose: Choices, machine: Machine) -> Machine:
+    """Take all RAM below the kernel, above it, or anywhere, but for a few pages of some pieces."""
+    start, end = machine.kernel.span
+    behind = end + ROOM_FOR_BRK
+    low, high = choose.one_of(
+        ((0, start), (behind, MAX_ADDRESS), (0, MAX_ADDRESS), (0, MAX_ADDRESS))
+    )
+    spans = []
+    for first, last in machine.memory_map.ram_pages().within(low, high):
+        left = choose.one_of((0, 0, 1)) * (PAGE_SIZE + _few(choose))
+        spans.append(choose.one_of(((first + left, last), (first, last - left))))
+    return _taking(machine, [span for span in spans if span[0] < span[1]], behind)
 
 
 def _grow_kernel(choose: Choices, machine: Machine) -> Machine:
@@ -322,6 +393,12 @@ _CHANGES: tuple[Callable[[Choices, Machine], Machine], ...] = (
     _take_beside,
     _take_beside,
     _leave_few,
+    _hole_at_border,
+    _hole_at_border,
+    _end_at_border,
+    _take_the_top,
+    _take_the_top,
+    _take_nearly_all,
     _crowd,
     _release,
     _initrd,

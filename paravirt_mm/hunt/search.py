@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from itertools import chain
 
@@ -23,7 +23,7 @@ import attrs
 from paravirt_mm.errors import SpecError
 from paravirt_mm.guard import TRYING, Limits, Stopped, together
 from paravirt_mm.hunt.condition import Condition
-from paravirt_mm.hunt.edits import changed, small
+from paravirt_mm.hunt.edits import ROOM_FOR_BRK, changed, in_mode, is_sound, small
 from paravirt_mm.machine.model import Machine
 from paravirt_mm.machine.paging import MODES
 from paravirt_mm.options import PluginSpec
@@ -143,7 +143,8 @@ def _parsed(text: str) -> Condition:
 @attrs.frozen
 class BatchResult:
     """What a batch found: the machine (None: nothing), after how many tries, how near it came; how
-    many tries were errors of a plugin, and what the first one was.
+    many tries were errors of a plugin, and what the first one was. ``figures`` are those of plugins
+    that were seen on the machines to start from.
     """
 
     number: int
@@ -152,6 +153,7 @@ class BatchResult:
     nearest: float
     errors: int = 0
     error: str = ""
+    figures: frozenset[str] = frozenset()
 
 
 def run_batch(quarry: Quarry, seed: int, number: int) -> BatchResult:
@@ -163,20 +165,21 @@ def run_batch(quarry: Quarry, seed: int, number: int) -> BatchResult:
 
 
 def _batch(
-    quarry: Quarry, seed: int, number: int, stopped: Mapping[int, str]
+    quarry: Quarry, seed: int, number: int, stopped: Mapping[int, str], most: int = BATCH
 ) -> Iterator[int | BatchResult]:
-    """Do one batch: yield the number of each try before it is made, and the result in the end.
+    """Do one batch, of ``most`` tries at the most: yield the number of each try before it is made,
+    and the result in the end.
 
     ``stopped`` says which tries had to be stopped when they were made, and why. Plugins of others
     are watched over a whole batch: to look after each try would take as long as the try.
     """
     suspects = quarry.suspects()
     if not suspects:
-        yield from _tried(quarry, seed, number, stopped)
+        yield from _tried(quarry, seed, number, stopped, most)
         return
     result = None
     with unchanged(dice=False) as touched:
-        for item in _tried(quarry, seed, number, stopped):
+        for item in _tried(quarry, seed, number, stopped, most):
             if isinstance(item, BatchResult):
                 result = item
             else:
@@ -189,45 +192,84 @@ def _batch(
 
 
 def _tried(
-    quarry: Quarry, seed: int, number: int, stopped: Mapping[int, str]
+    quarry: Quarry, seed: int, number: int, stopped: Mapping[int, str], most: int
 ) -> Iterator[int | BatchResult]:
     choose = Seeded(f"hunt {seed} {number}")
     condition = _parsed(quarry.condition)
-    best: list[tuple[float, int, Machine]] = []
-    errors, error = 0, ""
+    best = _Best()
+    errors, error, tries = 0, "", 0
+    figures: set[str] = set()
     started = number == _START
-    for tries in range(1, (len(quarry.start) if started else BATCH) + 1):
+    for place in range(min(most, len(quarry.start) if started else BATCH)):
         if started:
-            machine = quarry.start[tries - 1]
-        elif tries <= BATCH // 2 or not best:
-            machine = _fresh(choose, quarry.start, f"hunt-{seed}-{number}-{tries}")
+            machine = quarry.start[place]
+        elif place < BATCH // 2 or not best.machines:
+            machine = _fresh(choose, quarry, f"hunt-{seed}-{number}-{place + 1}")
         else:
-            machine = changed(choose, choose.one_of(best)[2])
+            machine = changed(choose, choose.one_of(best.machines))
         if not quarry.counts(machine):
-            continue
+            if started:
+                continue
+            machine = in_mode(machine, MODES[choose.one_of(quarry.modes)])
+            if not is_sound(machine, ROOM_FOR_BRK):
+                continue
+        tries += 1
         yield tries
         why = stopped.get(tries)
         runs = quarry.runs(machine, watched=False) if why is None else quarry.stopped(machine, why)
         failed = [run for run in runs if run and run.verdict.outcome is Outcome.ERROR]
         errors += bool(failed)
         error = error or (str(failed[0].verdict) if failed else "")
+        if started and condition.names:
+            figures.update(*(_numbers_of_plugins(run) for run in runs if run))
         if condition.holds(*runs):
             yield BatchResult(number, tries, machine, 0.0, errors, error)
             return
-        best.append((condition.distance(*runs), tries, machine))
-        best.sort(key=lambda item: item[:2])
-        del best[KEPT:]
-    yield BatchResult(number, tries, None, best[0][0] if best else 1.0, errors, error)
+        best.add(condition.distance(*runs), runs[0], machine)
+    yield BatchResult(number, tries, None, best.nearest, errors, error, frozenset(figures))
 
 
-def _fresh(choose: Seeded, real: Sequence[Machine], name: str) -> Machine:
+def _numbers_of_plugins(run: Run) -> Iterator[str]:
+    return (
+        name
+        for name, value in run.figures.items()
+        if "." in name and isinstance(value, int | float)
+    )
+
+
+class _Best:
+    """The machines of a batch that come nearest to the condition, and do not all do the same.
+
+    Of those whose run ends alike after as many events the first is kept. Where there is no slope,
+    that is where all are as far from the condition, any of the others may be changed further.
+    """
+
+    def __init__(self) -> None:
+        self._kept: dict[tuple[float, Outcome, int], Machine] = {}
+        self.machines: list[Machine] = []
+
+    @property
+    def nearest(self) -> float:
+        """How near the best came."""
+        return min((distance for distance, _, _ in self._kept), default=1.0)
+
+    def add(self, distance: float, run: Run, machine: Machine) -> None:
+        """Enter a machine that was tried."""
+        self._kept.setdefault((distance, run.verdict.outcome, len(run.trace)), machine)
+        distances = sorted(distance for distance, _, _ in self._kept)
+        limit = distances[min(KEPT, len(distances)) - 1]
+        self._kept = {key: kept for key, kept in self._kept.items() if key[0] <= limit}
+        self.machines = list(self._kept.values())
+
+
+def _fresh(choose: Seeded, quarry: Quarry, name: str) -> Machine:
     """Return a generated machine, or a real one with a few changes; every other one is small."""
     if choose.one_of((True, False)):
-        machine = any_machine(choose, MODES[choose.one_of(tuple(MODES))], name)
+        machine = any_machine(choose, MODES[choose.one_of(quarry.modes or tuple(MODES))], name)
         if choose.one_of((True, False)):
             return machine
     else:
-        machine = choose.one_of(real)
+        machine = choose.one_of(quarry.start)
     if choose.one_of((True, False)):
         machine = small(choose, machine)
     return attrs.evolve(changed(choose, machine), name=name)
@@ -239,7 +281,8 @@ class HuntResult:
 
     ``machine`` is what was found (None: nothing), ``tries`` and ``seconds`` what it took,
     ``nearest`` how near the best machine came (0: it holds). ``errors`` of the tries were faults
-    of a plugin, ``error`` is the first.
+    of a plugin, ``error`` is the first. ``figures`` are the plugins' that were seen on the machines
+    to start from, where the condition asks for any.
     """
 
     machine: Machine | None
@@ -248,6 +291,7 @@ class HuntResult:
     nearest: float = 1.0
     errors: int = 0
     error: str = ""
+    figures: frozenset[str] = frozenset()
 
 
 def hunt(
@@ -270,7 +314,7 @@ def hunt(
     began = time.monotonic()
     result = HuntResult(None, 0, 0.0)
     width = max(1, min(jobs, os.cpu_count() or 1))
-    ways = [_Way(quarry, seed, number + _START, width) for number in range(width)]
+    ways = [_Way(quarry, seed, number + _START, width, max_tries) for number in range(width)]
     waiting: dict[int, BatchResult] = {}
     due = _START
     items = together([way.work for way in ways], limits, until=began + seconds)
@@ -289,12 +333,11 @@ def hunt(
                     min(result.nearest, batch.nearest),
                     result.errors + batch.errors,
                     result.error or batch.error,
+                    result.figures | batch.figures,
                 )
                 progress(result.tries, result.nearest)
                 if batch.found is not None:
                     return result
-            if max_tries is not None and due > _START and result.tries >= max_tries:
-                break
     finally:
         items.close()
     # What was found in a batch that is ahead of the others counts when there is nothing before it.
@@ -318,8 +361,11 @@ def hunt(
 class _Way:
     """Every so manieth batch, one after the other: what a child does, and what it has said."""
 
-    def __init__(self, quarry: Quarry, seed: int, number: int, by: int) -> None:
+    def __init__(
+        self, quarry: Quarry, seed: int, number: int, by: int, max_tries: int | None
+    ) -> None:
         self.by = by
+        self._max_tries = max_tries
         self._quarry = quarry
         self._seed = seed
         self._number = number
@@ -329,9 +375,16 @@ class _Way:
     def work(self, _: int) -> Iterator[int | BatchResult]:
         """In the child, which knows how far the ones before it came."""
         number, stopped = self._number, self.stopped
-        while True:
-            yield from _batch(self._quarry, self._seed, number, stopped)
+        while (most := self._left(number)) > 0:
+            yield from _batch(self._quarry, self._seed, number, stopped, most)
             number, stopped = number + self.by, {}
+
+    def _left(self, number: int) -> int:
+        """Return how many tries are left for a batch where those before it made all of theirs."""
+        start = len(self._quarry.start)
+        if self._max_tries is None:
+            return max(start, BATCH)
+        return self._max_tries - (0 if number == _START else start + number * BATCH)
 
     def hear(self, item: int | BatchResult | Stopped) -> BatchResult | None:
         """Take what the child said; return the batch if it has ended."""
