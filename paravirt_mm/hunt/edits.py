@@ -42,12 +42,18 @@ def is_sound(machine: Machine, room: int = ROOM_AFTER_KERNEL) -> bool:
     )
 
 
-def changed(choose: Choices, machine: Machine) -> Machine:
-    """Return the machine with one to three changes; itself where none of them made sense."""
+def changed(choose: Choices, machine: Machine, marks: Sequence[int] = ()) -> Machine:
+    """Return the machine with one to three changes; itself where none of them made sense.
+
+    ``marks`` are addresses at which something began or ended when an allocator ran on it: a third
+    of the changes put something there.
+    """
     for _ in range(choose.one_of((1, 1, 2, 3))):
-        change = choose.one_of(_CHANGES)
         try:
-            after = change(choose, machine)
+            if bool(marks) and choose.one_of((True, False, False)):
+                after = _at_mark(choose, machine, choose.one_of(marks))
+            else:
+                after = choose.one_of(_CHANGES)(choose, machine)
         except InputError:  # no RAM would be left
             continue
         if is_sound(after, ROOM_FOR_BRK):
@@ -302,6 +308,46 @@ def _move_kernel(choose: Choices, machine: Machine) -> Machine:
     return attrs.evolve(machine, kernel=kernel.at(start))
 
 
+def _at_mark(choose: Choices, machine: Machine, mark: int) -> Machine:
+    """Let RAM, a hole, a reservation or the initrd begin or end at a mark, or near it."""
+    large = machine.mode.entry_span(2)
+    off = choose.one_of((0, 0, 0, PAGE_SIZE, _few(choose), large, large + _few(choose)))
+    place = max(PAGE_SIZE, mark + off * choose.one_of((1, 1, -1)))
+    action = choose.one_of((_end_at, _hole_at, _take_at, _initrd_at))
+    return action(choose, machine, place)
+
+
+def _end_at(_: Choices, machine: Machine, place: int) -> Machine:
+    return _until(machine, max(place, machine.kernel.span[1]))
+
+
+def _hole_at(choose: Choices, machine: Machine, place: int) -> Machine:
+    size = choose.one_of((PAGE_SIZE, 2 * PAGE_SIZE, 64 * KIB, 2 * MIB, GIB))
+    start = max(0, place - choose.one_of((0, size)))
+    filling = choose.one_of(_FILLINGS)
+    return attrs.evolve(
+        machine,
+        memory_map=machine.memory_map.with_range(start, start + size, E820Type.RAM, filling),
+        max_pfn_hint=None,
+        max_low_pfn_hint=None,
+    )
+
+
+def _take_at(choose: Choices, machine: Machine, place: int) -> Machine:
+    size = choose.one_of((PAGE_SIZE, PAGE_SIZE, PAGE_SIZE + _few(choose), 2 * MIB, 64 * MIB))
+    start = max(0, place - choose.one_of((0, size)))
+    return _taking(machine, [(start, start + size)])
+
+
+def _initrd_at(choose: Choices, machine: Machine, place: int) -> Machine:
+    size = choose.one_of((PAGE_SIZE, 3 * PAGE_SIZE - 1, 5 * MIB + 123))
+    start = align_down(max(0, place - choose.one_of((0, size))), PAGE_SIZE)
+    ram = machine.memory_map.ram()
+    if not ram.covers(start, start + size) or start < machine.kernel.span[1]:
+        return machine
+    return attrs.evolve(machine, initrd=(start, start + size))
+
+
 def _border(choose: Choices, machine: Machine) -> int:
     """Return a place where a table, or a step of an allocator, may begin or end: a multiple of what
     one maps, or so far behind an edge of something; often a few pages off it.
@@ -320,21 +366,12 @@ def _border(choose: Choices, machine: Machine) -> int:
 
 def _hole_at_border(choose: Choices, machine: Machine) -> Machine:
     """End or begin RAM at a border, with a hole of a few pages or more on the other side."""
-    border = _border(choose, machine)
-    size = choose.one_of((PAGE_SIZE, 2 * PAGE_SIZE, 64 * KIB, 2 * MIB, GIB))
-    start = max(0, border - choose.one_of((0, size)))
-    filling = choose.one_of(_FILLINGS)
-    return attrs.evolve(
-        machine,
-        memory_map=machine.memory_map.with_range(start, start + size, E820Type.RAM, filling),
-        max_pfn_hint=None,
-        max_low_pfn_hint=None,
-    )
+    return _hole_at(choose, machine, _border(choose, machine))
 
 
 def _end_at_border(choose: Choices, machine: Machine) -> Machine:
     """End all RAM there."""
-    return _until(machine, max(_border(choose, machine), machine.kernel.span[1]))
+    return _end_at(choose, machine, _border(choose, machine))
 
 
 def _take_the_top(choose: Choices, machine: Machine) -> Machine:

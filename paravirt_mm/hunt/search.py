@@ -16,10 +16,11 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache
-from itertools import chain
+from itertools import chain, islice
 
 import attrs
 
+from paravirt_mm.engine.trace import RangeSplit, TablesAllocated
 from paravirt_mm.errors import SpecError
 from paravirt_mm.guard import TRYING, Limits, Stopped, together
 from paravirt_mm.hunt.condition import Condition
@@ -38,6 +39,8 @@ BATCH = 128
 """Tries of a batch; half of them are fresh."""
 KEPT = 6
 """Machines of a batch that come nearest, and are changed further."""
+_MARKED = 300
+"""Events of a run that are looked through for places of interest."""
 _START = -1
 """The number of the batch that has the real machines as they are."""
 
@@ -203,10 +206,11 @@ def _tried(
     for place in range(min(most, len(quarry.start) if started else BATCH)):
         if started:
             machine = quarry.start[place]
-        elif place < BATCH // 2 or not best.machines:
+        elif place < BATCH // 2 or not best.kept:
             machine = _fresh(choose, quarry, f"hunt-{seed}-{number}-{place + 1}")
         else:
-            machine = changed(choose, choose.one_of(best.machines))
+            before, run = choose.one_of(best.kept)
+            machine = changed(choose, before, _marks(run))
         if not quarry.counts(machine):
             if started:
                 continue
@@ -245,8 +249,8 @@ class _Best:
     """
 
     def __init__(self) -> None:
-        self._kept: dict[tuple[float, Outcome, int], Machine] = {}
-        self.machines: list[Machine] = []
+        self._kept: dict[tuple[float, Outcome, int], tuple[Machine, Run]] = {}
+        self.kept: list[tuple[Machine, Run]] = []
 
     @property
     def nearest(self) -> float:
@@ -255,11 +259,26 @@ class _Best:
 
     def add(self, distance: float, run: Run, machine: Machine) -> None:
         """Enter a machine that was tried."""
-        self._kept.setdefault((distance, run.verdict.outcome, len(run.trace)), machine)
+        self._kept.setdefault((distance, run.verdict.outcome, len(run.trace)), (machine, run))
         distances = sorted(distance for distance, _, _ in self._kept)
         limit = distances[min(KEPT, len(distances)) - 1]
         self._kept = {key: kept for key, kept in self._kept.items() if key[0] <= limit}
-        self.machines = list(self._kept.values())
+        self.kept = list(self._kept.values())
+
+
+def _marks(run: Run) -> list[int]:
+    """Return where something began or ended in a run: the kernel, a step, pages for tables."""
+    if not run.trace.begun:
+        return []
+    start = run.trace.start
+    kernel = start.boot.kernel_of(start.machine)
+    marks = {*kernel.span, *kernel.loaded, kernel.brk_start}
+    for event in islice(run.trace, _MARKED):
+        if isinstance(event, RangeSplit):
+            marks |= {event.start, event.end}
+        elif isinstance(event, TablesAllocated):
+            marks.update(*(part.run.span for part in event.batch.pages))
+    return sorted(marks)
 
 
 def _fresh(choose: Seeded, quarry: Quarry, name: str) -> Machine:

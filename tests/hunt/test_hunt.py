@@ -106,6 +106,37 @@ def test_command_says_that_nothing_was_found():
     assert "proves nothing" in result.output
 
 
+@pytest.mark.parametrize("tries", [1, 20])
+def test_no_more_tries_than_were_asked_for(tries):
+    """Whether processes share them or not."""
+    quarry = Quarry("legacy_linear:kernel=3.6", "native", "violation")
+    for jobs in (1, 2):
+        assert hunt(quarry, seconds=300, jobs=jobs, max_tries=tries).tries == tries
+
+
+def test_only_the_modes_that_count_are_tried():
+    """Whatever the machine was before: nearly every try of a batch is one."""
+    seen = set()
+
+    class Watching(Quarry):
+        def runs(self, machine, *, watched=True):
+            seen.add(machine.mode.name)
+            return super().runs(machine, watched=watched)
+
+    result = run_batch(
+        Watching("legacy_linear:kernel=3.6", "native", "violation", modes=("i386-pae",)), 0, 3
+    )
+    assert seen == {"i386-pae"}
+    assert result.tries > 100
+
+
+def test_a_number_that_no_run_has_is_told():
+    result = command("incremental", "-b", "xen", "--for", "xen.model > 1", "--tries", 14)
+    assert result.return_value == ExitCode.OK
+    assert "had a number 'xen.model'" in result.stderr
+    assert "xen.hypercalls_clearing" in result.stderr
+
+
 def test_a_figure_of_nobody_is_refused():
     with pytest.raises(SpecError, match="the plugins of this hunt are incremental, xen"):
         command("incremental", "-b", "xen", "--for", "xem.hypercalls_clearing > 1", "--time", 1)

@@ -60,9 +60,32 @@ def test_changes_leave_a_machine_that_boots(seed, name):
     room = 1 << 20
     if not is_sound(machine, room):
         pytest.skip("this machine has no room to begin with")
+    marks = [0, machine.kernel.span[1], machine.kernel.brk_start, 1 << 30, 1 << 45]
     for number in range(20):
-        machine = changed(Seeded(seed + number), machine)
-        assert machine.memory_map.ram().covers(*machine.kernel.span)
+        machine = changed(Seeded(seed + number), machine, marks if number % 2 else ())
+        assert is_sound(machine, room)
+
+
+def test_marks_are_where_things_begin_or_end():
+    """RAM, a reservation and an initrd, each at a mark itself and off it."""
+    machine, mark = bundled("lenovo-x230-8g"), 0x12345000
+    ends, taken, initrds = (
+        {
+            address
+            for n in range(300)
+            for low, high in spans(changed(Seeded(n), machine, [mark]))
+            for address in (low, high)
+        }
+        for spans in (
+            lambda m: list(m.memory_map.ram()),
+            lambda m: m.reserved,
+            lambda m: [m.initrd] if m.initrd else [],
+        )
+    )
+    for seen in (ends, taken, initrds):
+        assert mark in seen
+        assert {mark + 4096, mark - 4096} & seen
+    assert mark + (2 << 20) in ends
 
 
 def test_changes_change():
