@@ -8,8 +8,9 @@ address, pfn) of single tables on demand.
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
+from itertools import pairwise
 
 import attrs
 
@@ -26,10 +27,6 @@ from paravirt_mm.machine.ranges import (
     align_down,
     align_up,
 )
-
-if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
 
 BOOT_TREE = -1
 """Batch index of the tables that exist since boot."""
@@ -102,94 +99,48 @@ class Batch:
 
     def walk_order(self) -> Iterator[TableRun]:
         """Yield the tables in the order in which they are allocated (parents first)."""
-        return self._emit(self._rows())
+        rows, step = self._rows(), self.mode.table_span(1)
+        level, base, left = next(rows, (0, 0, 0))
+        for run in self.runs:
+            pfn, pages = run.start, run.count
+            while pages and left:
+                count = min(left, pages)
+                yield TableRun(level, base, count, pfn, run.step)
+                # Only L1 rows hold more than one table.
+                base, left = base + count * step, left - count
+                pfn, pages = pfn + count * run.step, pages - count
+                if not left:
+                    level, base, left = next(rows, (0, 0, 0))
 
     def completion_order(self) -> Iterator[TableRun]:
         """Yield the tables in the order in which they are filled (children first)."""
-        rows = self._rows()
-        if not rows.shape[1]:
-            return iter(())
-        import numpy as np
-
-        level, base, count = rows[0], rows[1], rows[2]
-        spans = np.array(
-            [0] + [self.mode.table_span(lv) for lv in range(1, self.mode.root_level + 1)]
+        span = self.mode.table_span
+        return iter(
+            sorted(
+                self.walk_order(),
+                key=lambda row: (row.base + row.count * span(row.level), row.level),
+            )
         )
-        last = base + count * spans[level]
-        return self._emit(rows[:, np.lexsort((level, last))])
 
-    @staticmethod
-    def _emit(rows: npt.NDArray[np.int64]) -> Iterator[TableRun]:
-        for level, base, count, pfn, step in zip(*(row.tolist() for row in rows), strict=True):
-            yield TableRun(level, base, count, pfn, step)
-
-    def _rows(self) -> npt.NDArray[np.int64]:
-        """Return rows (level, base, count, pfn, step), one column a run, in walk order.
+    def _rows(self) -> Iterator[tuple[int, int, int]]:
+        """Yield (level, base, count) in walk order.
 
         Only the lowest level comes in runs; a table above it interrupts them, so it is a row of its
         own.
         """
-        import numpy as np
-
-        upper_base: list[npt.NDArray[np.int64]] = []
-        upper_level: list[npt.NDArray[np.int64]] = []
+        found: list[tuple[int, int, int]] = []
+        borders: set[int] = set()
         for level, spans in self.spans.items():
-            if level == 1:
-                continue
-            for low, high in spans:
-                bases = np.arange(low, high, self.mode.table_span(level), dtype=np.int64)
-                upper_base.append(bases)
-                upper_level.append(np.full(len(bases), level, dtype=np.int64))
-        bases = np.concatenate(upper_base) if upper_base else np.empty(0, dtype=np.int64)
-        levels = np.concatenate(upper_level) if upper_level else np.empty(0, dtype=np.int64)
-        leaf_span = self.mode.table_span(1)
-        leaf_base: list[npt.NDArray[np.int64]] = []
-        leaf_end: list[npt.NDArray[np.int64]] = []
-        spans_of = np.array(
-            [0, *(self.mode.table_span(level) for level in range(1, self.mode.root_level + 1))]
-        )
-        cuts = np.union1d(bases, bases + spans_of[levels])
+            size = self.mode.table_span(level)
+            for low, high in spans if level > 1 else ():
+                found += [(base, -level, 1) for base in range(low, high, size)]
+                borders.update(range(low, high + 1, size))
+        cuts, size = sorted(borders), self.mode.table_span(1)
         for low, high in self.spans.get(1, ()):
-            inside = cuts[(cuts > low) & (cuts < high)]
-            leaf_base.append(np.concatenate(([low], inside)))
-            leaf_end.append(np.concatenate((inside, [high])))
-        if leaf_base:
-            low_edges = np.concatenate(leaf_base)
-            counts = (np.concatenate(leaf_end) - low_edges) // leaf_span
-            bases = np.concatenate((bases, low_edges))
-            levels = np.concatenate((levels, np.ones(len(low_edges), dtype=np.int64)))
-            counts = np.concatenate((np.ones(len(bases) - len(counts), dtype=np.int64), counts))
-        else:
-            counts = np.ones(len(bases), dtype=np.int64)
-        order = np.lexsort((-levels, bases))
-        return self._with_pages(levels[order], bases[order], counts[order])
-
-    def _with_pages(
-        self,
-        levels: npt.NDArray[np.int64],
-        bases: npt.NDArray[np.int64],
-        counts: npt.NDArray[np.int64],
-    ) -> npt.NDArray[np.int64]:
-        """Deal the pages out to rows in walk order, cutting rows where a run of pages ends."""
-        import numpy as np
-
-        runs = self.runs
-        row_at = np.concatenate(([0], np.cumsum(counts)))
-        run_at = np.concatenate(([0], np.cumsum([run.count for run in runs], dtype=np.int64)))
-        offsets = np.union1d(row_at, run_at)
-        heads, sizes = offsets[:-1], np.diff(offsets)
-        row = np.searchsorted(row_at, heads, side="right") - 1
-        run = np.searchsorted(run_at, heads, side="right") - 1
-        starts = np.array([r.start for r in runs], dtype=np.int64)
-        steps = np.array([r.step for r in runs], dtype=np.int64)
-        result = np.empty((5, len(heads)), dtype=np.int64)
-        result[0] = levels[row]
-        # Only L1 rows hold more than one table, so only their base moves with the offset.
-        result[1] = bases[row] + (heads - row_at[row]) * self.mode.table_span(1)
-        result[2] = sizes
-        result[3] = starts[run] + (heads - run_at[run]) * steps[run]
-        result[4] = steps[run]
-        return result
+            inside = cuts[bisect_right(cuts, low) : bisect_left(cuts, high)]
+            found += [(a, -1, (b - a) // size) for a, b in pairwise((low, *inside, high))]
+        found.sort()
+        return ((-level, base, count) for base, level, count in found)
 
 
 @attrs.frozen
