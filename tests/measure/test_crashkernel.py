@@ -18,7 +18,7 @@ from paravirt_mm import (
     RangeSet,
     Scenario,
 )
-from paravirt_mm.measure.crashkernel import Wanted, largest, places
+from paravirt_mm.measure.crashkernel import Wanted, largest, places, room
 
 MIB, GIB = 1 << 20, 1 << 30
 FREE = RangeSet([(0, 100 * MIB), (120 * MIB, 300 * MIB)])
@@ -60,6 +60,10 @@ def test_largest_is_the_last_that_has_a_place() -> None:
         assert any(places(FREE, size * MIB, limit * MIB))
         assert not any(places(FREE, (size + 1) * MIB, limit * MIB))
     assert largest(RangeSet([(MIB, 15 * MIB)]), GIB) == 0
+    # To a byte, and from a multiple of 16 MiB on only.
+    assert room([(16 * MIB, 16 * MIB + 1)]) == 1
+    assert room([(0, 15 * MIB), (16 * MIB + 1, 47 * MIB)]) == 15 * MIB
+    assert room([(1, 16 * MIB)]) == room([(1, 15 * MIB)]) == room([]) == 0
 
 
 @pytest.mark.parametrize(

@@ -256,6 +256,14 @@ def test_crash_kernel_is_aligned_and_below_its_limit(free: tuple[int, int], fits
     assert figures["crashkernel_256m_below_4g"] is False
 
 
+def test_where_nothing_is_free_nothing_fits() -> None:
+    figures = measure(_trace(RunFinished(((0, 5 * GIB),))))
+    for limit in ("896m", "4g"):
+        assert figures[f"largest_free_below_{limit}"] == 0
+        assert figures[f"crashkernel_largest_below_{limit}"] == 0
+        assert figures[f"crashkernel_128m_below_{limit}"] is False
+
+
 def test_waiting_tables_peak() -> None:
     """Tables of two steps wait for one hand-over: five at once, one round."""
     first = _batch([TablePages(PageRun(0x1400, 3), Source.BRK)])
