@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import random
 import re
+import textwrap
 from collections.abc import Iterable
 from functools import partial
 from itertools import product
@@ -32,6 +33,7 @@ from paravirt_mm import (
     RangeSet,
     Run,
     Scenario,
+    SpecError,
 )
 from paravirt_mm.cli.main import cli
 from paravirt_mm.testing import generate
@@ -600,3 +602,19 @@ def test_command_tells_what_z3_says(monkeypatch, answer, numbers, code):
         {"name": name, "words": STATEMENTS[name].words, "answer": answer, "numbers": numbers}
         for name in ("rounds", "enough-2")
     ]
+
+
+def test_command_prints_every_statement_as_wide_as_a_page(monkeypatch):
+    monkeypatch.setattr(proof, "prove", lambda asked: proof.Proof(asked, True, None))
+    expected: list[str] = []
+    for name, statement in STATEMENTS.items():
+        margin = {"initial_indent": " " * 4, "subsequent_indent": " " * 4}
+        lines = textwrap.wrap(statement.words, 98, **margin)
+        expected += [f"proved       {name}", *lines]
+    assert bound("--words").output.splitlines() == expected
+    assert bound().output.splitlines() == [f"proved       {name}" for name in STATEMENTS]
+    told = [{"name": n, "words": s.words, "answer": "proved", "numbers": None}
+            for n, s in STATEMENTS.items()]  # fmt: skip
+    assert bound("--json").output == json.dumps(told, indent=1) + "\n"
+    with pytest.raises(SpecError, match=r"no statement 'x' \(there are: rounds, enough-2, "):
+        proof.find("x")
