@@ -298,6 +298,7 @@ def _forget_results(functions: list[FunctionType]) -> None:
         if type(each) is functools.cached_property:
             if each.func in functions:
                 name = each.attrname or ""
+                gc.unfreeze()
                 for owner in gc.get_objects():
                     if getattr(type(owner), name, None) is each:
                         vars(owner).pop(name, None)
@@ -507,6 +508,7 @@ def main() -> int:
             print("left out, as they fail without any change:", *failing, sep="\n  ")
             suite.leave_out(failing)
         _all_functions(), _all_results()  # once, for all children
+        gc.freeze()  # no child looks through all of it for garbage
         result = score(suite, afresh, chosen, given.seconds)
         print(f"{result} (of {possible} possible, seed {given.seed})")
         codes[0] = 1 if result.lived else 0

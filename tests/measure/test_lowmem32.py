@@ -25,6 +25,7 @@ def test_the_proposals_arithmetic() -> None:
     assert SEED_BRK == 64 * 4096
     assert brk_reach(I386_PAE) == 128 * MIB
     assert brk_reach(I386) == 256 * MIB  # entries half as wide
+    assert brk_reach(I386_PAE, 2 * 4096 - 1) == 2 * MIB  # a part of a page is no table
 
 
 def test_four_gigabytes_with_pae() -> None:
