@@ -69,8 +69,7 @@ def lowmem32(machine: Machine) -> Lowmem32 | None:
         return None
     end = machine.map_limit
     ram = machine.memory_map.ram_pages()
-    lowmem = sum(high - low for low, high in ram.below(end))
-    top = min(ram.end, 1 << mode.physical_bits)
+    lowmem = ram.total_below(end)
     brk = machine.kernel.brk_pages * PAGE_SIZE
     span = mode.table_span(1)
     touched = {
@@ -83,7 +82,7 @@ def lowmem32(machine: Machine) -> Lowmem32 | None:
         lowmem=lowmem,
         lowmem_end=end,
         lowmem_limit=mode.lowmem_limit,
-        highmem=sum(high - low for low, high in ram.within(end, top)),
+        highmem=ram.total_below(1 << mode.physical_bits) - lowmem,
         brk=brk,
         brk_reach=reach,
         brk_covers_lowmem=tables * PAGE_SIZE <= brk,
