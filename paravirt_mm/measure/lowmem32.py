@@ -72,11 +72,8 @@ def lowmem32(machine: Machine) -> Lowmem32 | None:
     lowmem = ram.total_below(end)
     brk = machine.kernel.brk_pages * PAGE_SIZE
     span = mode.table_span(1)
-    touched = {
-        number for low, high in ram.below(end) for number in (low // span, (high - 1) // span)
-    }
-    inner = sum(max(0, (high - 1) // span - low // span - 1) for low, high in ram.below(end))
-    tables = len(touched) + inner
+    touched = [range(low // span, -(-high // span)) for low, high in ram.below(end)]
+    tables = len(set().union(*touched))
     reach = brk_reach(mode, brk)
     return Lowmem32(
         lowmem=lowmem,

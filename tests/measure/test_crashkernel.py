@@ -60,6 +60,7 @@ def test_largest_is_the_last_that_has_a_place() -> None:
         assert any(places(FREE, size * MIB, limit * MIB))
         assert not any(places(FREE, (size + 1) * MIB, limit * MIB))
     assert largest(RangeSet([(MIB, 15 * MIB)]), GIB) == 0
+    assert largest(RangeSet([(16 * MIB, 18 * MIB - 1)]), GIB) == MIB
     # To a byte, and from a multiple of 16 MiB on only.
     assert room([(16 * MIB, 16 * MIB + 1)]) == 1
     assert room([(0, 15 * MIB), (16 * MIB + 1, 47 * MIB)]) == 15 * MIB
