@@ -273,6 +273,7 @@ _LABELLED = (NewRoot, HandOverTables, AttachTables, ActivateRoot)
 _MAP_FIELDS = {
     "label": str,
     "use_brk": bool,
+    "faults_in": bool,
     "reserve": bool,
     "promote": Promote,
     "hand_over": HandOver,
@@ -297,8 +298,9 @@ def step(mode: PagingMode, answer: Any) -> Step:
     window = told.items(answer.tables_from, "Map.tables_from")
     if len(window) != 2:
         told.refuse("Map.tables_from must be a pair (low, high) of bytes", answer.tables_from)
-    told.number(window[0], "Map.tables_from[0]")
-    told.number(window[1], "Map.tables_from[1]")
+    if {*map(type, window)} != {int} or not 0 <= min(window) <= max(window) <= MAX_COUNT:
+        for place, address in enumerate(window):
+            told.number(address, f"Map.tables_from[{place}]")
     told.number(answer.skip_empty_level, "Map.skip_empty_level", 0, 5)
     for piece in told.items(answer.pieces, "Map.pieces"):
         told.of(piece, Piece, "a piece of Map.pieces")
@@ -395,8 +397,8 @@ def cost(
         told.refuse("the answer is not a Cost, a Refusal or None", answer)
     # A Cost holds mappings whatever it is made of. What is wrong is put in words only then.
     counts = (answer.batches, answer.flushes, *answer.hypercalls.values())
-    kinds = {*map(type, counts)}, {*map(type, answer.hypercalls)}
-    if kinds[0] != {int} or min(counts) < 0 or max(counts) > MAX_COUNT or kinds[1] - {str}:
+    sound = {*map(type, counts)} == {int} and 0 <= min(counts) <= max(counts) <= MAX_COUNT
+    if not sound or {*map(type, answer.hypercalls)} - {str}:
         for name, count in answer.hypercalls.items():
             told.of(name, str, "a kind in Cost.hypercalls")
             told.number(count, f"Cost.hypercalls[{name!r}]")

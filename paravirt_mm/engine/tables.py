@@ -255,8 +255,8 @@ class TreeView:
                 if largest <= level:
                     first = max(done, start - start % span)
                     done = max(done, end + -end % span)
-                    for low, high in self._tables[level].gaps(first, done):
-                        size += high - low
+                    for low, high, table in self._tables[level].segments(first, done):
+                        size += 0 if table is not None else high - low
             count += size // span
         return count
 

@@ -17,13 +17,12 @@ Xen plugin.) The checker keeps its own books; it shares no state with the engine
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import attrs
 
 from paravirt_mm.engine.answers import EntryKind
-from paravirt_mm.engine.ledger import Ledger
 from paravirt_mm.engine.pages import PageRun, Source
 from paravirt_mm.engine.steps import Map
 from paravirt_mm.engine.tables import BOOT_TREE
@@ -43,7 +42,6 @@ from paravirt_mm.engine.trace import (
     TablesReserved,
     Trace,
 )
-from paravirt_mm.machine.paging import PAGE_SHIFT
 from paravirt_mm.machine.ranges import RangeSet
 
 
@@ -94,9 +92,7 @@ class _Checker:
         # one of the batches that are missing.
         self._pending: dict[int, list[tuple[frozenset[int], int, int]]] = {}
         self._leaf_owners: tuple[int, frozenset[int]] = (BOOT_TREE, frozenset())
-        self._ledger = Ledger()
-        for low, high in start.boot.boot_tables:
-            self._ledger.start_readonly(low >> PAGE_SHIFT, high >> PAGE_SHIFT)
+        self._readonly = self._tables.copy()
         self._faults_in = False
         self._fresh_tree = False
         self._attached: set[int] = {BOOT_TREE}
@@ -104,28 +100,12 @@ class _Checker:
         self._built: list[int] = []
         self._released: list[tuple[int, PageRun]] = []
         self._findings: list[Finding] = []
-        self._checks: dict[type, Callable[[int, Any], None]] = {
-            RunStarted: self._on_started,
-            StepStarted: self._on_step,
-            TablesReserved: self._on_reserved,
-            TablesAllocated: self._on_allocated,
-            EntriesWritten: self._on_written,
-            MemoryTaken: self._on_memory_taken,
-            RangeMapped: self._on_mapped,
-            MadeReadonly: self._on_readonly,
-            MadeWritable: self._on_writable,
-            TablesAttached: self._on_attached,
-            RootActivated: self._on_activated,
-            SurplusReleased: self._on_released,
-            RunFinished: self._on_finished,
-        }
 
     def findings(self) -> list[Finding]:
         """Enter every event, and return what is broken."""
         for number, event in enumerate(self._trace.events):
-            handler = self._checks.get(type(event))
-            if handler is not None:
-                handler(number, event)
+            if handler := _HANDLERS.get(type(event)):
+                handler(self, number, event)
         return self._findings
 
     def _find(self, rule: int, number: int, address: int, message: str) -> None:
@@ -214,12 +194,12 @@ class _Checker:
         self._mapped.add(leaves.start, leaves.end)
         self._usable(self._leaf_owners[1], leaves.start, leaves.end)
         for low, high in event.readonly:
-            self._ledger.set_readonly(low >> PAGE_SHIFT, high >> PAGE_SHIFT, readonly=True)
+            self._readonly.add(low, high)
         if self._boot.typed:
             for table in self._tables.within(leaves.start, leaves.end):
                 for low, high in RangeSet(event.readonly).gaps(*table):
-                    for pfn, _ in self._ledger.readonly(low >> PAGE_SHIFT, high >> PAGE_SHIFT):
-                        self._find(4, number, pfn << PAGE_SHIFT, "a page table is mapped writable")
+                    for address, _ in self._readonly.within(low, high):
+                        self._find(4, number, address, "a page table is mapped writable")
                         return
 
     def _on_written(self, _number: int, event: EntriesWritten) -> None:
@@ -230,13 +210,13 @@ class _Checker:
 
     def _on_readonly(self, _number: int, event: MadeReadonly) -> None:
         for run in event.batch.runs:
-            self._ledger.set_readonly(*run.pfns, readonly=True)
+            self._readonly.add(*run.span)
         self._handed_over.add(event.batch.index)
 
     def _on_writable(self, number: int, event: MadeWritable) -> None:
         for run in event.pages:
             low, high = run.span
-            self._ledger.set_readonly(*run.pfns, readonly=False)
+            self._readonly.discard(low, high)
             if self._boot.typed:
                 for table, _ in self._tables.within(low, high):
                     self._find(4, number, table, "a page table is made writable")
@@ -324,7 +304,10 @@ class _Checker:
         for low, _ in reserved.difference(self._taken):
             self._find(5, number, low, "reserved in the end, and nobody took it")
             break
-        self._left_readonly(number)
+        # Nothing but page tables may be read-only, or the kernel faults on its RAM.
+        for low, _ in self._readonly.difference(self._tables):
+            self._find(5, number, low, "a page is read-only in the end, and no table")
+            break
         for _, run in self._released:
             # What was given back may have become a table since, like any other free page.
             idle = RangeSet(self._tables.gaps(*run.span))
@@ -332,14 +315,24 @@ class _Checker:
                 self._find(5, number, low, "a page given back is still reserved")
                 break
             for start, end in idle:
-                for first, _ in self._ledger.readonly(start >> PAGE_SHIFT, end >> PAGE_SHIFT):
-                    self._find(5, number, first << PAGE_SHIFT, "a page given back is read-only")
+                for first, _ in self._readonly.within(start, end):
+                    self._find(5, number, first, "a page given back is read-only")
                     break
 
-    def _left_readonly(self, number: int) -> None:
-        """Nothing but page tables may be read-only in the end, or the kernel faults on its RAM."""
-        for start, end, status in self._ledger:
-            if status.readonly:
-                for low, _ in self._tables.gaps(start << PAGE_SHIFT, end << PAGE_SHIFT):
-                    self._find(5, number, low, "a page is read-only in the end, and no table")
-                    return
+
+_HANDLERS: Mapping[type, Callable[[_Checker, int, Any], None]] = {
+    RunStarted: _Checker._on_started,
+    StepStarted: _Checker._on_step,
+    TablesReserved: _Checker._on_reserved,
+    TablesAllocated: _Checker._on_allocated,
+    EntriesWritten: _Checker._on_written,
+    MemoryTaken: _Checker._on_memory_taken,
+    RangeMapped: _Checker._on_mapped,
+    MadeReadonly: _Checker._on_readonly,
+    MadeWritable: _Checker._on_writable,
+    TablesAttached: _Checker._on_attached,
+    RootActivated: _Checker._on_activated,
+    SurplusReleased: _Checker._on_released,
+    RunFinished: _Checker._on_finished,
+}
+"""What each kind of event is checked for."""

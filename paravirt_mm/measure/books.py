@@ -69,8 +69,7 @@ class Books:
         for low, high in start.boot.boot_tables:
             self.ledger.start_readonly(low >> PAGE_SHIFT, high >> PAGE_SHIFT)
         for event in trace.events:
-            enter = _ENTRIES.get(type(event))
-            if enter is not None:
+            if enter := _ENTRIES.get(type(event)):
                 enter(self, event)
 
     def _step(self, event: StepStarted) -> None:

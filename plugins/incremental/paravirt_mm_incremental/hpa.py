@@ -18,6 +18,7 @@ from collections.abc import Generator, Sequence
 import attrs
 
 from paravirt_mm import (
+    PAGE_SHIFT,
     PAGE_SIZE,
     ActivateRoot,
     AttachTables,
@@ -171,7 +172,12 @@ def _free_pages(boot: Boot, brk: PageRun, count: int) -> list[TablePages]:
     count -= brk.count
     oldest = boot.oldest_waiting
     if count > 0 and (oldest is None or oldest.index > 0):
-        spans = boot.free_reachable(0, boot.machine.map_limit)
-        free = first_pages((PageRun.of_span(*span).downward() for span in spans), count)
-        pages += [TablePages(run, Source.MEMBLOCK) for run in free]
+        for low, high in boot.free_reachable(0, boot.machine.map_limit):
+            first, last = align_up(low, PAGE_SIZE) >> PAGE_SHIFT, high >> PAGE_SHIFT
+            if first < last:
+                taken = min(count, last - first)
+                pages.append(TablePages(PageRun(last - 1, taken, -1), Source.MEMBLOCK))
+                count -= taken
+                if not count:
+                    break
     return pages

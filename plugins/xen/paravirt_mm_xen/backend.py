@@ -457,7 +457,7 @@ class Xen:
         working it out for each.
         """
         end = max(high for _, high in (*state.direct_mapped, *(span for _, span in state.places)))
-        return self._host(machine).ram().covers(ISA_END, 3 * first_allocation(end))
+        return self._host(machine).ram_pages().covers(ISA_END, 3 * first_allocation(end))
 
     def _host(self, machine: Machine) -> MemoryMap:
         """Return the map that decides what a domain stands on."""

@@ -154,9 +154,10 @@ def find_collisions(
     RAM to dom0; the first MiB is nobody's.
     """
     found: list[Collision] = []
-    for part, (start, end) in places:
-        if part not in PARTS:
-            continue
+    matters = [place for place in places if place[0] in PARTS]
+    if host.ram_pages().covers(ISA_END, max([end for _, (_, end) in matters], default=0)):
+        return found
+    for part, (start, end) in matters:
         for low, high, kind in _not_ram(host, max(start, ISA_END), end):
             found.append(
                 Collision(
