@@ -390,23 +390,31 @@ def cost(
 
     ``pinnable`` is how many tables of which level it is about; None: all there are.
     """
-    told = Answer(hook)
-    if isinstance(answer, Refusal):
-        return refusal(told, answer)
     if not isinstance(answer, Cost):
+        told = Answer(hook)
+        if isinstance(answer, Refusal):
+            return refusal(told, answer)
         told.refuse("the answer is not a Cost, a Refusal or None", answer)
-    # A Cost holds mappings whatever it is made of. What is wrong is put in words only then.
+    # What is wrong is looked for only where something is.
     counts = (answer.batches, answer.flushes, *answer.hypercalls.values())
     sound = {*map(type, counts)} == {int} and 0 <= min(counts) <= max(counts) <= MAX_COUNT
-    if not sound or {*map(type, answer.hypercalls)} - {str}:
-        for name, count in answer.hypercalls.items():
-            told.of(name, str, "a kind in Cost.hypercalls")
-            told.number(count, f"Cost.hypercalls[{name!r}]")
-        told.number(answer.batches, "Cost.batches")
-        told.number(answer.flushes, "Cost.flushes")
+    named = type(answer.way) is Way and not {*map(type, answer.hypercalls)} - {str}
+    if not sound or not named or answer.pinned:
+        _check_cost(Answer(hook), mode, answer, pinnable)
+    return answer
+
+
+def _check_cost(
+    told: Answer, mode: PagingMode, answer: Cost, pinnable: Mapping[int, int] | None
+) -> None:
+    # A Cost holds mappings whatever it is made of.
+    for name, count in answer.hypercalls.items():
+        told.of(name, str, "a kind in Cost.hypercalls")
+        told.number(count, f"Cost.hypercalls[{name!r}]")
+    told.number(answer.batches, "Cost.batches")
     for level, count in answer.pinned.items():
         told.number(level, "a level of Cost.pinned", 1, mode.root_level)
         most = MAX_COUNT if pinnable is None else pinnable.get(level, 0)
         told.number(count, f"Cost.pinned[{level}]", 0, most)
     told.of(answer.way, Way, "Cost.way")
-    return answer
+    told.number(answer.flushes, "Cost.flushes")

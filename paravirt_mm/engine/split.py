@@ -6,6 +6,8 @@ adjust_range_page_size_mask of 3.9 and 4.19.
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import attrs
 
 from paravirt_mm.engine.memblock import MemblockView
@@ -49,6 +51,7 @@ def split_by_alignment(mode: PagingMode, start: int, end: int, largest: int) -> 
     return pieces
 
 
+@lru_cache(maxsize=1024)
 def tables_to_map(mode: PagingMode, start: int, end: int, largest: int) -> int:
     """Return how many tables a tree of its own takes to map ``[start, end)``, the root included.
 

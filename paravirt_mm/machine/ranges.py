@@ -286,7 +286,7 @@ class RangeMap(ValuedRanges[V]):
 
     def view(self) -> ValuedRanges[V]:
         """Return the same map, as it stands at any time, without the means to change it."""
-        view = ValuedRanges[V]()
+        view: ValuedRanges[V] = ValuedRanges()
         view._edges, view._values = self._edges, self._values
         return view
 
