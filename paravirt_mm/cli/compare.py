@@ -35,6 +35,7 @@ from paravirt_mm.report.tables import (
     verification,
 )
 from paravirt_mm.run import Outcome
+from paravirt_mm.view.scene import outline
 from paravirt_mm.view.sentences import sentences
 from paravirt_mm.view.strip import ruler, strip, strip_legend
 from paravirt_mm.view.survey import Exhibit, Subject, short, survey, totals
@@ -141,7 +142,8 @@ def command(
         running.show_tracebacks(rows)
         emit(write(rows), output)
         return _exit(rows, problems, fail_on)
-    surveyed = survey(found, allocators, backends, registry, running.each, asked or ASKED)
+    sizes = asked or ASKED
+    surveyed = survey(found, allocators, backends, registry, running.each, sizes, look=outline)
     subjects = list(progress(surveyed, "comparing", len(names) + here))
     rows = [exhibit.row for subject in subjects for exhibit in subject.exhibits]
     running.show_tracebacks(rows)

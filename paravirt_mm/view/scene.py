@@ -8,7 +8,7 @@ exclusive ends, runs of tables are pages.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from enum import IntEnum
 from functools import singledispatchmethod
 from itertools import pairwise
@@ -161,6 +161,25 @@ def placed(machine: Machine) -> tuple[tuple[str, Span], ...]:
 
 def scene(run: Run) -> Scene:
     """Return what there is to see of a run; a run that failed at once has no frames."""
+    return _scene(run, lambda typed: _frames(chapters(run), run.trace, typed=typed))
+
+
+def outline(run: Run) -> Scene:
+    """Return what one line can show of a run: its steps as one frame, tables of all levels alike.
+
+    No sentence is made, and no table looked for one by one.
+    """
+    events = run.trace.events
+    all_of_it = Chapter(0, None, "the run", (), 0, len(events) - 1, 0)
+
+    def frames(typed: bool) -> Iterator[Frame]:
+        if events:
+            yield _Taker(typed=typed, apart=False).frame(all_of_it, events)
+
+    return _scene(run, frames)
+
+
+def _scene(run: Run, frames: Callable[[bool], Iterable[Frame]]) -> Scene:
     start = next((event for event in run.trace if isinstance(event, RunStarted)), None)
     anew = any(isinstance(event.step, NewRoot) for event in run.trace.of(StepStarted))
     return Scene(
@@ -171,7 +190,7 @@ def scene(run: Run) -> Scene:
         boot_tables=tuple(merged(start.boot.boot_tables)) if start else (),
         promised=tuple(merged(start.promised)) if start else (),
         idle=tuple(_idle(run.trace)),
-        frames=tuple(_frames(chapters(run), run.trace, typed=bool(start and start.boot.typed))),
+        frames=tuple(frames(bool(start and start.boot.typed))),
     )
 
 

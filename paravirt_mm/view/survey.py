@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 
 import attrs
@@ -49,12 +49,13 @@ def survey(
     registry: Registry | None = None,
     each: Each | None = None,
     crashkernels: Sequence[str] = (),
+    look: Callable[[Run], Scene] = scene,
 ) -> Iterator[Subject]:
     """Run every allocator under every backend on each machine; yield one machine after the other.
 
     None: what the installed plugins offer for that. ``each`` runs the scenarios elsewhere,
-    ``crashkernels`` are asked about. Traces are let go of as soon as they have been looked at.
-    Raises `SpecError` for a wrong spec.
+    ``crashkernels`` are asked about. Traces are let go of as soon as ``look`` has seen them. Raises
+    `SpecError` for a wrong spec.
     """
     registry = registry or default_registry()
     allocators = allocators or default_specs("allocator", registry)
@@ -62,7 +63,7 @@ def survey(
     pairs = [(allocator, backend) for backend in backends for allocator in allocators]
 
     def exhibit(run: Run) -> Exhibit:
-        return Exhibit(Row.of(run, registry, crashkernels), scene(run), run.findings)
+        return Exhibit(Row.of(run, registry, crashkernels), look(run), run.findings)
 
     if each is None:
         for machine in machines:
