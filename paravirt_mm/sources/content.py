@@ -131,11 +131,10 @@ def _wide(head: bytes) -> str | None:
     if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         zeros = max(sample[::2].count(0), sample[1::2].count(0))
         return "utf-16" if len(sample) < 16 or zeros > half // 4 else None
-    if len(sample) >= 16:
-        if sample[1::2].count(0) > 0.9 * half and sample[::2].count(0) == 0:
-            return "utf-16-le"
-        if sample[::2].count(0) > 0.9 * half and sample[1::2].count(0) == 0:
-            return "utf-16-be"
+    if sample[1::2].count(0) > 0.9 * half and sample[::2].count(0) == 0:
+        return "utf-16-le"
+    if sample[::2].count(0) > 0.9 * half and sample[1::2].count(0) == 0:
+        return "utf-16-be"
     return None
 
 

@@ -159,7 +159,7 @@ def _reservations(
 ) -> tuple[Span, ...]:
     taken = RangeSet([LOW_RESERVED] if choose.one_of((True, False)) else [])
     regions = [(low, high) for low, high in memory.ram() if high > room_end]
-    for _ in range(choose.integer(0, 4) if regions else 0):
+    for _ in range(choose.integer(0, 4)) if regions else ():
         low, high = choose.one_of(regions)
         start = max(low, room_end) + _size(choose, (0, max(high - max(low, room_end), 1)))
         taken.add(start, min(start + _size(choose, _SMALL_TO_LARGE), high))

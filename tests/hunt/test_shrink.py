@@ -6,7 +6,7 @@ import attrs
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from paravirt_mm import E820Type, Machine, MemoryMap, bundled
+from paravirt_mm import MODES, CpuFeatures, E820Type, KernelImage, Machine, MemoryMap, bundled
 from paravirt_mm.hunt.edits import changed, is_sound
 from paravirt_mm.hunt.shrink import measure, shrink
 from paravirt_mm.sources.generated import Seeded
@@ -116,3 +116,57 @@ def test_what_is_taken_across_a_gap_never_ends_before_it_begins():
     assert any(m.memory_map.ram().end < 3 * GIB for m in seen)
     for m in seen:
         assert all(low < high for low, high in (*m.reserved, *([m.initrd] if m.initrd else [])))
+
+
+def test_a_sound_machine_has_room_behind_its_kernel():
+    """Whole pages of RAM that nobody has taken, up to there and not a byte less."""
+    kernel = KernelImage(16 << 20, 18 << 20, 18 << 20, (18 << 20) + 5)
+    behind, room = (18 << 20) + 4096, 1 << 20
+    end = behind + room
+
+    def machine(low=1 << 20, high=end, **fields):
+        memory = MemoryMap.sanitise([(low, high, E820Type.RAM)])
+        return Machine("m", memory, kernel=kernel, **fields)
+
+    assert is_sound(machine(), room)
+    assert is_sound(machine(low=16 << 20), room)
+    taken = (((1 << 20), behind - 4096), (end, end + 4096))
+    assert is_sound(machine(reserved=taken, initrd=(end, end + 1)), room)
+    assert is_sound(machine(reserved=((behind - 5, behind),)), room)
+    for wrong in (
+        machine(high=end - 1),
+        machine(low=(16 << 20) + 1),
+        machine(reserved=((behind, behind + 1),)),
+        machine(reserved=((end - 1, end),)),
+        machine(initrd=(end - 1, end + 1)),
+        machine(max_low_pfn_hint=(end >> 12) - 1, mode=MODES["i386"]),
+    ):
+        assert not is_sound(wrong, room)
+    assert is_sound(machine(max_low_pfn_hint=end >> 12, mode=MODES["i386"]), room)
+    assert is_sound(machine(high=behind), 0)
+    assert not is_sound(machine(high=(17 << 20) + 8 * (1 << 20)))  # 8 MiB, unless told otherwise
+    assert is_sound(machine(high=behind + 8 * (1 << 20)))
+
+
+def test_how_simple_a_machine_is():
+    """Entries; then what is unusual; then edges that are not round; then how much it all is."""
+    plain = Machine("m", MemoryMap.sanitise([(0, 1 << 30, E820Type.RAM)]))
+    assert measure(plain) == (1, 0, 0, 32 * 30)
+    for fields, unusual in (
+        ({"reserved": ((0, 1 << 30),)}, 1),
+        ({"reserved": ((0, 1 << 20), (1 << 30, 2 << 30))}, 2),
+        ({"initrd": (1 << 20, 2 << 20)}, 1),
+        ({"kernel": plain.kernel.at(32 << 20)}, 1),
+        ({"features": CpuFeatures(gbpages=True)}, 1),
+        ({"features": CpuFeatures(nx=False)}, 1),
+        ({"max_pfn_hint": 5, "max_low_pfn_hint": 5}, 2),
+    ):
+        assert measure(attrs.evolve(plain, **fields))[1] == unusual
+    narrow = attrs.evolve(plain, mode=MODES["i386"], features=CpuFeatures(nx=False))
+    assert measure(narrow)[1] == 0
+    odd = MemoryMap.sanitise([(0, 1 << 30, E820Type.RAM), (2 << 30, (2 << 30) + 1, E820Type.ACPI)])
+    assert measure(attrs.evolve(plain, memory_map=odd))[:3] == (2, 1, 3)
+    for edge, uneven in ((1 << 30, 0), (2 << 20, 1), (4096, 2), (1, 3)):
+        taken = attrs.evolve(plain, reserved=((0, edge),))
+        assert measure(taken)[2] == uneven
+    assert measure(plain) < measure(attrs.evolve(plain, initrd=(1 << 20, 2 << 20)))

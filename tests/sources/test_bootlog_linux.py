@@ -433,6 +433,35 @@ def test_two_boots_line_by_line(tmp_path):
     assert log.mixed
     assert list(log.machine.memory_map.ram()) == TRIMMED
     assert any("two boots are mixed" in text for text in log.machine.provenance.assumed)
+    # Of a map that comes once it is not said.
+    user = ["user: [mem 0x0-0x9fbff] usable", "user: [mem 0x100000-0xfffffff] usable"]
+    path = boot(tmp_path, *one[:3], *other, *user, one[3], one[3].replace("99000", "98000"))
+    told = [text for text in load(path).provenance.assumed if "two boots are mixed" in text]
+    assert len(told) == 1
+
+
+def test_a_kernel_that_lies_on_no_ram_is_added_as_ram(tmp_path):
+    """e820_add_kernel_range: what the map has there is removed, whatever it is, and added."""
+    maps = [*FIRMWARE, "BIOS-e820: [mem 0x0000000020000000-0x0000000021ffffff] reserved"]
+    low = (0, 0x9FC00)  # a kernel that prints changes prints those of its trimming, too
+    warning = ".text .data .bss are not marked as E820_RAM!"
+    remove = "e820: remove [mem 0x20000000-0x20ffffff] "
+    machine = load(boot(tmp_path, *maps, warning, remove))
+    assert list(machine.memory_map.ram()) == [low, (0x100000, 0x21000000)]
+    assert machine.kernel.start == 0x20000000
+    # Without the warning something else was removed, and nothing added.
+    machine = load(boot(tmp_path, *maps, remove))
+    assert list(machine.memory_map.ram()) == [low, TRIMMED[1]]
+    # The warning speaks of one change, and counts for the map that stands then.
+    user = [line.replace("BIOS-e820", "user") for line in maps]
+    again = "e820: remove [mem 0x00100000-0x001fffff] usable"
+    machine = load(boot(tmp_path, *maps, *user, *user, warning, remove, again))
+    assert list(machine.memory_map.ram()) == [low, (0x200000, 0x21000000)]
+    large = [*maps[:3], "BIOS-e820: [mem 0x0000000020000000-0x000000009fffffff] reserved"]
+    whole = remove.replace("0x20ffffff", "0x5ffbffff")  # with 256 KiB of brk 1 GiB
+    assert load(boot(tmp_path, *large, warning, whole)).kernel.start == 0x20000000
+    with pytest.raises(InputError, match="a kernel larger than 1 GiB"):
+        load(boot(tmp_path, *large, warning, remove.replace("0x20ffffff", "0x60000000")))
 
 
 @pytest.mark.parametrize(
