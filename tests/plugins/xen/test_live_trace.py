@@ -7,6 +7,7 @@ import json
 import pytest
 
 from paravirt_mm.errors import InputError
+from paravirt_mm_xen.traces import format as format_
 from paravirt_mm_xen.traces.format import MAX_PAGES, SHAPES, OperationTrace, check
 
 VALID = [
@@ -97,3 +98,72 @@ def test_the_number_of_pages_is_bounded(pages: object) -> None:
 
 def test_the_largest_trace_is_accepted() -> None:
     check(OperationTrace("here", MAX_PAGES, (("unpin", MAX_PAGES - 1),)))
+
+
+def accepted(*operation: object) -> bool:
+    try:
+        check(trace_of([list(operation)]))
+    except InputError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize(
+    ("operation", "place", "low", "high"),
+    [
+        (["pin", 1, 0], 1, 1, 4),
+        (["pin", 1, 0], 2, 0, 7),
+        (["update_va_mapping", 0, 0, 0], 2, 0, 7),
+        (["new_user_baseptr", 0], 1, 0, 7),
+        (["read", 0, 0], 2, 0, 511),
+        (["store_value", 0, 0, 0], 3, 0, (1 << 64) - 1),
+        (["update_va", 0, 0, 0], 1, 0, (1 << 64) - 1),
+    ],
+)
+def test_both_ends_of_each_number(operation: list[object], place: int, low: int, high: int) -> None:
+    for value, good in ((low, True), (high, True), (low - 1, False), (high + 1, False)):
+        assert accepted(*operation[:place], value, *operation[place + 1 :]) is good, value
+
+
+def test_flags_are_what_is_no_frame() -> None:
+    """Bits 12 to 45 are the frame's: 16 TiB of a release build; those above may be tried."""
+    taken = [bit for bit in range(64) if not accepted("write", 0, 0, 0, 1 << bit)]
+    assert taken == list(range(12, 46))
+
+
+def test_as_many_members_and_operations_as_there_may_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    flush = ["tlb_flush", "all"]
+    assert [accepted("multicall", [flush] * count) for count in (1, 1024, 1025)] == [
+        True, True, False
+    ]  # fmt: skip
+    assert (format_.MAX_OPERATIONS, MAX_PAGES) == (1 << 22, 1 << 20)
+    monkeypatch.setattr(format_, "MAX_OPERATIONS", 3)
+    check(trace_of([["boot_baseptr"]] * 3))
+    with pytest.raises(InputError, match="more than 3 operations"):
+        check(trace_of([["boot_baseptr"]] * 4))
+
+
+def test_numbers_behind_names() -> None:
+    """Public xen.h: MMUEXT_TLB_FLUSH_LOCAL and so on, VMASST_TYPE_*; devices of every PC."""
+    assert format_.FLUSHES == {"local": 6, "local_page": 7, "all": 10, "all_page": 11}
+    assert format_.ASSISTS == {"writable_pagetables": 2, "m2p_strict": 32}
+    assert {name: mfn << 12 for name, mfn in format_.DEVICES.items() if 0 < mfn < 1 << 32} == {
+        "vga": 0xB8000, "io_apic": 0xFEC00000, "local_apic": 0xFEE00000
+    }  # fmt: skip
+    assert format_.DEVICES["invalid"] == (1 << 40) - 1
+
+
+def test_pages_that_operations_name() -> None:
+    for operation, pages in (
+        (["pin", 4, 7], {7}),
+        (["mmu_update", 3, 5, 2, 0x65, True], {3, 2}),
+        (["new_user_baseptr", None], set()),
+        (["new_user_baseptr", 0], {0}),
+        (["copy_page", 1, 2], {1, 2}),
+        (["update_va", 6, 1, 0x67], {1}),
+        (["assist", "m2p_strict", True], set()),
+        (["mmu_update_batch", [[1, 7, 3, 0x65, False], [4, 3, 0, 0, True]]], {0, 1, 3, 4}),
+        (["multicall", [["update_va_mapping", 1, 5, 0x65], ["pin", 2, 6]]], {1, 5, 6}),
+    ):
+        assert format_.mentioned_pages(trace_of([operation])) == pages
+    assert format_.mentioned_pages(trace_of([["unpin", 3], ["unpin", 1], ["unpin", 3]])) == {1, 3}

@@ -3,11 +3,25 @@
 from __future__ import annotations
 
 from functools import cache
+from typing import Any
 
 import attrs
 import pytest
 
-from paravirt_mm import BootState, E820Type, Machine, MemoryMap, Run, Scenario, bundled
+from paravirt_mm import (
+    BootState,
+    E820Type,
+    Machine,
+    MadeWritable,
+    MemoryMap,
+    RangeMapped,
+    RangeSet,
+    Run,
+    Scenario,
+    TablesAllocated,
+    Trace,
+    bundled,
+)
 from paravirt_mm_xen.backend import TableEntries, Xen
 from paravirt_mm_xen.replay import Counts, address_of, describe, findings, replay
 from paravirt_mm_xen.translate import BOOT, PROBE, NotReplayable, Refused, translate
@@ -50,6 +64,47 @@ def test_the_model_accepts_a_run_and_counts_what_the_backend_charges(
         for level in range(1, 5)
         if (pinned := figures[f"pins_l{level}"]) + (validated := figures[f"validations_l{level}"])
     }
+
+
+@pytest.mark.parametrize("allocator", ALLOCATORS)
+def test_probes_look_at_both_ends_of_what_is_read_only(allocator: str) -> None:
+    """No table can be written through the direct map; a store to an L1 is the hypervisor's."""
+    trace = _run(97, allocator).trace
+    state, mode = trace.start.boot, trace.start.machine.mode
+    new_tree = any(mode.root_level in event.batch.spans for event in trace.of(TablesAllocated))
+    leaf_tables = set() if new_tree else {pfn << 12 for pfn in state.table_pages[1]}
+    readonly = RangeSet(state.boot_tables)
+    for event in trace:
+        if isinstance(event, TablesAllocated):
+            leaf_tables |= {
+                pfn << 12
+                for run in event.batch.walk_order()
+                if run.level == 1
+                for pfn in range(run.pfn, run.pfn + run.count * run.step, run.step)
+            }
+            readonly.update(run.span for run in event.batch.runs)
+        elif isinstance(event, RangeMapped):
+            readonly.update(event.readonly)
+        elif isinstance(event, MadeWritable):
+            for pages in event.pages:
+                readonly.discard(*pages.span)
+    found = translate(trace)
+    probes = {
+        operation[1] - mode.direct_map_base: answer
+        for operation, answer in zip(found.trace.ops, found.expected, strict=True)
+        if operation[0] == "probe" and operation[2] == "write"
+    }
+    edges = {at for low, high in list(readonly)[:20] for at in (low, high - 4096)}
+    edges = {at for at in edges if any(step.start <= at < step.end for step in _mapped(trace))}
+    assert -114003 in probes.values()
+    assert edges <= set(probes)
+    for at, answer in probes.items():
+        protected = at in readonly and at not in leaf_tables
+        assert answer == (-114003 if protected else 0), hex(at)
+
+
+def _mapped(trace: Trace) -> list[Any]:
+    return [event.leaves for event in trace.of(RangeMapped)]
 
 
 @pytest.mark.slow

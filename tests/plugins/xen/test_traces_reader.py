@@ -240,3 +240,30 @@ def test_anything_is_a_trace_or_refused(ops: list[Any], answers: list[Any], page
     except InputError:
         return
     replay(recorded)
+
+
+def test_as_much_of_a_file_as_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SECURITY.md: 16 MiB a trace, 1 GiB a file; line ends count."""
+    assert (traces.MAX_LINE, traces.MAX_BYTES) == (16 << 20, 1 << 30)
+    path = tmp_path / "t.jsonl"
+    path.write_bytes((line() + b"\n") * 3)
+    size = path.stat().st_size
+    for name, enough in (("MAX_BYTES", size), ("MAX_LINE", size // 3), ("MAX_TRACES", 3)):
+        with monkeypatch.context() as patch:
+            patch.setattr(traces, name, enough)
+            assert len(list(read_traces(path))) == 3
+            patch.setattr(traces, name, enough - 1)
+            with pytest.raises(InputError, match=r"split the (file|trace)"):
+                list(read_traces(path))
+
+
+def test_answers_have_64_bits() -> None:
+    for answer, good in (
+        (-(1 << 63), True), ((1 << 63) - 1, True), (-(1 << 63) - 1, False), (1 << 63, False)
+    ):  # fmt: skip
+        text = line(rc=[0, answer])
+        if good:
+            assert TraceReader().read(text, "here").answers == (0, answer)
+        else:
+            with pytest.raises(InputError, match="numbers of 64 bits"):
+                TraceReader().read(text, "here")

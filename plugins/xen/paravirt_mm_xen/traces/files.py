@@ -15,6 +15,7 @@ import json
 import lzma
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 from typing import IO, Any, Final, cast
 
@@ -47,7 +48,7 @@ def read_traces(path: Path) -> Iterator[RecordedTrace]:
     size = 0
     try:
         with _open(path) as lines:
-            for number in range(1, MAX_TRACES + 1):
+            for number in count(1):
                 line = lines.readline(MAX_LINE + 1)
                 if not line:
                     return
@@ -57,9 +58,10 @@ def read_traces(path: Path) -> Iterator[RecordedTrace]:
                     raise InputError(f"line longer than {MAX_LINE} bytes; split the trace", where)
                 if size > MAX_BYTES:
                     raise InputError(f"more than {MAX_BYTES} bytes; split the file", where)
+                if number > MAX_TRACES:
+                    raise InputError(f"more than {MAX_TRACES} lines; split the file", where)
                 if not line.isspace():
                     yield reader.read(line, where)
-            raise InputError(f"more than {MAX_TRACES} lines; split the file", str(path))
     except (OSError, lzma.LZMAError, EOFError) as error:
         raise InputError(f"cannot be read: {error}", str(path)) from error
 
