@@ -51,7 +51,7 @@ def changed(choose: Choices, machine: Machine, marks: Sequence[int] = ()) -> Mac
     for _ in range(choose.one_of((1, 1, 2, 3))):
         try:
             if bool(marks) and choose.one_of((True, False, False)):
-                after = _at_mark(choose, machine, choose.one_of(marks))
+                after = _at_mark(choose, machine, marks)
             else:
                 after = choose.one_of(_CHANGES)(choose, machine)
         except InputError:  # no RAM would be left
@@ -308,13 +308,20 @@ def _move_kernel(choose: Choices, machine: Machine) -> Machine:
     return attrs.evolve(machine, kernel=kernel.at(start))
 
 
-def _at_mark(choose: Choices, machine: Machine, mark: int) -> Machine:
-    """Let RAM, a hole, a reservation or the initrd begin or end at a mark, or near it."""
+def _at_mark(choose: Choices, machine: Machine, marks: Sequence[int]) -> Machine:
+    """Let RAM, a hole, a reservation, the initrd or the kernel's brk begin or end at a mark, or
+    near it.
+    """
+    mark = choose.one_of(marks)
     large = machine.mode.entry_span(2)
     off = choose.one_of((0, 0, 0, PAGE_SIZE, _few(choose), large, large + _few(choose)))
     place = max(PAGE_SIZE, mark + off * choose.one_of((1, 1, -1)))
-    action = choose.one_of((_end_at, _hole_at, _take_at, _initrd_at))
-    return action(choose, machine, place)
+    action = choose.one_of((_end_at, _hole_at, _take_at, _initrd_at, None))
+    if action is not None:
+        return action(choose, machine, place)
+    brk = machine.kernel.brk_start
+    moved = choose.one_of([brk, *(mark for mark in marks if brk < mark <= brk + ROOM_FOR_BRK)])
+    return _grown(machine, (place - moved) % large)
 
 
 def _end_at(_: Choices, machine: Machine, place: int) -> Machine:
@@ -409,8 +416,12 @@ def _grow_kernel(choose: Choices, machine: Machine) -> Machine:
     kernel = machine.kernel
     edge = choose.one_of((kernel.brk_start, kernel.brk_end))
     by = align_up(edge, machine.mode.entry_span(2)) + _few(choose) * choose.one_of((1, -1)) - edge
-    if by < 0:
-        return machine
+    return machine if by < 0 else _grown(machine, by)
+
+
+def _grown(machine: Machine, by: int) -> Machine:
+    """Return the machine with a kernel that is so many bytes larger."""
+    kernel = machine.kernel
     grown = attrs.evolve(kernel.at(kernel.start + by), start=kernel.start)
     return attrs.evolve(machine, kernel=grown)
 

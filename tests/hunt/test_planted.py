@@ -167,17 +167,65 @@ FAULTS = (
         "variant=hpa",
     ),
     Planted(
-        "one page of brk less than is needed",
+        "three pages of brk less than are needed",
         "incremental",
         "Incremental",
         """
     @hookimpl
     def pvmm_kernel_image(self, machine, features):
         image = super().pvmm_kernel_image(machine, features)
-        return image.with_brk(max(1, image.brk_pages - 62))
+        return image.with_brk(image.brk_pages - 3)
 """,
         "panic and other.ok",
         "variant=hpa",
+    ),
+    Planted(
+        "a piece that ends at a border of 1 GiB loses its last page",
+        "incremental",
+        "Incremental",
+        """
+    @hookimpl
+    def pvmm_map_steps(self, boot):
+        ends = {high for _, high in boot.memblock.memory() if high % (1 << 30) == 0}
+
+        def short(step):
+            if isinstance(step, Map) and step.end in ends:
+                return attrs.evolve(step, end=step.end - 4096)
+            return step
+
+        return each_step(super().pvmm_map_steps(boot), short)
+""",
+        "violation",
+        "kernel=4.19,movable_node=yes",
+    ),
+    Planted(
+        "a last step that is exactly as large as a step is not the last",
+        "incremental",
+        "Incremental",
+        """
+    @hookimpl
+    def pvmm_map_steps(self, boot):
+        end, large = boot.machine.map_limit, boot.mode.entry_span(2)
+        last = end - large
+
+        def split(steps):
+            result = None
+            while True:
+                try:
+                    step = steps.send(result)
+                except StopIteration:
+                    return
+                if isinstance(step, Map) and (step.start, step.end) == (last, end):
+                    middle = last - last % large + large
+                    if middle < end:
+                        yield attrs.evolve(step, end=middle)
+                        step = attrs.evolve(step, start=middle)
+                result = yield step
+
+        return split(super().pvmm_map_steps(boot))
+""",
+        "differs",
+        "kernel=5.10,movable_node=yes",
     ),
 )
 
