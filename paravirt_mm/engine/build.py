@@ -85,7 +85,7 @@ def build(
     hooks: Hooks,
     allocator: str,
     backend: str,
-    events: list[Event] | None = None,
+    events: list[Event],
 ) -> Trace:
     """Run an allocator on a machine under a backend; events are added to ``events`` as they happen,
     where they stay if this raises.
@@ -93,7 +93,6 @@ def build(
     A panic of the modelled kernel and a refusal by the platform end the trace with an event. Raises
     `contract.ContractBroken` where an answer cannot be acted on, and whatever a plugin raises.
     """
-    events = [] if events is None else events
     machine = link(machine, hooks)
     try:
         answer = hooks.call("pvmm_boot_state", machine=machine)

@@ -125,6 +125,25 @@ def test_new_tree_forgets_what_the_boot_tables_mapped() -> None:
 
 
 @attrs.frozen
+class Reloads(Watching):
+    """Loads CR3 with the tree that it has since boot."""
+
+    @hookimpl
+    def pvmm_map_steps(self, boot: Boot) -> Generator[Step, StepResult, None]:
+        yield Map(GIB, GIB + 6 * MIB)
+        yield ActivateRoot()
+        SEEN["mapped at boot"] = boot.is_reachable(16 * MIB, 18 * MIB)
+        SEEN["mapped since"] = boot.is_reachable(GIB, GIB + 6 * MIB)
+
+
+def test_the_same_tree_loaded_again_forgets_nothing() -> None:
+    SEEN.clear()
+    registry = registry_with(installed=False, watching=Reloads, backend=PlainPlatform)
+    Scenario.of(MACHINE, "watching", "backend").run(registry)
+    assert SEEN == {"mapped at boot": True, "mapped since": True}
+
+
+@attrs.frozen
 class UsesLivePages(Watching):
     """Takes a table from a 1G page that lies in an attached table, while other tables wait."""
 

@@ -415,6 +415,33 @@ def test_pages_taken_before_a_panic_are_taken() -> None:
     assert SAID == ["closed"]
 
 
+def test_a_step_that_maps_nothing_ends_nowhere() -> None:
+    """The firmware knows nothing of 4..5 GiB, so that slot of a gigabyte stays empty."""
+
+    @attrs.frozen
+    class Skips(Two):
+        @hookimpl
+        def pvmm_map_steps(self, boot: Boot) -> Generator[Step, StepResult, None]:
+            result = yield Map(4 * GIB, 4 * GIB + 2 * MIB, skip_empty_level=3)
+            TOLD.append((len(result.pieces), result.mapped_end, boot.max_pfn_mapped))
+
+    trace = run(Skips).trace
+    assert TOLD == [(1, 0, 0x700)]
+    assert list(trace.of(RangeMapped)) == []
+
+
+def test_a_panic_that_took_nothing_tells_of_no_pages() -> None:
+    @attrs.frozen
+    class GivesUpAtOnce(Two):
+        @hookimpl
+        def pvmm_allocate_tables(self) -> list[TablePages]:
+            raise KernelPanic("no page")
+
+    trace = run(GivesUpAtOnce).trace
+    assert list(trace.of(PagesTaken)) == []
+    assert trace.events[-2] == Panicked("no page", 0)
+
+
 @pytest.mark.parametrize(
     ("hook", "last"),
     [
