@@ -32,6 +32,7 @@ from paravirt_mm import (
     TablePages,
     hookimpl,
 )
+from paravirt_mm.engine.trace import RootActivated, TablesAttached
 from paravirt_mm.testing import AscendingAllocator, PlainPlatform, TypingPlatform, registry_with
 
 MIB, GIB, PAGE = 1 << 20, 1 << 30, 4096
@@ -139,8 +140,11 @@ class Reloads(Watching):
 def test_the_same_tree_loaded_again_forgets_nothing() -> None:
     SEEN.clear()
     registry = registry_with(installed=False, watching=Reloads, backend=PlainPlatform)
-    Scenario.of(MACHINE, "watching", "backend").run(registry)
+    run = Scenario.of(MACHINE, "watching", "backend").run(registry)
     assert SEEN == {"mapped at boot": True, "mapped since": True}
+    # Where no platform has a say, loading CR3 flushes the TLB once, and nobody validates tables.
+    assert [event.cost.flushes for event in run.trace.of(RootActivated)] == [1]
+    assert {event.validated for event in run.trace.of(TablesAttached)} == {()}
 
 
 @attrs.frozen

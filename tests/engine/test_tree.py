@@ -221,6 +221,13 @@ def test_adopted_tables_are_not_made_again() -> None:
     assert plan.filled == (EntryCount(1, BOOT_TREE, 768),)
     assert [(leaf.start, leaf.end) for leaf in plan.leaves] == [(1 << 20, 4 << 20)]
     assert plan.mapped_end == 4 << 20
+    # A table of which a part is told of is there as a whole.
+    other = Tree(mode)
+    for level in (3, 2, 1):
+        other.adopt(level, (2 << 20) + PAGE, (4 << 20) + PAGE)
+    assert other.plan(2 << 20, 6 << 20, 1).spans == {}
+    assert other.plan(0, 2 << 20, 1).spans == {1: ((0, 2 << 20),)}
+    assert other.plan(6 << 20, 7 << 20, 1).spans == {1: ((6 << 20, 8 << 20),)}
 
 
 def test_large_page_in_the_way_is_replaced() -> None:
