@@ -221,6 +221,28 @@ memory = [[0x1000, 0x9f000, "usable"], [0x100000, 0x4000000, "usable"]]
 """
 
 
+@pytest.mark.parametrize(
+    ("features", "expected"),
+    [
+        ("", (True, False, True)),
+        ("pse = false", (False, False, True)),
+        ("gbpages = true", (True, True, True)),
+        ("nx = false", (True, False, False)),
+    ],
+)
+@pytest.mark.parametrize("mode", ["x86_64", "i386-pae", "i386"])
+def test_what_a_machine_file_does_not_say(tmp_path, features, expected, mode):
+    """Large pages but none of 1 GiB, NX where the mode has it, nothing taken, 512 MiB mapped."""
+    text = MINIMAL.replace("name =", f'mode = "{mode}"\nname =') + f"[features]\n{features}\n"
+    machine = load(written(tmp_path, "tiny.toml", text))
+    has_nx = expected[2] and (mode != "i386")
+    found = machine.features
+    assert (found.pse, found.gbpages, found.nx) == (*expected[:2], has_nx)
+    assert (machine.mode.name, machine.boot_mapped) == (mode, 512 << 20)
+    assert (machine.reserved, machine.initrd, machine.host_map) == ((), None, None)
+    assert (machine.max_pfn_hint, machine.max_low_pfn_hint) == (None, None)
+
+
 def test_a_minimal_machine_file_says_what_it_leaves_open(tmp_path):
     machine = load(written(tmp_path, "tiny.toml", MINIMAL))
     assert machine.mode.name == "x86_64"

@@ -15,8 +15,9 @@ from click.testing import CliRunner
 
 from paravirt_mm import E820Type, InputError, Machine, MemoryMap, Scenario
 from paravirt_mm.cli.main import cli
+from paravirt_mm_xen.dom0 import recording as recording_module
 from paravirt_mm_xen.dom0.compare import compare_dom0, machine_of
-from paravirt_mm_xen.dom0.recording import Dom0Recording, Kind, Request, count
+from paravirt_mm_xen.dom0.recording import Dom0Recording, Kind, MappedRange, Request, count
 from paravirt_mm_xen.live import ENVIRONMENT, MissingPieceError, find_pieces
 from paravirt_mm_xen.live.pieces import default_directory
 
@@ -136,6 +137,15 @@ def test_a_file_is_read_as_it_was_written(
         ({"calls": [["mmuext_op", 0.0, "PIN_L1_TABLE", 7]]}, r"hypercall cannot be 0\.0"),
         ({"calls": [["mmuext_op", 0, "PIN_L1_TABLE", -2]]}, "pfn cannot be -2"),
         ({"calls": [["update_va_mapping", 0, 1 << 64, 1, 1]]}, "va cannot be"),
+        ({"calls": [["mmu_update", 0, 1, 2, 3, 4]]}, "no such call"),
+        ({"calls": [["mmu_update", 0, 1, True, 3, 4, 5]]}, "index cannot be True"),
+        ({"mappings": {}}, "'mappings' must be a list"),
+        ({"mappings": [[1, 2]]}, "'mappings' has rows of three numbers"),
+        ({"tables": [[1, 2, -2]]}, "'tables' has rows of three numbers"),
+        ({"e820": [[1, 2, 1 << 64]]}, "'e820' has rows of three numbers"),
+        ({"e820": [[1, 2, 3], 4]}, "'e820' has rows of three numbers"),
+        ({"pages": "5"}, "'pages' must be a int"),
+        ({"panic": 5}, "'panic' must be a str"),
     ],
 )
 def test_what_is_no_recording_is_refused(
@@ -150,6 +160,62 @@ def test_what_is_no_recording_is_refused(
     with pytest.raises(InputError, match=complaint) as raised:
         Dom0Recording.load(path)
     assert str(raised.value).startswith(str(path))
+
+
+def test_as_much_of_a_recording_as_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SECURITY.md: 64 MiB, 1,000,000 calls. Numbers are of 64 bits; -1 stands for no frame."""
+    assert (recording_module.MAX_FILE, recording_module.MAX_CALLS) == (64 << 20, 1_000_000)
+    top = (1 << 64) - 1
+    kept = Dom0Recording(
+        "6.1", "4.17", 1, 1, (1, 2, 3, 4, 5), (), (Request(Kind.UPDATE_VA_MAPPING, 0, va=top),) * 3,
+        3, (MappedRange(0, top, -1),) * 2, ((4, -1, top),) * 3, "why", ((0, top, 1),) * 3, 7,
+    )  # fmt: skip
+    path = tmp_path / "one.json"
+    kept.save(path)
+    size = path.stat().st_size
+    for name, enough in (("MAX_CALLS", 3), ("MAX_FILE", size)):
+        with monkeypatch.context() as patch:
+            patch.setattr(recording_module, name, enough)
+            assert Dom0Recording.load(path) == kept
+            patch.setattr(recording_module, name, enough - 1)
+            with pytest.raises(InputError):
+                Dom0Recording.load(path)
+    attrs.evolve(kept, calls=(), begin=0).save(path)
+    monkeypatch.setattr(recording_module, "MAX_CALLS", 2)
+    with pytest.raises(InputError, match="'tables' must be a list"):
+        Dom0Recording.load(path)
+
+
+def test_commands_of_early_boot() -> None:
+    """Public xen.h, MMUEXT_*."""
+    assert recording_module.COMMANDS == {
+        0: "PIN_L1_TABLE", 1: "PIN_L2_TABLE", 2: "PIN_L3_TABLE", 3: "PIN_L4_TABLE",
+        4: "UNPIN_TABLE", 5: "NEW_BASEPTR", 15: "NEW_USER_BASEPTR",
+        6: "TLB_FLUSH_LOCAL", 7: "INVLPG_LOCAL", 10: "TLB_FLUSH_ALL", 11: "INVLPG_ALL",
+    }  # fmt: skip
+    assert set(recording_module.FLUSHES) == {6, 7, 10, 11}
+
+
+def test_what_requests_do_is_counted() -> None:
+    update, flip = Request(Kind.MMU_UPDATE, 0, level=2), Request(Kind.UPDATE_VA_MAPPING, 1)
+    calls = (
+        update, attrs.evolve(update, flags=1), attrs.evolve(update, level=3, flags=0x67),
+        flip, attrs.evolve(flip, flags=0x60, hypercall=2), attrs.evolve(flip, flags=0x61),
+        attrs.evolve(flip, flags=0x63), Request(Kind.MMUEXT_OP, 3, command="NEW_BASEPTR"),
+    )  # fmt: skip
+    assert count(calls) == {
+        "NEW_BASEPTR": 1, "batched": 6, "batches": 2, "cleared L2": 1, "hypercalls": 4,
+        "made read-only": 1, "made writable": 1, "mmu_update": 3, "mmuext_op": 1, "set L2": 1,
+        "set L3": 1, "update_va_mapping": 4,
+    }  # fmt: skip
+    kept = Dom0Recording("6.1.0-9 x", "4.17", 1, 1, (1, 2, 3, 4, 5), (), calls, 7)
+    assert kept.counts(inside=True)["mmuext_op"] == 1
+    assert kept.counts(inside=False)["mmu_update"] == 3
+    assert kept.release == "6.1.0-9"
+    for kernel in ("", "Linux 6.1", "6.1.0-\u0661", "6" + "1" * 64):
+        with pytest.raises(InputError, match="begins with no release"):
+            _ = attrs.evolve(kept, kernel=kernel).release
+    assert attrs.evolve(kept, kernel="6" + "1" * 63).release
 
 
 @pytest.mark.parametrize("data", [b"", b"[]", b"\xff", b"[" * 100_000, b'{"format": 1}'])

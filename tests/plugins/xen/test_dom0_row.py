@@ -25,7 +25,7 @@ from paravirt_mm import (
 from paravirt_mm_xen.backend import Xen
 from paravirt_mm_xen.dom0 import kept
 from paravirt_mm_xen.dom0.compare import machine_of
-from paravirt_mm_xen.dom0.host import Host, host_of
+from paravirt_mm_xen.dom0.host import Host, host_of, plain_host
 from paravirt_mm_xen.dom0.recording import Dom0Recording
 from paravirt_mm_xen.domain.layout import DomainKind
 from paravirt_mm_xen.live.errors import XenBootError
@@ -189,6 +189,41 @@ def test_a_host_has_the_map_and_room_for_xen() -> None:
     behind = host_of(_machine((0, 3071 * MIB)))
     assert behind.e820[-1][0] == 4096 * MIB
     assert Counter(kind for *_, kind in behind.e820) == {1: 2}
+
+
+def test_where_xens_room_lies_and_how_large_it_is() -> None:
+    """384 MiB and a 64th of where RAM ends, by MiB, where 4 MiB more are free; QEMU's PC has its
+    memory below 3 GiB and from 4 GiB on."""
+    for ram, start, room, mib in (
+        (((0, 640 * MIB),), 640 * MIB, 394, 640 + 394 + 4),
+        (((0, 641 * MIB - 4096),), 641 * MIB, 395, 641 + 395 + 4),
+        (((0, 2644 * MIB),), 4096 * MIB, 426, 4096),  # less would all lie low
+        # 3072 - 426 - 4 is where it still fits below 3 GiB; a page more, and it does not.
+        (((0, 2642 * MIB),), 2642 * MIB, 426, 3072),
+        (((0, 2642 * MIB + 4096),), 4096 * MIB, 426, 4096),
+        (((0, MIB), (4096 * MIB, 5120 * MIB)), 5120 * MIB, 464, 5120 + 464 + 4 - 1024),
+        (((0, MIB), (4096 * MIB, 1000 << 30)), 1000 << 30, 16384, None),
+    ):  # fmt: skip
+        host = host_of(_machine(*ram))
+        assert max(host.e820) == (start, start + room * MIB, 1)
+        assert mib is None or host.mib == mib
+        assert host.pages == sum(high - low for low, high in ram) // 4096
+    with pytest.raises(InputError, match="cut the map there"):
+        host_of(_machine((0, MIB), (4096 * MIB, (1000 << 30) + 4096)))
+    # What the firmware keeps is no place for it.
+    kept = [(0, 640 * MIB, E820Type.RAM), (700 * MIB, 701 * MIB, E820Type.ACPI)]
+    host = host_of(Machine("m", MemoryMap.sanitise(kept)))
+    assert (701 * MIB, (701 + 394) * MIB, 1) in host.e820
+    assert host_of(_machine(*((2 * n * MIB, (2 * n + 1) * MIB) for n in range(127)))).mib
+    assert plain_host() == Host(1024, 131072)
+    # The first MiB, the kernel and the initrd are dom0's anyway.
+    kernel = load("qemu-512m").kernel
+    reserved = ((0, MIB), kernel.loaded, (200 * MIB, 201 * MIB))
+    whole = _machine((0, 640 * MIB), kernel=kernel, reserved=reserved)
+    assert host_of(attrs.evolve(whole, initrd=(200 * MIB, 201 * MIB))).initrd == MIB
+    for wrong in ((200 * MIB, 201 * MIB - 1), (200 * MIB + 1, 201 * MIB)):
+        with pytest.raises(InputError, match="out of 'reserved'"):
+            host_of(attrs.evolve(whole, initrd=wrong))
 
 
 @pytest.mark.parametrize(
