@@ -15,12 +15,15 @@ import pytest
 from paravirt_mm import (
     API_VERSION,
     Boot,
+    Cost,
     CpuFeatures,
+    EntryWrite,
     InputError,
     KernelImage,
     Machine,
     Map,
     Promise,
+    Refusal,
     Run,
     Scenario,
     Source,
@@ -41,6 +44,7 @@ from paravirt_mm.image.contents import Image
 from paravirt_mm.image.dump import open_dump
 from paravirt_mm.image.walker import walk
 from paravirt_mm.testing import registry_with
+from paravirt_mm_native import Native
 
 ALLOCATORS = ("legacy_linear:kernel=3.6", "incremental:variant=linux", "incremental:variant=hpa")
 MODES = ("i386", "i386-pae", "x86_64", "x86_64-la57")
@@ -411,3 +415,32 @@ def test_a_table_takes_the_place_of_a_large_page(make_machine: Callable[..., Mac
         (2 << 20, 4 << 20, 2),
         ((4 << 20) + 0x1000, (4 << 20) + 0x3000, 1),
     ]
+
+
+@attrs.frozen
+class Refusing(Native):
+    """Bare hardware that takes no more writes of entries after some."""
+
+    pvmm_api: ClassVar[int] = API_VERSION
+
+    after: int = 1
+    _seen: list[EntryWrite] = attrs.field(init=False, factory=list, eq=False)
+
+    @hookimpl
+    def pvmm_write_entries(self, write: EntryWrite) -> Cost | Refusal:
+        self._seen.append(write)
+        return Refusal("no more", -22) if len(self._seen) > self.after else Cost()
+
+
+@pytest.mark.parametrize("after", range(1, 11))
+def test_a_table_that_was_not_attached_yet_hides_no_other(
+    make_machine: Callable[..., Machine], after: int
+) -> None:
+    """Linux builds downward: what is refused lies below what is attached already."""
+    registry = registry_with(refusing=Refusing)
+    machine = make_machine("x86_64", features=CpuFeatures(pse=False))
+    scenario = Scenario.of(machine, "incremental:variant=linux", f"refusing:after={after}")
+    run = scenario.run(registry)
+    assert str(run.verdict) == "rejected: no more, -22"
+    image = Image(run.trace)
+    assert pages_of(image) == slow_entries(run.trace, static_tables(image))

@@ -587,3 +587,37 @@ def test_each_kind_of_map_replaces_the_one_before(tmp_path):
     for count, end in enumerate((0x20000000, 0x18000000, 0x17000000, 0x16000000)):
         machine = load(boot(tmp_path, *FIRMWARE, *lines[:count]))
         assert machine.memory_map.ram().end == end
+
+
+@pytest.mark.parametrize(
+    ("arrangement", "mode"),
+    [
+        (("c0100000->c0480734", "c0000000->c1800000"), I386_PAE),
+        (("c0100000->ffffffff", "c0000000->ffffffff"), I386_PAE),
+        (("ffffffff81000000->ffffffff82e2c000", "ffffffff80000000->ffffffff83000000"), X86_64),
+        (("0000000001000000->0000000100000000", "0000000000000000->0000000100000000"), X86_64),
+    ],
+)
+def test_a_dom0_is_as_wide_as_its_addresses(tmp_path, arrangement, mode):
+    kernel, total = arrangement
+    lines = (
+        "(XEN) VIRTUAL MEMORY ARRANGEMENT:",
+        f"(XEN)  Loaded kernel: {kernel}",
+        f"(XEN)  TOTAL:         {total}",
+        *FIRMWARE,
+    )
+    assert load(boot(tmp_path, *lines)).mode is mode
+
+
+@pytest.mark.parametrize(
+    ("lines", "mode"),
+    [
+        (["0MB HIGHMEM available.", " 0000000000 - 0000400000 page 2M"], I386),
+        (["0MB HIGHMEM available.", " 0000000000 - 0000600000 page 2M"], I386_PAE),
+        (["0MB HIGHMEM available.", " 0000200000 - 0000800000 page 2M"], I386_PAE),
+        (["0MB HIGHMEM available.", " 0000000000 - 0000200000 page 4k"], I386),
+    ],
+)
+def test_large_pages_of_4_mib_are_those_without_pae(tmp_path, lines, mode):
+    """The kernel prints 2M for both; with PAE some edge is no multiple of 4 MiB."""
+    assert load(boot(tmp_path, *FIRMWARE, *lines)).mode is mode
