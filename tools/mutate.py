@@ -54,7 +54,7 @@ TESTS = {
     "paravirt_mm/measure": ["measure", "report"],
     "paravirt_mm/invariants": ["invariants", "engine"],
     "paravirt_mm/image": ["image", "plugins"],
-    "paravirt_mm/sources": ["sources", "verify"],
+    "paravirt_mm/sources": ["sources", "verify", "sweep/test_parts.py"],
     "paravirt_mm/verify": ["verify"],
     "paravirt_mm/report": ["report", "cli", "view"],
     "paravirt_mm/view": ["view", "report"],

@@ -621,3 +621,19 @@ def test_a_dom0_is_as_wide_as_its_addresses(tmp_path, arrangement, mode):
 def test_large_pages_of_4_mib_are_those_without_pae(tmp_path, lines, mode):
     """The kernel prints 2M for both; with PAE some edge is no multiple of 4 MiB."""
     assert load(boot(tmp_path, *FIRMWARE, *lines)).mode is mode
+
+
+@pytest.mark.parametrize(
+    "before",
+    [
+        "init_memory_mapping: [mem 0x00000000-0x1fffffff]",
+        "last_pfn = 0x20000 max_arch_pfn = 0x400000000",
+        "Zone ranges:",
+        "Memory: 500000K/524284K available",
+    ],
+)
+def test_what_comes_before_the_first_map_begins_no_boot_of_its_own(tmp_path, before):
+    path = boot(tmp_path, before, *FIRMWARE, before)
+    assert read_boot_log(path).boot == 1
+    with pytest.raises(InputError, match="there is no boot 2: the log holds 1"):
+        load(path, boot=2)
