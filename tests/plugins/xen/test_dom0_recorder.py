@@ -328,6 +328,29 @@ def test_stubs_of_the_hypercall_page(record: Any) -> None:
     ]
 
 
+@pytest.mark.parametrize("bit", [28, 38, 39])
+def test_frames_of_40_bits_are_looked_up(record: Any, bit: int) -> None:
+    """Above bit 51 of an entry there are flags, which are no part of it."""
+    high = 1 << bit | 0x80
+    memory = {
+        M2P + high * 8: struct.pack("<128Q", *range(0x700, 0x780)),
+        ARGUMENTS: updates((frame(1) << 12, (high + 5) << 12 | 0x8010_0000_0000_0063)),
+        ARGUMENTS + 0x1000: operations((0, high + 6)),
+    }
+    recording, _ = record(
+        [
+            BEGIN,
+            hypercall(14, 0x1000, (high + 4) << 12 | 0xFFF0_0000_0000_0061),
+            hypercall(1, ARGUMENTS, 1),
+            hypercall(26, ARGUMENTS + 0x1000, 1),
+        ],
+        memory,
+    )
+    flip, update, pin = recording.calls
+    assert (flip.target, update.target, pin.pfn) == (0x704, 0x705, 0x706)
+    assert (flip.flags, update.flags) == (0xFFF0_0000_0000_0061, 0x8010_0000_0000_0063)
+
+
 def test_a_stop_that_comes_back_is_one_call(record: Any) -> None:
     """An interrupt takes the processor away from a breakpoint and brings it back."""
     once = hypercall(14, 0x1000, entry(3, 0x61))
