@@ -61,42 +61,58 @@ def test_everything_is_there(projects: dict[str, Path], role: str) -> None:
     }
 
 
-@pytest.mark.parametrize("role", ROLES)
-def test_it_installs_and_passes_its_tests(
-    projects: dict[str, Path], tmp_path: Path, role: str
-) -> None:
-    """In an environment of its own; what this one has installed is visible there, so that nothing
-    need be fetched.
+def call(*command: str | Path, cwd: Path) -> str:
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    result = subprocess.run(
+        [*map(str, command)], cwd=cwd, env=environment,
+        capture_output=True, text=True, check=False, timeout=600,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
+    return result.stdout
+
+
+@pytest.fixture(scope="module")
+def installed(projects: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The interpreter of an environment that has the three projects; what this one has installed is
+    visible there, so that nothing need be fetched but the tool that builds them, once.
     """
-    venv.create(tmp_path, with_pip=False)  # this one's pip does for both
-    python = tmp_path / "bin" / "python"
-    (site,) = (tmp_path / "lib").glob("python*/site-packages")
+    folder = tmp_path_factory.mktemp("environment")
+    venv.create(folder, with_pip=False)  # this one's pip does for both
+    python = folder / "bin" / "python"
+    (site,) = (folder / "lib").glob("python*/site-packages")
     ours = [path for path in sys.path if path.endswith("site-packages")]
     checkout = Path(__file__).parents[2]
     plugins = [str(path) for path in (checkout / "plugins").iterdir()]
     (site / "parent.pth").write_text("\n".join([*ours, str(checkout), *plugins]) + "\n")
-    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    pip = (sys.executable, "-m", "pip", "--python", python, "install", "--quiet")
+    tools = {
+        tool
+        for project in projects.values()
+        for tool in tomllib.loads((project / "pyproject.toml").read_text("utf-8"))["build-system"][
+            "requires"
+        ]
+    }
+    call(*pip, *sorted(tools), "editables", cwd=folder)  # what hatchling needs for --editable
+    editable = [word for role in ROLES for word in ("--editable", projects[role])]
+    call(*pip, "--no-deps", "--no-build-isolation", *editable, cwd=folder)
+    return python
 
-    def call(*command: str | Path) -> str:
-        result = subprocess.run(
-            [*map(str, command)], cwd=projects[role], env=environment,
-            capture_output=True, text=True, check=False, timeout=600,
-        )  # fmt: skip
-        assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
-        return result.stdout
 
-    # pip fetches the build tool; every dependency is there.
-    pip = (sys.executable, "-m", "pip", "--python", python)
-    call(*pip, "install", "--quiet", "--no-deps", "--editable", ".")
-    assert " passed" in call(python, "-m", "pytest", "-q", "-p", "no:cacheprovider")
-    listed = json.loads(call(python, "-m", "paravirt_mm", "plugins", "--json"))["plugins"]
+@pytest.mark.parametrize("role", ROLES)
+def test_it_installs_and_passes_its_tests(
+    projects: dict[str, Path], installed: Path, role: str
+) -> None:
+    here, python = projects[role], installed
+    assert " passed" in call(python, "-m", "pytest", "-q", "-p", "no:cacheprovider", cwd=here)
+    command = (python, "-m", "paravirt_mm")
+    listed = json.loads(call(*command, "plugins", "--json", cwd=here))["plugins"]
     (mine,) = [plugin for plugin in listed if plugin["name"] == f"my_{role}"]
     assert (mine["role"], mine["version"]) == (role, "0.1.0")
     if role == "observer":
         return
     flag = "-a" if role == "allocator" else "-b"
     rows = json.loads(
-        call(python, "-m", "paravirt_mm", "compare", "qemu-512m", flag, f"my_{role}", "-f", "json")
+        call(*command, "compare", "qemu-512m", flag, f"my_{role}", "-f", "json", cwd=here)
     )
     assert rows
     assert {row["outcome"] for row in rows} == {"ok"}

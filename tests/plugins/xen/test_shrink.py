@@ -101,8 +101,8 @@ def test_page_numbers_that_matter_are_kept() -> None:
 
 @pytest.mark.slow
 def test_a_long_trace_is_shrunk_within_what_a_boot_holds() -> None:
-    operations = [("unpin", i % 500) for i in range(3_000)]
-    operations[123], operations[2_900] = ("type", 17), ("type", 18)
+    operations = [("unpin", i % 500) for i in range(1_300)]  # too many for random subsets
+    operations[123], operations[1_250] = ("type", 17), ("type", 18)
 
     def fails(seen: Sequence[Operation]) -> bool:
         return seen[-1][0] == "type" and any(op[0] == "type" for op in seen[:-1])

@@ -70,11 +70,20 @@ def shrink(trace: OperationTrace, failures: Failures, *, max_rounds: int = 40) -
 def compact(name: str, operations: Sequence[Operation]) -> OperationTrace:
     """A trace of these operations whose pages are numbered in the order of their first use."""
     numbers: dict[int, int] = {}
-    renumbered = tuple(
-        _map_pages(operation, lambda page: numbers.setdefault(page, len(numbers)))
-        for operation in operations
-    )
-    return OperationTrace(name, max(len(numbers), 1), renumbered)
+    renumbered = []
+    for operation in operations:
+        places = _PAGES.get(operation[0])
+        if places is None:
+            renumbered.append(
+                _map_pages(operation, lambda page: numbers.setdefault(page, len(numbers)))
+            )
+            continue
+        fields = [*operation]
+        for place in places:
+            if fields[place] is not None:
+                fields[place] = numbers.setdefault(fields[place], len(numbers))
+        renumbered.append(tuple(fields))
+    return OperationTrace(name, max(len(numbers), 1), tuple(renumbered))
 
 
 def _size(trace: OperationTrace) -> tuple[int, int, int]:
@@ -87,6 +96,13 @@ def _size(trace: OperationTrace) -> tuple[int, int, int]:
 _BATCHES = {
     name for name, shape in SHAPES.items() if {Field.UPDATES, Field.MEMBERS} & {*shape.fields}
 }
+
+_PAGES = {
+    name: [place for place, field in enumerate(shape.fields, 1) if field in PAGE_FIELDS]
+    for name, shape in SHAPES.items()
+    if name not in _BATCHES
+}
+"""Where single operations name pages; it is asked of millions of them."""
 
 
 def _weight(field: Any) -> int:
