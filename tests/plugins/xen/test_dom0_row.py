@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import attrs
@@ -11,22 +12,28 @@ import pytest
 
 from paravirt_mm import (
     MIB,
+    Cost,
     CpuFeatures,
     E820Type,
+    EntryKind,
+    EntryWrite,
     InputError,
     Machine,
     MemoryMap,
     Outcome,
+    PageRun,
     Run,
     Scenario,
     SpecError,
+    Way,
     load,
 )
 from paravirt_mm_xen.backend import Xen
 from paravirt_mm_xen.dom0 import kept
 from paravirt_mm_xen.dom0.compare import machine_of
 from paravirt_mm_xen.dom0.host import Host, host_of, plain_host
-from paravirt_mm_xen.dom0.recording import Dom0Recording
+from paravirt_mm_xen.dom0.recording import Dom0Recording, Kind, Request
+from paravirt_mm_xen.dom0.row import Charges
 from paravirt_mm_xen.domain.layout import DomainKind
 from paravirt_mm_xen.live.errors import XenBootError
 from paravirt_mm_xen.live.pieces import Pieces
@@ -247,3 +254,68 @@ def test_the_row_of_each_release_is_its_models(booting: Booting, path: Path) -> 
     assert {**model.figures, "xen.booted": run.extra["xen.booted"]} == run.figures
     passes = release.startswith("5.10")
     assert (run.figures["hypercall_writes"] > 512 * run.figures["tables"] / 2) is passes
+
+
+def _charges(*calls: Request, begin: int = 0) -> Charges:
+    """Of a dom0 with 64 MiB, whose page 0x50 is the L1 table of the first 2 MiB."""
+    recording = Dom0Recording(
+        "6.1.0", "4.17", 512, 64, (MIB, 2 * MIB, 2 * MIB, 3 * MIB, 4 * MIB), (), calls, begin,
+        tables=((1, 0x50, 0),), e820=((0, 64 * MIB, 1),), pages=64 << 8,
+    )  # fmt: skip
+    return Charges.of(recording)
+
+
+def _pages(*pages: PageRun) -> Any:
+    return SimpleNamespace(runs=pages)
+
+
+def test_requests_are_charged_to_the_page_that_they_name() -> None:
+    flip = Request(Kind.UPDATE_VA_MAPPING, 1, target=7, flags=0x61)
+    pin = Request(Kind.MMUEXT_OP, 2, pfn=7, command="PIN_L1_TABLE")
+    calls = (
+        flip, attrs.evolve(flip, target=8), attrs.evolve(flip, target=9, hypercall=3),
+        attrs.evolve(flip, flags=0x63, hypercall=4),  # made writable
+        pin, attrs.evolve(pin, pfn=8, command="PIN_L2_TABLE"), attrs.evolve(pin, pfn=20),
+        attrs.evolve(pin, command="UNPIN_TABLE", hypercall=5),
+        attrs.evolve(pin, command="NEW_BASEPTR", hypercall=6),
+        attrs.evolve(pin, pfn=-1, command="TLB_FLUSH_ALL", hypercall=7),
+    )  # fmt: skip
+    charges = _charges(*calls)
+    both = _pages(PageRun(7, 2))
+    assert charges.made_readonly(both) == Cost(hypercalls={"update_va_mapping": 2}, batches=1)
+    assert charges.made_readonly(both) == Cost(hypercalls={})
+    assert charges.pinned(both) == Cost(hypercalls={"mmuext_op": 2}, batches=1, pinned={1: 1, 2: 1})
+    assert charges.made_readonly(_pages(PageRun(9, 1))) == Cost(hypercalls={"update_va_mapping": 1})
+    # A multicall that was told once is not told again; what is left comes at the end.
+    assert charges.at_the_end() == Cost(
+        hypercalls={"update_va_mapping": 1, "mmuext_op": 4}, flushes=2
+    )
+    assert charges.at_the_end() == Cost(hypercalls={})
+    # What was asked before init_mem_mapping is not charged.
+    assert _charges(*calls, begin=9).at_the_end() == Cost(hypercalls={"mmuext_op": 1}, flushes=1)
+
+
+def test_entries_are_charged_by_level_and_empty_ones_counted() -> None:
+    update = Request(Kind.MMU_UPDATE, 0, pfn=0x51, level=2, target=5, flags=0x67)
+    calls = (
+        update, attrs.evolve(update, hypercall=1), attrs.evolve(update, level=3, hypercall=2),
+        attrs.evolve(update, target=-1, flags=0), attrs.evolve(update, level=4, target=-1, flags=0),
+        # Empty leaf entries: of RAM that waits for its frames, and behind all RAM.
+        attrs.evolve(update, pfn=0x50, level=1, index=3, target=-1, flags=0, hypercall=3),
+        attrs.evolve(update, pfn=0x52, level=1, index=3, target=-1, flags=0, hypercall=4),
+    )  # fmt: skip
+    charges = _charges(*calls)
+    assert dict(charges.cleared) == {1: 1, 2: 1, 4: 1}
+
+    def written(level: int, count: int, live: bool = True, leaf: bool = False) -> Cost:
+        kind = EntryKind.LEAF if leaf else EntryKind.TABLE
+        return charges.written(EntryWrite(level, kind, count, live=live))
+
+    passed = Way.HYPERCALL
+    assert written(2, 1) == Cost(hypercalls={"mmu_update": 1}, batches=1, way=passed)
+    assert written(2, 5) == Cost(hypercalls={"mmu_update": 1}, way=passed)
+    assert written(2, 1) == Cost(way=Way.DIRECT)
+    assert written(1, 1, leaf=True) == Cost(hypercalls={"mmu_update": 1}, way=passed)
+    assert written(1, 1, leaf=True) == Cost(way=Way.EMULATED)
+    assert written(1, 1, live=False, leaf=True) == Cost(way=Way.DIRECT)
+    assert charges.at_the_end() == Cost(hypercalls={"mmu_update": 1})

@@ -186,3 +186,16 @@ def test_only_half_an_entry_may_be_stored_before_the_other_half(size: int, answe
     assert hypervisor.store(base + 12, 1, size) == answer
     kept = make_entry(B, RW_FLAGS)
     assert hypervisor.entry(FIRST, 1) == ((kept | 1 << 32) & ~PRESENT if answer == OK else kept)
+
+
+def test_a_64_bit_guest_stores_no_half_of_an_entry_first() -> None:
+    """What only a PAE guest may do: its two halves are two stores, a 64-bit guest's are one."""
+    hypervisor = guest()
+    read_only(hypervisor, A)
+    assert hypervisor.pin(1, A) == OK
+    assert hypervisor.store(va(A) + 8, make_entry(B, RW_FLAGS)) == OK
+    kept = hypervisor.entry(A, 1)
+    for offset in (8, 12):
+        # Either half alone makes the entry name a frame that is nobody's.
+        assert hypervisor.store(va(A) + offset, 0x7FFFF067, 4) == PF_WRITE_PROTECTED
+        assert hypervisor.entry(A, 1) == kept

@@ -18,7 +18,7 @@ PAGE_SIZE: Final = 1 << PAGE_SHIFT
 ENTRIES: Final = 512
 """Entries of a table.  A PAE L3 has the same page; the guest uses the first four entries."""
 
-PRESENT: Final = 1 << 0
+PRESENT: Final = 1
 RW: Final = 1 << 1
 USER: Final = 1 << 2
 PWT: Final = 1 << 3
