@@ -144,6 +144,23 @@ def test_loops_are_findings() -> None:
     assert len(found.runs) == 1
 
 
+def test_more_tables_than_are_read_together_keep_their_own_paths() -> None:
+    """Below the first L3 stand 512 empty L2 tables, below the second 512 that lead back to it."""
+    memory = Memory(X86_64)
+    memory.put(0x1000, 0, 0x2067)
+    memory.put(0x1000, 1, 0x3067)
+    for n in range(512):
+        memory.put(0x2000, n, 0x5067)
+        memory.put(0x3000, n, 0x4067)
+    memory.put(0x4000, 5, 0x3067)
+    found = walk(memory, 0x1000, X86_64, limits=WalkLimits(findings=1000))
+    assert {finding.kind for finding in found.findings} == {"loop"}
+    assert [finding.address for finding in found.findings] == [
+        (1 << 39) + (n << 30) + (5 << 21) for n in range(512)
+    ]
+    assert (found.visits, found.runs) == (1 + 2 + 1024, ())
+
+
 def test_a_shared_table_is_no_loop() -> None:
     memory = Memory(X86_64)
     leaf = memory.chain()
