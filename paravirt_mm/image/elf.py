@@ -42,7 +42,7 @@ QEMU_CR_OFFSET = 392
 to CR4, kernel GS base.
 """
 
-CR0_PE, CR0_WP, CR0_PG = 1 << 0, 1 << 16, 1 << 31
+CR0_PE, CR0_WP, CR0_PG = 1, 1 << 16, 1 << 31
 CR4_PSE, CR4_PAE, CR4_PGE, CR4_LA57 = 1 << 4, 1 << 5, 1 << 7, 1 << 12
 
 NOTE_NAME = "PARAVIRT_MM"

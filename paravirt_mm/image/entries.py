@@ -19,7 +19,7 @@ from paravirt_mm.machine.paging import (
     PagingMode,
 )
 
-PRESENT = 1 << 0
+PRESENT = 1
 RW = 1 << 1
 USER = 1 << 2
 PWT = 1 << 3

@@ -99,6 +99,12 @@ def test_places_for_a_kernel_are_spread_over_all_of_them():
     fit = [place for place in every if place + size <= 116 * MIB]
     assert [each.kernel.start for each in it.kernel_places()] == fit
     assert [each.kernel.start for each in it.kernel_places(50)] == fit
+    # Up to 512 are all tried; of one more, every other one.
+    for steps, by in ((512, 2), (513, 4)):
+        starts = [
+            each.kernel.start for each in machine((0, (16 + 2 * steps) * MIB)).kernel_places()
+        ]
+        assert (starts[0], starts[1]) == (16 * MIB, (16 + by) * MIB)
     # Half of a step more of memory is no place more.
     wider = machine((0, 117 * MIB)).kernel_places(50)
     assert [each.kernel.start for each in wider] == [p for p in every if p + size <= 117 * MIB]
