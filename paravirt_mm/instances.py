@@ -135,6 +135,18 @@ class Hook:
         print(f"{self.plugin}.{self.name}({given}) -> {answer!r}", file=sys.stderr)
 
 
+class _Hooks(dict[str, list[Hook]]):
+    """Hooks by name, each found when it is first asked for."""
+
+    def __init__(self, find: Callable[[str], list[Hook]]) -> None:
+        super().__init__()
+        self._find = find
+
+    def __missing__(self, name: str) -> list[Hook]:
+        found = self[name] = self._find(name)
+        return found
+
+
 class Instances:
     """Instances of plugins by name: of a scenario, its allocator, its backend, its observers."""
 
@@ -148,32 +160,27 @@ class Instances:
         ]
         self._watching = {plugin for plugin, _ in watching}
         self._traced = os.environ.get(TRACE_VARIABLE) == "1"
-        self._hooks: dict[str, list[Hook]] = {}
+        self._hooks = _Hooks(self._of)
         """Those that were asked for."""
-        self._observers = self._of("pvmm_observe")
+        self._observers = self._hooks["pvmm_observe"]
         self.left_out: list[str] = []
         """What observers did to be left out."""
 
     def _of(self, hook: str) -> list[Hook]:
-        found = self._hooks.get(hook)
-        if found is None:
-            found = self._hooks[hook] = [
-                Hook(plugin, instance, hook, hooks[hook], self._traced)
-                for plugin, instance, hooks in self._plugins
-                if hook in hooks
-            ]
-        return found
+        return [
+            Hook(plugin, instance, hook, hooks[hook], self._traced)
+            for plugin, instance, hooks in self._plugins
+            if hook in hooks
+        ]
 
     def call(self, hook: str, **arguments: Any) -> Any:
         """Return the answer of the one plugin that implements a hook; None: none does."""
-        found = self._hooks.get(hook)
-        if found is None:
-            found = self._of(hook)
+        found = self._hooks[hook]
         return found[0](arguments) if found else None
 
     def answers(self, hook: str) -> bool:
         """Tell whether a plugin implements a hook."""
-        return bool(self._of(hook))
+        return bool(self._hooks[hook])
 
     def each(
         self, hook: str, read: Callable[[Any], T], **arguments: Any
@@ -182,7 +189,7 @@ class Instances:
 
         An observer that fails is left out from then on.
         """
-        for one in list(self._of(hook)):
+        for one in list(self._hooks[hook]):
             try:
                 answer = one(arguments)
                 found = None if answer is None else read(answer)
@@ -218,5 +225,5 @@ class Instances:
 
     def implementer(self, hook: str) -> str:
         """Return the name of the plugin that a hook's answer came from."""
-        found = self._of(hook)
+        found = self._hooks[hook]
         return found[0].plugin if found else "?"

@@ -83,10 +83,8 @@ def promote_to_large(
         level = piece.level
         for candidate in range(piece.level + 1, largest + 1):
             span = mode.entry_span(candidate)
-            start, end = align_down(piece.start, span), align_up(piece.end, span)
-            if mode.is_32bit and end > limit:
-                continue
-            if memblock.is_memory(start, end):
+            start, end = piece.start - piece.start % span, piece.end + -piece.end % span
+            if (end <= limit or not mode.is_32bit) and memblock.is_memory(start, end):
                 level = candidate
         promoted.append(piece if level == piece.level else Piece(piece.start, piece.end, level))
     return promoted

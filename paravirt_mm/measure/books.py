@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property
 from typing import Any, TypeVar
 
 from paravirt_mm.engine.answers import Cost, Way
@@ -71,6 +70,7 @@ class Books:
         for event in trace.events:
             if enter := _ENTRIES.get(type(event)):
                 enter(self, event)
+        self._add_up()
 
     def _step(self, event: StepStarted) -> None:
         if isinstance(event.step, Map):
@@ -149,6 +149,35 @@ class Books:
         self.batches += cost.batches
         self.tlb_flushes += cost.flushes
 
+    def _add_up(self) -> None:
+        """Work out what the sums and sets of the whole trace tell.
+
+        unused
+            Pfns that were set aside for tables and did not become any.
+        free
+            Bytes of RAM that are free when the run ends.
+        free_below, crash_room
+            By limit of a crash kernel, what is free below it, and the largest that fits there.
+        flips, flips_wasted, max_flips
+            Changes of pages between writable and not writable; those of pages that end the run
+            writable; the most that one page saw.
+        """
+        held = RangeSet([run.pfns for run in self.reserved_runs])
+        self.unused: Ranges = held.difference(self.from_reservation)
+        self.free: Ranges = self.machine.memory_map.ram_pages().difference(self.reserved_after)
+        self.free_below: Mapping[int, Sequence[Span]] = {
+            limit: list(self.free.below(limit)) for _, limit in crashkernel.LIMITS
+        }
+        self.crash_room: Mapping[int, int] = {
+            limit: crashkernel.room(free) for limit, free in self.free_below.items()
+        }
+        self.flips = self.flips_wasted = self.max_flips = 0
+        for low, high, status in self.ledger:
+            flips = (high - low) * status.flips
+            self.flips += flips
+            self.flips_wasted += 0 if status.readonly else flips
+            self.max_flips = max(self.max_flips, status.flips)
+
     # -- derived ------------------------------------------------------------------------------
 
     @property
@@ -165,53 +194,6 @@ class Books:
     def used(self) -> int:
         """Reserved pages that became tables."""
         return self.by_source[Source.RESERVATION]
-
-    @cached_property
-    def unused(self) -> Ranges:
-        """Pfns that were set aside for tables and did not become any."""
-        held = RangeSet([run.pfns for run in self.reserved_runs])
-        return held.difference(self.from_reservation)
-
-    @cached_property
-    def free(self) -> Ranges:
-        """Bytes of RAM that are free when the run ends."""
-        return self.machine.memory_map.ram_pages().difference(self.reserved_after)
-
-    @cached_property
-    def free_below(self) -> Mapping[int, Sequence[Span]]:
-        """By limit of a crash kernel, what is free below it."""
-        return {limit: list(self.free.below(limit)) for _, limit in crashkernel.LIMITS}
-
-    @cached_property
-    def crash_room(self) -> Mapping[int, int]:
-        """By limit, the largest crash kernel that fits below it, in bytes."""
-        return {limit: crashkernel.room(free) for limit, free in self.free_below.items()}
-
-    @cached_property
-    def _flips(self) -> tuple[int, int, int]:
-        """All flips; those of pages that end the run writable; and the most that one page saw."""
-        total = wasted = most = 0
-        for low, high, status in self.ledger:
-            flips = (high - low) * status.flips
-            total += flips
-            wasted += 0 if status.readonly else flips
-            most = max(most, status.flips)
-        return total, wasted, most
-
-    @property
-    def flips(self) -> int:
-        """Changes of pages between writable and not writable."""
-        return self._flips[0]
-
-    @property
-    def flips_wasted(self) -> int:
-        """Flips of pages that end the run writable."""
-        return self._flips[1]
-
-    @property
-    def max_flips(self) -> int:
-        """The most flips that one page saw."""
-        return self._flips[2]
 
 
 def _add(sums: dict[K, int], more: Mapping[K, int]) -> None:
