@@ -452,4 +452,4 @@ class _Run:
 
 
 def _tables(lives: Iterable[BatchLife]) -> int:
-    return sum(life.batch.count for life in lives)
+    return sum([life.batch.count for life in lives])

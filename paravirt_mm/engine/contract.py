@@ -302,6 +302,8 @@ def step(mode: PagingMode, answer: Any) -> Step:
         for place, address in enumerate(window):
             told.number(address, f"Map.tables_from[{place}]")
     told.number(answer.skip_empty_level, "Map.skip_empty_level", 0, 5)
+    if answer.pieces == ():
+        return answer  # type: ignore[no-any-return]  # a Map
     for piece in told.items(answer.pieces, "Map.pieces"):
         told.of(piece, Piece, "a piece of Map.pieces")
         told.span((piece.start, piece.end), "a piece of Map.pieces", limit_of(mode))

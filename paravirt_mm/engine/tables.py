@@ -280,10 +280,10 @@ class TreeView:
                     for low, high, owner in todo
                     for part in only[1].within(low, high)
                 ]
-            if table_level > 1:
-                todo = walk.descend(table_level, todo)
-            else:
+            if table_level == 1:
                 walk.small_pages(todo)
+            elif todo:
+                todo = walk.descend(table_level, todo)
         return walk.plan(start, end)
 
 
@@ -454,7 +454,7 @@ class Tree(TreeView):
         for leaf in plan.replaced:
             self._open_leaves[leaf.level].discard(leaf.start, leaf.end)
         for leaf in plan.leaves:
-            if leaf.level > 1:
+            if leaf.level > 1 and self.mode.is_32bit:  # others keep the tables that there are
                 self._open_tables[leaf.level - 1].clear(leaf.start, leaf.end)
             self._open_leaves[leaf.level].add(leaf.start, leaf.end)
         return Batch(
