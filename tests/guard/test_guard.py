@@ -30,7 +30,7 @@ from paravirt_mm.guard import (
     without_memory_limit,
 )
 
-SHORT = Limits(cpu=0.3, wall=3.0, memory=64 * MIB)
+SHORT = Limits(cpu=0.2, wall=3.0, memory=64 * MIB)
 
 
 def _spin() -> None:
@@ -61,9 +61,9 @@ def _abort() -> None:
 
 
 WAYS: dict[str, tuple[Callable[[], object], Stopped]] = {
-    "spin": (_spin, Stopped("longer than 0.3 s")),
-    "spin in C": (_spin_in_c, Stopped("longer than 0.3 s")),
-    "deaf": (_deaf, Stopped("longer than 0.3 s")),
+    "spin": (_spin, Stopped("longer than 0.2 s")),
+    "spin in C": (_spin_in_c, Stopped("longer than 0.2 s")),
+    "deaf": (_deaf, Stopped("longer than 0.2 s")),
     "sleep": (lambda: time.sleep(60), Stopped("longer than 3 s")),
     "memory": (_hoard, Stopped("more than 64 MiB of memory")),
     "exit": (
@@ -203,7 +203,7 @@ def test_an_answer_that_cannot_travel_is_an_error() -> None:
 
 
 def test_a_call_that_is_stopped_says_why() -> None:
-    with pytest.raises(StoppedError, match=r"longer than 0\.3 s") as caught:
+    with pytest.raises(StoppedError, match=r"longer than 0\.2 s") as caught:
         call(_spin, limits=SHORT)
     assert not caught.value.stopped.crashed
     assert call(sum, [1, 2]) == 3
