@@ -389,3 +389,28 @@ def test_each_round_maps_all_that_the_pages_at_hand_pay_for(
             pending.update(range(start, end))
         elif isinstance(event, StepStarted) and isinstance(event.step, AttachTables):
             mapped |= pending
+
+
+@pytest.mark.parametrize(
+    ("memory", "pse", "brk_pages", "looks"),
+    [
+        (8, False, 64, 5), (64, False, 64, 8), (300, False, 130, 8),
+        (64, True, 20, 19), (300, True, 9, 13),
+    ],
+)  # fmt: skip
+def test_how_far_the_pages_at_hand_go_is_found_where_their_share_is(
+    monkeypatch: pytest.MonkeyPatch, memory: int, pse: bool, brk_pages: int, looks: int
+) -> None:
+    """In a range of gigabytes there are 4,000 to 150,000 places; halving alone takes 12 to 17 looks
+    a round, of which there are up to five.
+    """
+    seen: list[Map] = []
+    plain = Boot.tables_needed
+
+    def counted(self: Boot, step: Map) -> int:
+        seen.append(step)
+        return plain(self, step)
+
+    monkeypatch.setattr(Boot, "tables_needed", counted)
+    proposed(machine((0, memory * GIB), features=CpuFeatures(pse=pse)), brk_pages)
+    assert len(seen) <= looks
