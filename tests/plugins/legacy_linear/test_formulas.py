@@ -11,6 +11,7 @@ import attrs
 import pytest
 
 from paravirt_mm import (
+    CONFIGURATION,
     MODES,
     Boot,
     CpuFeatures,
@@ -25,6 +26,7 @@ from paravirt_mm import (
     SpecError,
 )
 from paravirt_mm.engine.trace import Panicked, RangeSplit, TablesReserved
+from paravirt_mm_incremental import Incremental
 from paravirt_mm_legacy_linear import LegacyLinear
 from paravirt_mm_legacy_linear.releases import Guess, change_for, era, guess_pages, pages_for
 
@@ -177,6 +179,16 @@ def test_eras_of_both_modes() -> None:
     assert era("2.6.20") == (None, (2, 6, 19))
     assert era("2.6.30") == ((2, 6, 29), (2, 6, 27))
     assert era("3.6") == ((3, 5), (3, 5))
+    assert era("3.5") == ((3, 5), (3, 5))
+    assert era("2.6.31") == ((2, 6, 29), (2, 6, 31))
+
+
+def test_what_is_a_matter_of_configuration() -> None:
+    """What has been compared with kernels of one configuration counts for all of a release."""
+    found = {each.name for each in attrs.fields(LegacyLinear) if each.metadata.get(CONFIGURATION)}
+    assert found == {"fixmap_entries"}
+    found = {each.name for each in attrs.fields(Incremental) if each.metadata.get(CONFIGURATION)}
+    assert found == {"randomize_memory", "brk_pages", "kaslr"}
 
 
 @pytest.mark.parametrize("entries", [-1, (1 << 20) + 1])
