@@ -12,7 +12,7 @@ import attrs
 from paravirt_mm.errors import InputError
 from paravirt_mm.machine.e820 import E820Entry, E820Type, MemoryMap
 from paravirt_mm.machine.model import Machine, Span
-from paravirt_mm.machine.paging import GIB, KIB, MIB, MODES, PAGE_SIZE, TIB, PagingMode
+from paravirt_mm.machine.paging import GIB, ISA_END, KIB, MIB, MODES, PAGE_SIZE, TIB, PagingMode
 from paravirt_mm.machine.ranges import RangeSet, align_down, align_up
 from paravirt_mm.sources.generated import ROOM_AFTER_KERNEL, Choices
 
@@ -129,6 +129,28 @@ def _drop(choose: Choices, machine: Machine) -> Machine:
     return _with_map(
         machine, [(e.start, e.end, e.type) for e in machine.memory_map if e is not gone]
     )
+
+
+def _plain(choose: Choices, machine: Machine) -> Machine:
+    """One piece of RAM around the kernel, and nothing else in the map."""
+    kernel = machine.kernel.start
+    low, high = next(
+        (span for span in machine.memory_map.ram() if span[0] <= kernel < span[1]),
+        machine.kernel.span,
+    )
+    return _with_map(machine, [(choose.one_of((0, min(ISA_END, low), low)), high, E820Type.RAM)])
+
+
+def _riddle(choose: Choices, machine: Machine) -> Machine:
+    """Punch many small holes, evenly apart, into a piece of RAM that is not the kernel's."""
+    low, high = choose.one_of(list(machine.memory_map.ram_pages()))
+    unit = choose.one_of((16 * PAGE_SIZE, MIB, 2 * MIB, 64 * MIB, GIB))
+    low = align_up(max(low, machine.kernel.span[1] + ROOM_AFTER_KERNEL), unit)
+    holes = [
+        (start, start + choose.one_of((PAGE_SIZE, 2 * PAGE_SIZE, 64 * KIB)), E820Type.RESERVED)
+        for start in range(low, high, unit)[: choose.one_of((3, 9, 25, 60))]
+    ]
+    return _with_map(machine, [*_raw(machine), *holes])
 
 
 def _overlap(choose: Choices, machine: Machine) -> Machine:
@@ -433,6 +455,8 @@ _CHANGES: tuple[Callable[[Choices, Machine], Machine], ...] = (
     _punch,
     _punch,
     _drop,
+    _plain,
+    _riddle,
     _overlap,
     _more_memory,
     _less_memory,
