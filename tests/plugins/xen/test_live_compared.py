@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import attrs
 import pytest
 
 from paravirt_mm.errors import ExitCode, SpecError
@@ -22,9 +23,12 @@ from paravirt_mm_xen.command import xen
 from paravirt_mm_xen.live import compare, session, wire
 from paravirt_mm_xen.live.pieces import Pieces
 from paravirt_mm_xen.mmu.releases import RECORDED, RELEASES, Release
+from paravirt_mm_xen.replay import Counts, ModelReplay
 from paravirt_mm_xen.traces.format import OperationTrace, RecordedTrace
 from paravirt_mm_xen.traces.generators import generate
 from paravirt_mm_xen.traces.guest import predict
+from paravirt_mm_xen.translate import Refused
+from paravirt_mm_xen.verify import RunResult
 
 OLD, NEW = RELEASES["4.14"], RELEASES["4.20.1"]
 TYPE = ("type", 0)
@@ -94,7 +98,9 @@ def test_what_agrees_and_what_says_nothing() -> None:
     result = compare.compare(stand, traces, lambda each: predict(each, OLD))
     assert (result.ok, result.failed_traces, result.disagreements) == (True, 0, ())
     assert "all agree" in result.summary()
-    assert not compare.compare(stand, [], lambda each: predict(each, OLD)).ok
+    stand.asked.clear()
+    nothing = compare.compare(stand, [], lambda each: predict(each, OLD))
+    assert (nothing.ok, nothing.boots, stand.asked) == (False, 0, [])
     recorded = [RecordedTrace(traces[0], (0, 0, 0, 1)), RecordedTrace(traces[0], (0, 0, 0, 0))]
     assert compare.compare_recorded(stand, recorded[:1]).ok
     assert compare.compare_recorded(stand, recorded[1:]).disagreements[0].number == 3
@@ -198,6 +204,25 @@ def test_a_construction_that_the_hypervisor_answers_otherwise(
     monkeypatch.setattr(Stand, "answer", answer)
     code, _, text = live(NEW, "4.20.5-pre", *FEW)
     assert (code, "model and Xen differ at operation 9" in text) == (ExitCode.FINDINGS, True)
+
+
+def test_a_run_is_fine_where_everybody_who_was_asked_accepts_all_of_it() -> None:
+    refused = Refused(3, ("unpin", 0), 1, -22, 0)
+    counts = Counts(1, 2, 3, 0, 0, 0, (), ())
+    good = RunResult(64, "chunk_end", "ok", 5, ModelReplay(None, (0,) * 5, counts))
+    assert good.ok
+    for change in (
+        {"verdict": "panic: no memory"},
+        {"model": None},
+        {"model": ModelReplay(refused, (0,) * 5, counts)},
+        {"real": refused},
+        {"differs": 0},
+    ):
+        assert not attrs.evolve(good, **change).ok
+    told = attrs.evolve(good, real=refused).as_dict()["refused"]
+    assert told == attrs.asdict(refused)
+    assert attrs.evolve(good, model=ModelReplay(refused, (), counts)).as_dict()["refused"] == told
+    assert good.as_dict()["counts"] == attrs.asdict(counts)
 
 
 # --- boots ----------------------------------------------------------------------------------------

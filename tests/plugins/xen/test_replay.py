@@ -47,9 +47,13 @@ def test_the_model_accepts_a_run_and_counts_what_the_backend_charges(
     allocator: str, mib: int
 ) -> None:
     run = _run(mib, allocator)
-    answered = replay(translate(run.trace))
+    translated = translate(run.trace)
+    answered = replay(translated)
     assert answered.refused is None
     counts, figures = answered.counts, run.figures
+    own = [translated.trace.ops[n] for n in range(translated.begin, translated.end)]
+    assert counts.batched == sum(len(each[1]) for each in own if each[0] == "multicall")
+    assert counts.calls == figures["hypercalls"] - counts.batched + counts.multicalls
     assert counts.mmu_update == figures["hypercalls_mmu_update"]
     assert counts.update_va_mapping == figures["hypercalls_update_va_mapping"]
     assert counts.mmuext_op == figures["hypercalls_mmuext_op"]
