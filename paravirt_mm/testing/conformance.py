@@ -13,7 +13,7 @@ from itertools import zip_longest
 from typing import Any, ClassVar
 
 import pytest
-from hypothesis import HealthCheck, given, settings, strategies as st
+from hypothesis import HealthCheck, Phase, given, settings, strategies as st
 
 from paravirt_mm.engine.answers import Refusal
 from paravirt_mm.engine.trace import MadeReadonly, TablesAllocated, TablesAttached
@@ -54,6 +54,8 @@ kind all the others.
 _drawn = settings(
     deadline=None,
     max_examples=15,
+    # To find out which parts of a failure do not matter takes twenty times as long as to shrink it.
+    phases=[phase for phase in settings().phases if phase is not Phase.explain],
     suppress_health_check=[HealthCheck.differing_executors, HealthCheck.too_slow],
 )
 
