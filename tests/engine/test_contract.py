@@ -155,6 +155,7 @@ CHECKS: dict[str, tuple[Check, list[Any], list[tuple[Any, str]]]] = {
             (state(boot_tables=((0, 5),)), "begin and end at pages"),
             (state(boot_tables=((0, PAGE_SIZE),)), "must be among what is reserved"),
             (state(max_pfn_mapped=TOP_PFN + 1), "max_pfn_mapped is not in"),
+            (state(max_pfn_mapped=-1), "max_pfn_mapped is not in"),
             (state(features=CpuFeatures(True, True, False)), "features.gbpages"),
             (state(kernel=image(0, END + 1, 0, 0)), r"kernel\.end"),
             (state(kernel=image(1, 0, 0, 0)), "ends before it starts"),

@@ -54,6 +54,7 @@ def test_a_run_is_a_list_of_pages(run: PageRun) -> None:
 def test_whole_pages_of_a_span(start: int, end: int) -> None:
     whole = [n for n in range(5) if start <= n * 4096 and (n + 1) * 4096 <= end]
     assert listed(PageRun.of_span(start, end)) == whole
+    assert PageRun.of_span(start, end).count == len(whole)
 
 
 @pytest.mark.parametrize("count", range(-1, 12))

@@ -22,6 +22,7 @@ from paravirt_mm import (
     EntryWrite,
     HandOver,
     HandOverTables,
+    KernelFile,
     KernelImage,
     Machine,
     Map,
@@ -30,6 +31,7 @@ from paravirt_mm import (
     PageRun,
     Piece,
     Promise,
+    RecordedBoot,
     Refusal,
     Run,
     Scenario,
@@ -508,6 +510,45 @@ def test_steps_that_do_nothing(
 
     done = run(Idle, PlainPlatform)
     assert ("3 steps in a row did nothing" in done.verdict.detail) is not ends
+
+
+def test_a_kernel_that_boots_is_told_of_when_its_image_is_asked_for() -> None:
+    boot = RecordedBoot("6.1", MACHINE, (), ())
+
+    @attrs.frozen
+    class HasAKernel(Two):
+        @hookimpl
+        def pvmm_kernel_file(self) -> KernelFile:
+            return KernelFile("vmlinuz")
+
+        @hookimpl
+        def pvmm_kernel_image(self, machine: Machine, recorded: RecordedBoot) -> KernelImage:
+            SAID.append(recorded)
+            return machine.kernel
+
+    @attrs.frozen
+    class Boots(Clerk):
+        @hookimpl
+        def pvmm_boot_kernel(self, kernel_file: KernelFile) -> RecordedBoot:
+            SAID.append(kernel_file.image)
+            return boot
+
+    run(HasAKernel, Boots)
+    assert SAID[:2] == ["vmlinuz", boot]
+
+
+def test_no_more_tables_are_pinned_than_there_are() -> None:
+    @attrs.frozen
+    class PinsTooMany(Clerk):
+        @hookimpl
+        def pvmm_pin_tables(self, tables: Batch) -> Cost:
+            return Cost(pinned={1: tables.tables(1) + 1})
+
+    assert "Cost.pinned[1] is not in 0..0" in run(Two, PinsTooMany).verdict.detail
+
+
+def test_a_step_that_only_tells_the_platform_has_no_result() -> None:
+    assert StepResult() == StepResult(pieces=(), tables=0, mapped_end=0)
 
 
 def test_limits_are_far_above_any_run() -> None:

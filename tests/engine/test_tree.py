@@ -19,6 +19,7 @@ from paravirt_mm import (
     MapPlan,
     PageRun,
     PagingMode,
+    Piece,
     RangeSet,
     Source,
     TablePages,
@@ -168,6 +169,9 @@ def test_tree_grows_like_the_kernels(data: st.DataObject) -> None:
             slots = data.draw(st.sets(st.integers(0, pages * PAGE // unit)), "known")
             only = skip, RangeSet((slot * unit, (slot + 1) * unit) for slot in slots)
         before = tree.plan(start, end, level, only)
+        assert tree.tables_needed([Piece(start, end, level)], only) == sum(
+            _count(mode, before.spans)
+        )
         dealt = _runs(data.draw, sum(_count(mode, before.spans)), first)
         first += 4 * sum(_count(mode, before.spans)) + 1
         batch = tree.commit(before, index, dealt)
