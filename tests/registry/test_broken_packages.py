@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from paravirt_mm import entry_points as module, guard, offers
+from paravirt_mm import entry_points as module, guard, offers, registry as registry_module
 from paravirt_mm.registry import Registry
 from tests.registry.broken_packages import ANSWERS, KINDS, Kind, install
 
@@ -50,7 +50,7 @@ def loaded(site: Path) -> Iterator[Registry]:
         warnings.simplefilter("ignore")
         patch.syspath_prepend(str(site))
         for limits in ("NAMED", "UNASKED", "ANSWERING"):
-            patch.setattr(module, limits, FAST)
+            patch.setattr(registry_module, limits, FAST)
         during = _process()
         registry = Registry.discover(careful=True)
         assert {"native", "xen"} <= registry.plugins.keys()
