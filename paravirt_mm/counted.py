@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 
-def counted(number: int, noun: str) -> str:
-    """Return "1 machine", "2 machines", "3 tries"; ``noun`` is the singular."""
+def counted(number: int, noun: str, verb: str = "") -> str:
+    """Return "1 machine", "2 machines", "3 tries"; "1 log disagrees", "2 logs disagree". The noun
+    is given in the singular, the verb in the plural.
+    """
     if number == 1:
-        return f"1 {noun}"
-    return f"{number} {_plural(noun)}"
+        ending = "es" if verb.endswith("ch") else "s"
+        return f"1 {noun} {verb}{ending}" if verb else f"1 {noun}"
+    return f"{number} {_plural(noun)} {verb}".rstrip()
 
 
 def all_of(number: int, noun: str) -> str:

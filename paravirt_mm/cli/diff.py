@@ -173,8 +173,7 @@ def _text(
     compared = [item for item in found if not item.refused]
     differ = sum(bool(item.differences) for item in compared)
     rate = 2 * len(found) / seconds if seconds else 0.0
-    every = counted(len(compared), "comparison")
-    yield f"{differ} of {every} differ ({seconds:.0f} s, {rate:.1f} runs/s)"
+    yield f"{differ} of {len(compared)} comparisons differ ({seconds:.0f} s, {rate:.1f} runs/s)"
     refused = [item for item in found if item.refused]
     if refused:
         yield f"{len(refused)} could not be made: {printable(refused[0].refused, 200)}"

@@ -4,13 +4,11 @@ plugins.
 
 from __future__ import annotations
 
-from typing import Any
-
 import click
 
 from paravirt_mm.cli.main import LazyGroup
 from paravirt_mm.offers import verifiers
-from paravirt_mm.registry import default_registry
+from paravirt_mm.registry import Registry, default_registry
 
 _OWN: dict[str, tuple[str, str]] = {
     "kernel": ("paravirt_mm.cli.verify_kernel", "Replay what real kernel code did."),
@@ -23,15 +21,16 @@ _OWN: dict[str, tuple[str, str]] = {
 class _VerifyGroup(LazyGroup):
     """The core's verifiers, and whatever plugins add through ``pvmm_verifiers``."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self._loaded = False
+    _asked: Registry | None = None
 
     def _load_plugins(self) -> None:
-        if self._loaded:
+        """Know the verifiers of the plugins that there are now."""
+        registry = default_registry()
+        if registry is self._asked:
             return
-        self._loaded = True
-        for verifier in verifiers(default_registry()):
+        self._asked = registry
+        self.commands.clear()
+        for verifier in verifiers(registry):
             self.add_command(verifier)
 
     def list_commands(self, ctx: click.Context) -> list[str]:

@@ -13,7 +13,6 @@ import click
 from paravirt_mm.cli import reading
 from paravirt_mm.cli.output import progress
 from paravirt_mm.cli.recording import record_option
-from paravirt_mm.counted import counted
 from paravirt_mm.errors import ExitCode
 from paravirt_mm.evidence import Evidence, record_evidence
 from paravirt_mm.registry import Registry, default_registry
@@ -90,7 +89,7 @@ def _text(replays: Sequence[Replay], verbose: bool) -> str:
         fields[replay.kernel] = max(fields[replay.kernel], len(replay.fields))
     for (kernel, spec), count in total.items():
         lines.append(
-            f"Linux {kernel}, {spec}: {agree[kernel, spec]} of {counted(count, 'machine')} agree"
+            f"Linux {kernel}, {spec}: {agree[kernel, spec]} of {count} machines agree"
             f" in all {fields[kernel]} fields"
         )
     return "\n".join(lines)

@@ -275,8 +275,7 @@ def _summary(results: Sequence[Result]) -> Iterator[str]:
         counts.setdefault(result.kernel, Counter())[result.verdict] += 1
     for kernel, verdicts in counts.items():
         compared = verdicts["agrees"] + verdicts["differs"]
-        maps = counted(compared, "map")
-        text = f"Linux {kernel}: {verdicts['agrees']} of {maps} agree in every field"
+        text = f"Linux {kernel}: {verdicts['agrees']} of {compared} maps agree in every field"
         yield text + (f", {verdicts['refused']} refused" if verdicts["refused"] else "")
 
 

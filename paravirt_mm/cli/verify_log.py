@@ -89,11 +89,12 @@ def _text(reports: Sequence[LogReport], everything: bool) -> str:
     blocks = ["\n".join(_report(report, everything)) for report in reports]
     if len(reports) > 1:
         counts = summary(reports)
+        matching = counted(counts[LineVerdict.MATCH], "line", "match")
         blocks.append(
-            f"{counted(counts['logs'], 'log')}: {counted(counts[LineVerdict.MATCH], 'line')} match,"
+            f"{counted(counts['logs'], 'log')}: {matching},"
             f" {counts[LineVerdict.DIFFERS]} differ,"
             f" {counts[LineVerdict.UNCHECKED]} cannot be checked;"
-            f" {counted(counts['disagreeing'], 'log')} disagree,"
+            f" {counted(counts['disagreeing'], 'log', 'disagree')},"
             f" {counts['explained']} with a documented reason,"
             f" {counts['nothing to check']} with nothing to check"
         )
@@ -116,7 +117,7 @@ def _report(report: LogReport, everything: bool) -> Iterator[str]:
         if everything or line.verdict is LineVerdict.DIFFERS:
             yield from _line(line)
     counts = (
-        f"{counted(report.count(LineVerdict.MATCH), 'line')} match",
+        f"{counted(report.count(LineVerdict.MATCH), 'line', 'match')}",
         f"{report.count(LineVerdict.DIFFERS)} differ",
         f"{report.count(LineVerdict.UNCHECKED)} cannot be checked",
     )

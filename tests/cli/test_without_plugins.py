@@ -1,4 +1,4 @@
-"""Every command with no plugin installed: it answers, and says what is missing."""
+"""Commands with no plugin installed: each answers, and says what is missing."""
 
 from __future__ import annotations
 
@@ -41,13 +41,14 @@ last_pfn = 0x40000 max_arch_pfn = 0x400000000
 """
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def no_plugins(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is installed."""
     monkeypatch.setattr(entry_points, "distributions", list)
     monkeypatch.setattr(registry, "_DEFAULT", [])
 
 
+@pytest.mark.usefixtures("no_plugins")
 @pytest.mark.parametrize(("arguments", "code", "words"), ANSWERS.values(), ids=ANSWERS)
 def test_command_answers(
     arguments: list[str],
@@ -69,3 +70,16 @@ def test_command_answers(
     assert int(end.value.code or 0) == code, text
     assert words in text
     assert "Traceback" not in text
+
+
+def test_verifiers_are_those_of_the_plugins_that_there_are(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In one process with plugins, without, and with them again: nothing is kept of the others."""
+    monkeypatch.setattr(sys, "argv", ["paravirt-mm", "verify", "--help"])
+    found = []
+    for choice in ("", "-all", ""):
+        with registry.chosen(choice), pytest.raises(SystemExit):
+            main()
+        found.append("xen " in capsys.readouterr().out)
+    assert found == [True, False, True]

@@ -23,3 +23,16 @@ from paravirt_mm.counted import all_of, counted
 def test_words(number: int, noun: str, some: str, every: str) -> None:
     assert counted(number, noun) == some
     assert all_of(number, noun) == every
+
+
+@pytest.mark.parametrize(
+    ("number", "noun", "verb", "words"),
+    [
+        (1, "log", "disagree", "1 log disagrees"),
+        (2, "log", "disagree", "2 logs disagree"),
+        (1, "line", "match", "1 line matches"),
+        (0, "line", "match", "0 lines match"),
+    ],
+)
+def test_what_so_many_do(number: int, noun: str, verb: str, words: str) -> None:
+    assert counted(number, noun, verb) == words

@@ -255,7 +255,7 @@ def test_a_plain_models_results_are_evidence_of_their_own(tmp_path: Path) -> Non
     written = tmp_path / "evidence.json"
     arguments = ["verify", "kernel", str(odd), "--judge", "naive", "--record", str(written)]
     result = CliRunner().invoke(cli, arguments)
-    assert "1 of 1 machine agree" in result.output
+    assert "1 of 1 machines agree" in result.output
     assert json.loads(written.read_text()) == {
         "naive": {"incremental:kernel=4.19": [1, 1], "legacy_linear:kernel=3.6": [1, 1]}
     }
@@ -277,8 +277,8 @@ def test_command(tmp_path: Path, machines: list[Machine]) -> None:
     fine = runner.invoke(cli, ["verify", "kernel", write(tmp_path / "a.jsonl", good)])
     assert fine.exit_code == ExitCode.OK or fine.return_value == ExitCode.OK
     assert fine.output.splitlines() == [
-        "Linux 3.6, legacy_linear:kernel=3.6: 1 of 1 machine agree in all 10 fields",
-        "Linux 4.19, incremental:variant=linux,kernel=4.19: 1 of 1 machine agree in all 10 fields",
+        "Linux 3.6, legacy_linear:kernel=3.6: 1 of 1 machines agree in all 10 fields",
+        "Linux 4.19, incremental:variant=linux,kernel=4.19: 1 of 1 machines agree in all 10 fields",
     ]
     path = write(tmp_path / "b.jsonl", good, bad)
     wrong = runner.invoke(cli, ["verify", "kernel", path], standalone_mode=False)

@@ -75,7 +75,7 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
 
 def test_diff_of_two_kernels(site: Site) -> None:
     done = site.run("diff", site.kernel("old"), site.kernel("same"), "qemu-512m")
-    assert (done.return_value, "0 of 1 comparison differ" in done.stdout) == (0, True), done.output
+    assert (done.return_value, "0 of 1 comparisons differ" in done.stdout) == (0, True), done.output
     done = site.run("diff", site.kernel("old"), site.kernel("new"), "qemu-512m", "--shrink", "0")
     assert done.return_value == 1, done.output
     assert "B  panic: no memory" in done.stdout
