@@ -116,6 +116,8 @@ CHECKS: dict[str, tuple[Check, list[Any], list[tuple[Any, str]]]] = {
         [
             (image(0, END + 1, 0, 0), r"\.end is not in"),
             (image(-1, 0, 0, 0), r"\.start is not in"),
+            (image(0, 0, -1, 0), r"\.brk_start is not in"),
+            (image(0, 0, END, END + 1), r"\.brk_end is not in"),
             (image(1, 0, 0, 0), "ends before it starts"),
             (image(0, 0, 1, 0), "ends before it starts"),
             (image(0, MIB, MIB, MIB + ((1 << 15) + 1) * PAGE_SIZE), r"pages of brk is not in"),

@@ -69,6 +69,9 @@ def test_every_range_of_some_sets() -> None:
         ranges, other = RangeSet(parts), RangeSet(others)
         plain = {n for low, high in parts for n in range(low, high)}
         both = plain & {n for low, high in others for n in range(low, high)}
+        for limit in range(13):
+            assert ranges.total_below(limit) == len([n for n in plain if n < limit])
+            assert list(ranges.below(limit)) == _runs({n for n in plain if n < limit})
         for start, end in itertools.product(range(13), range(13)):
             asked = set(range(start, end))
             inside = _runs(plain & asked)

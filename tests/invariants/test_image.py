@@ -17,7 +17,7 @@ from paravirt_mm.engine.trace import (
     Trace,
 )
 from paravirt_mm.image.contents import Image
-from paravirt_mm.image.walker import LeafRun, walk
+from paravirt_mm.image.walker import Damage, LeafRun, walk
 from paravirt_mm.invariants.image import SMALL, check_image, compare_walk, expected_leaves, is_small
 from paravirt_mm.machine.paging import MODES
 
@@ -148,7 +148,19 @@ def changed_runs(*changes: tuple[int, LeafRun | None]) -> list[str]:
     for place, run in changes:
         runs[place] = run
     wrong = attrs.evolve(found, runs=tuple(run for run in runs if run is not None))
-    return [f"{each.address:#x} {each.message}" for each in compare_walk(trace, wrong)]
+    different = list(compare_walk(trace, wrong))
+    assert all((each.rule, each.event) == (3, len(trace.events) - 1) for each in different)
+    return [f"{each.address:#x} {each.message}" for each in different]
+
+
+def test_damage_in_the_tables_breaks_rule_3() -> None:
+    trace = trace_of("x86_64", "incremental:variant=linux", "native")
+    image = Image(trace)
+    damage = Damage("loop", 2, 0x1000, 0x67, "a table of its own")
+    found = attrs.evolve(walk(image, image.root, image.mode), findings=(damage,))
+    (finding,) = compare_walk(trace, found)
+    assert (finding.rule, finding.address) == (3, 0x1000)
+    assert str(damage) in finding.message
 
 
 def test_a_walk_that_shows_something_else() -> None:

@@ -468,6 +468,7 @@ def everywhere(trace: Trace) -> list[list[Event]]:
             for low, end in EVEN[:3]
         ],
         [MadeWritable(runs, 0, NOTHING)],
+        [tables(Source.MEMBLOCK, *even), MadeWritable(runs, 0, NOTHING)],
         [SurplusReleased(even), SurplusReleased(runs)],
         [TablesReserved(runs)],
         [MadeReadonly(attrs.evolve(batch, pages=(TablePages(every, Source.BRK),)), NOTHING)],

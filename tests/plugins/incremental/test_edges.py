@@ -26,8 +26,11 @@ from paravirt_mm import (
     Source,
     TableDemand,
     TablePages,
+    hookimpl,
 )
 from paravirt_mm.engine.trace import RangeSplit, RootActivated, StepStarted, TablesAllocated
+from paravirt_mm.machine.ranges import RangeSet
+from paravirt_mm.testing import registry_with
 from paravirt_mm_incremental import Incremental
 from paravirt_mm_incremental.releases import change_for
 
@@ -414,3 +417,39 @@ def test_how_far_the_pages_at_hand_go_is_found_where_their_share_is(
     monkeypatch.setattr(Boot, "tables_needed", counted)
     proposed(machine((0, memory * GIB), features=CpuFeatures(pse=pse)), brk_pages)
     assert len(seen) <= looks
+
+
+# -- the proposal ---------------------------------------------------------------------------------
+
+
+@attrs.frozen
+class LittleBrk(Incremental):
+    """A kernel that was linked with one page of brk: not enough to map it."""
+
+    @hookimpl
+    def pvmm_kernel_image(self, machine: Machine) -> KernelImage:
+        return machine.kernel.with_brk(1)
+
+
+def test_too_little_brk_for_the_kernel_itself_is_a_panic() -> None:
+    subject = machine((0, 64 * MIB))
+    found = Scenario.of(subject, "little:variant=hpa", "native").run(
+        registry_with(little=LittleBrk)
+    )
+    assert str(found.verdict) == "panic: no mapped memory is left for page tables"
+
+
+def test_pages_that_lie_apart_serve_together() -> None:
+    """Of the 4 MiB that two pages of brk map, six single pages are free: they are the tables of the
+    next 12 MiB at once, highest first.
+    """
+    top = 64 * MIB
+    free = [top - number * 16 * PAGE for number in range(1, 7)]
+    taken = RangeSet([(top - 4 * MIB, top)])
+    for start in free:
+        taken.discard(start, start + PAGE)
+    subject = machine((0, top), reserved=tuple(taken), features=CpuFeatures(pse=False))
+    found = run(subject, "variant=hpa,brk_pages=2")
+    assert calls(found)[1:3] == [(top - 4 * MIB, top), (top - 16 * MIB, top - 4 * MIB)]
+    pages = list(found.trace.of(TablesAllocated))[3].batch.pages
+    assert [part.run.span for part in pages] == [(start, start + PAGE) for start in free]

@@ -161,6 +161,17 @@ def test_a_refused_l1_gives_back_what_it_took(g: TraceGuest) -> None:
     assert g.update_va_mapping(A, A, RW) == OK
 
 
+def test_what_is_absent_from_an_l1_holds_nothing(g: TraceGuest) -> None:
+    """Bits that look like a writable mapping neither take a count nor give one back."""
+    g.write(A, 3, B, RW & ~PRESENT)
+    read_only(g, A)
+    before = count(g, B)
+    assert g.pin(1, A) == OK
+    assert count(g, B) == before
+    assert g.unpin(A) == OK
+    assert count(g, B) == before
+
+
 @pytest.mark.parametrize(
     ("kinds", "code"),
     [(("foreign", "none"), EBUSY), (("none", "foreign"), EPERM), (("flag", "none"), EINVAL)],
