@@ -515,6 +515,24 @@ def test_a_hypervisors_log_tells_kernel_initrd_and_pages_of_dom0(tmp_path: Path)
     assert [fact.version for fact in hypervisor] == ["4.17.0"]
 
 
+@pytest.mark.parametrize(("given", "lowest"), [(0x3EFE, True), (0x3EFF, False), (0x4000, False)])
+def test_dom0_has_no_more_memory_than_its_host(tmp_path: Path, given: int, lowest: bool) -> None:
+    """With as many pages as the host has, its RAM is the host's: 0x3eff of 64 MiB below 4 GiB."""
+    path = boot(
+        tmp_path,
+        "(XEN) Xen version 4.17.0",
+        "(XEN) EFI RAM map:",
+        "(XEN)  [0000000000000000, 000000000009efff] (usable)",
+        "(XEN)  [0000000000100000, 0000000003f5ffff] (usable)",
+        "(XEN) PHYSICAL MEMORY ARRANGEMENT:",
+        f"(XEN)  Dom0 alloc.:   0000000003800000->0000000003800000 ({given} pages to be allocated)",
+    )
+    machine = load(path)
+    assert machine.host_map is not None
+    assert machine.host_map.ram_pages().total == 0x3EFF << 12
+    assert any("the lowest" in text for text in machine.provenance.assumed) is lowest
+
+
 # -- what each line means --------------------------------------------------------------------------
 
 

@@ -18,6 +18,7 @@ from paravirt_mm.errors import InputError
 from paravirt_mm.machine.e820 import E820Entry, E820Type, MemoryMap
 from paravirt_mm.machine.model import Machine
 from paravirt_mm.sources import bundled, bundled_machines, load, load_all, load_each
+from paravirt_mm.sources.e820_words import log_type, resource_type
 from paravirt_mm.sources.machine_file import write_json, write_toml
 
 IOMEM = """\
@@ -268,6 +269,8 @@ def test_a_minimal_machine_file_says_what_it_leaves_open(tmp_path):
         (("memory", "features.pse = 1\nmemory"), r"features.pse: 1 is not true or false"),
         (("memory", "features.psee = true\nmemory"), r"features.psee: unknown"),
         (("memory", "kernel.start = 1\nmemory"), r"kernel.end: missing"),
+        (("memory", "kernel.strat = 1\nmemory"), r"kernel.strat: unknown"),
+        (("memory", "provenance.titel = 'x'\nmemory"), r"provenance.titel: unknown"),
         (("memory", "initrd = [1]\nmemory"), r"initrd: has 1 items instead of 2"),
         (("memory", "max_pfn = 0\nmemory"), r"max_pfn: 0x0 is not between 0x1"),
         (("= [[", "= [["), None),
@@ -409,3 +412,50 @@ def test_empty_spans_are_none(tmp_path):
     path.write_text(text.replace("[0x1000, 0x1000]", "[0x1001, 0x1000]"))
     with pytest.raises(InputError, match="ends at 0x1000, before its start 0x1001"):
         load(path)
+
+
+@pytest.mark.parametrize(
+    ("words", "kind"),
+    [
+        ("usable", E820Type.RAM),
+        ("reserved", E820Type.RESERVED),
+        ("ACPI data", E820Type.ACPI),
+        ("ACPI NVS", E820Type.NVS),
+        ("unusable", E820Type.UNUSABLE),
+        ("persistent (type 7)", E820Type.PMEM),
+        ("persistent", E820Type.PMEM),
+        ("System RAM", E820Type.RAM),
+        ("device reserved", E820Type.RESERVED),
+        ("(usable)", E820Type.RAM),
+        ("type 20", E820Type(20)),
+        ("type 4294967295", E820Type(4294967295)),
+        ("type 4294967296", None),
+        ("type", None),
+        ("usables", None),
+    ],
+)
+def test_words_of_kernels_for_types_of_memory(words: str, kind: E820Type | None) -> None:
+    """As e820_print_type of 2.6.19 to 7.2 prints them, and a Xen dom0 of 7.2."""
+    assert log_type(words) == log_type(f" {words} ") == kind
+
+
+@pytest.mark.parametrize(
+    ("words", "kind"),
+    [
+        ("System RAM", E820Type.RAM),
+        ("System RAM (kernel reserved)", E820Type.RAM),
+        ("Reserved", E820Type.RESERVED),
+        ("reserved", E820Type.RESERVED),
+        ("Unknown E820 type", E820Type.RESERVED),
+        ("ACPI Tables", E820Type.ACPI),
+        ("ACPI Non-volatile Storage", E820Type.NVS),
+        ("Unusable memory", E820Type.UNUSABLE),
+        ("Persistent Memory", E820Type.PMEM),
+        ("Persistent Memory (legacy)", E820Type.PRAM),
+        ("Soft Reserved", E820Type.SOFT_RESERVED),
+        ("PCI Bus 0000:00", None),
+    ],
+)
+def test_names_of_resources(words: str, kind: E820Type | None) -> None:
+    """As e820_type_to_string names them in /proc/iomem and /sys/firmware/memmap."""
+    assert resource_type(words) == resource_type(f"  {words}\n") == kind
