@@ -147,6 +147,17 @@ def test_encodings(tmp_path: Path, encoded: bytes) -> None:
     read(tmp_path, encoded)
 
 
+def test_lines_of_a_journal_are_numbered_as_they_were_printed(tmp_path: Path) -> None:
+    """Where the newest stands first, from the end of the file."""
+    numbers = []
+    for order in (1, -1):
+        path = tmp_path / f"journal{order}.json"
+        path.write_text(journal(order))
+        (pages,) = read_boot_log(path).of_kind(LastPfn)
+        numbers.append(pages.line)
+    assert numbers == [len(LINES)] * 2
+
+
 @pytest.mark.parametrize(
     "prefix",
     [
