@@ -62,13 +62,20 @@ def changed(choose: Choices, machine: Machine, marks: Sequence[int] = ()) -> Mac
 
 
 def _with_map(machine: Machine, entries: Sequence[tuple[int, int, E820Type]]) -> Machine:
+    """Return the machine with a map of these entries."""
+    cut = ((low, min(high, MAX_ADDRESS), kind) for low, high, kind in entries)
+    return _with_new_map(machine, MemoryMap.sanitise(cut))
+
+
+def _with_new_map(machine: Machine, memory: MemoryMap) -> Machine:
     """Return the machine with another map; what a log said of the old one's end is void."""
-    return attrs.evolve(
-        machine,
-        memory_map=MemoryMap.sanitise((low, min(high, MAX_ADDRESS), t) for low, high, t in entries),
-        max_pfn_hint=None,
-        max_low_pfn_hint=None,
-    )
+    return attrs.evolve(machine, memory_map=memory, max_pfn_hint=None, max_low_pfn_hint=None)
+
+
+def _with_hole(choose: Choices, machine: Machine, start: int, end: int) -> Machine:
+    """Return the machine with no RAM in ``[start, end)``: nothing, or something else."""
+    filling = choose.one_of(_FILLINGS)
+    return _with_new_map(machine, machine.memory_map.with_range(start, end, E820Type.RAM, filling))
 
 
 def _raw(machine: Machine) -> list[tuple[int, int, E820Type]]:
@@ -115,13 +122,7 @@ def _punch(choose: Choices, machine: Machine) -> Machine:
     start = choose.one_of(
         (entry.end - size, entry.start, entry.start + choose.integer(0, span - size))
     )
-    filling = choose.one_of(_FILLINGS)
-    return attrs.evolve(
-        machine,
-        memory_map=machine.memory_map.with_range(start, start + size, E820Type.RAM, filling),
-        max_pfn_hint=None,
-        max_low_pfn_hint=None,
-    )
+    return _with_hole(choose, machine, start, start + size)
 
 
 def _drop(choose: Choices, machine: Machine) -> Machine:
@@ -353,13 +354,7 @@ def _end_at(_: Choices, machine: Machine, place: int) -> Machine:
 def _hole_at(choose: Choices, machine: Machine, place: int) -> Machine:
     size = choose.one_of((PAGE_SIZE, 2 * PAGE_SIZE, 64 * KIB, 2 * MIB, GIB))
     start = max(0, place - choose.one_of((0, size)))
-    filling = choose.one_of(_FILLINGS)
-    return attrs.evolve(
-        machine,
-        memory_map=machine.memory_map.with_range(start, start + size, E820Type.RAM, filling),
-        max_pfn_hint=None,
-        max_low_pfn_hint=None,
-    )
+    return _with_hole(choose, machine, start, start + size)
 
 
 def _take_at(choose: Choices, machine: Machine, place: int) -> Machine:
