@@ -10,6 +10,7 @@ import io
 import json
 import lzma
 import quopri
+import random
 import sys
 import zipfile
 from collections.abc import Callable
@@ -20,6 +21,7 @@ import pytest
 from paravirt_mm.errors import InputError
 from paravirt_mm.machine.model import Machine
 from paravirt_mm.sources import load, read_boot_log
+from paravirt_mm.sources.bootlog import read as read_module
 from paravirt_mm.sources.bootlog.facts import LastPfn, Place
 
 LINES = (
@@ -268,3 +270,23 @@ def test_hypervisors(tmp_path: Path, dress: Callable[[str], str]) -> None:
     assert log.platform == "hypervisor"
     assert [fact.name for fact in log.of_kind(Place)] == ["Loaded kernel", "Start info"]
     assert load(path).memory_map.ram().end == 0x200000000
+
+
+PIECES = (
+    "[    0.000000] ", "[12345.678901][    T0] ", "<6>[ 0.000000] ", "BIOS-e820: [mem 0x0-0xfff]",
+    "BIOS-e820: 0000000000000000 - ", "Xen: [mem ", "user: [mem ", "modified: 0000", "BRK [0x1, ",
+    "init_memory_mapping: ", "memblock_reserve: [", "kernel direct mapping tables up to ",
+    "e820: update [mem ", "e820 remove ", "e820: last_pfn = ", "last_pfn = 0x1", "page 4k",
+    "page 2M", "[mem 0x", "17", "usable", ":", " ", "", "x",
+)  # fmt: skip
+
+
+def test_no_line_is_passed_over_that_would_be_split() -> None:
+    """The quick look at a line finds all that the thorough one splits."""
+    chance, split = random.Random(1), 0
+    for _ in range(4000):
+        line = "".join(chance.choices(PIECES, k=chance.randint(1, 5)))
+        if len(read_module._JOINED.split(line)) > 1:
+            split += 1
+            assert read_module._MAY_BE_JOINED.search(line), line
+    assert split > 1000

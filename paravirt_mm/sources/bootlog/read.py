@@ -59,11 +59,11 @@ _JOINED = re.compile(
 )
 """Where a line end is lost: what begins a line stands inside of one."""
 _MAY_BE_JOINED = re.compile(
-    r"\.\d{6}\]|(?:BIOS-e820|Xen|user|modified):\s|BRK \[|init_memory_mapping:\s"
-    r"|memblock_reserve:\s|kernel direct mapping|e820:?\s(?:update|remove|last)|last_pfn ="
-    r"|page [124][kMG]"
+    r"(?!\A)(?:\.\d{6}\]|(?:BIOS-e820|Xen|user|modified):\s|BRK \[|init_memory_mapping:\s"
+    r"|memblock_reserve:\s|kernel direct mapping|e820:?\s(?:update|remove|last)|last_pfn =)"
+    r"|page [124][kMG]\s?[\[\d]"
 )
-"""Behind the first character of each line that `_JOINED` splits; five times as fast as that."""
+"""In each line that `_JOINED` splits; several times as fast as that."""
 
 _GUEST_ENTRIES = 6
 
@@ -205,7 +205,7 @@ def _parts(content: Content, source: str, cut: Wrapping | None) -> Iterator[tupl
         if message.startswith(XEN_MARK):
             yield number, message
         elif message:
-            parts = _JOINED.split(message) if _MAY_BE_JOINED.search(message, 1) else [message]
+            parts = _JOINED.split(message) if _MAY_BE_JOINED.search(message) else [message]
             yield from ((number, part) for part in parts if part)
 
 
