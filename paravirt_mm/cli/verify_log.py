@@ -117,7 +117,7 @@ def _report(report: LogReport, everything: bool) -> Iterator[str]:
         if everything or line.verdict is LineVerdict.DIFFERS:
             yield from _line(line)
     counts = (
-        f"{counted(report.count(LineVerdict.MATCH), 'line', 'match')}",
+        counted(report.count(LineVerdict.MATCH), "line", "match"),
         f"{report.count(LineVerdict.DIFFERS)} differ",
         f"{report.count(LineVerdict.UNCHECKED)} cannot be checked",
     )

@@ -408,9 +408,9 @@ def _take_the_top(choose: Choices, machine: Machine) -> Machine:
         )
     tables = 1 + choose.one_of((7, 15, 31, 63, 127)) - choose.integer(0, 7)
     span = machine.mode.table_span(machine.features.largest_level(machine.mode))
-    low, high = list(machine.memory_map.ram_pages().within(0, machine.map_limit))[-1]
+    low, high = next(machine.memory_map.ram_pages().descending(0, machine.map_limit))
     start = high - tables * span + _few(choose) * choose.one_of((1, -1))
-    start = max(align_down(start, choose.one_of((PAGE_SIZE, span))), low, 0)
+    start = max(align_down(start, choose.one_of((PAGE_SIZE, span))), low)
     return _taking(machine, [(start, high)], machine.kernel.span[1] + ROOM_AFTER_KERNEL)
 
 

@@ -64,7 +64,7 @@ class Quarry:
     @property
     def start(self) -> tuple[Machine, ...]:
         """The real machines to start from; those of the package where none are given."""
-        return self.machines or _bundled()
+        return self.machines or tuple(map(bundled, bundled_machines()))
 
     @property
     def sides(self) -> tuple[tuple[str, str], ...]:
@@ -131,11 +131,6 @@ class Quarry:
     def holds(self, machine: Machine) -> bool:
         """Tell whether the condition is true of the machine."""
         return _parsed(self.condition).holds(*self.runs(machine))
-
-
-@cache
-def _bundled() -> tuple[Machine, ...]:
-    return tuple(bundled(name) for name in bundled_machines())
 
 
 @cache
@@ -250,7 +245,11 @@ class _Best:
 
     def __init__(self) -> None:
         self._kept: dict[tuple[float, Outcome, int], tuple[Machine, Run]] = {}
-        self.kept: list[tuple[Machine, Run]] = []
+
+    @property
+    def kept(self) -> list[tuple[Machine, Run]]:
+        """What is changed further."""
+        return list(self._kept.values())
 
     @property
     def nearest(self) -> float:
@@ -263,7 +262,6 @@ class _Best:
         distances = sorted(distance for distance, _, _ in self._kept)
         limit = distances[min(KEPT, len(distances)) - 1]
         self._kept = {key: kept for key, kept in self._kept.items() if key[0] <= limit}
-        self.kept = list(self._kept.values())
 
 
 def _marks(run: Run) -> list[int]:

@@ -193,14 +193,13 @@ class _Checker:
             break
         self._mapped.add(leaves.start, leaves.end)
         self._usable(self._leaf_owners[1], leaves.start, leaves.end)
-        for low, high in event.readonly:
-            self._readonly.add(low, high)
+        self._readonly.update(event.readonly)
         if self._boot.typed:
-            for table in self._tables.within(leaves.start, leaves.end):
-                for low, high in RangeSet(event.readonly).gaps(*table):
-                    for address, _ in self._readonly.within(low, high):
-                        self._find(4, number, address, "a page table is mapped writable")
-                        return
+            tables = RangeSet(self._tables.within(leaves.start, leaves.end))
+            for low, high in tables.difference(RangeSet(event.readonly)):
+                for address, _ in self._readonly.within(low, high):
+                    self._find(4, number, address, "a page table is mapped writable")
+                    return
 
     def _on_written(self, _number: int, event: EntriesWritten) -> None:
         if event.kind is EntryKind.LEAF:

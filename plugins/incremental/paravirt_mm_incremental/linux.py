@@ -105,14 +105,14 @@ class LinuxSteps:
         else:
             real_end = large
         step = large
-        mapped: list[int] = []
-        max_mapped, upper = 0, real_end
+        mapped = max_mapped = 0
+        upper = real_end
         while upper > ISA_END:
             lower = max(ISA_END, align_up(upper, step) - step)
             this_step, max_mapped = yield from self._map_ram(boot, lower, upper, upper, max_mapped)
             upper = lower
-            mapped.append(this_step)
-            step = self.release.next_step(boot.mode, step, sum(mapped), this_step)
+            mapped += this_step
+            step = self.release.next_step(boot.mode, step, mapped, this_step)
         yield from self._map_ram(boot, real_end, end, upper, max_mapped)
         return found is not None
 
@@ -124,14 +124,13 @@ class LinuxSteps:
         ``max_mapped`` is the end of what is mapped already; return where it is then.
         """
         step = boot.mode.entry_span(2)
-        mapped: list[int] = []
-        lower = start
+        mapped, lower = 0, start
         while lower < end:
             upper = min(align_down(lower, step) + step, end) if end - lower > step else end
             this_step, max_mapped = yield from self._map_ram(boot, lower, upper, start, max_mapped)
             lower = upper
-            mapped.append(this_step)
-            step = self.release.next_step(boot.mode, step, sum(mapped), this_step)
+            mapped += this_step
+            step = self.release.next_step(boot.mode, step, mapped, this_step)
         return max_mapped
 
     def _map_ram(
