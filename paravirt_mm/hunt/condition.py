@@ -18,7 +18,8 @@ what they map, in where a table lies, or in a figure (`paravirt_mm.differences`)
 
 What has no value (a figure that does not exist for a run, a division by zero) makes a condition
 neither true nor false, and only what is true is found. `Condition.distance` says how far a run is
-from what is looked for, so that a search can go uphill.
+from what is looked for, so that a search can go uphill, and `Condition.ratios` by how much its
+figures would have to grow.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ import difflib
 import operator
 import re
 from collections.abc import Callable, Iterator, Mapping
+from fractions import Fraction
 from typing import Protocol
 
 import attrs
@@ -200,6 +202,18 @@ class _Comparison:
         gap = abs(left - right)
         return (gap + 1) / (gap + 2 + min(abs(left), abs(right)))
 
+    def ratio(self, sight: Sight) -> Fraction | None:
+        """Return by what the left side, or the right one of a number, would have to grow to make
+        them equal; None where no factor does.
+        """
+        grows, goal = (
+            (self.right, self.left) if isinstance(self.left, _Literal) else (self.left, self.right)
+        )
+        value, wanted = grows.value(sight), goal.value(sight)
+        if value is None or wanted is None or value <= 0 or wanted <= 0 or value == wanted:
+            return None
+        return Fraction(wanted) / Fraction(value)
+
 
 @attrs.frozen
 class _Not:
@@ -241,6 +255,8 @@ class Condition:
     needs_other: bool
     names: frozenset[str]
     """Figures that it speaks of and that the core does not have: a plugin may."""
+    comparisons: tuple[_Comparison, ...]
+    """Those in it, wherever they stand."""
 
     @classmethod
     def parse(cls, text: str) -> Condition:
@@ -249,7 +265,8 @@ class Condition:
             raise SpecError(f"a condition is no longer than {MAX_LENGTH} characters")
         parser = _Parser(text)
         term = parser.whole()
-        return cls(text, term, parser.needs_other, frozenset(parser.unknown))
+        names, comparisons = frozenset(parser.unknown), tuple(parser.comparisons)
+        return cls(text, term, parser.needs_other, names, comparisons)
 
     def holds(self, run: Run, other: Run | None = None) -> bool:
         """Tell whether the condition is true of a run."""
@@ -258,6 +275,13 @@ class Condition:
     def distance(self, run: Run, other: Run | None = None) -> float:
         """Return how far a run is from the condition: 0 where it holds, at most 1."""
         return self.term.distance(Sight(run, other), True)
+
+    def ratios(self, run: Run, other: Run | None = None) -> list[Fraction]:
+        """Return by what the figures of comparisons would have to grow to meet what they are
+        compared with, where a factor can say it.
+        """
+        sight = Sight(run, other)
+        return [ratio for one in self.comparisons if (ratio := one.ratio(sight)) is not None]
 
     def __str__(self) -> str:
         return self.text
@@ -324,6 +348,7 @@ class _Parser:
         self.depth = 0
         self.needs_other = False
         self.unknown: set[str] = set()
+        self.comparisons: list[_Comparison] = []
 
     def whole(self) -> Term:
         if not self.tokens:
@@ -356,7 +381,10 @@ class _Parser:
     def _comparison(self) -> Term:
         left = self._sum()
         sign = self._takes(*_COMPARISONS)
-        return _Comparison(left, sign, self._sum()) if sign else left
+        if not sign:
+            return left
+        self.comparisons.append(_Comparison(left, sign, self._sum()))
+        return self.comparisons[-1]
 
     def _sum(self) -> Term:
         left = self._product()

@@ -6,6 +6,7 @@ Every change returns a machine that could exist: the kernel still lies in RAM.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from fractions import Fraction
 
 import attrs
 
@@ -42,15 +43,23 @@ def is_sound(machine: Machine, room: int = ROOM_AFTER_KERNEL) -> bool:
     )
 
 
-def changed(choose: Choices, machine: Machine, marks: Sequence[int] = ()) -> Machine:
+def changed(
+    choose: Choices,
+    machine: Machine,
+    marks: Sequence[int] = (),
+    ratios: Sequence[Fraction] = (),
+) -> Machine:
     """Return the machine with one to three changes; itself where none of them made sense.
 
     ``marks`` are addresses at which something began or ended when an allocator ran on it: a third
-    of the changes put something there.
+    of the changes put something there. ``ratios`` say by what figures should grow: as many changes
+    give it that much more or less RAM.
     """
     for _ in range(choose.one_of((1, 1, 2, 3))):
         try:
-            if bool(marks) and choose.one_of((True, False, False)):
+            if bool(ratios) and choose.one_of((True, False, False)):
+                after = _resized(choose, machine, choose.one_of(ratios))
+            elif bool(marks) and choose.one_of((True, False, False)):
                 after = _at_mark(choose, machine, marks)
             else:
                 after = choose.one_of(_CHANGES)(choose, machine)
@@ -198,6 +207,28 @@ def _until(machine: Machine, end: int) -> Machine:
     taken.discard(end, max(end, MAX_ADDRESS))
     gone = machine.initrd is not None and machine.initrd[1] > end
     return attrs.evolve(shorter, reserved=tuple(taken), initrd=None if gone else machine.initrd)
+
+
+def _resized(choose: Choices, machine: Machine, ratio: Fraction) -> Machine:
+    """Return the machine with so many times its RAM, or with RAM that ends so many times as high:
+    what is missing follows on the last piece. Many a figure is nearly in proportion to one of the
+    two, so that a few of these changes come to a number that it should have.
+    """
+    ram = machine.memory_map.ram_pages()
+    limit = min(1 << machine.mode.physical_bits, MAX_ADDRESS)
+    end = int(ram.end * ratio)
+    if choose.one_of((True, False)):
+        wanted = int(ram.total * ratio)
+        end = ram.end + wanted - ram.total
+        for low, high in ram:
+            if wanted <= high - low:
+                end = low + wanted
+                break
+            wanted -= high - low
+    end = align_down(min(end, limit), PAGE_SIZE)
+    if end <= ram.end:
+        return _end_at(choose, machine, end)
+    return _with_map(machine, [*_raw(machine), (ram.end, end, E820Type.RAM)])
 
 
 def _reserve(choose: Choices, machine: Machine) -> Machine:

@@ -44,6 +44,9 @@ _MARKED = 300
 _START = -1
 """The number of the batch that has the real machines as they are."""
 
+Runs = tuple[Run, Run | None]
+"""The run of the allocator on a machine, and that of the second one, if there is any."""
+
 
 @attrs.frozen
 class Quarry:
@@ -107,7 +110,7 @@ class Quarry:
     def _scenarios(self, machine: Machine) -> Iterator[Scenario]:
         return (Scenario.of(machine, *side) for side in self.sides)
 
-    def runs(self, machine: Machine, *, watched: bool = True) -> tuple[Run, Run | None]:
+    def runs(self, machine: Machine, *, watched: bool = True) -> Runs:
         """Run the allocator, and the second one, on a machine (``watched``: `Scenario.run`)."""
         first, *second = (one.run(watched=watched) for one in self._scenarios(machine))
         return first, second[0] if second else None
@@ -118,7 +121,7 @@ class Quarry:
         found = (one.suspects(registry) for one in self._scenarios(self.start[0]))
         return tuple(dict.fromkeys(chain.from_iterable(found)))
 
-    def stopped(self, machine: Machine, reason: object) -> tuple[Run, Run | None]:
+    def stopped(self, machine: Machine, reason: object) -> Runs:
         """Return what `runs` cannot, because one of the two had to be stopped."""
         first, *second = (one.stopped(reason) for one in self._scenarios(machine))
         return first, second[0] if second else None
@@ -204,8 +207,8 @@ def _tried(
         elif place < BATCH // 2 or not best.kept:
             machine = _fresh(choose, quarry, f"hunt-{seed}-{number}-{place + 1}")
         else:
-            before, run = choose.one_of(best.kept)
-            machine = changed(choose, before, _marks(run))
+            before, seen = choose.one_of(best.kept)
+            machine = changed(choose, before, _marks(seen[0]), condition.ratios(*seen))
         if not quarry.counts(machine):
             if started:
                 continue
@@ -224,7 +227,7 @@ def _tried(
         if condition.holds(*runs):
             yield BatchResult(number, tries, machine, 0.0, errors, error)
             return
-        best.add(condition.distance(*runs), runs[0], machine)
+        best.add(condition.distance(*runs), runs, machine)
     yield BatchResult(number, tries, None, best.nearest, errors, error, frozenset(figures))
 
 
@@ -244,10 +247,10 @@ class _Best:
     """
 
     def __init__(self) -> None:
-        self._kept: dict[tuple[float, Outcome, int], tuple[Machine, Run]] = {}
+        self._kept: dict[tuple[float, Outcome, int], tuple[Machine, Runs]] = {}
 
     @property
-    def kept(self) -> list[tuple[Machine, Run]]:
+    def kept(self) -> list[tuple[Machine, Runs]]:
         """What is changed further."""
         return list(self._kept.values())
 
@@ -256,9 +259,10 @@ class _Best:
         """How near the best came."""
         return min((distance for distance, _, _ in self._kept), default=1.0)
 
-    def add(self, distance: float, run: Run, machine: Machine) -> None:
+    def add(self, distance: float, runs: Runs, machine: Machine) -> None:
         """Enter a machine that was tried."""
-        self._kept.setdefault((distance, run.verdict.outcome, len(run.trace)), (machine, run))
+        ended, events = runs[0].verdict.outcome, len(runs[0].trace)
+        self._kept.setdefault((distance, ended, events), (machine, runs))
         distances = sorted(distance for distance, _, _ in self._kept)
         limit = distances[min(KEPT, len(distances)) - 1]
         self._kept = {key: kept for key, kept in self._kept.items() if key[0] <= limit}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from fractions import Fraction
 
 import pytest
 from hypothesis import given, strategies as st
@@ -124,6 +125,24 @@ def test_how_far_from_true_a_run_is(made, text, distance):
     run = made(FIGURES)
     assert Condition.parse(text).distance(run) == pytest.approx(distance, rel=1e-12)
     assert not Condition.parse(text).holds(run)
+
+
+@pytest.mark.parametrize(
+    ("text", "ratios"),
+    [
+        ("waste > 2400", [2]),
+        ("2400 < waste", [2]),
+        ("not (waste > 400 or panic) and used == 8", [Fraction(1, 3), Fraction(2, 3)]),
+        ("waste == reserved", [Fraction(1212, 1200)]),
+        ("flips_per_table == 0.75", [Fraction(1, 2)]),
+        ("machine.ram == 16M", [Fraction(1, 4)]),
+        ("waste == 1200", []),  # they are equal
+        ("overrun > 3", []),  # no factor makes something of nothing
+        ("waste == 0 or waste > -1 or -1 > waste or unused.figure > 1 or ok", []),
+    ],
+)
+def test_by_what_figures_would_have_to_grow(made, text, ratios):
+    assert Condition.parse(text).ratios(made(FIGURES)) == ratios
 
 
 def test_lengths_and_depths_that_are_taken(made):

@@ -106,6 +106,19 @@ def test_command_says_that_nothing_was_found():
     assert "proves nothing" in result.output
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "condition",
+    ["machine.ram == 0x12345000", "123456 == machine.max_pfn", "used == 37", "waste == 1000"],
+)
+def test_an_exact_number_is_come_to(condition):
+    """More or less memory, in proportion to what is missing, and not one number in a million."""
+    quarry = Quarry("legacy_linear:kernel=2.6.39", "native", condition)
+    result = hunt(quarry, seconds=300, max_tries=300)
+    assert result.machine is not None
+    assert quarry.holds(result.machine)
+
+
 @pytest.mark.parametrize("tries", [1, 20])
 def test_no_more_tries_than_were_asked_for(tries):
     """Whether processes share them or not."""

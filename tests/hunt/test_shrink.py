@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
+
 import attrs
 import pytest
 from hypothesis import given, settings, strategies as st
@@ -86,6 +88,22 @@ def test_marks_are_where_things_begin_or_end():
         assert mark in seen
         assert {mark + 4096, mark - 4096} & seen
     assert mark + (2 << 20) in ends
+
+
+@pytest.mark.parametrize("ratio", [Fraction(1, 5), Fraction(5, 7), Fraction(9, 7), Fraction(4)])
+def test_a_ratio_gives_as_much_more_or_less_memory(ratio):
+    """Of RAM, or of where it ends, to the page; other changes come between."""
+    machine = bundled("lenovo-x230-8g")
+    ram = machine.memory_map.ram_pages()
+    seen = [changed(Seeded(n), machine, (), [ratio]).memory_map.ram_pages() for n in range(100)]
+    assert sum(-4096 < after.total - ram.total * ratio <= 0 for after in seen) > 3
+    assert sum(-4096 < after.end - ram.end * ratio <= 0 for after in seen) > 3
+
+
+def test_no_ratio_gives_more_memory_than_there_are_addresses():
+    machine = bundled("lenovo-x230-8g")
+    ends = {changed(Seeded(n), machine, (), [Fraction(10**30)]).max_pfn for n in range(50)}
+    assert max(ends) == 1 << 34  # 64 TiB, what hunts go up to
 
 
 def test_changes_change():
