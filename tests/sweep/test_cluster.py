@@ -9,17 +9,18 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
-from paravirt_mm.sweep.cluster import describe, differences
+from paravirt_mm.errors import SpecError
+from paravirt_mm.sweep.cluster import connect, describe, differences
 
 from .conftest import FAST, Sweep, command, content, wait_for_chunks
 
-pytestmark = pytest.mark.skipif(
+needs_dask = pytest.mark.skipif(
     find_spec("distributed") is None, reason="needs the extra 'cluster'"
 )
 
@@ -83,6 +84,7 @@ def cluster(tmp_path: Path) -> Iterator[Cluster]:
         made.stop()
 
 
+@needs_dask
 @pytest.mark.slow
 def test_a_worker_dies_in_mid_sweep(tmp_path: Path, cluster: Cluster, sweep: Sweep) -> None:
     """SIGKILL for one of two workers: dask repeats its chunks elsewhere, the result is the same."""
@@ -101,6 +103,7 @@ def test_a_worker_dies_in_mid_sweep(tmp_path: Path, cluster: Cluster, sweep: Swe
     assert content(remote) == content(local)
 
 
+@needs_dask
 @pytest.mark.slow
 def test_plugin_missing_on_a_worker(
     tmp_path: Path, cluster: Cluster, sweep: Sweep, distribution: Callable[[str, str], Path]
@@ -132,6 +135,7 @@ def test_plugin_missing_on_a_worker(
     assert not out.exists()
 
 
+@needs_dask
 @pytest.mark.slow
 def test_no_scheduler_no_workers(tmp_path: Path, cluster: Cluster, sweep: Sweep) -> None:
     time.sleep(2)
@@ -155,3 +159,63 @@ def test_differences_are_told() -> None:
     assert "has plugin xen of paravirt-mm 0.0.1" in found
     assert "a plugin extra (extra 1) that is not installed here" in found
     assert found.splitlines()[-1] == "does not see /no/such/folder"
+
+
+class Dask:
+    """Stands for the module ``distributed``, and for its client."""
+
+    def __init__(self, answers: Mapping[str, object], address: str = "tcp://there:1") -> None:
+        self.answers, self.address = answers, address
+        self.open = False
+
+    def Client(self, address: str, **given: object) -> Dask:  # noqa: N802  # dask's name
+        assert given == {"timeout": 20, "set_as_default": False}
+        if address != self.address:
+            raise OSError("refused")
+        return self
+
+    def __enter__(self) -> Dask:
+        self.open = True
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.open = False
+
+    def nthreads(self) -> dict[str, int]:
+        return dict.fromkeys(self.answers, 3)
+
+    def run(self, function: object, paths: list[str], on_error: str) -> Mapping[str, object]:
+        assert function is describe
+        assert on_error == "return"
+        assert all(Path(path).is_absolute() for path in paths)
+        return self.answers
+
+    def get_executor(self, pure: bool) -> str:
+        assert not pure
+        return "executor"
+
+
+def test_every_worker_is_asked_before_work_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    def dask(answers: Mapping[str, object]) -> Dask:
+        made = Dask(answers)
+        monkeypatch.setitem(sys.modules, "distributed", made)
+        return made
+
+    good = dask({"tcp://a": describe(), "tcp://b": describe()})
+    with connect("tcp://there:1", ["in.log"]) as (executor, width):
+        assert (str(executor), width, good.open) == ("executor", 6, True)
+    assert not good.open
+    with pytest.raises(SpecError, match="answers at tcp://x: refused"), connect("tcp://x", []):
+        pass
+    dask({})
+    with pytest.raises(SpecError, match="has no workers"), connect("tcp://there:1", []):
+        pass
+    dask({"tcp://b": describe(["/no"]), "tcp://a": ValueError("odd"), "tcp://c": describe()})
+    with pytest.raises(SpecError) as caught, connect("tcp://there:1", []):
+        pass
+    assert str(caught.value).splitlines()[1:] == [
+        "  tcp://a cannot load paravirt-mm: odd", "  tcp://b does not see /no",
+    ]  # fmt: skip
+    monkeypatch.setitem(sys.modules, "distributed", None)
+    with pytest.raises(SpecError, match="dask"), connect("tcp://there:1", []):
+        pass

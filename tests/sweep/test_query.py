@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import attrs
+import duckdb
 import pytest
 from click.testing import CliRunner
 
@@ -13,9 +15,11 @@ from paravirt_mm.cli.query import command
 from paravirt_mm.errors import InputError, SpecError
 from paravirt_mm.measure.figures import FIGURES
 from paravirt_mm.registry import default_registry
-from paravirt_mm.sweep.questions import GROUPS, QUESTIONS, ask, select
+from paravirt_mm.sweep.questions import GROUPS, MAX_ROWS, QUESTIONS, ask, select
 from paravirt_mm.sweep.settings import ChunkResult, MachineRecord, RunRecord, Settings
 from paravirt_mm.sweep.store import Store
+from paravirt_mm.testing.registries import registry_with
+from paravirt_mm_incremental import Incremental
 
 GIB = 1 << 30
 SETTINGS = Settings(allocators=("old", "new"), backends=("xen",), chunk=2)
@@ -187,3 +191,99 @@ def test_half_a_chunk_is_never_stored(tmp_path: Path, monkeypatch: pytest.Monkey
     with Store(path, SETTINGS, default_registry()) as store:
         assert store.done() == {0: "a"}
         assert sum(store.outcomes().values()) == 4
+
+
+def test_machines_are_divided_by_size_and_holes(tmp_path: Path) -> None:
+    """A class begins with the number that its name says, and ends before the next one's."""
+    sizes = {
+        "1: < 1 GiB": (0, GIB - 1),
+        "2: 1-4 GiB": (GIB, 4 * GIB - 1),
+        "3: 4-16 GiB": (4 * GIB, 16 * GIB - 1),
+        "4: 16-128 GiB": (16 * GIB, 128 * GIB - 1),
+        "5: 128 GiB-1 TiB": (128 * GIB, 1024 * GIB - 1),
+        "6: >= 1 TiB": (1024 * GIB, 1 << 52),
+    }
+    holes = {"1: 0-1": (0, 1), "2: 2-3": (2, 3), "3: 4-7": (4, 7), "4: 8 or more": (8, 1 << 40)}
+    parts = [
+        (MachineRecord("x", {"machine": name, "ram_bytes": size, "holes": hole}), _run("new"))
+        for classes, by_size in ((sizes, True), (holes, False))
+        for name, ends in classes.items()
+        for end in ends
+        for size, hole in [(end, 0) if by_size else (0, end)]
+    ]
+    path = tmp_path / "out"
+    with Store(path, SETTINGS, default_registry()) as store:
+        store.add(ChunkResult(0, 0, "a", tuple(parts), 0.1))
+    for name, size, hole in select(path, "SELECT machine, size_class, holes_class FROM runs").rows:
+        assert name in (size, hole)
+
+
+def test_a_file_is_continued_with_the_same_settings_and_plugins_only(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Store(file, attrs.evolve(SETTINGS), default_registry()):
+        pass
+    with pytest.raises(SpecError, match="begun with another settings"):
+        Store(file, attrs.evolve(SETTINGS, chunk=3), default_registry())
+    with pytest.raises(SpecError, match="begun with other plugins or versions"):
+        Store(file, SETTINGS, registry_with(odd=Incremental))
+    monkeypatch.setattr("paravirt_mm.sweep.store.__version__", "0.0.1")
+    with pytest.raises(SpecError, match=rf"another core.*\(there: {__version__}; now: 0.0.1\)"):
+        Store(file, SETTINGS, default_registry())
+    with duckdb.connect(str(tmp_path / "other")) as connection:
+        connection.execute("CREATE TABLE t (a INT)")
+    with pytest.raises(InputError, match="is a database, but not of a sweep"):
+        Store(tmp_path / "other", SETTINGS, default_registry())
+
+
+def test_what_does_not_fit_its_column_is_kept_beside_it(tmp_path: Path) -> None:
+    """A column of the file holds 64 bits, and one kind of value; a share may be whole."""
+    most = (1 << 63) - 1
+    figures: dict[str, object] = {
+        "tables": most, "waste_percent": 3, "crashkernel_512m_below_4g": True, "reserved": None,
+        "used": most + 1, "waste": True, "flips_per_table": "x", "mine": Path("/a"),
+        "overrun": -most - 1, "overlap": -most - 2, "crashkernel_256m_below_4g": 1,
+    }  # fmt: skip
+    path = tmp_path / "out"
+    row = RunRecord("new", "xen", "ok", "lone \udc80 half", figures)
+    part = (_machine("x", 1, 0), row, _run("old"))
+    with Store(path, SETTINGS, default_registry()) as store:
+        store.add(ChunkResult(0, 0, "a", (part,), 0.1))
+    (found, other) = select(path, "SELECT * FROM results ORDER BY allocator").records()
+    assert found["verdict"] == r"lone \udc80 half"
+    fit = ("tables", "waste_percent", "crashkernel_512m_below_4g", "reserved", "overrun")
+    assert {name: found[name] for name in fit} == {name: figures[name] for name in fit}
+    extra = json.loads(found["extra"])
+    assert extra == {
+        name: value if name != "mine" else str(value)
+        for name, value in figures.items()
+        if name not in fit
+    }
+    assert all(found[name] is None for name in extra.keys() & FIGURES.keys())
+    assert (other["extra"], other["used"]) == (None, None)
+
+
+def test_a_long_answer_is_cut(file: Path) -> None:
+    """As many rows as may be are not cut."""
+    whole = select(file, f"SELECT * FROM range({MAX_ROWS})")
+    assert (len(whole.rows), whole.cut) == (MAX_ROWS, False)
+    more = select(file, f"SELECT * FROM range({MAX_ROWS + 1})")
+    assert (more.rows, more.cut) == (whole.rows, True)
+
+
+def test_questions_that_there_are_not(file: Path) -> None:
+    with pytest.raises(SpecError, match=r"no question 'x' .*outcomes"):
+        ask(file, "x")
+    for question in ("sweep", "columns"):
+        with pytest.raises(SpecError, match="cannot be divided"):
+            ask(file, question, by="size")
+
+
+def test_a_division_comes_first(file: Path) -> None:
+    """Each answer can be asked by size; the crash kernel that is asked about is the one counted."""
+    for question in ("outcomes", "waste", "crashkernel", "flips", "errors"):
+        answer = ask(file, question, by="mode")
+        assert answer.titles[0] == "mode"
+        assert {row[0] for row in answer.rows} <= {"x86_64", None}
+    other = ask(file, "crashkernel", size="128M", below="896M").records()
+    assert [row["fits"] for row in other] == [0, 0]
