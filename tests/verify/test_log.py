@@ -73,6 +73,60 @@ def test_every_log_comes_out_as_recorded(reports: dict[str, LogReport]) -> None:
     assert got == EXPECTED
 
 
+OF_EACH_KIND = [
+    "xen-dom0-172699p-amd-barcelona",
+    "xen-dom0-1022144p-kernel2M",
+    "xen-dom0-114688p",
+    "xen-domu-pv-6.12.21-e820host-98G",
+    "xen-dom0-1014568p-qubes-4.19.86",
+    "xen-domu-pv-5.17.6-512M",
+    "lkml-2006-nforce-512M-2619",
+    "mashpy-ajenti-track-3.13.0-d76581b8",
+    "linux-scsi-5.2.0-17c6153d",
+    "ubf-2.6.31-20-macmini-1.7G",
+    "simularent-asterisk-fo-4.4.0-d76581b8",
+    "linux-wireless-5.1.0-cdd52e4e",
+    "ubf-3.5.0-21-hp-nx7400-3.4G",
+    "lixiang2014-servicelog-3.13.0-aa36c85d",
+    "linux-ide-5.2.0-rc1-4cca112c",
+    "lkml-2008-sun-x4600m2-256G-8node",
+    "patzhu-yong-3.2.0-88859920",
+    "decareano-php-aws-3.10.0-d76581b8",
+    "vyatta-2.6.32-i386-256M",
+    "ubf-2.6.27-11-i386-256M-asus-l8400",
+    "disdi-acpi-3.2.0-fc20796b",
+    "linux-scsi-5.4.0-rc1-6b3a885e",
+    "cmotc-m11x-hwinfo-3.13.0-79205203",
+    "ubf-2.6.27-msi1632-1.8G",
+    "duanery-linux-insight-4.9.152-85e23258",
+    "ubf-2.6.34-suse-1.8G-1G",
+    "ubf-2013-biostar-ta890fxe-4.8G",
+    "duanery-linux-insight-4.9.96-5de0e4ba",
+    "ubf-2.6.28-i386-502M-montara",
+    "ubf-2.6.28-i386-256M-jetway",
+    "ubf-2.6.31-i386-510M-hp-piranha",
+    "lkp-2014-i386-nonpae-kvm-320M-4k",
+    "ubf-2.6.32-i386pae-4.4G",
+    "lkp-2014-i386-qemu-320M-4k",
+    "ubf-3.5+-lenovo-x230-efi-8G",
+    "ubf-4.x-skl-8G-1G-holes",
+    "ubf-2.6.32+-gbt-16G-1G",
+    "lmm-2013-movablenode-qemu-4G-2node",
+]
+"""Of each kind the one that is checked fastest: mode, era, choice, and why lines are unchecked."""
+
+
+@pytest.mark.parametrize("name", OF_EACH_KIND)
+def test_a_log_of_each_kind_comes_out_as_recorded(folder: Path, name: str) -> None:
+    """And a line that matches is predicted as it was printed, word for word."""
+    report = check_log(read_boot_log(folder / f"{name}.txt"))
+    assert (report.spec.partition(":")[2], *map(report.count, LineVerdict)) == (*EXPECTED[name],)
+    for line in report.lines:
+        matches = line.verdict is LineVerdict.MATCH and "memblock" not in str(line.printed)
+        if matches and "dom0" not in name:
+            assert str(line.printed).strip() == str(line.predicted).strip()
+
+
 @pytest.mark.slow
 def test_every_checkable_line_is_predicted(reports: dict[str, LogReport]) -> None:
     counts = summary(reports.values())
