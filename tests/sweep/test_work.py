@@ -14,9 +14,10 @@ import attrs
 import pytest
 
 from paravirt_mm import E820Type, Machine, MemoryMap, hookimpl
+from paravirt_mm.cli.sweep import command
 from paravirt_mm.errors import InputError, SpecError
 from paravirt_mm.machine.model import Provenance
-from paravirt_mm.machine.paging import MIB, MODES
+from paravirt_mm.machine.paging import GIB, MIB, MODES
 from paravirt_mm.registry import default_registry
 from paravirt_mm.sources import load
 from paravirt_mm.sources.inputs import FilePart, GeneratedPart
@@ -424,3 +425,11 @@ def test_a_sweep_goes_on_where_it_was_or_says_why_not(
 def test_a_bundled_machine_is_the_same_through_a_part() -> None:
     (record, *_) = work.records(FilePart(SMALL), SETTINGS, default_registry(), 0)
     assert record == MachineRecord(SMALL, work.facts(load(SMALL)))
+
+
+def test_the_command_says_what_settings_are_by_default() -> None:
+    """A file that was begun by a program goes on with the command, and the other way round."""
+    options = {option.name: option.default for option in command.params}
+    given = Settings((GOOD,), ("native",))
+    assert (given.chunk, given.time_limit) == (options["chunk"], options["time_limit"])
+    assert f"{given.memory_limit // GIB}G" == options["memory_limit"]
