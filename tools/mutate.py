@@ -507,7 +507,9 @@ def main() -> int:
         if failing := suite.measure():
             print("left out, as they fail without any change:", *failing, sep="\n  ")
             suite.leave_out(failing)
-        _all_functions(), _all_results()  # once, for all children
+        gc.unfreeze()  # or what the tests' own conftest has frozen is not found
+        assert _all_functions()  # noqa: S101 - each mutant would run everything afresh
+        _all_results()  # once, for all children
         gc.freeze()  # no child looks through all of it for garbage
         result = score(suite, afresh, chosen, given.seconds)
         print(f"{result} (of {possible} possible, seed {given.seed})")

@@ -110,7 +110,7 @@ _MEMORY = re.compile(r"Memory: \d+[kK]/\d+[kK] available \((.*)")
 SIZE = re.compile(r"(\d{1,9})[kK] (?:kernel code|rwdata|rodata|data|init|bss)\b")
 """A part of the kernel's image, in the line about free memory."""
 _ON_XEN = re.compile(
-    r"(?:Booting paravirtualized kernel on|Hypervisor detected:) Xen(?P<kind> \w{1,10})?$"
+    r"(?:Booting paravirtualized kernel on|Hypervisor detected:) Xen(?: (?P<kind>\w{1,10}))?$"
     r"|Xen version: "
 )
 _SETTING_RW = re.compile(rf"xen: setting RW the range {_HEX} - {_HEX}")
@@ -290,7 +290,7 @@ class PrintedBoot(Printed):
         self.release = printable(line[1], 80)
 
     def _take_command_line(self, line: _Line) -> None:
-        self.command_line = self.command_line or printable(line[1].strip(), 1000)
+        self.command_line = self.command_line or printable(line[1], 1000)
 
     def _take_last_pfn(self, line: _Line) -> None:
         self._fact(line, LastPfn, line.hex(1), line.hex(2))
@@ -315,7 +315,7 @@ class PrintedBoot(Printed):
         self._fact(line, BrkTable, line.hex(1), line.hex(2) + 1)
 
     def _take_memblock(self, line: _Line) -> None:
-        start, end, owner = line.hex(1), line.hex(2) + 1, line[3].strip()
+        start, end, owner = line.hex(1), line.hex(2) + 1, line[3]
         if self._caller and owner.startswith("memblock_"):
             owner = self._caller
         self._caller = ""
@@ -344,7 +344,7 @@ class PrintedBoot(Printed):
 
     def _take_early(self, line: _Line) -> None:
         start, end, owner = line.hex(1), line.hex(2), line["owner"]
-        self._fact(line, Reservation, start, end, printable(owner, 80))
+        self._fact(line, Reservation, start, end, printable(owner))
         if owner == "TEXT DATA BSS":
             self.kernel_image = (start, end)
         elif owner == "RAMDISK":
@@ -394,7 +394,7 @@ class PrintedBoot(Printed):
     def _take_xen(self, line: _Line) -> None:
         # Fully virtualised guests (HVM, PVH) say so, and have native page tables. Kernels before
         # 5.x say "Hypervisor detected: Xen" in both kinds.
-        kind = line["kind"].strip()
+        kind = line["kind"]
         if kind in ("HVM", "PVH"):
             self.fully_virtual = True
         elif not line.message.startswith("Hypervisor") or kind == "PV":
