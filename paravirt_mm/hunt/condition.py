@@ -36,6 +36,8 @@ import attrs
 from paravirt_mm.differences import differences
 from paravirt_mm.errors import SpecError
 from paravirt_mm.machine.model import Machine
+from paravirt_mm.machine.paging import MIB
+from paravirt_mm.measure.crashkernel import LIMITS, SIZES
 from paravirt_mm.measure.figures import FIGURES
 from paravirt_mm.run import Outcome, Run
 
@@ -54,6 +56,13 @@ FACTS: Mapping[str, Callable[[Machine], int]] = {
     "reserved": lambda machine: len(machine.reserved),
 }
 """What can be asked of the machine itself: bytes of RAM, entries of the map, pieces of RAM, ..."""
+
+_FITS = {
+    f"crashkernel_{size}m_below_{limit}": (f"crashkernel_largest_below_{limit}", size * MIB)
+    for limit, _ in LIMITS
+    for size in SIZES
+}
+"""Figures that are yes or no, and which one must be how large for a yes: that has a slope."""
 
 
 @attrs.frozen
@@ -383,7 +392,10 @@ class _Parser:
         sign = self._takes(*_COMPARISONS)
         if not sign:
             return left
-        self.comparisons.append(_Comparison(left, sign, self._sum()))
+        return self._compared(left, sign, self._sum())
+
+    def _compared(self, left: Term, sign: str, right: Term) -> _Comparison:
+        self.comparisons.append(_Comparison(left, sign, right))
         return self.comparisons[-1]
 
     def _sum(self) -> Term:
@@ -438,6 +450,9 @@ class _Parser:
                     f"there is no figure {name!r}{_close(name, FIGURES, other=other)}"
                 )
             self.unknown.add(name)
+        if name in _FITS:
+            largest, size = _FITS[name]
+            return self._compared(_Figure(largest, other), ">=", _Literal(size))
         return _Figure(name, other)
 
     def _quoted(self) -> str:

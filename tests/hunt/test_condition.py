@@ -23,7 +23,14 @@ from paravirt_mm import (
 from paravirt_mm.hunt.condition import MAX_DEPTH, MAX_LENGTH
 
 MIB, RAM = 1 << 20, E820Type.RAM
-FIGURES = {"waste": 1200, "used": 12, "reserved": 1212, "flips_per_table": 1.5, "overrun": 0}
+FIGURES = {
+    "waste": 1200,
+    "used": 12,
+    "reserved": 1212,
+    "flips_per_table": 1.5,
+    "overrun": 0,
+    "crashkernel_largest_below_4g": 256 * MIB,
+}
 
 
 @pytest.mark.parametrize(
@@ -58,6 +65,9 @@ FIGURES = {"waste": 1200, "used": 12, "reserved": 1212, "flips_per_table": 1.5, 
         ("2K == 2048 and 1.5k == 1536 and 3M == 3 * 1024K", True),
         ("1G == 1024m and 2T == 2048g and 0x1F == 31 and 0XfF == 255", True),
         ("- 3 + 5 == 2 and 2 - -3 == 5", True),
+        ("crashkernel_256m_below_4g and not crashkernel_512m_below_4g", True),
+        ("crashkernel_512m_below_4g or crashkernel_512m_below_4g > 1", False),
+        ("crashkernel_128m_below_4g + 1 == 2", True),
         ("panic and panic or ok", True),
         ("ok or panic and panic", True),
         ("not panic and ok", True),
@@ -98,6 +108,7 @@ def test_facts_of_the_machine():
         ("waste > 2200", 1001 / 2202),
         ("waste < 200", 1001 / 1202),
         ("waste != 1200", 1 / 1202),
+        ("crashkernel_512m_below_4g", (256 * MIB + 1) / (512 * MIB + 2)),
         ("-1000 > 0", 1001 / 1002),
         # Of what only is or is not: all the way.
         ("panic", 1),
@@ -136,6 +147,7 @@ def test_how_far_from_true_a_run_is(made, text, distance):
         ("waste == reserved", [Fraction(1212, 1200)]),
         ("flips_per_table == 0.75", [Fraction(1, 2)]),
         ("machine.ram == 16M", [Fraction(1, 4)]),
+        ("crashkernel_512m_below_4g", [2]),
         ("waste == 1200", []),  # they are equal
         ("overrun > 3", []),  # no factor makes something of nothing
         ("waste == 0 or waste > -1 or -1 > waste or unused.figure > 1 or ok", []),
