@@ -112,6 +112,7 @@ OF_EACH_KIND = [
     "ubf-4.x-skl-8G-1G-holes",
     "ubf-2.6.32+-gbt-16G-1G",
     "lmm-2013-movablenode-qemu-4G-2node",
+    "ubf-3.1x-dell-cl09-8G-efi",
 ]
 """Of each kind the one that is checked fastest: mode, era, choice, and why lines are unchecked."""
 
@@ -125,6 +126,28 @@ def test_a_log_of_each_kind_comes_out_as_recorded(folder: Path, name: str) -> No
         matches = line.verdict is LineVerdict.MATCH and "memblock" not in str(line.printed)
         if matches and "dom0" not in name:
             assert str(line.printed).strip() == str(line.predicted).strip()
+
+
+def test_a_log_that_cannot_match_has_its_reason(folder: Path, tmp_path: Path) -> None:
+    """The reason is known by what the file holds, and only told where a line differs."""
+    path = folder / "lmm-2013-movablenode-qemu-4G-2node.txt"
+    report = check_log(read_boot_log(path))
+    assert not report.agrees
+    known = with_reason(report, str(path))
+    assert known.reason in reasons().values()
+    other = tmp_path / "log.txt"
+    other.write_bytes(path.read_bytes() + b"\n")
+    assert with_reason(report, str(other)) == with_reason(report, "-") == report
+    good = attrs.evolve(report, lines=())
+    assert with_reason(good, str(path)) == good
+    nothing = attrs.evolve(good, nothing="no line about mappings")
+    assert summary([report, known, known, good, nothing]) == {
+        "logs": 5,
+        "nothing to check": 1,
+        "explained": 2,
+        "disagreeing": 1,
+        **{str(verdict): 3 * report.count(verdict) for verdict in LineVerdict},
+    }
 
 
 @pytest.mark.slow
