@@ -12,13 +12,30 @@ import attrs
 import pytest
 from click.testing import CliRunner
 
-from paravirt_mm import API_VERSION, Registry, SpecError, default_registry, hookimpl
+from paravirt_mm import (
+    API_VERSION,
+    E820Type,
+    MemoryMap,
+    Registry,
+    SpecError,
+    default_registry,
+    hookimpl,
+)
 from paravirt_mm.cli.main import cli
 from paravirt_mm.errors import ExitCode
 from paravirt_mm.machine.paging import I386
 from paravirt_mm.machine.release import leading_version
 from paravirt_mm.sources import bundled, read_boot_log
-from paravirt_mm.sources.bootlog.facts import Fact
+from paravirt_mm.sources.bootlog.facts import (
+    BrkTable,
+    Fact,
+    LastPfn,
+    MappedRange,
+    PageRange,
+    Reservation,
+    TableBlock,
+    WritableRange,
+)
 from paravirt_mm.sources.bootlog.lines import LineVerdict, LogLine
 from paravirt_mm.verify.log.check import check_log
 from paravirt_mm.verify.log.report import (
@@ -362,7 +379,15 @@ def test_terabytes_of_small_pages_are_no_problem(tmp_path: Path) -> None:
     [
         ("2.6.27", ["init_memory_mapping", " 0000000000 - 0040000000 page 1G"]),
         ("2.6.28", ["init_memory_mapping: 0000000000000000-0000000040000000"]),
-        ("3.4", ["kernel direct mapping tables up to 40000000 @ 7000-9000"]),
+        (
+            "3.4",
+            [
+                "init_memory_mapping: 0000000000000000-0000000040000000",
+                " 0000000000 - 0040000000 page 1G",
+                "kernel direct mapping tables up to 40000000 @ 7000-9000",
+                "last_pfn = 0x40000 max_arch_pfn = 0x400000000",
+            ],
+        ),
         (
             "3.5",
             [
@@ -372,6 +397,7 @@ def test_terabytes_of_small_pages_are_no_problem(tmp_path: Path) -> None:
                 "e820: last_pfn = 0x40000 max_arch_pfn = 0x400000000",
             ],
         ),
+        ("4.11", ["e820: last_pfn = 0x40000 max_arch_pfn = 0x400000000"]),
         ("4.12", ["last_pfn = 0x40000 max_arch_pfn = 0x400000000"]),
     ],
 )
@@ -384,6 +410,40 @@ def test_words_of_a_release(release: str, lines: list[str]) -> None:
         words.last_pfn(0x40000, 0x400000000),
     }
     assert set(lines) <= said
+
+
+LAST = "6.18"
+PRINTED_BY: list[tuple[type[Fact], str, str, str]] = [
+    (LastPfn, "2.6.27", "2.6.27", LAST),  # e820_end_pfn
+    (MappedRange, "2.6.27", "2.6.30", "4.3"),  # pr_debug since 4.4
+    (PageRange, "2.6.27", "2.6.30", "4.3"),
+    (TableBlock, "2.6.19", "2.6.27", "3.8"),  # find_early_table_space, gone with 3.9
+    (WritableRange, "2.6.39", "2.6.39", "3.8"),  # xen_mapping_pagetable_reserve
+    (BrkTable, "3.9", "3.9", "5.7"),  # pr_debug since 5.8
+    (Reservation, "2.6.19", "2.6.19", LAST),  # when asked to, with memblock=debug
+]
+
+
+@pytest.mark.parametrize(("kind", "first", "first_32", "last"), PRINTED_BY)
+def test_releases_that_print_a_kind_of_line(
+    kind: type[Fact], first: str, first_32: str, last: str
+) -> None:
+    """The last column counts in: one release later the line is gone, or only told when asked to."""
+    series = list(all_series())
+    for is_32bit, since in ((False, first), (True, first_32)):
+        told = [one for one in series if Words(leading_version(one), is_32bit).shows(kind)]
+        assert told == series[series.index(since) : series.index(last) + 1]
+
+
+def test_before_2_6_27_the_last_large_page_was_mapped_whole() -> None:
+    """What is printed as the end is that of the firmware's last entry."""
+    memory = MemoryMap.sanitise(
+        [(0, 0x9F000, E820Type.RAM), (1 << 20, (1 << 28) + 0x1800, E820Type.RAM)]
+    )
+    end = (1 << 28) + (2 << 20)
+    assert Words((2, 6, 26)).end_of_call(end, memory) == (1 << 28) + 0x1000
+    assert Words((2, 6, 26)).end_of_call(1 << 27, memory) == 1 << 27
+    assert Words((2, 6, 27)).end_of_call(end, memory) == end
 
 
 def test_large_pages_without_pae_were_called_2m_before_4_0() -> None:

@@ -79,7 +79,7 @@ class _Kernel:
     tells_pages: bool
     other_tables: int
     _call_end: int = 0
-    _blocks: list[list[Reservation]] = attrs.field(factory=list)
+    _blocks: list[list[Span]] = attrs.field(factory=list)
     _brk_end: int = 0
     _unused: Span | None = None
 
@@ -111,7 +111,7 @@ class _Kernel:
                 yield from _brk_tables(start, end, self.words)
                 self._brk_end = end
             elif part.source is Source.RESERVATION:
-                self._blocks[-1].append(_reservation(start, end, self.words))
+                self._blocks[-1].append((start, end))
                 self._unused = (end, self._unused[1]) if self._unused else None
             elif self.tells_pages:
                 for n in range(part.run.count):
@@ -121,8 +121,8 @@ class _Kernel:
     def end(self) -> Iterator[Fact]:
         """Lines at the end of the mapping: what is left of the last block, and every block."""
         yield from self._give_back()
-        for parts in self._blocks:
-            yield from _merged(parts, self.words)
+        for parts in filter(None, self._blocks):  # used from the start up, reserved in one piece
+            yield _reservation(parts[0][0], parts[-1][1], self.words)
 
     def _give_back(self) -> Iterator[WritableRange]:
         if self._unused is not None:
@@ -138,20 +138,6 @@ def _brk_tables(start: int, end: int, words: Words) -> Iterator[BrkTable]:
 def _reservation(start: int, end: int, words: Words) -> Reservation:
     text = f"{words.reserved(start, end)} {TABLE_OWNER}"
     return Reservation(0, text, start, end, TABLE_OWNER)
-
-
-def _merged(reserved: list[Reservation], words: Words) -> Iterator[Reservation]:
-    """Join the parts of one block: it is reserved in one piece."""
-    pending: tuple[int, int] | None = None
-    for fact in reserved:
-        if pending is not None and pending[1] == fact.start:
-            pending = pending[0], fact.end
-            continue
-        if pending is not None:
-            yield _reservation(*pending, words)
-        pending = fact.start, fact.end
-    if pending is not None:
-        yield _reservation(*pending, words)
 
 
 def last_pfns(machine: Machine, max_arch_pfn: int, words: Words) -> list[LastPfn]:
