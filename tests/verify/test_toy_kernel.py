@@ -1,0 +1,323 @@
+"""What the recorder tells of a kernel whose every deed is known (`toy_kernel`)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import attrs
+import pytest
+
+pytest.importorskip("unicorn", reason="needs the extra 'cpu'")
+
+from paravirt_mm.verify.linux.qemu import (
+    BootRecord,
+    Kernel,
+    MapSpec,
+    record_boot,
+    recorder as recorder_module,
+)
+from paravirt_mm.verify.linux.qemu.errors import KernelBootError, MapSpecError
+
+from .toy_kernel import (
+    BASE,
+    BRK,
+    BSS,
+    BSS_END,
+    DATA,
+    END,
+    PAGE,
+    PARAMETERS,
+    PV_OPS,
+    RODATA,
+    ROOT,
+    VARIABLE,
+    Gdb,
+    Machine,
+    Script,
+    Step,
+    kernel,
+    tables_for,
+    virtual,
+)
+
+MIB = 1 << 20
+SPEC = MapSpec(ram=[(0, 0x9F000), (MIB, 64 * MIB)], other=[(0x9F000, 0xA0000, 2)])
+L3, L2 = BASE + BRK, 40 * MIB
+TABLES = tables_for(L3, L2, 32)
+STEPS = (
+    Step(0, MIB, ((0, MIB, 0),), ((1, L3),), (L3 // PAGE, 0x999)),
+    Step(
+        MIB, 64 * MIB, ((MIB, 2 * MIB, 0), (2 * MIB, 64 * MIB, 4), (0, 1 << 30, 12)),
+        ((1, L2), (3, 48 * MIB)), (L2 // PAGE, L3 // PAGE),
+    ),
+)  # fmt: skip
+SCRIPT = Script(STEPS, TABLES, reserved=((0, 0x10000), (BASE, BASE + END)))
+
+
+@pytest.fixture(autouse=True)
+def without_qemu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(recorder_module, "Qemu", Machine)
+    monkeypatch.setattr(recorder_module, "find_qemu", lambda name: name or "toy")
+    monkeypatch.setattr(recorder_module, "qemu_version", lambda program: f"{program} 1")
+    Machine.made.clear()
+    yield
+    Machine.made.clear()
+
+
+def check(record: BootRecord, script: Script = SCRIPT) -> None:
+    """All that the script says is told, and nothing else."""
+    sizes = {0: "4k", 4: "2M", 8: "1G", 12: "1G"}
+    steps = [(step.start, step.end, step.ranges) for step in record.steps]
+    assert steps == [
+        (step.start, step.end, [(low, high, sizes[mask]) for low, high, mask in step.ranges])
+        for step in script.steps
+    ]
+    taken = [
+        (page // PAGE + n, BASE + BRK <= page < BASE + BRK + 3 * PAGE, number)
+        for number, step in enumerate(script.steps)
+        for count, page in step.pages
+        for n in range(count)
+    ]
+    assert [(a.pfn, a.from_brk, a.step) for a in record.allocations] == taken
+
+
+def test_all_that_a_kernel_does_is_told() -> None:
+    toy = kernel(SCRIPT, SPEC)
+    record = record_boot(SPEC, toy)
+    check(record)
+    tables = [(2, L2 // PAGE, 0), (3, L3 // PAGE, 0)]
+    assert [(t.level, t.pfn, t.va) for t in record.tables] == tables
+    assert record.leaf_runs == ((0, 64 * MIB, 2),)
+    assert record.findings == ()
+    # A page that did not become a table of the direct map is no part of it.
+    assert record.hook_order == ((3, L3 // PAGE), (2, L2 // PAGE), (3, L3 // PAGE))
+    assert (record.panic, record.levels, record.cr3) == (None, 4, BASE + ROOT)
+    assert (record.brk_start, record.pgt_buf_pages) == (BASE + BRK, 3)
+    assert (record.max_pfn, record.max_low_pfn, record.kernel_end) == (0x4000, 0x3000, BASE + END)
+    assert record.memory == tuple(SPEC.ram)
+    assert record.reserved == record.reserved_after == ((0, 0x10000), (BASE, BASE + END))
+    assert record.e820 == record.firmware_e820 == SPEC.e820
+    assert (record.release, record.memory_mib, record.bottom_up) == ("6.1.0-toy", 64, False)
+    assert (record.pse, record.gbpages) == (True, False)
+    told = record.provenance
+    assert (told.kernel, told.qemu, told.entry) == ("6.1.0-toy (of tests)", "toy 1", "direct")
+    assert told.command_line == "nokaslr"
+    assert 0 < told.seconds < 60
+
+
+WATCHED_IN_THE_GUEST = ("fentry", "nop", "jump", "pushes")
+
+
+@pytest.mark.parametrize("begins", [*WATCHED_IN_THE_GUEST, "cpuid"])
+def test_however_functions_begin_the_same_is_told(begins: str, tmp_path: Path) -> None:
+    """Code that is not understood is not moved: the machine is stopped at each function."""
+    script = attrs.evolve(SCRIPT, begins=begins)
+    toy = kernel(script, SPEC)
+    record = record_boot(SPEC, toy, dump=tmp_path / "dump")
+    check(record, script)
+    assert record.hook_order == ((3, L3 // PAGE), (2, L2 // PAGE), (3, L3 // PAGE))
+    # bss, the way to the map, to its beginning, to its end
+    few = 4
+    assert (Machine.made[0].gdb.resumed == few) is (begins in WATCHED_IN_THE_GUEST)
+    unchanged(tmp_path / "dump", toy)
+
+
+def memory(dump: Path) -> bytes:
+    """As far as the image goes."""
+    with dump.open("rb") as file:
+        return file.read(BASE + END)
+
+
+def unchanged(dump: Path, toy: Kernel) -> None:
+    """Nothing of the probes is left in code, gaps, and tables of pointers; bss is clear."""
+    before, after = toy.segments[0].data, memory(dump)[BASE:]
+    assert after[:DATA] == before[:DATA]
+    assert after[PV_OPS : PV_OPS + 0x100] == before[PV_OPS : PV_OPS + 0x100]
+    assert after[BSS:BSS_END] == bytes(BSS_END - BSS)
+
+
+def test_a_list_that_is_full_is_read_and_goes_on(tmp_path: Path) -> None:
+    """Four pages are free between code and data: one for code, three for 307 events."""
+    pfns = tuple(range(1000))
+    steps = (attrs.evolve(STEPS[0], hooked=pfns), STEPS[1])
+    script = attrs.evolve(SCRIPT, steps=steps, text_end=RODATA - 4 * PAGE)
+    toy = kernel(script, SPEC)
+    record = record_boot(SPEC, toy, dump=tmp_path / "dump")
+    check(record, script)
+    assert Machine.made[0].gdb.resumed == 4 + 1000 // 307
+    unchanged(tmp_path / "dump", toy)
+    smaller = attrs.evolve(SCRIPT, text_end=RODATA - 4 * PAGE + 1)  # no room
+    check(record_boot(SPEC, kernel(smaller, SPEC)), smaller)
+    assert Machine.made[1].gdb.resumed > 10
+
+
+def test_what_boots_have_in_common_is_done_once(tmp_path: Path) -> None:
+    """The second boot begins where the map is read, with its own map, and tells the same."""
+    toy = kernel(SCRIPT, SPEC)
+    first = record_boot(SPEC, toy, dump=tmp_path / "first")
+    other = attrs.evolve(SPEC, other=[(0x9F000, 0xA0000, 3)])
+    second = record_boot(other, toy, dump=tmp_path / "second")
+    assert [machine.gdb.resumed for machine in Machine.made] == [4, 3]
+    same = {"firmware_e820": (), "provenance": first.provenance}
+    assert attrs.evolve(second, **same) == attrs.evolve(first, **same)
+    assert second.firmware_e820 == other.e820
+    assert Machine.made[0].descriptors == Machine.made[1].descriptors
+    assert Machine.made[1].descriptors == [(virtual(RODATA), 0x7F), (virtual(RODATA), 0xFFF)]
+    one, two = (memory(tmp_path / name) for name in ("first", "second"))
+    copies = [image[BASE + PARAMETERS : BASE + PARAMETERS + PAGE] for image in (one, two)]
+    assert copies[1] == two[0x1000:0x2000] != copies[0]
+    # The search for an MP table found nothing, and is left out; what it begins with is as it was.
+    places = slice(BASE + VARIABLE["scans"], BASE + VARIABLE["scans"] + 8)
+    assert [image[places][0] for image in (one, two)] == [1, 0]
+    unchanged(tmp_path / "second", toy)
+    assert two[0x40:0x80] == bytes(0x40)  # where instructions were that load descriptor tables
+
+
+def test_a_search_that_finds_something_is_done_each_time(tmp_path: Path) -> None:
+    toy = kernel(attrs.evolve(SCRIPT, scan_finds=True), SPEC)
+    for name in ("first", "second"):
+        record_boot(SPEC, toy, dump=tmp_path / name)
+        image = memory(tmp_path / name)
+        assert image[BASE + VARIABLE["scans"]] == 1
+    assert Machine.made[1].gdb.resumed == 3
+
+
+TAKEN = (30 * MIB, 31 * MIB)
+
+
+@pytest.mark.parametrize(
+    ("script", "spec"),
+    [
+        (attrs.evolve(SCRIPT, dirties=50 * MIB), SPEC),
+        (
+            attrs.evolve(SCRIPT, reserved=(*SCRIPT.reserved, TAKEN)),
+            attrs.evolve(SPEC, reserved=[TAKEN]),
+        ),
+        (
+            attrs.evolve(SCRIPT, reserved=(*SCRIPT.reserved, TAKEN)),
+            attrs.evolve(SPEC, initrd=TAKEN),
+        ),
+    ],
+    ids=["memory elsewhere", "a reservation", "an initrd"],
+)
+def test_a_boot_that_has_seen_its_map_is_no_start_for_others(script: Script, spec: MapSpec) -> None:
+    toy = kernel(script, spec)
+    records = [record_boot(spec, toy) for _ in range(2)]
+    assert [*toy.starts.values()] == [None]
+    assert [machine.gdb.resumed for machine in Machine.made] == [4, 3]
+    for record in records:
+        check(record, script)
+
+
+def test_reservations_that_were_handed_over_but_not_seen(tmp_path: Path) -> None:
+    """Heads of reservations are no memory that the kernel has written. A boot that goes on from a
+    start must have them reserved at its end: else it is done from the beginning.
+    """
+    toy = kernel(SCRIPT, SPEC)
+    record_boot(SPEC, toy)
+    assert None not in toy.starts.values()
+    spec = attrs.evolve(SPEC, reserved=[TAKEN])
+    record_boot(spec, toy)
+    assert [*toy.starts.values()] == [None]
+    assert [machine.gdb.resumed for machine in Machine.made] == [4, 2, 3]
+    again = kernel(SCRIPT, spec)
+    record_boot(spec, again)
+    assert None not in again.starts.values()
+
+
+def test_a_processor_that_is_not_given_back_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    toy = kernel(SCRIPT, SPEC)
+    record_boot(SPEC, toy)
+    monkeypatch.setattr(Gdb, "forgets", "gs")
+    check(record_boot(SPEC, toy))
+    assert [*toy.starts.values()] == [None]
+    check(record_boot(SPEC, toy))
+    assert [machine.gdb.resumed for machine in Machine.made] == [4, 1, 3, 3]
+
+
+def test_a_task_register_in_use_is_no_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Gdb, "task", 0x40)
+    toy = kernel(SCRIPT, SPEC)
+    check(record_boot(SPEC, toy))
+    assert [*toy.starts.values()] == [None]
+
+
+def test_other_processors_and_words_have_starts_of_their_own() -> None:
+    toy = kernel(SCRIPT, SPEC)
+    specs = [
+        SPEC,
+        attrs.evolve(SPEC, pse=False),
+        attrs.evolve(SPEC, command_line="quiet"),
+        attrs.evolve(SPEC, initrd=TAKEN),
+    ]
+    for spec in specs:
+        record_boot(spec, toy)
+    assert len(toy.starts) == len(specs)
+    assert all(machine.gdb.resumed == 4 for machine in Machine.made)
+    with pytest.raises(MapSpecError, match="without five levels"):
+        record_boot(attrs.evolve(SPEC, levels=5), toy)
+    with pytest.raises(MapSpecError, match="firmware starts a bzImage"):
+        record_boot(attrs.evolve(SPEC, entry="firmware"), attrs.evolve(toy, is_bzimage=False))
+
+
+# -- ends ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("begins", ["fentry", "cpuid"])
+@pytest.mark.parametrize(
+    ("ends", "words"),
+    [("panic", "it is over"), ("extend_brk", "extend_brk: brk is closed (kernel BUG)")],
+)
+def test_a_panic_is_a_result(begins: str, ends: str, words: str) -> None:
+    """Its tables are those of the tree that was being built, whatever CR3 says."""
+    script = attrs.evolve(SCRIPT, begins=begins, ends=ends, loads_cr3=False)
+    record = record_boot(SPEC, kernel(script, SPEC))
+    check(record, script)
+    assert record.panic == words
+    assert record.leaf_runs == ((0, 64 * MIB, 2),)
+
+
+LAST = "the kernel's last lines:\n  words of the log\n  the last of them"
+
+
+@pytest.mark.parametrize(
+    ("script", "message"),
+    [
+        (
+            attrs.evolve(SCRIPT, ends="early panic"),
+            "6.1.0-toy: panic before the direct map: it is over",
+        ),
+        (
+            attrs.evolve(SCRIPT, loads_cr3=False),
+            f"6.1.0-toy: CR3 is 0x3000 after init_mem_mapping, not {BASE + ROOT:#x}",
+        ),
+        (
+            attrs.evolve(SCRIPT, steps=(Step(0, MIB, (), ((1, 64 * MIB),)),)),
+            "6.1.0-toy: the kernel took a table at 0x4000000, RAM of the map that QEMU's machine "
+            "does not have: take RAM from 3 to 4 GiB out of the map",
+        ),
+    ],
+    ids=["early panic", "CR3", "no RAM"],
+)
+def test_what_goes_wrong_is_told_with_the_kernels_last_lines(script: Script, message: str) -> None:
+    with pytest.raises(KernelBootError) as caught:
+        record_boot(SPEC, kernel(script, SPEC))
+    assert str(caught.value) == f"{message}\n{LAST}"
+
+
+def test_a_kernel_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Gdb, "hangs", True)
+    monkeypatch.setattr(Machine, "console", lambda _: "".join(f"{n}\n" for n in range(20)))
+    with pytest.raises(KernelBootError) as caught:
+        record_boot(SPEC, kernel(SCRIPT, SPEC), timeout=7)
+    first, *lines = str(caught.value).splitlines()
+    assert "within the time allowed, 7 s: it hangs, or needs more time" in first
+    assert lines == ["the kernel's last lines:", *(f"  {n}" for n in range(8, 20))]
+
+
+def test_pages_before_any_range_are_those_of_no_step() -> None:
+    """A range before any step is no kernel that is known."""
+    script = attrs.evolve(SCRIPT, ranges_first=True)
+    with pytest.raises(KernelBootError, match="before any init_memory_mapping"):
+        record_boot(SPEC, kernel(script, SPEC))
