@@ -9,13 +9,16 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import attrs
 import pytest
 from click.testing import CliRunner
 
-from paravirt_mm import InputError, default_registry
+from paravirt_mm import InputError, SpecError, default_registry
 from paravirt_mm.cli.main import cli
 from paravirt_mm.errors import ExitCode
-from paravirt_mm.verify.kernel.compare import Replay, replay, replay_file
+from paravirt_mm.verify.kernel.compare import MAX_KERNELS, Replay, compare, replay, replay_file
+from paravirt_mm.verify.kernel.record import Call, Guess, Record
+from paravirt_mm.verify.log.words import Words
 
 from . import naive_linux
 
@@ -156,6 +159,121 @@ def test_fields_that_a_file_leaves_out_are_not_compared(machines: list[Machine])
     (difference,) = replayed(record)[0].differences
     assert difference.field == "tables_sha256"
     assert difference.place.startswith("L1 ")  # the counts: no list is there to name a table
+
+
+COUNTS = {"L1": 2, "L2": 1}
+NOTHING = Record(table_count=COUNTS)
+
+
+@pytest.mark.parametrize(
+    ("field", "kernel", "model", "told"),
+    [
+        ("panic", "no\x1b", None, r"panic: kernel panics: no\x1b | model goes on"),
+        (
+            "hook_order", ((2, 16), (4, 17)), ((2, 16), (1, 18)),
+            "hook_order, table 2 of 2: kernel alloc_p4d(0x11) | model alloc_pte(0x12)",
+        ),
+        (
+            "hook_order", ((2, 16),), ((3, 16),),
+            "hook_order, table 1 of 1: kernel alloc_pmd(0x10) | model alloc_pud(0x10)",
+        ),
+        (
+            "hook_order", ((5, 16),), (),
+            "hook_order, table 1 of 1 (model: 0): kernel alloc L5(0x10) | model nothing",
+        ),
+        (
+            "tables", ((1, 16, 0),), ((1, 16, 0), (2, 17, 1 << 30)),
+            "tables, table 2 of 1 (model: 2): kernel nothing | "
+            "model L2 table in pfn 0x11 for 0x40000000",
+        ),
+        (
+            "leaf_runs", ((0, 1 << 21, 1),), ((0, 1 << 21, 2),),
+            "leaf_runs, run 1 of 1: kernel [mem 0x00000000-0x001fffff] page 4k | "
+            "model [mem 0x00000000-0x001fffff] page 2M",
+        ),
+        (
+            "leaf_runs", ((0, 1 << 30, 3),), ((0, 1 << 30, 0),),
+            "leaf_runs, run 1 of 1: kernel [mem 0x00000000-0x3fffffff] page 1G | "
+            "model [mem 0x00000000-0x3fffffff] L0",
+        ),
+        (
+            "reserved_after", ((0, 4096),), ((0, 8192),),
+            "reserved_after, region 1 of 1: "
+            "kernel memblock_reserve: [0x0000000000000000-0x0000000000000fff] | "
+            "model memblock_reserve: [0x0000000000000000-0x0000000000001fff]",
+        ),
+        (
+            "brk_tables", ((0, 4096),), ((4096, 8192),),
+            "brk_tables, page 1 of 1: kernel BRK [0x00000000, 0x00000fff] PGTABLE | "
+            "model BRK [0x00001000, 0x00001fff] PGTABLE",
+        ),
+        (
+            "guess", (Guess(4096, 12288, None),), (Guess(4096, 12288, 8192),),
+            "guess, block 1 of 1: "
+            "kernel tables @ [mem 0x00001000-0x00002fff] (2 pages, none used) | "
+            "model tables @ [mem 0x00001000-0x00002fff] (2 pages, used up to 0x1fff)",
+        ),
+        (
+            "steps", (Call(0, 1 << 21, ((0, 1 << 20, "4k"), (1 << 20, 1 << 21, "2M"))),), (),
+            "steps, call 1 of 1 (model: 0): "
+            "kernel init_memory_mapping: [mem 0x00000000-0x001fffff] "
+            "[mem 0x00000000-0x000fffff] page 4k, [mem 0x00100000-0x001fffff] page 2M | "
+            "model nothing",
+        ),
+        (
+            "table_count", {"L2": 1, "L1": 3}, COUNTS,
+            "table_count: kernel L1 3, L2 1 | model L1 2, L2 1",
+        ),
+        ("tables_sha256", "a", "b", "tables_sha256, L1 2, L2 1: kernel a | model b"),
+        ("hook_order_sha256", "a", "b", "hook_order_sha256, L1 2, L2 1: kernel a | model b"),
+    ],
+)  # fmt: skip
+def test_each_field_is_told_in_words(field: str, kernel: Any, model: Any, told: str) -> None:
+    """Equal fields are not told, nor those that the file leaves out."""
+
+    def record(value: Any) -> Record:
+        return attrs.evolve(NOTHING, **{field: value})
+
+    (difference,) = compare(record(kernel), record(model), Words((6, 1)))
+    assert str(difference) == told
+    assert compare(record(model), record(model), Words((6, 1))) == []
+    if field != "panic":
+        assert compare(Record(), record(model), Words((6, 1))) == []
+
+
+STARVED = CHOSEN.with_name("starved.jsonl")
+
+
+def test_where_tables_run_out_in_the_middle_of_a_step_is_told() -> None:
+    """Eleven machines with 2 MiB and a few pages free at the top of 2.1 GiB of small pages: the
+    last table that is had is one of L1 or L2, of the first GiB or the second. By `naive_linux`,
+    whose lists would be long: their hashes are compared.
+    """
+    replays = list(replay_file(str(STARVED)))
+    assert len(replays) == 11
+    assert [str(r.differences[0]) for r in replays if not r.agrees] == []
+    assert all({"tables_sha256", "hook_order_sha256", "leaf_runs"} <= {*r.fields} for r in replays)
+
+
+@pytest.mark.slow
+def test_starved_machines_are_what_the_plain_model_says() -> None:
+    for line in STARVED.read_text().splitlines()[::5]:
+        record = json.loads(line)
+        bare = {key: value for key, value in record.items() if key not in KERNELS}
+        plain = naive_linux.record(bare)["linux_4_19"]
+        assert plain["panic"] == "extend_brk: brk is closed (kernel BUG)"
+        assert {key: plain[key] for key in record["linux_4_19"]} == record["linux_4_19"]
+
+
+def test_a_record_of_too_many_kernels_or_of_what_cannot_run(machines: list[Machine]) -> None:
+    bare = {key: value for key, value in small(machines)[0].items() if key not in KERNELS}
+    most = {**bare, **{f"linux_4_{number}": {"panic": None} for number in range(1, 20)}}
+    most |= {f"linux_3_{number}": {"panic": None} for number in range(6, 19)}
+    assert len(most) == len(bare) + MAX_KERNELS
+    with pytest.raises(InputError, match="more than 32 kernels"):
+        replayed({**most, "linux_4_0": {"panic": None}})
+    with pytest.raises(SpecError, match=r"no allocator models Linux 2\.4"):
+        replayed({**bare, "linux_2_4": {"panic": None}})
 
 
 # -- machines that the oracle has none of ----------------------------------------------------------

@@ -6,6 +6,7 @@ import json
 import re
 import tarfile
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 
 import attrs
@@ -15,15 +16,17 @@ from click.testing import CliRunner
 from paravirt_mm import (
     API_VERSION,
     E820Type,
+    Machine,
     MemoryMap,
     Registry,
+    Scenario,
     SpecError,
     default_registry,
     hookimpl,
 )
 from paravirt_mm.cli.main import cli
 from paravirt_mm.errors import ExitCode
-from paravirt_mm.machine.paging import I386
+from paravirt_mm.machine.paging import I386, I386_PAE, X86_64, PagingMode
 from paravirt_mm.machine.release import leading_version
 from paravirt_mm.sources import bundled, read_boot_log
 from paravirt_mm.sources.bootlog.facts import (
@@ -38,6 +41,7 @@ from paravirt_mm.sources.bootlog.facts import (
 )
 from paravirt_mm.sources.bootlog.lines import LineVerdict, LogLine
 from paravirt_mm.verify.log.check import check_log
+from paravirt_mm.verify.log.predict import last_pfns, mapping_lines
 from paravirt_mm.verify.log.report import (
     MAX_REASONS,
     LogReport,
@@ -467,6 +471,94 @@ def test_every_series_has_candidates_and_the_usual_one_is_first() -> None:
         )
         == []
     )
+
+
+def test_series_end_where_mainline_changed_its_first_number() -> None:
+    series = list(all_series())
+    assert [a for a, b in pairwise(series) if a.split(".")[0] != b.split(".")[0]] == [
+        "2.6.39", "3.19", "4.20", "5.19",
+    ]  # fmt: skip
+    assert len(set(series)) == len(series) == 21 + 20 + 21 + 20 + 19
+
+
+def test_slack_of_a_guest_is_a_question_of_large_ones_alone() -> None:
+    """8 MiB at the end (libxl), for guests that have more than twice as much."""
+    end = 1 << 28
+    guest = attrs.evolve(
+        bundled("qemu-512m"), memory_map=MemoryMap.sanitise([(0, end, E820Type.RAM)])
+    )
+
+    def kept(machine: Machine) -> set[tuple[tuple[int, int], ...]]:
+        found = candidates("3.13", machine, "xen-pv-guest", default_registry())
+        assert all(
+            one.machine(machine).reserved[-1:] == one.reserved[-1:] or not one.reserved
+            for one in found
+        )
+        return {candidate.reserved for candidate in found}
+
+    assert kept(guest) == {(), ((end - (8 << 20), end),)}
+    for size, asked in ((16 << 20, 1), ((16 << 20) + 4096, 2)):
+        memory = MemoryMap.sanitise([(0, size, E820Type.RAM)])
+        assert len(kept(attrs.evolve(guest, memory_map=memory))) == asked
+    found = candidates("3.13", guest, "native", default_registry())
+    assert {candidate.reserved for candidate in found} == {()}
+
+
+@pytest.mark.parametrize(
+    ("mode", "end", "pfns"),
+    [
+        (X86_64, 1 << 29, [0x20000]),
+        (X86_64, 1 << 32, [0x100000]),  # e820_end_of_low_ram_pfn is asked above 4 GiB only
+        (X86_64, (1 << 32) + 4096, [0x100001, 0x100000]),
+        (I386_PAE, 5 << 30, [0x140000]),
+    ],
+)
+def test_last_pfns_of_a_machine(mode: PagingMode, end: int, pfns: list[int]) -> None:
+    """Whatever the log told: what follows from the map is compared with it."""
+    memory = MemoryMap.sanitise([(0, end, E820Type.RAM)])
+    machine = Machine("m", memory, mode, max_pfn_hint=7, max_low_pfn_hint=5)
+    found = last_pfns(machine, 1 << 34, Words((6, 1), mode.is_32bit))
+    assert [fact.pfn for fact in found] == pfns
+    assert [fact.text for fact in found] == [
+        f"last_pfn = {pfn:#x} max_arch_pfn = 0x400000000" for pfn in pfns
+    ]
+    assert all((fact.line, fact.max_arch_pfn) == (0, 1 << 34) for fact in found)
+
+
+@pytest.mark.parametrize("spec", ["legacy_linear:kernel=3.6", "incremental:kernel=4.19"])
+def test_predicted_lines_stand_in_no_line_of_a_log(spec: str) -> None:
+    run = Scenario.of(bundled("qemu-512m"), spec, "native").run()
+    kinds = [kind for kind, *_ in PRINTED_BY]
+    lines = mapping_lines(run, Words((3, 8)), kinds, 1000, 0)
+    assert {line.line for line in lines} == {0}
+    assert {type(line) for line in lines} >= {MappedRange, PageRange}
+    assert mapping_lines(run, Words((3, 8)), kinds, 3, 0) == lines[:3]
+    of_one = mapping_lines(run, Words((3, 8)), [MappedRange], 1000, 0)
+    assert of_one == [line for line in lines if type(line) is MappedRange]
+
+
+@pytest.mark.parametrize("limit", ["MAX_TRIALS", "MAX_OPEN_RELEASES"])
+def test_what_a_release_leaves_open_is_tried_within_limits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str
+) -> None:
+    assert check(VYATTA_2632, tmp_path).variant
+    monkeypatch.setattr(f"paravirt_mm.verify.log.check.{limit}", 0)
+    report = check(VYATTA_2632, tmp_path)
+    assert (report.variant, report.kernel) == ((), "2.6.32")
+    assert not report.agrees
+
+
+def test_all_together_may_cost_no_more_than_the_limit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a release all are candidates; one at least is tried."""
+    text = re.sub(r".*Linux version.*\n", "", UBUNTU_313)
+    facts = len(check(text, tmp_path).lines) - 1
+    for work, also in ((1, 0), (3 * facts, 2)):
+        monkeypatch.setattr("paravirt_mm.verify.log.check.MAX_WORK", work)
+        report = check(text, tmp_path)
+        assert len(report.also) <= also
+        assert report.kernel
 
 
 # -- the command -----------------------------------------------------------------------------------

@@ -231,7 +231,7 @@ def compare(kernel: Record, model: Record, words: Words) -> list[Mismatch]:
         if expected is None:
             found += _hash_difference(kernel, model, field)
         elif expected != got:
-            found.append(first_difference(field, noun, expected, got or (), show))
+            found.append(first_difference(field, noun, expected, got, show))
         else:
             found += _hash_difference(kernel, model, field)
     if kernel.table_count is not None and kernel.table_count != model.table_count:

@@ -35,8 +35,8 @@ def mapping_lines(
     run: Run,
     words: Words,
     kinds: Collection[type[Fact]],
-    limit: int = 1 << 20,
-    other_tables: int = 0,
+    limit: int,
+    other_tables: int,
 ) -> list[Fact]:
     """Return the lines of some kinds (ranges, page sizes, blocks, tables), in the kernel's order.
 

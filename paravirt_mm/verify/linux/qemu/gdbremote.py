@@ -105,14 +105,14 @@ class GdbClient:
         payload = text.encode("ascii")
         self._send(b"$%s#%02x" % (payload, sum(payload) & 0xFF))
         if self._next_byte() != ord("+"):
-            raise GdbError(f"gdb stub did not acknowledge {text[:40]!r}")
+            raise GdbError(f"gdb stub did not acknowledge {_shown(text)}")
         return self._read_packet()
 
     def expect_ok(self, text: str) -> None:
         """Send a command that is answered with OK; raises GdbError otherwise."""
         answer = self.command(text)
         if answer != "OK":
-            raise GdbError(f"gdb stub refused {text[:40]!r}: {answer[:80]!r}")
+            raise GdbError(f"gdb stub refused {_shown(text)}: {_shown(answer)}")
 
     def registers(self) -> Mapping[str, int]:
         """rax, rcx, rdx, rsi, rdi, rsp and rip of the processor."""
@@ -127,7 +127,7 @@ class GdbClient:
         try:
             return bytes.fromhex(answer)
         except ValueError as error:
-            raise GdbError(f"gdb stub sent no registers: {answer[:80]!r}") from error
+            raise GdbError(f"gdb stub sent no registers: {_shown(answer)}") from error
 
     def monitor(self, command: str) -> str:
         """Give a command to QEMU's monitor, and return what it prints."""
@@ -138,9 +138,9 @@ class GdbClient:
                 text += bytes.fromhex(answer[1:])
                 answer = self._read_packet()
         except ValueError as error:
-            raise GdbError(f"gdb stub sent no text: {answer[:80]!r}") from error
+            raise GdbError(f"gdb stub sent no text: {_shown(answer)}") from error
         if answer != "OK":
-            raise GdbError(f"gdb stub refused {command!r}: {answer[:80]!r}")
+            raise GdbError(f"gdb stub refused {command!r}: {_shown(answer)}")
         return text.decode("ascii", "replace")
 
     def read_register(self, name: str) -> int:
@@ -149,7 +149,7 @@ class GdbClient:
         try:
             return int.from_bytes(bytes.fromhex(answer), "little")
         except ValueError as error:
-            raise GdbError(f"gdb stub sent no {name}: {answer[:80]!r}") from error
+            raise GdbError(f"gdb stub sent no {name}: {_shown(answer)}") from error
 
     def write_register(self, name: str, value: int) -> None:
         """Set one register by name, control registers included."""
@@ -188,7 +188,7 @@ class GdbClient:
         if answer.startswith("W"):
             raise GdbError("the machine reset itself (a triple fault) or QEMU was told to end")
         if not answer.startswith(("S05", "T05")):
-            raise GdbError(f"the machine did not stop at a breakpoint: {answer[:80]!r}")
+            raise GdbError(f"the machine did not stop at a breakpoint: {_shown(answer)}")
 
     def _send(self, data: bytes) -> None:
         self._wait(select.POLLOUT)
@@ -236,3 +236,8 @@ class GdbClient:
         except ValueError as error:
             raise GdbError("gdb stub sent a packet with a wrong checksum") from error
         return body.decode("ascii", "replace")
+
+
+def _shown(text: str) -> str:
+    """As much of a packet as tells it from others."""
+    return repr(text[:80])

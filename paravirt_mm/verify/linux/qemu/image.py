@@ -229,7 +229,7 @@ def _decompress_stdlib(payload: bytes, codec: str) -> bytes:
             data = unxz.decompress(payload, MAX_VMLINUX)
             # The kernel's lzma-alone streams carry the length instead of an end marker.
             complete = unxz.eof or codec == "lzma"
-    except (zlib.error, lzma.LZMAError, OSError, EOFError) as error:
+    except (zlib.error, lzma.LZMAError, OSError) as error:
         raise KernelImageError(f"{codec} payload is damaged: {error}") from error
     if not complete:
         raise KernelImageError(f"{codec} payload is truncated or larger than {MAX_VMLINUX} bytes")
