@@ -96,8 +96,8 @@ class _Children:
 
     bases: list[int]
     ends: list[int]
-    rows: list[tuple[int, int, bool, int]]
-    """``(first pfn, count, down, owner)``."""
+    rows: list[list[int]]
+    """First pfn, count, down (0 or 1), owner."""
 
 
 class Image:
@@ -162,7 +162,7 @@ class Image:
         ends = last[np.concatenate((breaks, [len(last) - 1]))]
         return [
             (start << PAGE_SHIFT, end << PAGE_SHIFT)
-            for start, end in zip(starts.tolist(), ends.tolist(), strict=True)
+            for start, end in np.column_stack((starts, ends)).tolist()
         ]
 
     def chunks(self, pages: int = CHUNK_PAGES) -> Iterator[tuple[int, Entries]]:
@@ -231,7 +231,7 @@ class Image:
                     self._leaves[level + 1].clear(low, high)
 
     def _forget_leaves(self) -> None:
-        self._leaves = {level: RangeMap() for level in (1, *sorted(self.mode.large_levels))}
+        self._leaves = {level: RangeMap() for level in (1, *self.mode.large_levels)}
 
     def _find_tables(self, trace: Trace) -> Iterator[tuple[int, TableRun]]:
         """Yield the tree's tables with their owners: all since the last new root, or since boot."""
@@ -304,7 +304,7 @@ class Image:
             result[level] = _Children(
                 bases=tables.base[rows].tolist(),
                 ends=(tables.base[rows] + tables.count[rows] * span).tolist(),
-                rows=list(zip(*(column[rows].tolist() for column in columns), strict=True)),
+                rows=np.column_stack([column[rows] for column in columns]).tolist(),
             )
         return result
 

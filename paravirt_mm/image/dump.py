@@ -47,6 +47,7 @@ MAX_NOTES = 16 << 20
 """Bytes of notes that are read, of all segments together."""
 MAX_PROBLEMS = 100
 MAX_NOTE_COUNT = 100_000
+MAX_FACTS = 10_000
 MAX_READ = 64 << 20
 
 _FOREIGN = {
@@ -193,12 +194,10 @@ class _ElfReader:
             self.problems.append("and more")
 
     def read(self, magic: bytes) -> Dump:
-        if len(magic) < 16:
-            raise InputError("ends inside its ELF header", self.path)
+        wide = magic[4:5] == b"\2"
+        kind, machine, table, sections, entry, count = self._header(wide)
         if magic[4] not in (1, 2) or magic[5] != 1:
             raise InputError("is no little-endian 32-bit or 64-bit ELF file", self.path)
-        wide = magic[4] == 2
-        kind, machine, table, sections, entry, count = self._header(wide)
         if kind != ET_CORE:
             raise InputError(f"is an ELF file of type {kind}, not a core (4)", self.path)
         if machine not in (EM_386, EM_X86_64):
@@ -310,7 +309,7 @@ class _ElfReader:
             name_size, size, _kind = NHDR.unpack_from(data, at)
             self.note_count += 1
             at += NHDR.size
-            name = data[at : at + min(name_size, 64)].rstrip(b"\0")
+            name = data[at : at + min(name_size, 32)].partition(b"\0")[0]
             at += -(-name_size // 4) * 4
             content = data[at : at + size]
             at += -(-size // 4) * 4
@@ -326,7 +325,7 @@ class _ElfReader:
     def _text(self, content: bytes) -> None:
         for line in content.decode("ascii", "replace").splitlines():
             key, equals, value = line.partition("=")
-            if equals and len(self.facts) < 10_000:
+            if equals and len(self.facts) < MAX_FACTS:
                 self.facts.setdefault(key, value)
 
     def _root(self, machine: int) -> tuple[int | None, PagingMode | None]:

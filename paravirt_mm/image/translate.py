@@ -102,6 +102,6 @@ def translate(
             continue
         if (access.write and not writable) or (access.fetch and not executable):
             return PageFault(address, level, entry, code | FAULT_PRESENT)
-        start = int(leaf_address(entry_format, level, np.array([entry], dtype=np.uint64))[0])
+        start: int = leaf_address(entry_format, level, np.array([entry], dtype=np.uint64)).item()
         return Translation(start + address % mode.entry_span(level), level, entry)
     raise AssertionError("an L1 entry is a leaf")

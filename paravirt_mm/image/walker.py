@@ -75,7 +75,7 @@ class LeafRun:
     writable: bool
     user: bool
     executable: bool
-    global_: bool = False
+    global_: bool
 
 
 @attrs.frozen
@@ -131,9 +131,10 @@ class Walk:
         result = RangeSet()
         if len(pages):
             breaks = np.flatnonzero(np.diff(pages) != PAGE_SIZE)
-            starts = pages[np.concatenate(([0], breaks + 1))].tolist()
-            ends = pages[np.concatenate((breaks, [len(pages) - 1]))].tolist()
-            result.update((low, high + PAGE_SIZE) for low, high in zip(starts, ends, strict=True))
+            firsts = pages[np.concatenate(([0], breaks + 1))]
+            lasts = pages[np.concatenate((breaks, [len(pages) - 1]))]
+            spans = np.column_stack((firsts, lasts)).tolist()
+            result.update((low, high + PAGE_SIZE) for low, high in spans)
         return result
 
 
@@ -256,8 +257,8 @@ class _Walker:
             self.dropped += 1
 
     def _find_all(self, kind: str, level: int, virtual: U64, entries: U64, message: str) -> None:
-        room = max(0, self.limits.findings - len(self.findings))
-        for address, entry in zip(virtual[:room].tolist(), entries[:room].tolist(), strict=True):
+        room = self.limits.findings - len(self.findings)
+        for address, entry in np.column_stack((virtual, entries))[:room].tolist():
             self._find(kind, level, address, entry, message)
         self.dropped += max(0, len(virtual) - room)
 
@@ -325,9 +326,7 @@ class _Walker:
                 )
                 continue
             for position in where.tolist():
-                data = None
-                if high - low > 1:
-                    data = self.memory.read(int(tables.address[position]), PAGE_SIZE)
+                data = self.memory.read(int(tables.address[position]), PAGE_SIZE)
                 if data is None:
                     there[position] = False
                 else:
@@ -446,7 +445,7 @@ class _Walker:
         rights: npt.NDArray[np.uint8],
     ) -> None:
         """Keep leaves as columns (virtual, end, physical, level, rights), neighbours merged."""
-        if not len(virtual):
+        if not len(virtual) or self.run_count > self.limits.runs:
             return
         span = self.mode.entry_span(level)
         physical = leaf_address(self.format, level, entries)
@@ -463,25 +462,22 @@ class _Walker:
         )
         rows = _merge(rows)
         room = self.limits.runs - self.run_count
-        if rows.shape[1] > room:
-            if room > 0 or not self.run_count > self.limits.runs:
-                self._find(
-                    "limit",
-                    level,
-                    int(rows[0, max(0, room)]),
-                    0,
-                    f"the tables map more than {self.limits.runs} runs; the rest was not kept",
-                )
-            rows = rows[:, : max(0, room)]
-            self.run_count = self.limits.runs + 1
-        else:
-            self.run_count += rows.shape[1]
+        self.run_count += rows.shape[1]
+        if self.run_count > self.limits.runs:
+            self._find(
+                "limit",
+                level,
+                int(rows[0, room]),
+                0,
+                f"the tables map more than {self.limits.runs} runs; the rest was not kept",
+            )
+            rows = rows[:, :room]
         self.runs.append(rows)
 
     def _collected(self) -> tuple[LeafRun, ...]:
-        if not self.runs:
+        rows = np.concatenate([np.empty((5, 0), dtype=np.uint64), *self.runs], axis=1)
+        if not rows.size:
             return ()
-        rows = np.concatenate(self.runs, axis=1)
         rows = _merge(rows[:, np.argsort(rows[0], kind="stable")])
         return tuple(
             LeafRun(
@@ -494,9 +490,7 @@ class _Walker:
                 executable=bool(marks & _X),
                 global_=bool(marks & _G),
             )
-            for start, end, physical, level, marks in zip(
-                *(row.tolist() for row in rows), strict=True
-            )
+            for start, end, physical, level, marks in rows.T.tolist()
         )
 
 

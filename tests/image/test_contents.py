@@ -40,7 +40,7 @@ from paravirt_mm.engine.trace import (
     TablesAllocated,
     Trace,
 )
-from paravirt_mm.image.contents import Image
+from paravirt_mm.image.contents import Image, _Canvas
 from paravirt_mm.image.dump import open_dump
 from paravirt_mm.image.walker import walk
 from paravirt_mm.testing import registry_with
@@ -444,3 +444,18 @@ def test_a_table_that_was_not_attached_yet_hides_no_other(
     assert str(run.verdict) == "rejected: no more, -22"
     image = Image(run.trace)
     assert pages_of(image) == slow_entries(run.trace, static_tables(image))
+
+
+def test_a_canvas_is_painted_where_it_is_asked_to_and_nowhere_else() -> None:
+    """Entry by entry, in tables of 8: partial ones, whole ones, both directions, any beginning."""
+    for shift, step in ((0, 4096), (3, 4096), (0, -4096)):
+        for first in range(40):
+            for last in range(first, 40):
+                view = np.zeros((5, 8), dtype="<u4")
+                canvas = _Canvas(view, 0x8000, 16)
+                canvas.shift(shift)
+                places = [0x8000 + 16 * (n - shift) for n in (first, last)]
+                canvas.paint(places[0], places[1], 0x7FFF_0067, step)
+                assert view.reshape(-1).tolist() == [
+                    (0x7FFF_0067 + (n - first) * step) * (first <= n < last) for n in range(40)
+                ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import lzma
 import os
@@ -47,7 +48,9 @@ def opened(tmp_path: Path) -> Callable[[bytes], Path]:
         (b"", "empty"),
         (b"KDUMP   " + bytes(100), "makedumpfile -E"),
         (b"makedumpfile" + bytes(100), "makedumpfile -R"),
-        (lzma.compress(b"x" * 100), "unpack it"),
+        (lzma.compress(b"x" * 100), "xz; unpack it"),
+        (gzip.compress(b"x" * 100), "gzip; unpack it"),
+        (b"\x28\xb5\x2f\xfd" + bytes(100), "zstd; unpack it"),  # RFC 8878: magic number
         (b"\x7fELF\x02\x02\x01" + bytes(100), "little-endian"),
         (b"\x7fELF\x02\x01\x01", "ends inside"),
         (b"\x7fELF\x02\x01\x01".ljust(16, b"\0") + struct.pack("<HH", 2, 62) + bytes(60), "type 2"),

@@ -41,28 +41,36 @@ def core(
     machine: int = 62,
     extended: bool = False,
     entry: int = 56,
+    wide: bool = True,
 ) -> bytes:
-    """A core with segments (physical address, offset, length); page ``n`` of it holds ``n``."""
+    """A core with segments (physical address, offset, length); page ``n`` of it holds ``n``.
+
+    Narrow ones have the fields of 64-bit ones in 4 bytes each, flags behind the sizes.
+    """
     count = len(loads) + 1
     table = PAGE
     sections = 8 * PAGE if extended else 0
-    header = b"\x7fELF\x02\x01\x01".ljust(16, b"\0") + struct.pack(
-        "<HHIQQQIHHHHHH", 4, machine, 1, 0, table, sections, 0, 64, entry,
-        0xFFFF if extended else count, 64, 1, 0,
+    header = bytes([*b"\x7fELF", 1 + wide, 1, 1]).ljust(16, b"\0") + struct.pack(
+        "<HHIQQQIHHHHHH" if wide else "<HHIIIIIHHHHHH", 4, machine, 1, 0, table, sections, 0, 64,
+        entry, 0xFFFF if extended else count, 64, 1, 0,
     )  # fmt: skip
     data = bytearray(b"".join(bytes([n]) * PAGE for n in range(16)))
     data[: len(header)] = header
-    headers = [struct.pack("<IIQQQQQQ", 4, 0, 6 * PAGE, 0, 0, len(notes), 0, 4)]
-    headers += [
-        struct.pack("<IIQQQQQQ", 1, 0, offset, physical + (1 << 40), physical, length, length, 0)
-        for physical, offset, length in loads
+    rows = [(4, 6 * PAGE, 0, 0, len(notes), 0, 4)]
+    seen = 1 << 40 if wide else 0xC000_0000
+    rows += [(1, at, physical + seen, physical, size, size, 0) for physical, at, size in loads]
+    headers = [
+        struct.pack("<IIQQQQQQ", kind, 5, *numbers, align)
+        if wide
+        else struct.pack("<8I", kind, *numbers, 5, align)
+        for kind, *numbers, align in rows
     ]
     body = b"".join(each.ljust(entry, b"\0") for each in headers)
     data[table : table + len(body)] = body
     data[6 * PAGE : 6 * PAGE + len(notes)] = notes
     if extended:
         data[sections : sections + 64] = struct.pack(
-            "<IIQQQQIIQQ", 0, 0, 0, 0, 0, 0, 0, count, 0, 0
+            "<IIQQQQIIQQ" if wide else "<IIIIIIIIII24x", 0, 0, 0, 0, 0, 0, 0, count, 0, 0
         )
     return bytes(data)
 
@@ -104,6 +112,30 @@ def test_pages_are_read_where_they_are_said_to_lie(opened: Open) -> None:
     ]:  # fmt: skip
         assert dump.read(address, size) == seen
     assert dump.problems == ()
+
+
+@pytest.mark.parametrize(("wide", "section"), [(True, 64), (False, 40)])
+def test_cores_of_both_widths(opened: Open, wide: bool, section: int) -> None:
+    """System V ABI: Elf64_Shdr has 64 bytes, Elf32_Shdr 40; the number of segments may be its."""
+    loads = [(0x5000, 3 * PAGE, PAGE), (0x8000, 2 * PAGE, 5)]
+    data = core(loads, note(b"VMCOREINFO", b"a=1"), wide=wide, entry=64, extended=True)
+    for read in (opened(data), opened(data[: 8 * PAGE + section])):
+        assert [(s.start, s.end, s.offset, s.virtual) for s in read.segments] == [
+            (physical, physical + size, at, physical + (1 << 40 if wide else 0xC000_0000))
+            for physical, at, size in loads
+        ]
+        assert (dict(read.facts), read.problems) == ({"a": "1"}, ())
+    assert opened(data[: 8 * PAGE + section - 1]).problems[0] == (
+        "the number of program headers is not in the file"
+    )
+
+
+def test_limits_are_those_of_the_security_policy(opened: Open) -> None:
+    """`SECURITY.md` promises: 1,048,576 segments, 16 MiB of notes, 64 MiB read at once."""
+    assert (reader.MAX_SEGMENTS, reader.MAX_NOTES, reader.MAX_READ) == (
+        1_048_576, 16 << 20, 64 << 20,
+    )  # fmt: skip
+    assert (reader.MAX_NOTE_COUNT, reader.MAX_FACTS, reader.MAX_PROBLEMS) == (100_000, 10_000, 100)
 
 
 def test_memory_that_is_there_twice_or_not_at_all(opened: Open) -> None:
@@ -182,6 +214,15 @@ def test_notes_as_far_as_they_are_read(opened: Open, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(reader, "MAX_NOTE_COUNT", 2)
     assert "d" not in opened(core(ONE, both)).facts
     monkeypatch.undo()
+    for facts_read in (1, 2, 3):
+        monkeypatch.setattr(reader, "MAX_FACTS", facts_read)
+        assert [*opened(core(ONE, both)).facts] == ["a", "b", "d"][:facts_read]
+    monkeypatch.undo()
+    # A name ends with its first NUL, or where it is said to: "QEMU" without one is a name, too.
+    bare = struct.pack("<III", 4, 440, 0) + b"QEMU" + cpu(1 << 31, 0x1000, 0)[20:]
+    assert opened(core(ONE, bare)).cr3 == 0x1000
+    assert opened(core(ONE, note(b"QEMU\0x", cpu(1 << 31, 0x1000, 0)[20:]))).cr3 == 0x1000
+    assert opened(core(ONE, note(b"QEMUx", cpu(1 << 31, 0x1000, 0)[20:]))).cr3 is None
     dump = opened(core(ONE, facts + note(b"PARAVIRT_MM", b"d=4567")[:-4]))
     assert dump.problems == ("a note is truncated",)
 

@@ -124,6 +124,7 @@ def test_formats(name: str) -> None:
     assert entry_format.mode is mode
     assert (entry_format.table, entry_format.boot_table) == ((0, 0, *table), (0, 0, *boot))
     assert entry_format.permissions == (False, *(not (pae and level == 3) for level in levels))
+    assert (len(entry_format.reserved), entry_format.reserved[0]) == (1 + mode.root_level, 0)
     assert (entry_format.dtype, entry_format.page_entries) == (
         ("<u4", 1024) if narrow else ("<u8", 512)
     )
@@ -175,7 +176,7 @@ def found(*runs: LeafRun, tables: list[int] | None = None, mode: str = "x86_64")
 def run(
     start: int, end: int, physical: int = 0, *, writable: bool = True, fetch: bool = False
 ) -> LeafRun:
-    return LeafRun(start, end, physical, 1, writable, False, fetch)
+    return LeafRun(start, end, physical, 1, writable, False, fetch, False)
 
 
 def test_holes_and_table_pages() -> None:

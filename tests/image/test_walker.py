@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import random
 import struct
 from collections.abc import Iterator
 
+import attrs
 import pytest
 from hypothesis import given, strategies as st
 
+from paravirt_mm.image import walker
 from paravirt_mm.image.translate import Access, PageFault, Translation, translate
 from paravirt_mm.image.walker import Cpu, LeafRun, Walk, WalkLimits, canonical, walk
 from paravirt_mm.machine.paging import MODES, X86_64, PagingMode
@@ -185,6 +188,16 @@ def test_tables_outside_of_memory() -> None:
     assert "L2 table" in str(finding)
     assert len(found.runs) == 1
     assert walk(memory, 0x1000_0000, X86_64).findings[0].kind == "missing"
+    # Neighbours are read together; if one is missing the others are there all the same.
+    for n, page in enumerate((0xFE, 0xFF, 0x100, 0x101)):
+        memory.put(0x3000, n, page << 12 | 0x67)
+    memory.put(0xFE000, 0, 0x5063)
+    memory.put(0xFF000, 0, 0x6063)
+    found = walk(memory, 0x1000, X86_64, within=(4 << 30, 5 << 30))
+    assert [run.physical for run in found.runs] == [0x5000, 0x6000]
+    assert [(f.kind, f.level, f.address) for f in found.findings] == [
+        ("missing", 2, (4 << 30) + (n << 21)) for n in (2, 3)
+    ]
 
 
 def test_address_beyond_the_cpu() -> None:
@@ -203,9 +216,14 @@ def test_frames_that_run_over_the_address_field() -> None:
     leaf = memory.chain()
     memory.put(leaf, 0, 0xF_FFFF_FFFF_F063)
     memory.put(leaf, 1, 0x10_0000_0000_0063)  # frame 0 with a software bit
+    memory.put(leaf, 510, 0xF_FFFF_FFFF_F063)  # and up to the end of the table
+    memory.put(leaf, 511, 0x10_0000_0000_0063)
     found = walk(memory, 0x1000, X86_64)
-    runs = [(run.start, run.physical) for run in found.runs]
-    assert runs == [(0, 0xF_FFFF_FFFF_F000), (4096, 0)]
+    last = 0xF_FFFF_FFFF_F000
+    assert [(run.start, run.end, run.physical) for run in found.runs] == [
+        (0, 0x1000, last), (0x1000, 0x2000, 0), (0x1F_E000, 0x1F_F000, last),
+        (0x1F_F000, 0x20_0000, 0),
+    ]  # fmt: skip
 
 
 def test_a_tree_without_end_stops() -> None:
@@ -222,6 +240,79 @@ def test_a_tree_without_end_stops() -> None:
     assert len(full.runs) <= 50
 
 
+@pytest.mark.parametrize("together", [1, 512])
+def test_runs_are_as_long_as_they_can_be(together: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Page by page: it goes on, into the next table too, while frames ascend and rights stay."""
+
+    def alike(run: LeafRun) -> LeafRun:
+        return attrs.evolve(run, start=0, end=0, physical=run.physical - run.start)
+
+    monkeypatch.setattr(walker, "_CHUNK", together)
+    chance = random.Random(7)
+    for _ in range(12):
+        memory = Memory(X86_64)
+        leaf = memory.chain()
+        tables = [leaf, 0x9000, 0xB000]
+        for n, table in enumerate(tables):
+            memory.put(leaf - 0x1000, n, table | 0x67)
+        want: list[LeafRun] = []
+        entry = 0x5000 | 0x63
+        for page in range(3 * 512):
+            if chance.random() < (0.4 if page % 512 in (0, 1, 511) else 0.01):
+                entry ^= chance.choice([0x2, 0x4, 0x100, NX, 0x70_0000, 0, 1, 1])
+            memory.put(tables[page // 512], page % 512, entry)
+            if entry & 1:
+                now = LeafRun(
+                    page << 12, page + 1 << 12, entry & 0xF_FFFF_FFFF_F000, 1,
+                    bool(entry & 2), bool(entry & 4), not entry & NX, bool(entry & 0x100),
+                )  # fmt: skip
+                if want and want[-1].end == now.start and alike(want[-1]) == alike(now):
+                    now = attrs.evolve(want.pop(), end=now.end)
+                want.append(now)
+            entry += 0x1000
+        assert list(walk(memory, 0x1000, X86_64).runs) == want
+
+
+@pytest.mark.parametrize("together", [1, 512])
+def test_a_walk_ends_at_exactly_its_limits(together: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Breadth first, whatever is read together: the tables that the limit leaves, with one finding
+    for each level that goes on: its first table that was not visited. Runs alike.
+    """
+    monkeypatch.setattr(walker, "_CHUNK", together)
+    memory = Memory(X86_64)
+    trees = {4: [(0x1000, 0)]}
+    at = 0x2000
+    for level in (3, 2, 1):
+        trees[level] = []
+        for table, base in trees[level + 1]:
+            for n in (1, 3):
+                memory.put(table, n, at | 0x67)
+                trees[level].append((at, base + (n << 12 + 9 * level)))
+                at += 0x1000
+    pages = [(table, base, n) for table, base in trees[1] for n in (2, 3, 5)]
+    for k, (table, _, n) in enumerate(pages):
+        memory.put(table, n, 0x1000 * (2 * k + 1) | 0x63)
+    for limit in range(1, 17):
+        found = walk(memory, 0x1000, X86_64, limits=WalkLimits(tables=limit))
+        assert found.visits == min(limit, 15)
+        room, after = limit - 1, []
+        parents = 1
+        for level in (3, 2, 1):
+            if 2 * parents > room:
+                table, base = trees[level][room]
+                after.append(("limit", level + 1, base, table))
+            parents = min(2 * parents, room)
+            room -= parents
+        assert [(f.kind, f.level, f.address, f.entry) for f in found.findings] == after
+    for limit in range(len(pages) + 2):
+        found = walk(memory, 0x1000, X86_64, limits=WalkLimits(runs=limit))
+        starts = [base + (n << 12) for _, base, n in pages]
+        assert [run.start for run in found.runs] == starts[:limit]
+        assert [(f.kind, f.level, f.address, f.entry) for f in found.findings] == [
+            ("limit", 1, start, 0) for start in starts[limit : limit + 1]
+        ]
+
+
 def test_findings_are_bounded_and_counted() -> None:
     memory = Memory(X86_64)
     leaf = memory.chain()
@@ -230,6 +321,11 @@ def test_findings_are_bounded_and_counted() -> None:
     found = walk(memory, 0x1000, X86_64, Cpu(physical_bits=40), WalkLimits(findings=7))
     assert len(found.findings) == 7
     assert found.dropped == 505
+    memory.put(0x3000, 1, 0x4067)  # the same again: what the limit leaves is shared by all tables
+    for limit in (511, 512, 513, 1024, 1025):
+        found = walk(memory, 0x1000, X86_64, Cpu(physical_bits=40), WalkLimits(findings=limit))
+        assert [f.address for f in found.findings] == [n * 4096 for n in range(min(limit, 1024))]
+        assert found.dropped == max(0, 1024 - limit)
 
 
 def test_within_visits_only_what_is_asked_for() -> None:

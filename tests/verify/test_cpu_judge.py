@@ -31,7 +31,7 @@ PAGE = 4096
 
 
 def leaf(start: int, end: int, physical: int = 0) -> LeafRun:
-    return LeafRun(start, end, physical, 1, True, False, True)
+    return LeafRun(start, end, physical, 1, True, False, True, False)
 
 
 @pytest.mark.parametrize(
@@ -98,7 +98,7 @@ class ByHand:
         return Seen(physical=address + 0x4000 + self.shift)
 
 
-RUN = LeafRun(0x5000, 0x6000, 0x9000, 1, True, False, True)
+RUN = LeafRun(0x5000, 0x6000, 0x9000, 1, True, False, True, False)
 CASES: dict[str, tuple[int, ByHand, LeafRun | None, list[str]]] = {
     "all agree": (0x9063, ByHand(), RUN, []),
     "read only": (0x9061, ByHand(write=False), attrs.evolve(RUN, writable=False), []),

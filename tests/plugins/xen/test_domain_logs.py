@@ -32,6 +32,7 @@ from paravirt_mm_xen.domain.builders import RELEASES, builders_of
 from paravirt_mm_xen.domain.collisions import (
     HANDLINGS,
     Fate,
+    apart,
     boots,
     find_collisions,
 )
@@ -286,6 +287,27 @@ def test_what_is_not_mapped_follows_the_first_allocation() -> None:
     assert layout.high_p2m[0] == 159 * MIB
     assert layout.high_p2m[1] - layout.high_p2m[0] == (8 * MIB) + 2 * PAGE
     assert layout.p2m is None
+
+
+def test_what_is_inserted_into_the_first_allocation_is_whole_pages() -> None:
+    """An initrd of 6 MiB less 100 bytes: 66 MiB of 72 are the chunk's, so that is 128 MiB."""
+    layout = arrange(_given(kernel=(16 * MIB, 62 * MIB), initrd_bytes=6 * MIB - 100, pages=1 << 20))
+    assert (layout.end, layout.initrd) == (72 * MIB, (62 * MIB, 68 * MIB - 100))
+    assert layout.high_p2m == (134 * MIB, 142 * MIB + 2 * PAGE)
+
+
+def test_brk_is_a_part_of_its_own() -> None:
+    """Xen knows one part, which it loads; Linux has its brk at the end of that, if it has one."""
+    kernel = KernelImage(16 * MIB, 20 * MIB, 20 * MIB, 21 * MIB)
+    stack = Part.BOOT_STACK, (30 * MIB, 31 * MIB)
+    assert list(apart([(Part.KERNEL, (16 * MIB, 21 * MIB)), stack], kernel)) == [
+        (Part.KERNEL, (16 * MIB, 20 * MIB)),
+        (Part.BRK, (20 * MIB, 21 * MIB)),
+        stack,
+    ]
+    for end in (19 * MIB, 20 * MIB):
+        places = [(Part.KERNEL, (16 * MIB, end)), stack]
+        assert list(apart(places, kernel)) == places
 
 
 def test_a_domu_has_rings_and_no_power_of_two() -> None:

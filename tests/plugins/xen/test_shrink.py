@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 import pytest
 
+from paravirt_mm_xen.traces import shrink as shrinking
 from paravirt_mm_xen.traces.format import Operation, OperationTrace, check
 from paravirt_mm_xen.traces.generators import make
 from paravirt_mm_xen.traces.shrink import compact, shrink
@@ -117,6 +118,60 @@ def test_a_long_trace_is_shrunk_within_what_a_boot_holds() -> None:
     assert found.minimal
     assert found.trace.ops == (("type", 0), ("type", 1))
     assert oracle.widest < 500_000
+
+
+def unpins(count: int) -> OperationTrace:
+    return OperationTrace("t", count + 1, tuple(("unpin", page) for page in range(count + 1)))
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 5, 10])
+def test_every_part_of_a_short_trace_is_tried(count: int) -> None:
+    """Up to ten operations before the one that fails: all choices of them but the whole."""
+    trace = unpins(count)
+    kept = list(shrinking._kept(trace))
+    assert {part[-1] for part in kept} <= {trace.ops[-1]}
+    assert all(list(part) == sorted(part) for part in kept)
+    assert len(set(kept)) == 2**count - 1
+    assert trace.ops not in kept
+
+
+def test_parts_of_a_longer_trace_are_drawn() -> None:
+    """60 of each share, from one in twenty to four in five, after chunks left out; the same ones
+    each time. Of more than a thousand operations chunks only.
+    """
+    trace = unpins(128)
+    kept = list(shrinking._kept(trace))
+    assert list(shrinking._kept(trace)) == kept
+    whole = [len(part) - 1 for part in kept[: 2 * 128 - 1]]
+    assert [128 - size for size in whole] == [
+        size for k in range(8) for size in [128 >> k] * (1 << k)
+    ]
+    drawn = [len(part) - 1 for part in kept[255:]]
+    assert len(drawn) == 7 * 60
+    shares = [sum(drawn[n * 60 : n * 60 + 60]) / 60 / 128 for n in range(7)]
+    assert shares == pytest.approx([0.05, 0.1, 0.2, 0.3, 0.4, 0.6, 0.8], abs=0.02)
+    for count, more in ((11, True), (1000, True), (1001, False)):
+        left_out = sum(-(-count // chunk) for chunk in halves(count))
+        kept = list(shrinking._kept(unpins(count)))
+        assert (len(kept) > left_out) is more
+        assert all(part[-1] == ("unpin", count) and len(part) <= count for part in kept)
+
+
+def halves(count: int) -> list[int]:
+    return [count >> k for k in range(count.bit_length())]
+
+
+def test_a_boot_holds_what_it_has_room_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Candidates in turn until operations or pages fill it; one at least, however large."""
+    sizes = [3, 2, 4, 1, 9]
+    for room in range(1, 22):
+        for limits in ((room, 100), (100, room)):  # unpins() has as many operations as pages
+            monkeypatch.setattr(shrinking, "_ROUND_OPERATIONS", limits[0])
+            monkeypatch.setattr(shrinking, "_ROUND_PAGES", limits[1])
+            taken = len(shrinking._take(iter([unpins(size - 1) for size in sizes])))
+            assert sum(sizes[: taken - 1]) < room
+            assert taken == len(sizes) or sum(sizes[:taken]) >= room
+    assert shrinking._take(iter(())) == []
 
 
 def test_rounds_are_limited() -> None:

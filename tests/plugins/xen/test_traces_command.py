@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import io
 import json
+import sys
+import time
+from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 
+import attrs
 import click
 import pytest
 from click.testing import CliRunner, Result
 
 from paravirt_mm import SpecError
 from paravirt_mm.cli.main import cli
+from paravirt_mm_xen.traces import recorded
 from paravirt_mm_xen.traces.words import answer_in_words, words
 
 DATA = Path(__file__).parents[3] / "tests/data/xen"
@@ -70,6 +77,51 @@ def test_json(tmp_path: Path) -> None:
             "model": 9,
         }
     ]
+
+
+def test_a_result_begins_with_nothing() -> None:
+    empty = recorded.FilesResult()
+    assert empty.agrees
+    assert empty.as_dict() == {
+        "release": "", "traces": 0, "operations": 0, "differing_traces": 0, "agree": True,
+        "cpu_seconds": 0, "operations_per_second": 0, "operations_per_second_model": 0,
+        "differences": [], "errors": [],
+    }  # fmt: skip
+    assert recorded.summary_line(empty) == (
+        "model of Xen 4.17: 0 operations in 0 traces: nothing compared"
+        " (0 operations a CPU second in the model, 0 with reading)"
+    )
+
+
+def test_rates_are_operations_a_second_of_each_kind(tmp_path: Path) -> None:
+    path = write(tmp_path, -22, 0, 0, 9)
+    path.write_text((path.read_text() + "\n") * 50)
+    begun = time.monotonic()
+    found = recorded.verify([path])
+    assert 0 <= found.replay_seconds <= found.seconds < time.monotonic() - begun
+    half = attrs.evolve(found, replay_seconds=0.25, seconds=0.5)
+    assert half.as_dict()["operations_per_second_model"] == 800
+    assert half.as_dict()["operations_per_second"] == 400
+    assert half.as_dict()["cpu_seconds"] == 0.5
+
+
+def test_progress_is_shown_five_times_a_second(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(tmp_path, -22, 0, 0, 9)
+    path.write_text((path.read_text() + "\n") * 7)
+    clock = count(0, 0.125)  # each look at it takes an eighth of a second
+    fake = SimpleNamespace(monotonic=lambda: next(clock), process_time=time.process_time)
+    monkeypatch.setattr(recorded, "time", fake)
+    for told, lines in ((True, [2, 4, 6]), (False, None)):
+        shown = io.StringIO()
+        monkeypatch.setattr(sys, "__stderr__", shown)
+        recorded.verify([path], progress=told)
+        assert shown.getvalue().split("\r\x1b[K") == (
+            [""]
+            if lines is None
+            else ["", *(f"one.jsonl: {n} traces, {4 * n} operations" for n in lines), ""]
+        )
 
 
 def test_a_recording_of_an_unknown_hypervisor_is_refused(tmp_path: Path) -> None:

@@ -172,7 +172,7 @@ def test_refuses_long_lines_and_many_traces(
     with pytest.raises(InputError, match="more than 1 lines"):
         list(read_traces(path))
     monkeypatch.setattr(traces, "MAX_LINE", 50)
-    with pytest.raises(InputError, match=r"long\.jsonl:1: line longer than 50 bytes"):
+    with pytest.raises(InputError, match=r"long\.jsonl:1: a line of 50 bytes or more"):
         list(read_traces(path))
 
 
@@ -248,13 +248,30 @@ def test_as_much_of_a_file_as_is_read(tmp_path: Path, monkeypatch: pytest.Monkey
     path = tmp_path / "t.jsonl"
     path.write_bytes((line() + b"\n") * 3)
     size = path.stat().st_size
-    for name, enough in (("MAX_BYTES", size), ("MAX_LINE", size // 3), ("MAX_TRACES", 3)):
+    for name, enough in (("MAX_BYTES", size), ("MAX_LINE", size // 3 + 1), ("MAX_TRACES", 3)):
         with monkeypatch.context() as patch:
             patch.setattr(traces, name, enough)
             assert len(list(read_traces(path))) == 3
             patch.setattr(traces, name, enough - 1)
             with pytest.raises(InputError, match=r"split the (file|trace)"):
                 list(read_traces(path))
+
+
+def test_what_a_reader_remembers_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Operations, of the traces since it forgot; and the words of a file that it repeats."""
+    monkeypatch.setattr(traces, "MAX_KNOWN", 6)
+    reader = TraceReader()
+    for number in range(40):
+        found = reader.read(line(ops=[["pin", 1, 3], ["write", 1, number, 0, 0]]), "here")
+        assert found.trace.ops == (("pin", 1, 3), ("write", 1, number, 0, 0))
+        assert len(reader._known) <= 6 + 2
+    kept = reader.read(line(id="n" * 101, xen="4." + "1" * 39), "here")
+    assert (kept.trace.name, kept.hypervisor) == ("n" * 100, "4." + "1" * 38)
+    short = reader.read(line(id="n" * 100, xen="4." + "1" * 38), "here")
+    assert (short.trace.name, short.hypervisor) == (kept.trace.name, kept.hypervisor)
+    assert reader.read(json.dumps({"pages": 1, "ops": [], "rc": []}).encode(), "f:7").trace == (
+        OperationTrace("f:7", 1, ())
+    )
 
 
 def test_answers_have_64_bits() -> None:

@@ -29,7 +29,7 @@ from paravirt_mm_xen.traces.format import (
 )
 
 MAX_LINE: Final = 16 << 20
-"""Bytes of a line: some 600,000 operations."""
+"""Bytes that no line may have, its end included: some 600,000 operations."""
 MAX_BYTES: Final = 1 << 30
 """Bytes of a file, when unpacked."""
 MAX_TRACES: Final = 10_000_000
@@ -42,20 +42,20 @@ def read_traces(path: Path) -> Iterator[RecordedTrace]:
     """The traces of a file, one by one.
 
     Raises InputError, naming file and line, for a file that cannot be read or is damaged, a line
-    longer than `MAX_LINE` bytes, and whatever is not a trace with answers.
+    of `MAX_LINE` bytes, and whatever is not a trace with answers.
     """
     reader = TraceReader()
     size = 0
     try:
         with _open(path) as lines:
             for number in count(1):
-                line = lines.readline(MAX_LINE + 1)
+                line = lines.readline(MAX_LINE)
                 if not line:
                     return
                 where = f"{path}:{number}"
                 size += len(line)
-                if len(line) > MAX_LINE:
-                    raise InputError(f"line longer than {MAX_LINE} bytes; split the trace", where)
+                if len(line) == MAX_LINE:
+                    raise InputError(f"a line of {MAX_LINE} bytes or more; split the trace", where)
                 if size > MAX_BYTES:
                     raise InputError(f"more than {MAX_BYTES} bytes; split the file", where)
                 if number > MAX_TRACES:

@@ -323,10 +323,10 @@ def _entry(draw: Draw, plan: TreePlan, data: Sequence[int], level: int) -> tuple
         return draw.source.choice(plan[level]), READ_ONLY
     if level > 1 and draw.chance(0.04):
         return draw.page(), draw.weighted(_MAPPING_FLAGS)
-    if level > 1 and plan.get(level - 1):
+    if level > 1:
         return draw.source.choice(plan[level - 1]), WRITABLE
     tables = [page for group in plan.values() for page in group]
-    if tables and draw.chance(0.25):
+    if draw.chance(0.25):
         return draw.source.choice(tables), READ_ONLY
     return draw.source.choice(data), draw.source.choice((WRITABLE, WRITABLE, READ_ONLY))
 
