@@ -157,6 +157,22 @@ def test_parts_of_a_longer_trace_are_drawn() -> None:
         assert all(part[-1] == ("unpin", count) and len(part) <= count for part in kept)
 
 
+def test_operations_are_made_simpler_one_by_one() -> None:
+    """One field of one operation, or one member of one batch less; all others stay as they are."""
+    first, second = ("read", 0, 300), ("mmu_update", 1, 7, 0, 0x67, True)
+    batch = ("mmuext_batch", (("unpin", 0), ("unpin", 1)))
+    trace = OperationTrace("t", 2, (first, second, batch))
+    whole = [each.ops for each in shrinking._candidates(trace) if len(each.ops) == 3]
+    assert whole == [
+        (("read", 0, 0), second, batch),
+        (first, ("mmu_update", 1, 0, 0, 0x67, True), batch),
+        (first, ("mmu_update", 1, 7, 0, 0x67, False), batch),
+        (first, second, ("mmuext_batch", (("unpin", 1),))),
+        (first, second, ("mmuext_batch", (("unpin", 0),))),
+    ]
+    assert list(shrinking._simpler(("mmuext_batch", (("unpin", 0),)))) == []
+
+
 def halves(count: int) -> list[int]:
     return [count >> k for k in range(count.bit_length())]
 

@@ -14,8 +14,12 @@ from hypothesis import given, settings, strategies as st
 from paravirt_mm.errors import InputError
 from paravirt_mm_xen.traces import files as traces
 from paravirt_mm_xen.traces.files import TraceReader, read_traces
-from paravirt_mm_xen.traces.format import OperationTrace, RecordedTrace, mentioned_pages
-from paravirt_mm_xen.traces.guest import TraceGuest, predict, replay
+from paravirt_mm_xen.traces.format import (
+    OperationTrace,
+    RecordedTrace,
+    mentioned_pages,
+)
+from paravirt_mm_xen.traces.guest import TraceGuest, _runs, predict, replay
 
 GOOD = {"id": "t", "pages": 4, "ops": [["pin", 1, 3], ["unpin", 3]], "rc": [-22, -22]}
 BATCH = {
@@ -159,6 +163,8 @@ def test_pages_that_lie_apart_are_where_they_are_in_a_whole_guest() -> None:
     )
     trace = OperationTrace("t", pages, operations)
     assert mentioned_pages(trace) == {5, 511, 2047, 2048, 2998, 2999}
+    runs = _runs([3000, 5, 2999, 511, 2047, 2998, 2048])
+    assert [page for run in runs for page in run] == [5, 511, 2047, 2048, 2998, 2999, 3000]
     assert predict(trace) == TraceGuest(pages).answers(operations)
     assert predict(trace)[3] == 5 << 12 | 0x167
 

@@ -23,7 +23,7 @@ MAX_OPERATIONS = 1 << 22  #: of one trace
 MAX_BATCH = 1024  #: members of one batch
 MAX_ENTRY_BITS = (1 << 64) - 1
 
-FRAME_BITS = ((1 << 46) - 1) & ~0xFFF
+FRAME_BITS = (1 << 46) - (1 << 12)
 """Bits of an entry that hold the frame and therefore may not be given as flags.
 
 Xen's own limit of 16 TiB in a release build; bits from 46 up may be set, so that entries that
