@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import attrs
@@ -130,6 +131,26 @@ def test_ways_to_write_entries(write: EntryWrite, cost: Cost) -> None:
     assert _ask("pvmm_write_entries", boot=_boot(), write=write) == cost
 
 
+@pytest.mark.parametrize(
+    ("kernel", "passes"),
+    [(None, False), ("4.18", False), ("4.19", True), ("5.15.9", True), ("5.16", False)],
+)
+@pytest.mark.parametrize("live", [False, True])
+def test_releases_that_have_the_hypervisor_write_leaves(
+    kernel: str | None, passes: bool, live: bool
+) -> None:
+    """One call an entry of an L1, from 4.19 to 5.15; a large page is stored, as it is no PTE."""
+
+    def cost(level: int) -> Any:
+        write = EntryWrite(level, EntryKind.LEAF, 9, live=live)
+        return _ask("pvmm_write_entries", Xen(kernel=kernel), boot=_boot(), write=write)
+
+    stored = Cost(way=Way.EMULATED) if live else Cost()
+    passed = Cost(hypercalls={"mmu_update": 9}, way=Way.HYPERCALL)
+    assert cost(1) == (passed if passes else stored)
+    assert isinstance(cost(2), Refusal) if live else cost(2) == Cost()
+
+
 def test_design_stores_into_new_tables() -> None:
     """Linux asks the hypervisor for every table entry; the design writes an ordinary page like
     one.
@@ -216,6 +237,46 @@ def test_kernels_that_write_the_rest_back(kernel: str, calls: int) -> None:
         assert run.figures["flips_wasted"] == 0
 
 
+@pytest.mark.parametrize(
+    ("kernel", "block", "readonly"),
+    [
+        ("2.6.38", True, [(0x2000, 0x3000)]),
+        ("2.6.39", True, [(0x2000, 0x5000)]),
+        (None, True, [(0x2000, 0x5000)]),
+        (None, False, [(0x2000, 0x3000)]),
+    ],
+)
+def test_what_is_mapped_read_only(
+    kernel: str | None, block: bool, readonly: list[tuple[int, int]]
+) -> None:
+    """Tables; since 2.6.39 the whole block that is set aside for them, where there is one."""
+    boot = SimpleNamespace(
+        reservation=block,
+        table_pages=lambda start, end: [(0x2000, 0x3000)] if (start, end) == (1, 2) else [],
+        reserved_pages=lambda start, end: [(0x2000, 0x5000)] if (start, end) == (1, 2) else [],
+    )
+    asked = _ask("pvmm_map_readonly", Xen(kernel=kernel), boot=boot, start=1, end=2)
+    assert list(asked) == readonly
+
+
+@pytest.mark.parametrize(
+    ("platform", "release", "spec"),
+    [
+        ("xen-pv", "6.1.0-50-amd64", "xen:kernel=6.1.0"),
+        ("xen-pv", "2.6.37", "xen:kernel=2.6.37"),
+        ("xen-pv", "2.6.36.4", "xen"),  # no dom0 before 2.6.37
+        ("xen-pv", "6", "xen"),
+        ("xen-pv", None, "xen"),
+        ("xen-pv-guest", "4.4-rc1", "xen:domain=domU,kernel=4.4"),
+        ("xen-pv-guest", None, "xen:domain=domU"),
+        ("xen-hvm", "6.1", None),
+        ("native", None, None),
+    ],
+)
+def test_platforms_that_are_modelled(platform: str, release: str | None, spec: str | None) -> None:
+    assert Xen().pvmm_models_platform(platform, release) == spec
+
+
 def test_waiting_tables_share_multicalls(run_scenario: RunScenario) -> None:
     """Tables handed over together fill multicalls; table by table there is none to share."""
     together = run_scenario("xen-dom0-qubes-4g", "incremental:variant=hpa", "xen").figures
@@ -270,6 +331,8 @@ def test_tables_of_the_boot_map_whole_spans() -> None:
     state = _boot().state
     end = state.direct_mapped[0][1]
     assert end == 0x2000000 or end % (1 << 30)
+    outside = RangeSet([(0, end)]).difference(RangeSet(state.boot_tables))
+    assert state.mapped == tuple(outside)
     assert state.tables[1] == ((0, end),)
     assert state.tables[2] == ((0, 1 << 30),)
     assert state.tables[3] == ((0, 512 << 30),)

@@ -452,6 +452,14 @@ def test_auto_p2m_is_inline_until_it_cannot_be() -> None:
     assert arrange(Given(mode=mode, kernel=kernel, pages=limit + 1)).p2m is None
 
 
+@pytest.mark.parametrize("place", P2mPlace)
+def test_a_32_bit_guest_always_has_its_list_inside_the_mapping(place: P2mPlace) -> None:
+    """Of the builders only those of 64-bit guests know another place."""
+    for pages in (1 << 16, 1 << 26):
+        given = Given(mode=MODES["i386-pae"], kernel=(1 << 20, 2 << 20), pages=pages, p2m=place)
+        assert given.p2m_inline
+
+
 def test_randomised_kernel_goes_back_to_its_linked_address() -> None:
     """The domain builder loads where the kernel is linked: KASLR does not exist for PV."""
     machine = bundled("gentoo-64g")

@@ -27,6 +27,7 @@ from paravirt_mm import (
     Hypervisor,
     LineVerdict,
     LogLine,
+    PagingMode,
     Place,
     Span,
     Version,
@@ -114,8 +115,8 @@ def read_told(facts: Iterable[Fact]) -> Told | None:
     kernels = of_kind(facts, DomainKernel)
     if not kernels and total.start == 0:
         return None  # a kernel mapped at 0 may be of either width
-    bits = kernels[-1].bits if kernels else 32 if loaded.end < 1 << 32 else 64
-    mode = MODES["i386-pae" if bits == 32 else "x86_64"]
+    narrow = kernels[-1].bits == 32 if kernels else loaded.end < 1 << 32
+    mode = MODES["i386-pae" if narrow else "x86_64"]
     xen = _version(facts)
     hypervisor_bits = next((fact.bits for fact in of_kind(facts, Hypervisor) if fact.bits), None)
     mapped, p2m = virtual.get(Part.INITRD), virtual.get(Part.P2M)
@@ -139,7 +140,7 @@ def read_told(facts: Iterable[Fact]) -> Told | None:
         kind=DomainKind.SHIM if ring and ring.start else DomainKind.DOM0,
         builders=builders,
         base=total.start,
-        hypervisor_bits=hypervisor_bits or _width(total, bits),
+        hypervisor_bits=hypervisor_bits or _width(total, mode),
     )
     pages = _pages(physical, 0 if builders.initrd_in_chunk else given.initrd_bytes)
     if pages is None:
@@ -165,9 +166,9 @@ def _builders(xen: Version | None, *, in_chunk: bool) -> Builders:
     return attrs.evolve(NEWEST, initrd_in_chunk=in_chunk)
 
 
-def _width(place: Place, bits: int) -> int:
-    """Xen prints addresses as wide as its own are."""
-    return 64 if f"{place.end:016x}" in place.text else bits
+def _width(place: Place, guest: PagingMode) -> int:
+    """Xen prints addresses as wide as its own are; no guest is wider."""
+    return 64 if f"{place.end:016x}" in place.text or not guest.is_32bit else 32
 
 
 def _bytes(place: Place | None) -> int:

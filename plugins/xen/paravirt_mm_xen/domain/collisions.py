@@ -21,6 +21,7 @@ import attrs
 from paravirt_mm import (
     ISA_END,
     PAGE_SIZE,
+    E820Entry,
     E820Type,
     KernelImage,
     MemoryMap,
@@ -158,20 +159,17 @@ def find_collisions(
     if host.ram_pages().covers(ISA_END, max([end for _, (_, end) in matters], default=0)):
         return found
     for part, (start, end) in matters:
-        for low, high, kind in _not_ram(host, max(start, ISA_END), end):
-            found.append(
-                Collision(
-                    part,
-                    (low, high),
-                    kind.label if kind is not None else HOLE,
-                    kind,
-                    kind is not None and _can_swap(host, kind, low, pages),
-                )
-            )
+        for low, high, entry in _not_ram(host, max(start, ISA_END), end):
+            if entry is None:
+                found.append(Collision(part, (low, high), HOLE, None, can_swap=False))
+            else:
+                swap = _can_swap(host, entry, pages)
+                found.append(Collision(part, (low, high), entry.type.label, entry.type, swap))
     return sorted(found, key=lambda one: (PARTS.index(one.part), one.where))
 
 
-def _not_ram(host: MemoryMap, start: int, end: int) -> Iterator[tuple[int, int, E820Type | None]]:
+def _not_ram(host: MemoryMap, start: int, end: int) -> Iterator[tuple[int, int, E820Entry | None]]:
+    """Yield what of ``[start, end)`` is no RAM, with the map's entry; None: it has a hole there."""
     position = start
     for entry in host.entries:
         if entry.end <= position:
@@ -182,24 +180,21 @@ def _not_ram(host: MemoryMap, start: int, end: int) -> Iterator[tuple[int, int, 
         if position < low:
             yield position, low, None
         if entry.type not in (E820Type.RAM, E820Type.UNUSABLE):
-            yield low, high, entry.type
+            yield low, high, entry
         position = high
     if position < end:
         yield position, end, None
 
 
-def _can_swap(host: MemoryMap, kind: E820Type, address: int, pages: int) -> bool:
+def _can_swap(host: MemoryMap, entry: E820Entry, pages: int) -> bool:
     """Tell whether an entry of the host's map has a counterpart of RAM behind dom0's memory."""
-    for entry in host.entries:
-        if entry.type is kind and entry.start <= address < entry.end:
-            size = align_up(entry.end, PAGE_SIZE) - align_down(entry.start, PAGE_SIZE)
-            return any(
-                ram.type is E820Type.RAM
-                and ram.end - ram.start >= size
-                and ram.end - size >= pages * PAGE_SIZE
-                for ram in host.entries
-            )
-    return False
+    size = align_up(entry.end, PAGE_SIZE) - align_down(entry.start, PAGE_SIZE)
+    return any(
+        ram.type is E820Type.RAM
+        and ram.end - ram.start >= size
+        and ram.end - size >= pages * PAGE_SIZE
+        for ram in host.entries
+    )
 
 
 def summary(found: Sequence[Collision], release: Version) -> str:
