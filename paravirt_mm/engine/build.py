@@ -6,6 +6,7 @@ Plugins decide, this module acts: only here does state change and does the trace
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable
+from functools import lru_cache
 from typing import Any, Protocol
 
 import attrs
@@ -58,6 +59,8 @@ from paravirt_mm.machine.paging import PAGE_SHIFT
 StepGenerator = Generator[Step, StepResult, None]
 
 _FREE = Cost()
+# There are few different ones.
+_entry_write = lru_cache(maxsize=4096)(EntryWrite)
 
 MAX_STEPS = 1_000_000
 """More steps than any real machine needs; a generator that yields more never ends."""
@@ -294,7 +297,7 @@ class _Run:
     def _write(self, batch: Batch, kind: EntryKind, level: int, count: int, owner: int) -> None:
         cost = _FREE
         if self._writes_cost:
-            write = EntryWrite(
+            write = _entry_write(
                 level,
                 kind,
                 count,

@@ -128,6 +128,12 @@ class Answer:
         return found
 
 
+# Those that are asked again and again.
+_MAP_STEPS = Answer("pvmm_map_steps")
+_ALLOCATE_TABLES = Answer("pvmm_allocate_tables")
+_MAP_READONLY = Answer("pvmm_map_readonly")
+
+
 def is_int(value: object) -> TypeGuard[int]:
     """Tell whether a value is a whole number, and no truth value."""
     return type(value) is int or (isinstance(value, int) and not isinstance(value, bool))
@@ -143,11 +149,6 @@ def _shown(value: Any) -> str:
     except Exception as error:
         text = f"<{type(value).__name__} whose repr raises {type(error).__name__}>"
     return text if len(text) <= _SHOWN else text[: _SHOWN - 3] + "..."
-
-
-def limit_of(mode: PagingMode) -> int:
-    """Return where physical addresses end, in bytes, as far as the mode's tree reaches."""
-    return min(1 << mode.physical_bits, mode.table_span(mode.root_level))
 
 
 # -- before the first step -------------------------------------------------------------------------
@@ -256,7 +257,7 @@ def promise(machine: Machine, answer: Any) -> Promise:
     told = Answer("pvmm_promise")
     given = told.of(answer, Promise, "the answer")
     told.of(given.direct_map, tuple, "Promise.direct_map")
-    told.spans(given.direct_map, "Promise.direct_map", limit_of(machine.mode))
+    told.spans(given.direct_map, "Promise.direct_map", machine.mode.physical_end)
     if given.brk_pages is not None:
         told.number(given.brk_pages, "Promise.brk_pages", 0, MAX_BRK_PAGES)
     return given
@@ -265,7 +266,7 @@ def promise(machine: Machine, answer: Any) -> Promise:
 def steps(answer: Any) -> Generator[Step, StepResult, None]:
     """Check the answer of ``pvmm_map_steps``."""
     if not isinstance(answer, Generator):
-        Answer("pvmm_map_steps").refuse("the answer is not a generator of steps", answer)
+        _MAP_STEPS.refuse("the answer is not a generator of steps", answer)
     return answer
 
 
@@ -284,14 +285,15 @@ _MAP_KINDS = tuple(_MAP_FIELDS.values())
 
 def step(mode: PagingMode, answer: Any) -> Step:
     """Check a step that ``pvmm_map_steps`` yields."""
-    told = Answer("pvmm_map_steps")
+    told = _MAP_STEPS
     kind = type(answer)
     if kind is not Map:
         if kind not in _LABELLED:
             told.refuse("what it yields is not a step", answer)
-        told.of(answer.label, str, f"{kind.__name__}.label")
+        if type(answer.label) is not str:
+            told.of(answer.label, str, f"{kind.__name__}.label")
         return answer  # type: ignore[no-any-return]  # one of the labelled steps
-    told.span((answer.start, answer.end), "Map(start, end)", limit_of(mode))
+    told.span((answer.start, answer.end), "Map(start, end)", mode.physical_end)
     if tuple(map(type, _map_fields(answer))) != _MAP_KINDS:
         for name, wanted in _MAP_FIELDS.items():
             told.of(getattr(answer, name), wanted, f"Map.{name}")
@@ -306,7 +308,7 @@ def step(mode: PagingMode, answer: Any) -> Step:
         return answer  # type: ignore[no-any-return]  # a Map
     for piece in told.items(answer.pieces, "Map.pieces"):
         told.of(piece, Piece, "a piece of Map.pieces")
-        told.span((piece.start, piece.end), "a piece of Map.pieces", limit_of(mode))
+        told.span((piece.start, piece.end), "a piece of Map.pieces", mode.physical_end)
         told.number(piece.level, "the level of a piece of Map.pieces", 1, mode.root_level)
     return answer  # type: ignore[no-any-return]  # a Map
 
@@ -340,7 +342,7 @@ def table_pages(answer: Any, demand: TableDemand) -> tuple[TablePages, ...]:
 
     Whether they are free, and where they are said to come from, is for rule 1.
     """
-    told = Answer("pvmm_allocate_tables")
+    told = _ALLOCATE_TABLES
     given = told.items(() if answer is None else answer, "the answer is not TablePages")
     pages: list[TablePages] = []
     count = 0
@@ -361,7 +363,7 @@ def readonly(answer: Any, start: int, end: int) -> tuple[Span, ...]:
     """Check the answer of ``pvmm_map_readonly``: ascending whole pages of ``[start, end)``."""
     if answer is None or answer == ():
         return ()
-    told = Answer("pvmm_map_readonly")
+    told = _MAP_READONLY
     given = told.spans(answer, "a read-only range", end)
     if given and given[0][0] < start:
         told.refuse(f"a read-only range lies outside of {start:#x}..{end:#x}", given[0])
@@ -372,7 +374,7 @@ def taken(answer: Any, machine: Machine) -> tuple[Span, ...]:
     """Check the answer of ``pvmm_memory_taken``: ascending whole pages."""
     if answer is None:
         return ()
-    return Answer("pvmm_memory_taken").spans(answer, "a range", limit_of(machine.mode))
+    return Answer("pvmm_memory_taken").spans(answer, "a range", machine.mode.physical_end)
 
 
 # -- what backends answer --------------------------------------------------------------------------
@@ -398,25 +400,35 @@ def cost(
             return refusal(told, answer)
         told.refuse("the answer is not a Cost, a Refusal or None", answer)
     # What is wrong is looked for only where something is.
-    counts = (answer.batches, answer.flushes, *answer.hypercalls.values())
-    sound = {*map(type, counts)} == {int} and 0 <= min(counts) <= max(counts) <= MAX_COUNT
-    named = type(answer.way) is Way and not {*map(type, answer.hypercalls)} - {str}
-    if not sound or not named or answer.pinned:
-        _check_cost(Answer(hook), mode, answer, pinnable)
+    hypercalls = answer.hypercalls
+    counts = (answer.batches, answer.flushes, *hypercalls.values())
+    if (
+        {*map(type, counts)} != {int}
+        or min(counts) < 0
+        or max(counts) > MAX_COUNT
+        or type(answer.way) is not Way
+        or {*map(type, hypercalls)} - {str}
+    ):
+        _check_cost(Answer(hook), answer)
+    if answer.pinned:
+        _check_pinned(Answer(hook), mode, answer.pinned, pinnable)
     return answer
 
 
-def _check_cost(
-    told: Answer, mode: PagingMode, answer: Cost, pinnable: Mapping[int, int] | None
-) -> None:
+def _check_cost(told: Answer, answer: Cost) -> None:
     # A Cost holds mappings whatever it is made of.
     for name, count in answer.hypercalls.items():
         told.of(name, str, "a kind in Cost.hypercalls")
         told.number(count, f"Cost.hypercalls[{name!r}]")
     told.number(answer.batches, "Cost.batches")
-    for level, count in answer.pinned.items():
+    told.of(answer.way, Way, "Cost.way")
+    told.number(answer.flushes, "Cost.flushes")
+
+
+def _check_pinned(
+    told: Answer, mode: PagingMode, pinned: Mapping[int, int], pinnable: Mapping[int, int] | None
+) -> None:
+    for level, count in pinned.items():
         told.number(level, "a level of Cost.pinned", 1, mode.root_level)
         most = MAX_COUNT if pinnable is None else pinnable.get(level, 0)
         told.number(count, f"Cost.pinned[{level}]", 0, most)
-    told.of(answer.way, Way, "Cost.way")
-    told.number(answer.flushes, "Cost.flushes")

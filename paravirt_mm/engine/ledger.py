@@ -74,7 +74,7 @@ class Ledger(LedgerView):
     def set_readonly(self, low: int, high: int, readonly: bool) -> int:
         """Make pfns ``[low, high)`` read-only or writable; return how many pages flipped."""
         flipped = 0
-        for start, end, status in list(self._status.segments(low, high)):
+        for start, end, status in self._status.segments(low, high):
             before = status or _UNTOUCHED
             if before.readonly is readonly:
                 continue

@@ -255,8 +255,7 @@ class TreeView:
                 if largest <= level:
                     first = max(done, start - start % span)
                     done = max(done, end + -end % span)
-                    for low, high, table in self._tables[level].segments(first, done):
-                        size += 0 if table is not None else high - low
+                    size += self._tables[level].missing(first, done)
             count += size // span
         return count
 

@@ -130,12 +130,10 @@ class _Checker:
             self._held.add(low, high)
 
     def _must_be_free(self, number: int, low: int, high: int) -> None:
-        for gap, _ in self._ram.gaps(low, high):
+        if (gap := self._ram.first_gap(low, high)) is not None:
             self._find(1, number, gap, "a table page is not RAM")
-            return
-        for taken, _ in self._taken.within(low, high):
+        elif (taken := self._taken.first_in(low, high)) is not None:
             self._find(1, number, taken, "a table page is taken by something else")
-            return
 
     def _on_allocated(self, number: int, event: TablesAllocated) -> None:
         batch = event.batch
@@ -146,60 +144,54 @@ class _Checker:
         self._built.append(batch.index)
         for part in batch.pages:
             low, high = part.run.span
-            for again, _ in self._tables.within(low, high):
+            if (again := self._tables.first_in(low, high)) is not None:
                 self._find(1, number, again, "a page becomes a table twice")
-                break
+            elif part.source is Source.BRK:
+                if (gap := self._brk.first_gap(low, high)) is not None:
+                    self._find(1, number, gap, "a page said to be brk is not")
+            elif part.source is Source.RESERVATION:
+                if (gap := self._held.first_gap(low, high)) is not None:
+                    self._find(1, number, gap, "a page said to be set aside is not")
+                self._held.discard(low, high)
             else:
-                if part.source is Source.BRK:
-                    for gap, _ in self._brk.gaps(low, high):
-                        self._find(1, number, gap, "a page said to be brk is not")
-                        break
-                elif part.source is Source.RESERVATION:
-                    for gap, _ in self._held.gaps(low, high):
-                        self._find(1, number, gap, "a page said to be set aside is not")
-                        break
-                    self._held.discard(low, high)
-                else:
-                    self._must_be_free(number, low, high)
-            for gone, _ in self._gone.within(low, high):
+                self._must_be_free(number, low, high)
+            if (gone := self._gone.first_in(low, high)) is not None:
                 self._find(1, number, gone, "a table page was taken away by the platform")
-                break
             # The linear allocator writes through fixmap slots, so a page of its block need not be
             # mapped, but only a page that the allocator holds for tables.
-            if part.source is not Source.RESERVATION and not self._faults_in:
-                for gap, _ in self._reachable.gaps(low, high):
-                    self._find(2, number, gap, "a table page cannot be reached yet")
-                    break
+            reachable = part.source is Source.RESERVATION or self._faults_in
+            if not reachable and (gap := self._reachable.first_gap(low, high)) is not None:
+                self._find(2, number, gap, "a table page cannot be reached yet")
             self._tables.add(low, high)
             if part.source is not Source.BRK:
                 self._taken.add(low, high)
 
     def _on_memory_taken(self, number: int, event: MemoryTaken) -> None:
         for low, high in event.spans:
-            for lost, _ in self._tables.within(low, high):
+            if (lost := self._tables.first_in(low, high)) is not None:
                 self._find(1, number, lost, "the platform takes a page table away")
-                break
             self._gone.add(low, high)
             self._taken.add(low, high)
 
     def _on_mapped(self, number: int, event: RangeMapped) -> None:
         leaves = event.leaves
+        start, end = leaves.start, leaves.end
         if leaves.level > self._largest:
             size = self._mode.page_name(leaves.level)
             rule = 4 if self._boot.typed else 3
-            self._find(rule, number, leaves.start, f"the platform has no {size} pages")
-        for again, _ in self._mapped.within(leaves.start, leaves.end):
+            self._find(rule, number, start, f"the platform has no {size} pages")
+        if (again := self._mapped.first_in(start, end)) is not None:
             self._find(3, number, again, "an address is mapped twice")
-            break
-        self._mapped.add(leaves.start, leaves.end)
-        self._usable(self._leaf_owners[1], leaves.start, leaves.end)
+        self._mapped.add(start, end)
+        self._usable(self._leaf_owners[1], start, end)
         self._readonly.update(event.readonly)
         if self._boot.typed:
-            tables = RangeSet(self._tables.within(leaves.start, leaves.end))
-            for low, high in tables.difference(RangeSet(event.readonly)):
-                for address, _ in self._readonly.within(low, high):
+            tables = tuple(self._tables.within(start, end))
+            if tables != event.readonly:
+                writable = RangeSet(tables).difference(RangeSet(event.readonly))
+                for address, _ in writable.intersection(self._readonly):
                     self._find(4, number, address, "a page table is mapped writable")
-                    return
+                    break
 
     def _on_written(self, _number: int, event: EntriesWritten) -> None:
         if event.kind is EntryKind.LEAF:
@@ -216,10 +208,8 @@ class _Checker:
         for run in event.pages:
             low, high = run.span
             self._readonly.discard(low, high)
-            if self._boot.typed:
-                for table, _ in self._tables.within(low, high):
-                    self._find(4, number, table, "a page table is made writable")
-                    break
+            if self._boot.typed and (table := self._tables.first_in(low, high)) is not None:
+                self._find(4, number, table, "a page table is made writable")
 
     def _on_attached(self, number: int, event: TablesAttached) -> None:
         batch = event.batch
@@ -249,11 +239,8 @@ class _Checker:
         if self._boot.typed and event.batch is not None and untold:
             address = event.batch.runs[0].span[0]
             self._find(4, number, address, "CR3 is loaded with tables not handed over")
-        else:
-            for gap, _ in walked.gaps(*self._kernel):
-                words = "CR3 is loaded with a tree that does not map the kernel"
-                self._find(4, number, gap, words)
-                break
+        elif (gap := walked.first_gap(*self._kernel)) is not None:
+            self._find(4, number, gap, "CR3 is loaded with a tree that does not map the kernel")
         if self._fresh_tree:
             self._fresh_tree = False
             self._reachable = RangeSet()
@@ -261,9 +248,8 @@ class _Checker:
 
     def _on_released(self, number: int, event: SurplusReleased) -> None:
         for run in event.pages:
-            for table, _ in self._tables.within(*run.span):
+            if (table := self._tables.first_in(*run.span)) is not None:
                 self._find(5, number, table, "a page given back is a page table")
-                break
             self._held.discard(*run.span)
             self._released.append((number, run))
 
@@ -276,17 +262,14 @@ class _Checker:
         """The direct map is what was promised, the promise what the kernel needs."""
         promised = RangeSet(self._start.promised)
         for low, high in promised:
-            for gap, _ in self._mapped.gaps(low, high):
+            if (gap := self._mapped.first_gap(low, high)) is not None:
                 self._find(3, number, gap, "promised to be mapped and is not")
-                break
         promised.update(self._boot.direct_mapped)
         needed = RangeSet(self._ram.below(self._start.machine.map_limit))
-        for low, _ in needed.difference(promised):
-            self._find(3, number, low, "RAM that the kernel must reach is not promised")
-            break
-        for low, _ in self._mapped.difference(promised):
-            self._find(3, number, low, "mapped without having been promised")
-            break
+        if (left := needed.first_outside(promised)) is not None:
+            self._find(3, number, left, "RAM that the kernel must reach is not promised")
+        if (more := self._mapped.first_outside(promised)) is not None:
+            self._find(3, number, more, "mapped without having been promised")
         for built in self._built:
             if built not in self._attached:
                 self._find(3, number, 0, f"batch {built} of tables was never attached")
@@ -297,26 +280,24 @@ class _Checker:
 
     def _left_taken(self, number: int, reserved: RangeSet) -> None:
         """What is no table is free and writable again."""
-        for low, _ in self._held:
-            self._find(5, number, low, "a page set aside for tables was not given back")
-            break
-        for low, _ in reserved.difference(self._taken):
-            self._find(5, number, low, "reserved in the end, and nobody took it")
-            break
+        if self._held:
+            self._find(
+                5, number, self._held.first, "a page set aside for tables was not given back"
+            )
+        if (taken := reserved.first_outside(self._taken)) is not None:
+            self._find(5, number, taken, "reserved in the end, and nobody took it")
         # Nothing but page tables may be read-only, or the kernel faults on its RAM.
-        for low, _ in self._readonly.difference(self._tables):
-            self._find(5, number, low, "a page is read-only in the end, and no table")
-            break
+        if (page := self._readonly.first_outside(self._tables)) is not None:
+            self._find(5, number, page, "a page is read-only in the end, and no table")
         for _, run in self._released:
             # What was given back may have become a table since, like any other free page.
             idle = RangeSet(self._tables.gaps(*run.span))
             for low, _ in idle.intersection(reserved):
                 self._find(5, number, low, "a page given back is still reserved")
                 break
-            for start, end in idle:
-                for first, _ in self._readonly.within(start, end):
-                    self._find(5, number, first, "a page given back is read-only")
-                    break
+            for low, high in idle:
+                if (page := self._readonly.first_in(low, high)) is not None:
+                    self._find(5, number, page, "a page given back is read-only")
 
 
 _HANDLERS: Mapping[type, Callable[[_Checker, int, Any], None]] = {

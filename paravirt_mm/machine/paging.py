@@ -76,7 +76,12 @@ class PagingMode:
                 return f"{size // unit}{letter}"
         return f"{size // KIB}k"
 
-    @property
+    @cached_property
+    def physical_end(self) -> int:
+        """Where physical addresses end, in bytes, as far as the tree reaches."""
+        return min(1 << self.physical_bits, self.table_span(self.root_level))
+
+    @cached_property
     def is_32bit(self) -> bool:
         """Whether the kernel of this mode is i386 (with or without PAE)."""
         return self.virtual_bits == 32

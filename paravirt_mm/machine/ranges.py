@@ -115,6 +115,31 @@ class Ranges:
             else:
                 its = _last_before(theirs, ours[mine + 1], its)
 
+    def first_in(self, start: int, end: int) -> int | None:
+        """Return the lowest member in ``[start, end)``; None: there is none."""
+        edges = self._edges
+        place = bisect_right(edges, start)
+        if not place & 1:
+            if place == len(edges):
+                return None
+            start = edges[place]
+        return start if start < end else None
+
+    def first_gap(self, start: int, end: int) -> int | None:
+        """Return the lowest number of ``[start, end)`` that is no member; None: all are."""
+        place = bisect_right(self._edges, start)
+        if place & 1:
+            start = self._edges[place]
+        return start if start < end else None
+
+    def first_outside(self, other: Ranges) -> int | None:
+        """Return the lowest member that ``other`` does not have; None: it has all."""
+        for start, end in self:
+            gap = other.first_gap(start, end)
+            if gap is not None:
+                return gap
+        return None
+
     def difference(self, other: Ranges) -> RangeSet:
         """Return what is in this set and not in ``other``."""
         return RangeSet._apart(other.gaps, self)
@@ -241,16 +266,24 @@ class ValuedRanges(Generic[V]):
         return self._values[bisect_right(self._edges, position)]
 
     def segments(self, start: int, end: int) -> Iterator[tuple[int, int, V | None]]:
-        """Yield ``(start, end, value)`` for all of ``[start, end)``; None: nothing is known."""
-        if start >= end:
-            return
+        """Yield ``(start, end, value)`` for all of ``[start, end)``; None: nothing is known. What
+        is changed meanwhile does not show.
+        """
         edges, values = self._edges, self._values
         first = bisect_right(edges, start)
         last = bisect_left(edges, end, first)
-        for index in range(first, last):
-            yield start, edges[index], values[index]
-            start = edges[index]
-        yield start, end, values[last]
+        if first == last:
+            return iter([(start, end, values[first])] if start < end else [])
+        edges = [start, *edges[first:last], end]
+        return zip(edges, edges[1:], values[first : last + 1], strict=False)
+
+    def missing(self, start: int, end: int) -> int:
+        """Return how many integers of ``[start, end)`` have no value."""
+        edges = self._edges
+        first = bisect_right(edges, start)
+        if first == len(edges) or end <= edges[first]:
+            return end - start if self._values[first] is None and start < end else 0
+        return sum([high - low for low, high, value in self.segments(start, end) if value is None])
 
     def within(self, start: int, end: int) -> Iterator[tuple[int, int, V]]:
         """Yield, ascending, ``(start, end, value)`` of what is known inside ``[start, end)``."""

@@ -352,7 +352,7 @@ def test_answers_without_end_are_cut_off() -> None:
 )
 def test_where_addresses_end(mode: Any, end: int) -> None:
     """PAE reaches 64 GiB of memory, but its tables map 4."""
-    assert contract.limit_of(mode) == end
+    assert mode.physical_end == end
 
 
 @pytest.mark.parametrize(

@@ -103,22 +103,20 @@ class SevenSteps:
     ) -> Generator[Step, StepResult, None]:
         """Map what is left, highest first, until the pages for tables run out; shrink ``todo``."""
         for low, high in list(todo.descending(0, todo.end)) if todo else []:
-            start = self._lowest_start(boot, low, high)
+            whole = _map(low, high, label)
+            start = self._lowest_start(boot, whole)
             if start < high:
-                yield _map(start, high, label)
+                yield whole if start == low else _map(start, high, label)
                 todo.discard(start, high)
             if start > low:
                 return
 
-    def _lowest_start(self, boot: Boot, low: int, high: int) -> int:
-        """Return the lowest start from which ``[start, high)`` can be mapped with the pages at
+    def _lowest_start(self, boot: Boot, step: Map) -> int:
+        """Return the lowest start from which a range can be mapped to its end with the pages at
         hand.
         """
-
-        def needed(start: int) -> int:
-            return boot.tables_needed(_map(start, high))
-
-        brk, whole = boot.brk_free, needed(low)
+        low, high = step.start, step.end
+        brk, whole = boot.brk_free, boot.tables_needed(step)
         if whole <= brk.count:
             return low
         # Fewer than all of it needs are all that there are, so they are counted once.
@@ -134,7 +132,7 @@ class SevenSteps:
         while bad - good > 1:
             if not good < middle < bad:
                 middle = (good + bad) // 2
-            if needed(top - middle * unit) <= pages:
+            if boot.tables_needed(_map(top - middle * unit, high)) <= pages:
                 good, middle = middle, middle + stride
             else:
                 bad, middle = middle, middle - stride

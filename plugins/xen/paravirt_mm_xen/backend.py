@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from enum import StrEnum
-from functools import partial
+from functools import cache, lru_cache, partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, ClassVar
 
@@ -100,6 +100,12 @@ if TYPE_CHECKING:
 
 EINVAL, ENOMEM = -22, -12
 _STORED, _EMULATED = Cost(), Cost(way=Way.EMULATED)
+
+
+@lru_cache(maxsize=4096)
+def _calls(kind: str, count: int, batches: int = 0, way: Way = Way.DIRECT) -> Cost:
+    """Return what calls of one kind cost: there are few different ones."""
+    return Cost(hypercalls={kind: count}, batches=batches, way=way)
 
 
 class TableEntries(StrEnum):
@@ -341,7 +347,7 @@ class Xen:
             if write.live and write.level > 1:
                 return Refusal(f"mmu_update: large page in an L{write.level} entry", EINVAL)
             if self._passes_leaves and write.level == 1:
-                return Cost(hypercalls={"mmu_update": write.count}, way=Way.HYPERCALL)
+                return _calls("mmu_update", write.count, way=Way.HYPERCALL)
             if not write.live:
                 return _STORED
             return _EMULATED
@@ -349,7 +355,7 @@ class Xen:
             return _STORED
         if write.live and not write.readonly_children:
             return Refusal(f"mmu_update: L{write.level} entry to a writable page", EINVAL)
-        return Cost(hypercalls={"mmu_update": write.count}, way=Way.HYPERCALL)
+        return _calls("mmu_update", write.count, way=Way.HYPERCALL)
 
     @hookimpl
     def pvmm_make_readonly(self, boot: Boot, tables: Batch) -> Cost:
@@ -362,7 +368,7 @@ class Xen:
         mapped = _mapped(boot, tables.runs)
         if not mapped:
             return _STORED
-        return Cost(hypercalls={"update_va_mapping": mapped}, batches=_batches(boot, mapped))
+        return _calls("update_va_mapping", mapped, _batches(boot, mapped))
 
     @hookimpl
     def pvmm_pin_tables(self, boot: Boot, tables: Batch) -> Cost | Refusal | None:
@@ -396,7 +402,7 @@ class Xen:
         """
         if self._release is not None and self._release < WRITES_BACK_SINCE:
             return None
-        return Cost(hypercalls={"update_va_mapping": _mapped(boot, pages)})
+        return _calls("update_va_mapping", _mapped(boot, pages))
 
     @hookimpl
     def pvmm_activate_cr3(self, boot: Boot, root: Batch | None) -> Cost | Refusal:
@@ -472,15 +478,22 @@ class Xen:
 
     def _releases_that_boot(self, machine: Machine) -> str:
         """Return in words which releases of Linux boot where they would lie; empty: all."""
-        return releases_that_boot(partial(self._copes, machine))
+        # Most lie where the one before did.
+        collisions = cache(partial(self._collisions, machine))
+        return releases_that_boot(
+            lambda release: _boots(collisions(self._given(machine, release)), release)
+        )
 
     def _copes(self, machine: Machine, release: Version) -> bool:
         """Tell whether a release of Linux boots where it would lie."""
+        return _boots(self._collisions(machine, self._given(machine, release)), release)
+
+    def _collisions(self, machine: Machine, given: Given) -> list[Collision] | None:
+        """Return what of a domain would stand on something else than RAM; None: it is too large."""
         try:
-            layout = arrange(self._given(machine, release))
+            return self._on_no_ram(machine, arrange(given).places)
         except TooLarge:
-            return False
-        return boots(self._on_no_ram(machine, layout.places), release)
+            return None
 
     @hookimpl
     def pvmm_check(self, run: Run) -> list[Finding]:
@@ -548,6 +561,10 @@ def _builders(release: str | None) -> Builders:
     if builders is None:
         raise SpecError(f"Xen {release} is older than {dotted(BUILDERS[0].since)}")
     return builders
+
+
+def _boots(found: list[Collision] | None, release: Version) -> bool:
+    return found is not None and boots(found, release)
 
 
 def _behind(memory: MemoryMap, pages: int) -> Iterator[Span]:

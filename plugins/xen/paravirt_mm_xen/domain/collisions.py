@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from enum import IntEnum
+from functools import cache
 
 import attrs
 
@@ -128,6 +129,7 @@ class Collision:
         return f"{self.part} on {self.on} at {low:#x}-{high:#x}"
 
 
+@cache
 def handling(release: Version) -> Handling:
     """Return what a release does. Raises `SpecError` before the first that can be dom0."""
     known = [change for change in HANDLINGS if change.since <= release]
@@ -158,13 +160,19 @@ def find_collisions(
     matters = [place for place in places if place[0] in PARTS]
     if host.ram_pages().covers(ISA_END, max([end for _, (_, end) in matters], default=0)):
         return found
+    # The most RAM in one piece behind dom0's memory: what an entry can be swapped with.
+    own = pages * PAGE_SIZE
+    ram = [entry for entry in host.entries if entry.type is E820Type.RAM]
+    room = max([entry.end - max(entry.start, own) for entry in ram], default=0)
     for part, (start, end) in matters:
         for low, high, entry in _not_ram(host, max(start, ISA_END), end):
             if entry is None:
                 found.append(Collision(part, (low, high), HOLE, None, can_swap=False))
-            else:
-                swap = _can_swap(host, entry, pages)
-                found.append(Collision(part, (low, high), entry.type.label, entry.type, swap))
+                continue
+            size = align_up(entry.end, PAGE_SIZE) - align_down(entry.start, PAGE_SIZE)
+            found.append(
+                Collision(part, (low, high), entry.type.label, entry.type, can_swap=size <= room)
+            )
     return sorted(found, key=lambda one: (PARTS.index(one.part), one.where))
 
 
@@ -184,17 +192,6 @@ def _not_ram(host: MemoryMap, start: int, end: int) -> Iterator[tuple[int, int, 
         position = high
     if position < end:
         yield position, end, None
-
-
-def _can_swap(host: MemoryMap, entry: E820Entry, pages: int) -> bool:
-    """Tell whether an entry of the host's map has a counterpart of RAM behind dom0's memory."""
-    size = align_up(entry.end, PAGE_SIZE) - align_down(entry.start, PAGE_SIZE)
-    return any(
-        ram.type is E820Type.RAM
-        and ram.end - ram.start >= size
-        and ram.end - size >= pages * PAGE_SIZE
-        for ram in host.entries
-    )
 
 
 def summary(found: Sequence[Collision], release: Version) -> str:
