@@ -58,11 +58,18 @@ TESTS = {
     "paravirt_mm/verify": ["verify"],
     "paravirt_mm/report": ["report", "cli", "view"],
     "paravirt_mm/view": ["view", "report"],
-    "paravirt_mm/cli": ["cli", "report"],
+    "paravirt_mm/cli": [
+        "cli", "report", "verify", "sweep/test_query.py", "sweep/test_work.py", "hunt/test_hunt.py",
+        "view/test_commands.py", "image/test_inspect.py", "new_plugin", "test_diff.py", "registry",
+        "plugins/faulty", "testing",
+    ],
     "paravirt_mm/sweep": ["sweep"],
     "paravirt_mm/hunt": ["hunt"],
-    "paravirt_mm/testing": ["testing", "new_plugin"],
-    "paravirt_mm": ["registry", "engine", "guard", "cli", "report", "plugins"],
+    "paravirt_mm/testing": ["testing", "new_plugin", "verify/test_cpu.py", "image", "sweep"],
+    "paravirt_mm": [
+        "registry", "engine", "guard", "cli", "report", "plugins", "hunt", "test_diff.py",
+        "test_evidence.py", "test_untouched.py",
+    ],
     "plugins/chunk_end": ["plugins/chunk_end", "plugins/test_releases.py"],
     "plugins/faulty": ["plugins/faulty"],
     "plugins/incremental": [

@@ -1,0 +1,524 @@
+"""Kernel files, what is handed to a kernel, and what a record says: field by field."""
+
+from __future__ import annotations
+
+import hashlib
+import stat
+import struct
+from pathlib import Path
+from typing import Any
+
+import attrs
+import numpy as np
+import pytest
+
+from paravirt_mm.image.walker import Cpu
+from paravirt_mm.machine.paging import X86_64
+from paravirt_mm.verify.linux.qemu import (
+    GdbError,
+    Kernel,
+    KernelBootError,
+    KernelFacts,
+    KernelImageError,
+    LiveUnavailableError,
+    MapSpec,
+    MapSpecError,
+    image as image_module,
+    read_direct_map,
+)
+from paravirt_mm.verify.linux.qemu.direct_map import TablePage
+from paravirt_mm.verify.linux.qemu.gdbremote import REQUIRED_REGISTERS, RegisterLayout
+from paravirt_mm.verify.linux.qemu.handover import MAP_FIELDS, handed_over, put_kernel
+from paravirt_mm.verify.linux.qemu.image import (
+    MAX_VMLINUX,
+    LoadSegment,
+    load_segments,
+    parse_setup_header,
+    read_kernel,
+    read_symtab,
+    read_vmlinux,
+)
+from paravirt_mm.verify.linux.qemu.kernelmem import KernelMemory
+from paravirt_mm.verify.linux.qemu.locate import find_kernels, find_qemu, qemu_version
+from paravirt_mm.verify.linux.qemu.process import processor, qemu_arguments
+from paravirt_mm.verify.linux.qemu.ram import GuestRam, RamLayout
+from paravirt_mm.verify.linux.qemu.record import (
+    BootProvenance,
+    BootRecord,
+    MappingStep,
+    TableAllocation,
+)
+
+MIB, GIB, PAGE = 1 << 20, 1 << 30, 4096
+BASE = 0xFFFFFFFF81000000
+
+
+# -- the file --------------------------------------------------------------------------------------
+
+
+def elf(*segments: tuple[int, int, int, int], machine: int = 62, data: bytes = b"") -> bytes:
+    """An ELF of program headers ``(offset, physical address, bytes in file, bytes in memory)``."""
+    ident = b"\x7fELF\x02\x01\x01".ljust(16, b"\0")
+    fields = (ident, 2, machine, 1, 0x1000000, 64, 0, 0, 64, 56, len(segments), 0, 0, 0)
+    rows = (
+        struct.pack("<IIQQQQQQ", 1, 7, offset, BASE, at, size, memory, PAGE)
+        for offset, at, size, memory in segments
+    )
+    return struct.pack("<16sHHIQQQIHHHHHH", *fields) + b"".join(rows) + data
+
+
+def test_segments_may_fill_their_file_and_all_memory_that_is_allowed() -> None:
+    whole = elf((120, 16 * MIB, 8, 8), data=b"abcdefgh")
+    _, (segment,) = load_segments(whole)
+    assert (segment.data, segment.size, segment.end) == (b"abcdefgh", 8, 16 * MIB + 8)
+    for wrong in ((121, 0, 8, 8), (120, 0, 9, 9), (120, 0, 8, 7)):
+        with pytest.raises(KernelImageError, match="segment 0 lies outside"):
+            load_segments(elf(wrong, data=b"abcdefgh"))
+    highest = (120, MAX_VMLINUX - 8, 8, 8)
+    assert load_segments(elf(highest, data=b"abcdefgh"))[1][0].end == MAX_VMLINUX
+    assert MAX_VMLINUX == 512 * MIB
+    with pytest.raises(KernelImageError, match="above 512 MiB"):
+        load_segments(elf((120, MAX_VMLINUX - 7, 8, 8), data=b"abcdefgh"))
+    empty = elf((120, 0, 0, 0), (176, 16 * MIB, 8, 8), data=b"abcdefgh")
+    assert [s.paddr for s in load_segments(empty)[1]] == [16 * MIB]
+    with pytest.raises(KernelImageError, match="no loadable segment"):
+        load_segments(elf((120, 0, 0, 0)))
+
+
+@pytest.mark.parametrize(
+    ("machine", "name"),
+    [(3, "32-bit x86"), (183, "arm64"), (243, "RISC-V"), (21, "PowerPC"), (22, "s390"),
+     (40, "ELF machine 40")],
+)  # fmt: skip
+def test_a_kernel_of_another_processor_is_told_so(machine: int, name: str) -> None:
+    with pytest.raises(KernelImageError, match=rf"built for {name}; give a vmlinuz or vmlinux"):
+        load_segments(elf((120, 0, 1, 1), machine=machine, data=b"x"))
+
+
+def test_what_is_not_zero_is_written_in_blocks() -> None:
+    """bss may be in the file: blocks of zeroes are left out."""
+    block = 1 << 16
+    filled, empty = b"\1" * block, bytes(block)
+    segment = LoadSegment(BASE, MIB, filled + empty + empty + filled + filled + b"\2" * 10, 9 * MIB)
+    assert segment.pieces == (
+        (MIB, filled),
+        (MIB + 3 * block, filled + filled),
+        (MIB + 5 * block, b"\2" * 10),
+    )
+    assert LoadSegment(BASE, MIB, empty, MIB).pieces == ()
+    assert LoadSegment(BASE, MIB, b"\3", MIB).pieces == ((MIB, b"\3"),)
+
+
+def test_files_of_a_size_that_no_kernel_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A vmlinux with debug information is larger than any vmlinuz."""
+    assert image_module.MAX_VMLINUZ == 256 * MIB
+    assert image_module.MAX_DEBUG_VMLINUX == 8 * GIB
+    monkeypatch.setattr(image_module, "MAX_VMLINUZ", 0x2000)
+    monkeypatch.setattr(image_module, "MAX_DEBUG_VMLINUX", 0x3000)
+    file = tmp_path / "kernel"
+    head = elf((120, 0, 0, 0))
+    for begins, size, refused in (
+        (b"", 0xFFF, True), (b"", 0x1000, False), (b"", 0x2000, False), (b"", 0x2001, True),
+        (head, 0x2001, False), (head, 0x3000, False), (head, 0x3001, True), (head, 0xFFF, True),
+    ):  # fmt: skip
+        file.write_bytes(begins.ljust(size, b"\0"))
+        with pytest.raises(KernelImageError) as caught:
+            read_kernel(file)
+        assert ("cannot be a kernel" in str(caught.value)) is refused
+    with pytest.raises(KernelImageError, match="Is a directory"):
+        read_kernel(tmp_path)
+    with pytest.raises(KernelImageError, match=f"^{file}: "):
+        read_vmlinux(file)
+
+
+def bzimage(**fields: tuple[int, str, Any]) -> bytes:
+    image = bytearray(0x2000)
+    usual = {
+        "magic": (0x202, "4s", b"HdrS"), "version": (0x206, "<H", 0x208),
+        "sectors": (0x1F1, "B", 3),
+        "end": (0x201, "B", 0x66), "text": (0x20E, "<H", 0x100), "words": (0x300, "5s", b"6.1 x"),
+        "offset": (0x248, "<I", 0x10), "length": (0x24C, "<I", 0x17F0),
+    }  # fmt: skip
+    for at, form, value in (usual | fields).values():
+        struct.pack_into(form, image, at, value)
+    return bytes(image)
+
+
+def test_setup_header() -> None:
+    """The payload begins behind the boot sector and so many setup sectors (0 stands for 4)."""
+    header = parse_setup_header(bzimage())
+    assert (header.version, header.release) == (0x208, "6.1 x")
+    assert header.payload == slice(4 * 512 + 0x10, 0x2000)
+    assert header.raw == bzimage()[0x1F1 : 0x202 + 0x66]
+    four = parse_setup_header(bzimage(sectors=(0x1F1, "B", 0), length=(0x24C, "<I", 16)))
+    assert four.payload.start == 5 * 512 + 0x10
+    assert parse_setup_header(bzimage(text=(0x20E, "<H", 0))).release == ""
+    for wrong, why in (
+        ({"version": (0x206, "<H", 0x207)}, "0x0207 is older than 2.08"),
+        ({"length": (0x24C, "<I", 0x17F1)}, "outside the file"),
+        ({"length": (0x24C, "<I", 0)}, "outside the file"),
+        ({"offset": (0x248, "<I", 0)}, "outside the file"),
+        ({"magic": (0x202, "4s", b"HdrX")}, "HdrS"),
+    ):
+        with pytest.raises(KernelImageError, match=why):
+            parse_setup_header(bzimage(**wrong))
+
+
+def test_a_bare_vmlinux_gets_the_header_of_a_loader(tmp_path: Path) -> None:
+    """boot.rst: what a loader of a 64-bit kernel writes where there is no bzImage to copy."""
+    text = b"Linux version 6.1.0 (me) #1 SMP\0".ljust(PAGE, b"\0")
+    file = tmp_path / "vmlinux"
+    file.write_bytes(elf((120, 16 * MIB, PAGE, PAGE), data=text))
+    header, _ = read_kernel(file)
+    assert header.version == 0x20F
+
+    def field(form: str, at: int) -> Any:
+        return struct.unpack_from(form, header.raw, at - 0x1F1)[0]
+
+    assert [field("<H", 0x1FE), field("<4s", 0x202), field("<H", 0x206)] == [
+        0xAA55, b"HdrS", 0x20F,
+    ]  # fmt: skip
+    assert (field("B", 0x211), field("<I", 0x22C)) == (1, 0x7FFFFFFF)
+    assert (field("<I", 0x230), field("B", 0x234), field("<H", 0x236)) == (2 * MIB, 1, 3)
+    assert (field("<I", 0x238), field("<Q", 0x258)) == (2047, 16 * MIB)
+    assert len(header.raw) == 0x268 - 0x1F1
+    assert (header.payload.start, header.payload.stop) == (0, 0)
+    file.write_bytes(elf((120, 16 * MIB, PAGE, PAGE), data=bytes(PAGE)))
+    with pytest.raises(KernelImageError, match="without the text 'Linux version'"):
+        read_kernel(file)
+
+
+def with_symbols(symbols: list[tuple[str, int]], **wrong: int) -> bytes:
+    """An ELF whose second section is a symbol table, whose third are the names."""
+    names, rows = b"\0", struct.pack("<IBBHQQ", 0, 0, 0, 0, 0, 0)
+    for name, value in symbols:
+        rows += struct.pack("<IBBHQQ", len(names) if name else 0, 0, 0, 0, value, 0)
+        names += name.encode() + b"\0"
+    at = 64 + 3 * 64
+    given = {"size": len(rows), "link": 2, "names": len(names), "kind": 2} | wrong
+    sections = struct.pack("<IIQQQQIIQQ", *[0] * 10)
+    sections += struct.pack(
+        "<IIQQQQIIQQ", 0, given["kind"], 0, 0, at, given["size"], given["link"], 0, 8, 24
+    )
+    sections += struct.pack("<IIQQQQIIQQ", 0, 3, 0, 0, at + len(rows), given["names"], 0, 0, 1, 0)
+    ident = b"\x7fELF\x02\x01\x01".ljust(16, b"\0")
+    fields = (ident, 2, 62, 1, 0, 0, 64, 0, 64, 56, 0, 64, 3, 0)
+    return struct.pack("<16sHHIQQQIHHHHHH", *fields) + sections + rows + names
+
+
+def test_symbols_of_a_vmlinux() -> None:
+    """The first of a name counts; what has no name or no address is none."""
+    symbols = [("_text", BASE), ("a", BASE + 1), ("a", BASE + 2), ("", 7), ("undefined", 0)]
+    assert read_symtab(with_symbols(symbols)) == {"_text": BASE, "a": BASE + 1}
+    assert read_symtab(with_symbols(symbols, size=3 * 24 + 5)) == {"_text": BASE, "a": BASE + 1}
+    assert read_symtab(with_symbols(symbols, kind=1)) == {}  # stripped
+    with pytest.raises(KernelImageError, match="names are in no section"):
+        read_symtab(with_symbols(symbols, link=3))
+    for wrong in ({"names": 1 << 20}, {"size": 1 << 20}, {"size": 1 << 29}):
+        with pytest.raises(KernelImageError, match="symbol table lies outside"):
+            read_symtab(with_symbols(symbols, **wrong))
+
+
+# -- what a kernel is ------------------------------------------------------------------------------
+
+
+def kernel(release: str = "6.1.0", *spans: tuple[int, int], **given: Any) -> Kernel:
+    places = spans or ((16 * MIB, 20 * MIB),)
+    segments = tuple(
+        LoadSegment(BASE - 16 * MIB + low, low, b"text", high - low) for low, high in places
+    )
+    given = {"header": bytes(range(1, 0x71)), "symbols": {}} | given
+    return Kernel(
+        Path("/boot/vmlinuz"), given.pop("header"), release, release, 16 * MIB, segments, **given
+    )
+
+
+def test_facts_that_hold_for_all_kernels() -> None:
+    old = kernel("5.4.9", (20 * MIB, 40 * MIB)).facts
+    new = kernel("6.1.0", (16 * MIB, 30 * MIB), symbols={"__pgtable_l5_enabled": 1}).facts
+    assert KernelFacts.of_all([new, old]) == KernelFacts("5.4.9", (16 * MIB, 40 * MIB), False)
+    assert KernelFacts.of_all([new, new]) == new
+    assert (old.takes_pointers, new.takes_pointers, new.has_five_levels) == (False, True, True)
+    for release, takes in (
+        ("5.5.0-rc1", True),
+        ("5.4.300", False),
+        ("10.0", True),
+        ("4.19", False),
+    ):
+        assert kernel(release).takes_pointers is takes
+
+
+def test_a_kernel_loaded_elsewhere() -> None:
+    usual = kernel("6.1", (16 * MIB, 20 * MIB), (24 * MIB, 25 * MIB))
+    assert (usual.physical_range, usual.moved) == ((16 * MIB, 25 * MIB), 0)
+    high = usual.at(64 * MIB)
+    assert (high.physical_range, high.moved) == ((64 * MIB, 73 * MIB), 48 * MIB)
+    assert high.entry == 64 * MIB
+    assert [s.vaddr for s in high.segments] == [s.vaddr for s in usual.segments]
+
+
+def test_programs_and_kernels_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    qemu = tmp_path / "qemu"
+    qemu.write_text("#!/bin/sh\necho 'QEMU 8'; echo more\n")
+    qemu.chmod(qemu.stat().st_mode | stat.S_IXUSR)
+    assert qemu_version(str(qemu)) == "QEMU 8"
+    silent = tmp_path / "silent"
+    silent.write_text("#!/bin/sh\n")
+    silent.chmod(0o755)
+    assert qemu_version(str(silent)) == "unknown"
+    with pytest.raises(LiveUnavailableError, match="cannot be run"):
+        qemu_version(str(tmp_path / "none"))
+    monkeypatch.setenv("PARAVIRT_MM_QEMU", str(qemu))
+    assert (find_qemu(), find_qemu(str(silent))) == (str(qemu), str(silent))
+    monkeypatch.setenv("PARAVIRT_MM_QEMU", "no-such-program")
+    with pytest.raises(LiveUnavailableError, match="no-such-program not found"):
+        find_qemu()
+    for name in ("a/boot/vmlinuz-6.2", "boot/vmlinuz-6.10", "vmlinuz-5.9", "vmlinuz-6.1/x"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    assert [file.name for file in find_kernels(tmp_path)] == [
+        "vmlinuz-5.9", "vmlinuz-6.2", "vmlinuz-6.10",
+    ]  # fmt: skip
+    assert find_kernels(qemu) == [qemu]
+    with pytest.raises(LiveUnavailableError, match="neither a file nor a directory"):
+        find_kernels(Path("/dev/null"))
+
+
+def test_what_qemu_is_asked_for() -> None:
+    spec = MapSpec(ram=[(0, 0x9F000), (MIB, GIB)], pse=False)
+    assert processor(spec) == "qemu64,-pse,-pdpe1gb,-la57"
+    assert processor(attrs.evolve(spec, pse=True, gbpages=True, levels=5)) == (
+        "qemu64,+pse,+pdpe1gb,+la57"
+    )
+    arguments = qemu_arguments(spec, kernel())
+    assert arguments[-2:] == ["-m", "1024M"]
+    assert "-kernel" not in arguments
+    started = qemu_arguments(attrs.evolve(spec, entry="firmware"), kernel())
+    assert started[started.index("-kernel") + 1] == "/boot/vmlinuz"
+    assert "memmap=exactmap" in started[started.index("-append") + 1]
+
+
+def test_memory_of_a_machine_has_bounds() -> None:
+    ram = [(0, MIB)]
+    assert MapSpec(ram=ram, memory_mib=1).layout == RamLayout(MIB)
+    assert MapSpec(ram=ram, memory_mib=999 * 1024).layout.size == 999 * GIB
+    for size in (0, 999 * 1024 + 1):
+        with pytest.raises(MapSpecError, match="memory_mib"):
+            _ = MapSpec(ram=ram, memory_mib=size).layout
+    most = [(n * MIB, n * MIB + 1) for n in range(128)]
+    assert len(MapSpec(ram=most).ram) == 128
+    with pytest.raises(MapSpecError, match="empty or beyond 52 bits"):
+        MapSpec(ram=ram, other=[(0, (1 << 52) + 1, 2)])
+    assert MapSpec(ram=ram, other=[(0, 1 << 52, 2)]).e820[0] == (0, MIB, 1)
+    MapSpec(ram=ram, command_line="x" * 1024)
+    with pytest.raises(MapSpecError, match="1024 printable"):
+        MapSpec(ram=ram, command_line="x" * 1025)
+
+
+# -- what a kernel is given ------------------------------------------------------------------------
+
+
+def test_boot_params_are_those_of_the_protocol() -> None:
+    """zero-page.rst and boot.rst, field by field."""
+    reserved = [(8 * MIB, 9 * MIB), (30 * MIB, 31 * MIB)]
+    spec = MapSpec(
+        ram=[(0, 0x9F000), (MIB, 64 * MIB)], other=[(0x9F000, 0xA0000, 2)],
+        reserved=reserved, initrd=(60 * MIB, 61 * MIB + 5),
+    )  # fmt: skip
+    mine = kernel()
+    with GuestRam(spec.layout) as ram:
+        put_kernel(ram, mine, spec, "quiet")
+        page = handed_over(ram)
+        assert ram.read(16 * MIB, 4) == b"text"
+        assert ram.read(0x2000, 6) == b"quiet\0"
+        heads = [struct.unpack("<QII", ram.read(low, 16)) for low, _ in reserved]
+        gdt = struct.unpack("<4Q", ram.read(0, 32))
+
+    def field(form: str, at: int) -> Any:
+        return struct.unpack_from(form, page, at)
+
+    untouched = [n for n in range(0x70) if 0x1F1 + n not in (0x210, *range(0x218, 0x220),
+                 *range(0x228, 0x22C), *range(0x250, 0x258))]  # fmt: skip
+    assert [page[0x1F1 + n] for n in untouched] == [mine.header[n] for n in untouched]
+    assert page[0x210] == 0xFF  # a loader that is not known
+    assert field("<I", 0x228) == (0x2000,)
+    assert field("<II", 0x218) == (60 * MIB, MIB + 5)
+    assert field("<II", 0x0C0) == (0, 0)
+    assert page[0x1E8] == 3
+    assert [field("<QQI", 0x2D0 + 20 * n) for n in range(4)] == [
+        (0, 0x9F000, 1), (0x9F000, 0x1000, 2), (MIB, 63 * MIB, 1), (0, 0, 0),
+    ]  # fmt: skip
+    # setup_data: a chain from low to high, of type 0 (nothing that anybody reads)
+    assert field("<Q", 0x250) == (8 * MIB,)
+    assert heads == [(30 * MIB, 0, MIB - 16), (0, 0, MIB - 16)]
+    assert gdt == (0, 0, 0x00AF9B000000FFFF, 0x00CF93000000FFFF)
+    told = {at for start, end in MAP_FIELDS for at in range(start, end)}
+    assert {0x1E8, 0x218, 0x21F, 0x250, 0x257, 0x2D0, 0x2D0 + 20 * 128 - 1} <= told
+    assert not {0x1E7, 0x1E9, 0x210, 0x228, 0x217, 0x220, 0x24F, 0x258, 0x2CF} & told
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"ram": [(0, MIB), (MIB, 18 * MIB), (19 * MIB, 64 * MIB)]}, "other memory at 0x1200000"),
+        ({"ram": [(0, MIB), (17 * MIB, 64 * MIB)]}, "other memory at 0x1000000"),
+        ({"reserved": [(30 * MIB, 30 * MIB + 15)]}, "16 bytes to 4 GiB"),
+        ({"reserved": [(0x4000, 0x5000)]}, "which is in use"),
+        ({"reserved": [(30 * MIB, 31 * MIB), (30 * MIB + 8, 32 * MIB)]}, "which is in use"),
+    ],
+)
+def test_maps_that_have_no_room_are_refused(wrong: dict[str, Any], message: str) -> None:
+    spec = MapSpec(**{"ram": [(0, 0x9F000), (MIB, 64 * MIB)]} | wrong)
+    with GuestRam(spec.layout) as ram, pytest.raises(MapSpecError, match=message):
+        put_kernel(ram, kernel(), spec, "")
+
+
+def test_memory_is_cleared_and_what_was_written_elsewhere_is_found() -> None:
+    with GuestRam(RamLayout(3 * GIB, GIB)) as ram:
+        ram.write(MIB, b"\1" * (3 * PAGE))
+        ram.clear(MIB + 5, PAGE)
+        assert ram.read(MIB, 3 * PAGE) == b"\1" * 5 + bytes(PAGE) + b"\1" * (2 * PAGE - 5)
+        ram.write(5 * GIB - PAGE, b"\2" * PAGE)
+        found = list(ram.beyond([(MIB, MIB + PAGE)]))
+        assert [(at, len(data)) for at, data in found] == [
+            (MIB + PAGE, 2 * PAGE), (5 * GIB - PAGE, PAGE),
+        ]  # fmt: skip
+        with pytest.raises(KernelBootError, match="to clear"):
+            ram.clear(3 * GIB - 1, 2)
+        with pytest.raises(KernelBootError, match="to read"):
+            ram.read(0, (64 << 20) + 1)
+        assert len(ram.read(0, 64 << 20)) == 64 << 20
+
+
+def test_addresses_of_the_image_and_of_the_direct_map() -> None:
+    offset, top = 0xFFFF888000000000, 0xFFFFFFFF80000000
+    symbols = {"page_offset_base": top + 0x1000, "n": top + 0x2001, "__log_buf": top + 0x3000}
+    with GuestRam(RamLayout(4 * MIB)) as ram:
+        memory = KernelMemory(ram, symbols)
+        ram.write(0x1000, struct.pack("<Q", offset))
+        ram.write(0x2001, bytes(range(1, 10)))
+        assert memory.physical(top) == 0
+        assert memory.physical(top + GIB - 1) == GIB - 1
+        assert (memory.physical(offset), memory.physical(offset + 7)) == (0, 7)
+        for wrong in (top + GIB, offset - 1, 0):
+            with pytest.raises(KernelBootError, match="neither in the kernel image nor"):
+                memory.physical(wrong)
+        assert memory.number("n") == int.from_bytes(bytes(range(1, 9)), "little")
+        assert memory.number("n", 4) == 0x04030201
+        moved = KernelMemory(ram, {**symbols, "page_offset_base": top}, moved=0x1000)
+        assert (moved.page_offset, moved.physical(top)) == (offset, 0x1000)
+        with pytest.raises(KernelBootError, match="no symbol a or b"):
+            memory.address_of("a", "b")
+        assert memory.address_of("a", "n") == symbols["n"]
+        ram.write(0x2800, b"word\xff\0rest")
+        assert memory.text_at(top + 0x2800) == "word\ufffd"
+        ram.write(0x3000, b"\7first line of it\0\0\1short\0the last line\0")
+        assert memory.last_lines(1) == ["the last line"]
+        assert memory.last_lines(9) == ["first line of it", "the last line"]
+        assert KernelMemory(ram, {}).last_lines(9) == []
+
+
+# -- what is read ----------------------------------------------------------------------------------
+
+
+def described(names: list[str]) -> str:
+    return "".join(f'<reg name="{name}" bitsize="64"/>' for name in names)
+
+
+def test_registers_have_places_in_their_order() -> None:
+    layout = RegisterLayout.from_xml(described([*REQUIRED_REGISTERS, "x"]))
+    packet = b"".join(n.to_bytes(8, "little") for n in range(len(REQUIRED_REGISTERS)))
+    assert layout.unpack(packet, ["rcx", "efer"]) == {"rcx": 1, "efer": len(packet) // 8 - 1}
+    assert layout.unpack_all(packet) == {name: n for n, name in enumerate(REQUIRED_REGISTERS)}
+    with pytest.raises(GdbError, match="no value for register 'x'"):
+        layout.unpack(packet, ["x"])
+    with pytest.raises(GdbError, match="no register 'efer'"):
+        RegisterLayout.from_xml(described([*REQUIRED_REGISTERS[:-1]]))
+    many = [f"r{n}" for n in range(1000 - len(REQUIRED_REGISTERS))]
+    assert RegisterLayout.from_xml(described([*many, *REQUIRED_REGISTERS])).number["efer"] == 999
+    with pytest.raises(GdbError, match="no register 'efer'"):
+        RegisterLayout.from_xml(described([*many, "one", *REQUIRED_REGISTERS]))
+
+
+class Pages(dict[int, bytes]):
+    """Physical memory."""
+
+    def read(self, address: int, size: int) -> bytes | None:
+        page = self.get(address & -PAGE)
+        return None if page is None else page[address % PAGE : address % PAGE + size]
+
+
+def test_leaves_of_a_direct_map_are_joined_and_what_is_odd_is_told() -> None:
+    """Rights do not part a run; the level does, and a page that maps something else."""
+    offset = 0xFFFF888000000000
+
+    def table(entries: dict[int, int]) -> bytes:
+        page = np.zeros(512, np.uint64)
+        for slot, entry in entries.items():
+            page[slot] = entry
+        return page.tobytes()
+
+    small = {n: n << 12 | (1 if n == 3 else 3) for n in range(512)}
+    pages = Pages({
+        0x1000: table({offset >> 39 & 511: 0x2003}),
+        0x2000: table({0: 0x3003, 2: 0x3003}),
+        0x3000: table({0: 0x4003, 1: 2 << 20 | 0x83, 2: 8 << 20 | 0x83}),
+        0x4000: table(small),
+    })  # fmt: skip
+    found = read_direct_map(pages, 0x1000, X86_64, (offset, offset + (1 << 46)), Cpu(40))
+    assert [(t.level, t.pfn, t.va) for t in found.tables][:3] == [
+        (1, 4, 0), (1, 4, 2 << 30), (2, 3, 0),
+    ]  # fmt: skip
+    assert found.leaf_runs[:2] == ((0, 2 * MIB, 1), (2 * MIB, 4 * MIB, 2))
+    assert "L2 leaf at offset 0x400000 maps 0x800000" in found.findings
+    assert found.findings[-1] == "2 entries lead to a table that another leads to as well"
+
+
+def record(**given: Any) -> BootRecord:
+    usual: dict[str, Any] = {
+        "release": "6.1", "levels": 4, "pse": True, "gbpages": False, "memory_mib": 64,
+        "firmware_e820": ((0, MIB, 1),), "e820": ((0, MIB, 2),), "memory": ((0, MIB),),
+        "reserved": ((0, PAGE),), "bottom_up": True, "kernel_end": 7, "brk_start": 5 * PAGE,
+        "pgt_buf_pages": 6, "max_pfn": 8, "max_low_pfn": 9, "panic": None,
+        "steps": (MappingStep(0, MIB, [(0, MIB, "4k")]),),
+        "allocations": (TableAllocation(5, True, 0), TableAllocation(9, False, 1)),
+        "hook_order": ((1, 9), (2, 5)), "cr3": 0x1000,
+        "tables": (TablePage(1, 9, 0x200000), TablePage(2, 5, 0)),
+        "leaf_runs": ((0, MIB, 1),), "findings": ("odd",), "reserved_after": ((0, 2 * PAGE),),
+        "provenance": BootProvenance("k", "q", ("-m",), "quiet", "direct", 1.5),
+    }  # fmt: skip
+    return BootRecord(**usual | given)
+
+
+def test_a_record_as_data() -> None:
+    """docs/boot-record.md; hashes are those of the kernel-oracle files."""
+    told = record().to_json(tables_up_to=2)
+
+    def digest(*lines: str) -> str:
+        return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+    assert told == {
+        "format": "paravirt-mm-boot-1", "release": "6.1", "levels": 4, "e820": [[0, MIB, 2]],
+        "firmware_e820": [[0, MIB, 1]], "memory": [[0, MIB]], "reserved": [[0, PAGE]],
+        "bottom_up": True, "kernel_end": 7, "brk_start": 5 * PAGE, "pgt_buf_pages": 6, "pse": 1,
+        "gbpages": 0, "max_pfn": 8, "max_low_pfn": 9, "memory_mib": 64, "panic": None,
+        "steps": [{"start": 0, "end": MIB, "ranges": [[0, MIB, "4k"]]}],
+        "brk_tables": [[5 * PAGE, 6 * PAGE]], "table_count": {"L1": 1, "L2": 1, "L3": 0},
+        "tables_sha256": digest("1 9 200000", "2 5 0"),
+        "hook_order_sha256": digest("1 9", "2 5"), "leaf_runs": [[0, MIB, 1]],
+        "findings": ["odd"], "reserved_after": [[0, 2 * PAGE]], "cr3": 0x1000,
+        "provenance": {
+            "kernel": "k", "qemu": "q", "qemu_arguments": ("-m",), "command_line": "quiet",
+            "entry": "direct", "seconds": 1.5,
+        },
+        "tables": [[1, 9, 0x200000], [2, 5, 0]], "hook_order": [[1, 9], [2, 5]],
+        "allocations": [[5, "brk", 0], [9, "memblock", 1]],
+    }  # fmt: skip
+    short = record().to_json(tables_up_to=1)
+    assert told.keys() - short.keys() == {"tables", "hook_order", "allocations"}
+    many = tuple(TablePage(1, n, n << 21) for n in range(401))
+    assert "tables" not in record(tables=many).to_json()
+    assert "tables" in record(tables=many[1:]).to_json()
+    assert record(levels=5).table_count == {"L1": 1, "L2": 1, "L3": 0, "L4": 0}
