@@ -155,8 +155,6 @@ class Image:
     def extents(self) -> list[tuple[int, int]]:
         """Return the maximal runs of table pages, in bytes, ascending."""
         first, last = self.tables.pfn, self.tables.pfn + self.tables.count
-        if not len(first):
-            return []
         breaks = np.flatnonzero(first[1:] != last[:-1])
         starts = first[np.concatenate(([0], breaks + 1))]
         ends = last[np.concatenate((breaks, [len(last) - 1]))]
@@ -189,8 +187,10 @@ class Image:
         done = 0
         while done < count:
             row = int(np.searchsorted(self.tables.pfn, pfn + done, side="right")) - 1
-            skip = pfn + done - int(self.tables.pfn[row]) if row >= 0 else 0
-            have = int(self.tables.count[row]) - skip if row >= 0 else 0
+            if row < 0:
+                return None
+            skip = pfn + done - int(self.tables.pfn[row])
+            have = int(self.tables.count[row]) - skip
             if have <= 0:
                 return None
             part = result[done : done + have]
@@ -311,7 +311,7 @@ class Image:
     def _check_fit(self) -> None:
         """An entry has room for so many address bits only."""
         limit = self.format.address_field + PAGE_SIZE
-        highest = self.extents()[-1][1] if len(self.tables) else 0
+        highest = self.extents()[-1][1]
         for leaves in self._leaves.values():
             highest = max([highest, *(end for _, end, _ in leaves)])
         if highest > limit:
@@ -396,7 +396,7 @@ class _Canvas:
         stop = (end - self._base) // self.entry_span + self._offset
         while k < stop:
             row, column = divmod(k, width)
-            if column == 0 and stop - k >= width:
+            if not column and stop - k >= width:
                 rows = (stop - k) // width
                 self._ramp(self._view[row : row + rows], first, step)
                 done = rows * width

@@ -196,11 +196,11 @@ class _ElfReader:
     def read(self, magic: bytes) -> Dump:
         wide = magic[4:5] == b"\2"
         kind, machine, table, sections, entry, count = self._header(wide)
-        if magic[4] not in (1, 2) or magic[5] != 1:
+        if magic[4] not in {1, 2} or magic[5] != 1:
             raise InputError("is no little-endian 32-bit or 64-bit ELF file", self.path)
         if kind != ET_CORE:
             raise InputError(f"is an ELF file of type {kind}, not a core (4)", self.path)
-        if machine not in (EM_386, EM_X86_64):
+        if machine not in {EM_386, EM_X86_64}:
             raise InputError(f"is a core of ELF machine {machine}; x86 is 3 or 62", self.path)
         if count == PN_XNUM:
             count = self._extended_count(wide, sections)
@@ -281,7 +281,7 @@ class _ElfReader:
         result: list[Segment] = []
         overlaps = 0
         for segment in sorted(segments, key=lambda s: (s.start, s.end)):
-            end = result[-1].end if result else 0
+            end = result[-1].end if result else segment.start
             if segment.start < end:
                 overlaps += 1
                 skip = end - segment.start

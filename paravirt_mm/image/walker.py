@@ -115,13 +115,10 @@ class Walk:
         """Yield the parts of ``[start, end)`` that nothing maps, ascending."""
         position = start
         for run in self.runs:
-            if run.end <= start:
-                continue
-            if run.start >= end:
-                break
-            if position < run.start:
-                yield position, run.start
-            position = run.end
+            stop = min(run.start, end)
+            if position < stop:
+                yield position, stop
+            position = max(position, run.end)
         if position < end:
             yield position, end
 
@@ -185,12 +182,8 @@ class _Level:
     path: U64
 
     def part(self, start: int, end: int) -> _Level:
-        return _Level(
-            self.address[start:end],
-            self.virtual[start:end],
-            self.rights[start:end],
-            self.path[:, start:end],
-        )
+        part = slice(start, end)
+        return _Level(self.address[part], self.virtual[part], self.rights[part], self.path[:, part])
 
 
 def _joined(parts: list[_Level]) -> _Level:
@@ -237,8 +230,7 @@ class _Walker:
                 # Chunk by chunk: four pages can refer to more tables than memory holds.
                 below.append(self._bounded(number, found, room))
                 room -= len(found.address)
-            if number > 1:
-                level = _joined(below)
+            level = _joined(below)
         return Walk(
             mode=self.mode,
             runs=self._collected(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -128,6 +129,26 @@ def test_cores_of_both_widths(opened: Open, wide: bool, section: int) -> None:
     assert opened(data[: 8 * PAGE + section - 1]).problems[0] == (
         "the number of program headers is not in the file"
     )
+    many = bytearray(data)
+    many[8 * PAGE + (47 if wide else 31)] = 1  # the highest byte of sh_info
+    assert opened(bytes(many)).problems[0] == ("16777219 program headers; only 1048576 are read")
+
+
+def test_only_segments_that_are_loaded_are_memory(opened: Open) -> None:
+    """System V ABI: PT_LOAD is 1; PT_NULL, PT_DYNAMIC or a vendor's own may lie there, too."""
+    load = struct.pack("<II", 1, 5)
+    for kind in (0, 2, 3, 0x6474_E551):
+        other = core([(0x3000, 11 * PAGE, PAGE)]).replace(load, struct.pack("<II", kind, 5))
+        with pytest.raises(InputError, match="holds no memory"):
+            opened(other)
+
+
+def test_a_file_that_became_shorter(opened: Open) -> None:
+    dump = opened(core(ONE))
+    assert dump.read(0x1000, PAGE) == b"\n" * PAGE
+    os.truncate(dump.path, 11 * PAGE - 1)
+    assert dump.read(0x1000, PAGE) is None
+    assert dump.read(0x1000, PAGE - 1) == b"\n" * (PAGE - 1)
 
 
 def test_limits_are_those_of_the_security_policy(opened: Open) -> None:

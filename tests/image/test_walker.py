@@ -328,6 +328,43 @@ def test_findings_are_bounded_and_counted() -> None:
         assert found.dropped == max(0, 1024 - limit)
 
 
+@pytest.mark.parametrize(("limit", "kept", "dropped"), [(0, 0, 1), (1, 1, 0)])
+def test_a_single_finding_is_bounded_and_counted(limit: int, kept: int, dropped: int) -> None:
+    memory = Memory(X86_64)
+    memory.put(memory.chain(), 0, 0x5063)
+    found = walk(memory, 0x1000, X86_64, limits=WalkLimits(runs=0, findings=limit))
+    assert (len(found.findings), found.dropped) == (kept, dropped)
+
+
+def test_the_last_page_of_all_addresses_can_be_asked_for() -> None:
+    memory = Memory(X86_64)
+    leaf = memory.chain()
+    for table in (0x1000, 0x2000, 0x3000):
+        memory.put(table, 511, table + 0x1067)
+    memory.put(leaf, 510, 0x5063)
+    memory.put(leaf, 511, 0x8063)
+    found = walk(memory, 0x1000, X86_64, within=((1 << 64) - 4096, 1 << 64))
+    assert [(run.end, run.physical) for run in found.runs] == [(1 << 64, 0x8000)]
+
+
+def test_cr4_pse_is_for_two_levels_only() -> None:
+    """SDM 3: where PAE is used, PS alone makes a large page."""
+    memory = Memory(X86_64)
+    memory.put(0x1000, 0, 0x2067)
+    memory.put(0x2000, 0, 0x3067)
+    memory.put(0x3000, 1, 0x20_01E3)
+    for cpu in (Cpu(), Cpu(pse=False)):
+        answer = translate(memory, 0x1000, X86_64, 0x20_0123, cpu=cpu)
+        assert answer == Translation(0x20_0123, 2, 0x20_01E3)
+        assert [run.level for run in walk(memory, 0x1000, X86_64, cpu).runs] == [2]
+    two = Memory(MODES["i386"])
+    two.put(0x1000, 1, 0x40_01E3)
+    assert translate(two, 0x1000, two.mode, 0x40_0123) == Translation(0x40_0123, 2, 0x40_01E3)
+    answer = translate(two, 0x1000, two.mode, 0x40_0123, cpu=Cpu(pse=False))
+    assert isinstance(answer, PageFault)
+    assert (answer.level, answer.entry) == (1, None)  # the table that it refers to is not there
+
+
 def test_within_visits_only_what_is_asked_for() -> None:
     memory = Memory(X86_64)
     leaf = memory.chain()

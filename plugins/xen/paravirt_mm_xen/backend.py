@@ -451,7 +451,7 @@ class Xen:
         places = [(part, span) for part, span in state.places if isinstance(part, Part)]
         found = self._on_no_ram(machine, places)
         if self._release is not None:
-            told = summary(found, self._release) if found else ""
+            told = summary(found, self._release)
         else:
             needed = "" if self._has_room(machine, state) else self._releases_that_boot(machine)
             told = ": ".join(filter(None, [", ".join(map(str, found)), needed]))
@@ -518,8 +518,8 @@ class Xen:
             return why
         from paravirt_mm_xen.replay import RULE
 
-        refused = [finding for finding in run.findings if finding.rule == RULE]
-        return f"refuses: {refused[0].message}" if refused else "accepts"
+        said = (finding.message for finding in run.findings if finding.rule == RULE)
+        return next((f"refuses: {message}" for message in said), "accepts")
 
     @hookimpl
     def pvmm_check_log(self, facts: Sequence[Fact]) -> list[LogLine]:

@@ -67,7 +67,6 @@ def _behind(used: RangeSet, start: int, end: int, mode: PagingMode, level: int) 
     if start >= end:
         return 0
     entry = mode.entry_span(level)
-    first = align_up(end, entry)
     last = align_up(end, mode.table_span(level))
-    filled = sum(high - low for low, high in used.within(first, last))
-    return (last - first - filled) // entry
+    filled = sum(high - low for low, high in used.within(end, last))
+    return (last - end - filled) // entry

@@ -139,10 +139,10 @@ def findings(trace: Trace) -> list[Finding]:
 
 def describe(refused: Refused) -> str:
     """Return a refusal in the words of the hypervisor's interface."""
-    what = words(refused.operation)
-    code = answer_in_words(refused.operation[0], refused.code)
+    what, (name, *_) = words(refused.operation), refused.operation
+    code = answer_in_words(name, refused.code)
     if refused.expected:
-        return f"{what}: {code}, not {answer_in_words(refused.operation[0], refused.expected)}"
+        return f"{what}: {code}, not {answer_in_words(name, refused.expected)}"
     return f"the hypervisor refuses {what}: {code}"
 
 

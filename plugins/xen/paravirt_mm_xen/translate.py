@@ -62,11 +62,11 @@ from paravirt_mm import (
 )
 from paravirt_mm_xen.domain.layout import extra_memory
 from paravirt_mm_xen.linux import MULTICALL_ENTRIES
+from paravirt_mm_xen.mmu.entries import PSE
 from paravirt_mm_xen.traces.format import MAX_OPERATIONS, MAX_PAGES, Operation, OperationTrace
 
 READ_ONLY = 0x65
 WRITABLE = 0x67
-LARGE = 1 << 7
 BOOT, PROBE = -1, -2
 """Event numbers of operations before the run's first event and after its last."""
 
@@ -166,11 +166,11 @@ class _Frames:
     """Frames of the guest by number: the trace's pages."""
 
     def __init__(self, ram: RangeSet) -> None:
-        self._lows: list[int] = []
+        self._highs: list[int] = []
         self._runs: list[tuple[int, int, int]] = []
         first = 0
         for low, high in ram:
-            self._lows.append(low)
+            self._highs.append(high)
             self._runs.append((low, high, first))
             first += (high - low) >> PAGE_SHIFT
 
@@ -182,7 +182,7 @@ class _Frames:
 
     def runs(self, start: int, end: int) -> Iterator[tuple[int, int, int]]:
         """Yield the RAM of ``[start, end)`` as (start, end, number of its first page)."""
-        index = max(0, bisect_right(self._lows, start) - 1)
+        index = bisect_right(self._highs, start)
         while index < len(self._runs) and self._runs[index][0] < end:
             low, high, first = self._runs[index]
             low_part, high_part = max(low, start), min(high, end)
@@ -317,7 +317,7 @@ class _Translator:
         step = self._mode.entry_span(level)
         for start, end, flags in segments:
             if level > 1:
-                flags |= LARGE
+                flags |= PSE
             for low, high, page in self._frames.runs(start, end):
                 first = tree.index(level, low)
                 entries = [
@@ -399,21 +399,21 @@ class _Translator:
 
     def _on_allocated(self, event: TablesAllocated) -> None:
         batch = event.batch
-        keys: list[Key] = []
-        pages: list[int] = []
+        made: dict[Key, int] = {}
         for run in batch.walk_order():
             span = self._mode.table_span(run.level)
             for n in range(run.count):
-                keys.append((run.level, run.base + n * span))
-                pages.append(self._frames.page(run.pfn + n * run.step))
+                key = run.level, run.base + n * span
+                made[key] = self._frames.page(run.pfn + n * run.step)
         if self._mode.root_level in batch.spans:
-            self._tree = _Tree(self._mode, pages[0])
-            self._do_stand_in("copy_kernel_slots", pages[0])
-        self._tree.tables.update(zip(keys, pages, strict=True))
-        self._tree.owner.update(dict.fromkeys(keys, batch.index))
-        self._batches[batch.index] = tuple(keys)
+            root = made[self._mode.root_level, 0]
+            self._tree = _Tree(self._mode, root)
+            self._do_stand_in("copy_kernel_slots", root)
+        self._tree.tables.update(made)
+        self._tree.owner.update(dict.fromkeys(made, batch.index))
+        self._batches[batch.index] = tuple(made)
         if self._each:
-            self._unfinished = {key: [] for key in keys}
+            self._unfinished = {key: [] for key in made}
             self._ways = {}
             self._readonly_event = None
             self._pins = frozenset(), 0

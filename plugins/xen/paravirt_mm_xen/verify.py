@@ -148,7 +148,7 @@ class RunResult:
 
 def verify(options: VerifyOptions, *, as_json: bool) -> ExitCode:
     """Do what was asked, print it, and return the exit code."""
-    asked = _release(options.release)
+    asked = None if options.release is None else _release(options.release)
     report: dict[str, Any] = {}
     codes = [ExitCode.OK]
     say: _Say = _nothing if as_json else click.echo
@@ -215,9 +215,7 @@ def _nothing(_: str) -> None:
     """Say nothing: JSON is printed in the end."""
 
 
-def _release(version: str | None) -> Release | None:
-    if version is None:
-        return None
+def _release(version: str) -> Release:
     try:
         release = release_of(version)
     except KeyError:
@@ -233,7 +231,7 @@ def release_booted(live: LiveXen) -> Release:
 
     Raises `SpecError` where there is none for its version.
     """
-    return RECORDED if live.version is None else _release(live.version) or RECORDED
+    return RECORDED if live.version is None else _release(live.version)
 
 
 def _files(

@@ -96,7 +96,9 @@ def test_one_cleared_entry_more_is_told(recording: Dom0Recording) -> None:
     assert not found.ok
     name = f"cleared L{cleared.level}"
     assert found.real[name] == found.model[name] + 1
-    assert [line.split()[1] for line in found.lines() if line.endswith("differs")] == [name[8:]]
+    assert [line.split() for line in found.lines() if line.endswith("differs")] == [
+        [*name.split(), f"{found.real[name]:,}", f"{found.model[name]:,}", "differs"]
+    ]
 
 
 def test_requests_that_share_a_hypercall_are_batches() -> None:
@@ -184,6 +186,30 @@ def test_as_much_of_a_recording_as_is_read(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(recording_module, "MAX_CALLS", 2)
     with pytest.raises(InputError, match="'tables' must be a list"):
         Dom0Recording.load(path)
+
+
+def test_words_of_a_recording_are_cut(tmp_path: Path) -> None:
+    """80 characters of a value in a message, 200 of a text that is kept."""
+    long = "6" + "y" * 300
+    kept = Dom0Recording(long, long, 1, 1, (1, 2, 3, 4, 5), (), (), 0, panic=long)
+    path = tmp_path / "one.json"
+    kept.save(path)
+    found = Dom0Recording.load(path)
+    assert found.kernel == found.xen == found.panic == long[:200]
+    with pytest.raises(InputError, match="begins with no release") as raised:
+        _ = found.release
+    assert len(str(raised.value)) == len("'kernel' begins with no release: ") + 80
+    row = ["fly", long]
+    for changes, said in (
+        ({"calls": [row]}, str(row)[:80]),
+        ({"calls": [["mmuext_op", long, "PIN_L1_TABLE", 1]]}, long[:80]),
+        ({"tables": [row]}, str(row)[:80]),
+    ):
+        path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+        with pytest.raises(InputError) as raised:
+            Dom0Recording.load(path)
+        assert str(raised.value).endswith(f" {said}")
+        kept.save(path)
 
 
 def test_commands_of_early_boot() -> None:

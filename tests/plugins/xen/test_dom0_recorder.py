@@ -72,6 +72,8 @@ class Gdb:
         self.now = {"rsp": STACK, "rcx": 0x77, "rdx": 0, **next(self.stops, {"rip": BACK})}
         for name in ("rax", "rdi", "rsi"):
             self.now.setdefault(name, 0)
+        if place := self.now.pop("then", 0):  # what the guest has written there meanwhile
+            self.memory[place] = self.memory[place + (1 << 40)]
 
     def registers(self) -> Mapping[str, int]:
         assert self.now["rip"] in self.breakpoints or self.now["rip"] < TEXT
@@ -337,18 +339,38 @@ def test_frames_of_40_bits_are_looked_up(record: Any, bit: int) -> None:
         ARGUMENTS: updates((frame(1) << 12, (high + 5) << 12 | 0x8010_0000_0000_0063)),
         ARGUMENTS + 0x1000: operations((0, high + 6)),
     }
-    recording, _ = record(
-        [
-            BEGIN,
+    flip, update, pin = (
+        record([BEGIN, stop], memory)[0].calls[0]
+        for stop in (
             hypercall(14, 0x1000, (high + 4) << 12 | 0xFFF0_0000_0000_0061),
             hypercall(1, ARGUMENTS, 1),
             hypercall(26, ARGUMENTS + 0x1000, 1),
-        ],
-        memory,
+        )
     )
-    flip, update, pin = recording.calls
+    assert record([BEGIN, hypercall(14, 0x1000, 1 << 52 | 0x61)], memory)[0].calls[0].target == -1
     assert (flip.target, update.target, pin.pfn) == (0x704, 0x705, 0x706)
     assert (flip.flags, update.flags) == (0xFFF0_0000_0000_0061, 0x8010_0000_0000_0063)
+
+
+def test_tables_that_no_other_refers_to_have_numbers_too(record: Any) -> None:
+    """Built, and given back before the end: level 0."""
+    memory = {ARGUMENTS: updates((frame(0x90) << 12 | 8, 0))}
+    recording, _ = record([BEGIN, hypercall(1, ARGUMENTS, 1)], memory)
+    assert recording.calls == (Request(Kind.MMU_UPDATE, 0, page(0x90), 1, 0, -1, 0),)
+
+
+def test_any_other_instruction_is_carried_out_by_a_step(record: Any) -> None:
+    _, gdb = record([BEGIN, hypercall(14)], {HYPERCALL: bytes([0x90] * 5)})
+    assert gdb.did == ["step"]
+
+
+def test_other_requests_at_the_same_place_are_another_call(record: Any) -> None:
+    first, second = updates((frame(3) << 12, 0)), updates((frame(3) << 12 | 8, 0))
+    stop = hypercall(1, ARGUMENTS, 1)
+    stops = [BEGIN, stop, {**stop, "then": ARGUMENTS}]
+    memory = {ARGUMENTS: first, ARGUMENTS + (1 << 40): second}
+    recording, _ = record(stops, memory)
+    assert [call.index for call in recording.calls] == [0, 1]
 
 
 def test_a_stop_that_comes_back_is_one_call(record: Any) -> None:
@@ -372,7 +394,7 @@ def test_as_many_requests_as_are_read(record: Any) -> None:
 def test_boots_that_do_not_get_there(record: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     words = {ARGUMENTS: b"memory conflicts with E820 map\n\0more".ljust(200)}
     stop = {"rip": PANIC, "rdi": ARGUMENTS}
-    recording, _ = record([BEGIN, hypercall(14), stop], words)
+    recording, _ = record([BEGIN, hypercall(14), stop, hypercall(14, 1)], words)
     assert recording.panic == "memory conflicts with E820 map"
     assert len(recording.calls) == 1
     for stops, says in (

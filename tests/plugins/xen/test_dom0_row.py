@@ -319,3 +319,36 @@ def test_entries_are_charged_by_level_and_empty_ones_counted() -> None:
     assert written(1, 1, leaf=True) == Cost(way=Way.EMULATED)
     assert written(1, 1, live=False, leaf=True) == Cost(way=Way.DIRECT)
     assert charges.at_the_end() == Cost(hypercalls={"mmu_update": 1})
+
+
+def test_empty_entries_map_ram_that_waits_for_its_frames(recording: Dom0Recording) -> None:
+    """Those behind the RAM are only counted: Linux clears what it does not map."""
+    (table, base) = next((pfn, base) for level, pfn, base in recording.tables if level == 1)
+    ram = machine_of(recording).memory_map.ram_pages()
+    cleared = Request(Kind.MMU_UPDATE, 0, table, 0, 1)
+    calls = tuple(attrs.evolve(cleared, index=index) for index in range(512))
+    charges = Charges.of(attrs.evolve(recording, calls=calls, begin=0))
+    waiting = [index for index in range(512) if base + index * 4096 in ram]
+    assert 0 < len(waiting) < 512
+    assert [call.index for call in charges.entries[1]] == waiting
+    assert charges.cleared == {1: 512 - len(waiting)}
+    above = tuple(attrs.evolve(call, pfn=1, level=2) for call in calls)
+    assert Charges.of(attrs.evolve(recording, calls=above, begin=0)).cleared == {2: 512}
+
+
+def test_a_host_has_its_map_in_order() -> None:
+    """What lies behind the hypervisor's room stays there; without an initrd none is given."""
+    entries = [(0, 64 * MIB, E820Type.RAM), (0xFEC0_0000, 0xFEC0_1000, E820Type.RESERVED)]
+    host = host_of(Machine("m", MemoryMap.sanitise(entries)))
+    assert [entry[0] for entry in host.e820] == [0, 64 * MIB, 0xFEC0_0000]
+    assert host.initrd == 0
+
+
+def test_recordings_are_kept_in_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    """XDG base directories: $XDG_CACHE_HOME, or ~/.cache where it is empty or not set."""
+    monkeypatch.setenv("HOME", "/home/somebody")
+    for given, home in (("/var/x", "/var/x"), ("", "/home/somebody/.cache")):
+        monkeypatch.setenv("XDG_CACHE_HOME", given)
+        assert kept._home() == Path(home) / "paravirt-mm/dom0"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert kept._home() == Path("/home/somebody/.cache/paravirt-mm/dom0")

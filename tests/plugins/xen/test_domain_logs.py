@@ -13,11 +13,13 @@ import pytest
 from paravirt_mm import (
     MODES,
     BootState,
+    DomainKernel,
     E820Type,
     Hypervisor,
     KernelImage,
     Machine,
     MemoryMap,
+    Place,
     Scenario,
     SpecError,
     bundled,
@@ -31,6 +33,7 @@ from paravirt_mm_xen.domain.arrangement_log import check_arrangement, predict, r
 from paravirt_mm_xen.domain.builders import RELEASES, builders_of
 from paravirt_mm_xen.domain.collisions import (
     HANDLINGS,
+    Collision,
     Fate,
     apart,
     boots,
@@ -47,6 +50,9 @@ from paravirt_mm_xen.domain.layout import (
     builder_tables,
     first_allocation,
     high_p2m_frames,
+    static_tables,
+    table_pages,
+    with_first_page,
 )
 from paravirt_mm_xen.verify import guest_machine
 
@@ -294,6 +300,85 @@ def test_what_is_inserted_into_the_first_allocation_is_whole_pages() -> None:
     layout = arrange(_given(kernel=(16 * MIB, 62 * MIB), initrd_bytes=6 * MIB - 100, pages=1 << 20))
     assert (layout.end, layout.initrd) == (72 * MIB, (62 * MIB, 68 * MIB - 100))
     assert layout.high_p2m == (134 * MIB, 142 * MIB + 2 * PAGE)
+
+
+def test_what_a_log_says_of_xen_and_of_the_kernel() -> None:
+    """Word size and version may stand in other lines; the kernel's last line is the one it got."""
+
+    def place(name: str, start: int, end: int, section: Any = "virtual") -> Place:
+        return Place(1, "", section, name, start, end)
+
+    base = 0xFFFF_FFFF_8000_0000
+    places = [
+        place("Loaded kernel", base + 16 * MIB, base + 20 * MIB),
+        place("TOTAL", base, base + 24 * MIB),
+    ]
+    kernels = [DomainKernel(1, "", 32, 1 * MIB, 2 * MIB), DomainKernel(2, "", 64, 3 * MIB, 4 * MIB)]
+    said = [Hypervisor(1, "", version="4.17.2"), Hypervisor(2, "", bits=32)]
+    told = read_told([*places, *kernels, *said])
+    assert told is not None
+    assert (told.xen, told.given.hypervisor_bits) == ((4, 17, 2), 32)
+    assert (told.given.kernel, told.given.mode) == ((3 * MIB, 4 * MIB), X86_64)
+    told = read_told([*places, Hypervisor(1, "", version="unstable")])
+    assert told is not None
+    assert (told.xen, told.given.hypervisor_bits) == (None, 64)
+    assert told.given.kernel == (16 * MIB, 20 * MIB)
+
+
+def test_parts_that_cannot_move_are_told_first() -> None:
+    places = [
+        (part, (n * MIB, (n + 1) * MIB))
+        for n, part in enumerate(
+            (Part.KERNEL, Part.INITRD, Part.P2M, Part.START_INFO, Part.PAGE_TABLES, Part.BRK), 1
+        )
+    ]
+    found = find_collisions(places, MemoryMap.sanitise([(0, MIB, E820Type.RAM)]), 1)
+    assert [one.part for one in found] == [
+        Part.KERNEL, Part.BRK, Part.START_INFO, Part.PAGE_TABLES, Part.P2M, Part.INITRD,
+    ]  # fmt: skip
+    # A hole is nothing that could move away, whatever RAM there is elsewhere.
+    assert found[0] == Collision(Part.KERNEL, (MIB, 2 * MIB), "hole", None, can_swap=False)
+    assert find_collisions([], MemoryMap.sanitise([(0, 4096, E820Type.RAM)]), 1) == []
+
+
+def test_tables_of_a_kernel_that_goes_on_behind_the_builders() -> None:
+    """An initial mapping up to 1,020 MiB and 8 MiB more: a second L2, and four L1 of its own."""
+    kernel = KernelImage(16 * MIB, 1016 * MIB, 1016 * MIB, 1016 * MIB)
+    layout = arrange(_given(kernel=kernel.span, kind=DomainKind.DOMU))
+    assert layout.end == 1020 * MIB
+    static = static_tables(X86_64, kernel, layout, 4)
+    pages = table_pages(X86_64, layout, static, DomainKind.DOMU, 4)
+    assert {level: len(pfns) for level, pfns in pages.items()} == {4: 1, 3: 1, 2: 2, 1: 510 + 4}
+    own = [*pages[4], *pages[3], *pages[2], *pages[1][510:]]
+    assert own == list(range((static[1] >> 12) - 1, (static[0] >> 12) - 1, -1))
+    low, high = layout.page_tables
+    assert all(low >> 12 <= pfn < high >> 12 for pfn in pages[1][:510])
+
+
+def test_what_an_old_dom0_is_clipped_to() -> None:
+    """dom0_compute_nr_pages: its list and as much again in the last 2 GiB, behind kernel and
+    initrd, each of whole pages.
+    """
+    given = _given(kernel=(16 * MIB, 20 * MIB + 5), initrd_bytes=3 * MIB + 1, pages=1 << 30)
+    behind = 20 * MIB + PAGE
+    assert given.clipped.pages == ((2 << 30) - behind - 3 * MIB - PAGE) // 16
+    unmapped = attrs.evolve(given, initrd_mapped=False)
+    assert unmapped.clipped.pages == ((2 << 30) - behind) // 16
+    few = attrs.evolve(unmapped, pages=1 << 16)
+    assert few.clipped is few
+
+
+def test_linux_keeps_the_first_page() -> None:
+    rest = (PAGE, MIB, E820Type.RAM)
+    for first, whole in (
+        ((0, PAGE, E820Type.RESERVED), [(0, MIB)]),
+        ((0, PAGE, E820Type.ACPI), [(0, MIB)]),
+        ((0, PAGE - 1, E820Type.RESERVED), [(PAGE, MIB)]),
+        ((1, PAGE, E820Type.RESERVED), [(PAGE, MIB)]),
+    ):
+        found = with_first_page(MemoryMap.sanitise([first, rest]))
+        assert list(found.ram_pages()) == whole
+    assert not list(with_first_page(MemoryMap.sanitise([])))
 
 
 def test_brk_is_a_part_of_its_own() -> None:

@@ -67,6 +67,13 @@ def test_generators_take_turns_until_there_are_enough_operations() -> None:
     assert sum(len(trace.ops) for trace in traces[:-1]) < 1_000
 
 
+def test_exactly_enough_operations_are_enough() -> None:
+    sizes = [len(trace.ops) for trace in generate(["trees", "uniform"], 1, 500)]
+    for count in (1, 2, 3):
+        assert len(list(generate(["trees", "uniform"], 1, sum(sizes[:count])))) == count
+        assert len(list(generate(["trees", "uniform"], 1, sum(sizes[:count]) + 1))) == count + 1
+
+
 def test_generators_stream() -> None:
     assert next(generate(["uniform"], 1, 10**15)).name == "uniform-1-0"
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 import pytest
 
+from paravirt_mm_xen.live import session
 from paravirt_mm_xen.traces import shrink as shrinking
 from paravirt_mm_xen.traces.format import Operation, OperationTrace, check
 from paravirt_mm_xen.traces.generators import make
@@ -150,6 +151,7 @@ def test_parts_of_a_longer_trace_are_drawn() -> None:
     assert len(drawn) == 7 * 60
     shares = [sum(drawn[n * 60 : n * 60 + 60]) / 60 / 128 for n in range(7)]
     assert shares == pytest.approx([0.05, 0.1, 0.2, 0.3, 0.4, 0.6, 0.8], abs=0.02)
+    assert len(set(shrinking._kept(unpins(11)))) < 2**11 - 1
     for count, more in ((11, True), (1000, True), (1001, False)):
         left_out = sum(-(-count // chunk) for chunk in halves(count))
         kept = list(shrinking._kept(unpins(count)))
@@ -171,6 +173,33 @@ def test_operations_are_made_simpler_one_by_one() -> None:
         (first, second, ("mmuext_batch", (("unpin", 0),))),
     ]
     assert list(shrinking._simpler(("mmuext_batch", (("unpin", 0),)))) == []
+
+
+def test_what_is_simpler() -> None:
+    """Fewer operations and members; then fewer pages; then smaller fields, the first one too."""
+    flush, pin = ("tlb_flush", "all"), ("pin", 1, 0)
+    ascending = [
+        OperationTrace("t", 9, (pin,)), OperationTrace("t", 9, (("pin", 4, 0),)),
+        OperationTrace("t", 9, (("pin", 4, 8),)),
+        OperationTrace("t", 1, (pin, flush)), OperationTrace("t", 2, (pin, flush)),
+        OperationTrace("t", 1, (("mmuext_batch", (flush, flush)),)),
+        OperationTrace("t", 1, (("mmuext_batch", (flush, pin)),)),
+        OperationTrace("t", 1, (pin, ("mmuext_batch", (flush, flush)))),
+    ]  # fmt: skip
+    sizes = [shrinking._size(trace) for trace in ascending]
+    assert sizes[:5] == sorted(set(sizes[:5]))
+    assert sizes[5:] == sorted(set(sizes[5:]))
+    assert sizes[3] < sizes[5]
+
+
+def test_pages_of_a_minimal_trace_are_numbered_afresh() -> None:
+    found = shrink(OperationTrace("t", 8, (("unpin", 5),)), Oracle(lambda _: True))
+    assert (found.trace.pages, found.trace.ops) == (1, (("unpin", 0),))
+
+
+def test_a_round_fits_a_boot() -> None:
+    assert shrinking._ROUND_PAGES == session.BOOT_PAGES
+    assert shrinking._ROUND_OPERATIONS == 400_000 < session.BOOT_OPERATIONS
 
 
 def halves(count: int) -> list[int]:

@@ -18,6 +18,8 @@ from click.testing import CliRunner, Result
 from paravirt_mm import SpecError
 from paravirt_mm.cli.main import cli
 from paravirt_mm_xen.traces import recorded
+from paravirt_mm_xen.traces.files import read_traces, write_traces
+from paravirt_mm_xen.traces.format import OperationTrace
 from paravirt_mm_xen.traces.words import answer_in_words, words
 
 DATA = Path(__file__).parents[3] / "tests/data/xen"
@@ -192,3 +194,13 @@ def test_operations_in_words() -> None:
         "mmu_update page 1 entry 2 := page 3 flags 0x67 preserve A/D True"
     )
     assert words(("tlb_flush", "all")) == '["tlb_flush", "all"]'
+
+
+@pytest.mark.parametrize(("name", "magic"), [("a.jsonl", b"{"), ("a.jsonl.xz", b"\xfd7zXZ\0")])
+def test_files_are_compressed_by_their_names(tmp_path: Path, name: str, magic: bytes) -> None:
+    path = tmp_path / name
+    trace = OperationTrace("t", 1, (("type", 0),))
+    with write_traces(path) as file:
+        file.write(trace.to_json([0]) + "\n")
+    assert path.read_bytes().startswith(magic)
+    assert [found.trace for found in read_traces(path)] == [trace]

@@ -211,6 +211,56 @@ def test_an_entry_that_is_not_present_may_lie_in_another_frame() -> None:
     assert replay(RecordedTrace(trace, (0, 0x1234_5066))) is None
     assert replay(RecordedTrace(trace, (0, 0x1234_5064))) is not None
     assert replay(RecordedTrace(trace, (0, 0x1234_5067))) is not None
+    empty = OperationTrace("empty", 4, (("read", 1, 0),))
+    assert replay(RecordedTrace(empty, (0,))) is None
+    assert replay(RecordedTrace(empty, (0x1234_5000,))) is not None  # here the model has none
+
+
+def test_what_a_load_tells_of_an_entry() -> None:
+    """Its page's number; 0xfff for any other frame; what is not present as a signed number."""
+    guest = TraceGuest(4)
+    first, last = guest.mfn(0), guest.mfn(3)
+    for value, told in (
+        (first << 12 | 0x67, 0x067), (last << 12 | 0x67, 0x3067),
+        (first - 1 << 12 | 1, 0xFFF001), (last + 1 << 12 | 1, 0xFFF001),
+        (first << 12 | 2, first << 12 | 2), (1 << 63 | 2, 2 - (1 << 63)), (0, 0),
+        ((1 << 63) - 2, (1 << 63) - 2),
+    ):  # fmt: skip
+        assert guest.store_value(1, 7, value) == 0
+        assert guest.read(1, 7) == told
+
+
+def test_the_guest_does_not_take_its_own_code_away() -> None:
+    """The kernel's slot of the loaded root, whichever operation loaded it."""
+    for load in (("new_baseptr", 0), ("mmuext_batch", (("pin", 4, 0), ("new_baseptr", 0)))):
+        guest = TraceGuest(4)
+        assert guest.answers((("copy_kernel_slots", 0), ("update_va_mapping", 0, 0, 0x65))) == (
+            0,
+            0,
+        )
+        assert guest.answers([load]) == (0,)
+        for refused in (
+            ("mmu_update", 0, 511, 0, 0, False),
+            ("multicall", (("mmu_update", 0, 511, 0, 0, False),)),
+            ("mmu_update_batch", ((0, 511, 0, 0, False),)),
+            ("mmu_update_device", 0, 511, "vga", 0x67),
+            ("multicall", (("update_va", 0xFFFF_FF80_0000_0000, 0, 0x67),)),
+            ("mmuext_batch", (("new_baseptr", 1),)),
+        ):
+            assert guest.answers([refused]) == (-77777,)
+        assert guest.answers([("multicall", (("update_va_mapping", 0, 0, 0x65),))]) == (0,)
+        assert guest.answers([("multicall", (("unpin", 0), ("pin", 1, 511 % 4)))]) != (-77777,)
+
+
+def test_a_probe_for_writing_loads_first() -> None:
+    """And stores what it has found: nothing changes, but that it may be refused."""
+    guest = TraceGuest(4)
+    va = guest.va(1)
+    assert guest.store_value(1, 0, 0x1234) == 0
+    assert guest.update_va_mapping(2, 2, 0x65) == 0
+    # The guest's own addresses are not for probing; another mapping of the same pages is.
+    assert guest.probe(va, "write") == -77777
+    assert guest.probe(0, "write") == -114000
 
 
 def test_a_difference_names_the_first_operation() -> None:

@@ -58,7 +58,7 @@ _MMUEXT_REQUEST = struct.Struct("<I4xQQ")
 _M2P = 0xFFFF_8000_0000_0000
 """Where a 64-bit guest sees the machine-to-physical table (public ``xen-x86_64.h``)."""
 _M2P_CHUNK = 128
-_FRAME = (1 << 52) - 1 >> 12
+_FRAMES = (1 << 40) - 1
 _VERSION = re.compile(r"\(XEN\) Xen version (\S+)")
 _XEN_PANIC = re.compile(r"Panic on CPU \d+:\n\(XEN\) (.+)")
 _ROOT_SLOTS = (*range(256), *range(272, 512))  # of an L4, without Xen's own
@@ -313,8 +313,8 @@ class _Recorder:
         self._levels: dict[int, int] = {}
         self._bases: dict[int, int] = {}
         self._pfns: dict[int, int] = {}
-        self.begin = 0
-        self.brk = (0, 0)
+        self.begin: int
+        self.brk: tuple[int, int]
         self.mappings: list[MappedRange] = []
         self.panic: str | None = None
 
@@ -460,7 +460,7 @@ class _Recorder:
         return bytes(data)
 
     def _target(self, entry: int) -> int:
-        return self._pfn(entry >> 12 & _FRAME & (1 << 40) - 1) if entry else -1
+        return self._pfn(entry >> 12 & _FRAMES) if entry else -1
 
     def _pfn(self, mfn: int) -> int:
         return self._pfns.get(mfn, -1)
@@ -493,14 +493,14 @@ class _Recorder:
                             of = slot - first << _ROOT_SHIFT if 0 <= slot - first < 128 else None
                         else:
                             of = None if base is None else base + (slot << 12 + 9 * (level - 1))
-                        child = entries[slot] >> 12 & (1 << 40) - 1
+                        child = entries[slot] >> 12 & _FRAMES
                         # A table may be in use for the kernel's own mapping, too.
                         children[child] = children.get(child) if of is None else of
             self._levels.update((table, level - 1) for table in children)
             self._bases.update((mfn, base) for mfn, base in children.items() if base is not None)
             tables = children
         self._gdb.expect_ok("Qqemu.PhyMemMode:0")
-        for mfn in sorted({*self._named(), *self._bases}):
+        for mfn in {*self._named(), *self._bases}:
             if mfn not in self._pfns:
                 self._translate(mfn // _M2P_CHUNK * _M2P_CHUNK)
 
@@ -513,7 +513,7 @@ class _Recorder:
                 if first not in FLUSHES:
                     yield second
             elif second:
-                yield second >> 12 & (1 << 40) - 1
+                yield second >> 12 & _FRAMES
 
     def _translate(self, first: int) -> None:
         try:
@@ -521,7 +521,7 @@ class _Recorder:
         except GdbError:
             return  # behind the host's memory, or a device
         for offset, (pfn,) in enumerate(struct.iter_unpack("<Q", data)):
-            if pfn < 1 << 40:
+            if pfn <= _FRAMES:
                 self._pfns[first + offset] = pfn
 
 

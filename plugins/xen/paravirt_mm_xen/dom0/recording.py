@@ -25,6 +25,9 @@ MAX_FILE = 64 << 20  #: bytes, unpacked
 MAX_CALLS = 1_000_000
 _RELEASE = re.compile(r"\d[\w.+~-]{0,63}", re.ASCII)
 
+_WORDS, _TEXT = 80, 200
+"""Characters of a value that a message shows, and of a text that is kept."""
+
 PRESENT, RW = 1, 2
 
 FLUSHES = {6: "TLB_FLUSH_LOCAL", 7: "INVLPG_LOCAL", 10: "TLB_FLUSH_ALL", 11: "INVLPG_ALL"}
@@ -91,12 +94,12 @@ class Request:
             raise InputError("a call is a list that begins with its kind")
         names = _ROWS.get(row[0])
         if names is None or len(row) != len(names) + 1:
-            raise InputError(f"no such call: {str(row)[:80]}")
+            raise InputError(f"no such call: {str(row)[:_WORDS]}")
         fields: dict[str, Any] = dict(zip(names, row[1:], strict=True))
         for name, value in fields.items():
             good = type(value) is str if name == "command" else _is_number(value)
             if not good:
-                raise InputError(f"{name} cannot be {str(value)[:40]} in {str(row)[:80]}")
+                raise InputError(f"{name} cannot be {str(value)[:_WORDS]}")
         return cls(kind=Kind(row[0]), **fields)
 
 
@@ -151,7 +154,7 @@ class Dom0Recording:
         """``uname -r`` of the kernel. Raises `InputError` where its text begins with none."""
         release = self.kernel.split(" ", 1)[0]
         if not _RELEASE.fullmatch(release):
-            raise InputError(f"'kernel' begins with no release: {printable(release, 60)}")
+            raise InputError(f"'kernel' begins with no release: {printable(release, _WORDS)}")
         return release
 
     def counts(self, *, inside: bool) -> dict[str, int]:
@@ -180,13 +183,13 @@ class Dom0Recording:
         except InputError as error:
             raise InputError(str(error), str(path)) from None
         except (OSError, EOFError, lzma.LZMAError, ValueError, RecursionError) as error:
-            raise InputError(f"cannot be read: {str(error)[:200]}", str(path)) from None
+            raise InputError(f"cannot be read: {str(error)[:_TEXT]}", str(path)) from None
 
     @classmethod
     def _of(cls, record: Any) -> Dom0Recording:
         if not isinstance(record, dict) or record.get("format") != FORMAT:
             raise InputError(f"no recording of a dom0: its format is not {FORMAT!r}")
-        texts = {name: _typed(record, name, str)[:200] for name in ("kernel", "xen")}
+        texts = {name: _typed(record, name, str)[:_TEXT] for name in ("kernel", "xen")}
         numbers = {name: _typed(record, name, int) for name in ("host_mib", "dom0_mib", "begin")}
         log, image, calls = (_typed(record, name, list) for name in ("log", "image", "calls"))
         if len(image) != 5 or set(map(type, image)) != {int} or set(map(type, log)) - {str}:
@@ -204,7 +207,7 @@ class Dom0Recording:
             tables=tuple(_rows_of_three(record, "tables")),
             e820=tuple(_rows_of_three(record, "e820")),
             pages=_typed(record, "pages", int) if "pages" in record else 0,
-            panic=None if record.get("panic") is None else _typed(record, "panic", str)[:200],
+            panic=None if record.get("panic") is None else _typed(record, "panic", str)[:_TEXT],
         )
 
 
@@ -214,7 +217,7 @@ def _rows_of_three(record: dict[str, Any], name: str) -> Iterator[tuple[int, int
         raise InputError(f"{name!r} must be a list")
     for row in rows:
         if not isinstance(row, list) or len(row) != 3 or not all(map(_is_number, row)):
-            raise InputError(f"{name!r} has rows of three numbers, not {str(row)[:80]}")
+            raise InputError(f"{name!r} has rows of three numbers, not {str(row)[:_WORDS]}")
         yield row[0], row[1], row[2]
 
 

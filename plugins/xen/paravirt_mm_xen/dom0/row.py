@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 import attrs
 
@@ -33,8 +34,6 @@ from paravirt_mm import (
 )
 from paravirt_mm_xen.dom0.compare import machine_of
 from paravirt_mm_xen.dom0.recording import FLUSHES, RW, Dom0Recording, Kind, Request
-
-_ROOT_LOADS = ("NEW_BASEPTR",)
 
 
 def recorded_boot(recording: Dom0Recording, machine: Machine) -> RecordedBoot:
@@ -63,7 +62,7 @@ def recorded_boot(recording: Dom0Recording, machine: Machine) -> RecordedBoot:
         attached = {
             call.target
             for call in recording.calls[mapping.calls : end]
-            if call.kind is Kind.MMU_UPDATE and call.level > 1 and call.target in made
+            if call.level > 1 and call.target in made
         }
         # The kernel's walk: ascending, parents before children.
         pages = sorted(attached, key=lambda pfn: (made[pfn][1], -made[pfn][0]))
@@ -156,29 +155,17 @@ class Charges:
         for kept in (self.flips, self.pins, self.entries):
             calls += [call for asked in kept.values() for call in asked]
             kept.clear()
-        flushes = sum(
-            call.command in _ROOT_LOADS or call.command in FLUSHES.values() for call in calls
-        )
+        flushes = sum(call.command in {"NEW_BASEPTR", *FLUSHES.values()} for call in calls)
         return self._cost(calls, flushes=flushes)
 
     def _of_pages(self, asked: dict[int, list[Request]], tables: Batch) -> list[Request]:
         pages = (pfn for run in tables.runs for pfn in range(run.low, run.high))
         return [call for pfn in pages for call in asked.pop(pfn, ())]
 
-    def _cost(
-        self,
-        calls: list[Request],
-        *,
-        pinned: Mapping[int, int] | None = None,
-        way: Way = Way.DIRECT,
-        flushes: int = 0,
-    ) -> Cost:
+    def _cost(self, calls: list[Request], **more: Any) -> Cost:
+        """What some requests took, and ``more`` fields of it."""
         shared = {call.hypercall for call in calls} & self._shared - self._told
         self._told.update(shared)
         return Cost(
-            hypercalls=Counter(call.kind.value for call in calls),
-            batches=len(shared),
-            pinned=pinned or {},
-            way=way,
-            flushes=flushes,
+            hypercalls=Counter(call.kind.value for call in calls), batches=len(shared), **more
         )

@@ -112,10 +112,10 @@ def read_told(facts: Iterable[Fact]) -> Told | None:
     loaded, total = virtual.get(Part.KERNEL), virtual.get(_TOTAL)
     if loaded is None or total is None or loaded.end < loaded.start:
         return None
-    kernels = of_kind(facts, DomainKernel)
-    if not kernels and total.start == 0:
+    *_, kernel = (None, *of_kind(facts, DomainKernel))
+    if not kernel and total.start == 0:
         return None  # a kernel mapped at 0 may be of either width
-    narrow = kernels[-1].bits == 32 if kernels else loaded.end < 1 << 32
+    narrow = kernel.bits == 32 if kernel else loaded.end < 1 << 32
     mode = MODES["i386-pae" if narrow else "x86_64"]
     xen = _version(facts)
     hypervisor_bits = next((fact.bits for fact in of_kind(facts, Hypervisor) if fact.bits), None)
@@ -125,14 +125,20 @@ def read_told(facts: Iterable[Fact]) -> Told | None:
     initrd = in_physical or mapped
     is_mapped = mapped is not None and mapped.start > 0
     builders = _builders(xen, in_chunk=is_mapped and in_physical is None and _bytes(mapped) > 0)
+    pages = _pages(physical, 0 if builders.initrd_in_chunk else _bytes(initrd))
+    if pages is None:
+        entry = 4 if mode.is_32bit else 8
+        pages = _bytes(p2m) // entry
+    if pages > _MAX_PAGES:
+        return None
     given = Given(
         mode=mode,
         kernel=(
-            (kernels[-1].start, kernels[-1].end)
-            if kernels
+            (kernel.start, kernel.end)
+            if kernel
             else (loaded.start - total.start, loaded.end - total.start)
         ),
-        pages=0,
+        pages=pages,
         initrd_bytes=_bytes(initrd),
         initrd_mapped=is_mapped,
         # Without its line the list is not in the mapping, as far as the log shows.
@@ -142,13 +148,6 @@ def read_told(facts: Iterable[Fact]) -> Told | None:
         base=total.start,
         hypervisor_bits=hypervisor_bits or _width(total, mode),
     )
-    pages = _pages(physical, 0 if builders.initrd_in_chunk else given.initrd_bytes)
-    if pages is None:
-        entry = 4 if mode.is_32bit else 8
-        pages = _bytes(p2m) // entry
-    if pages > _MAX_PAGES:
-        return None
-    given = attrs.evolve(given, pages=pages)
     return Told(given, xen, _pages(physical, 0) is not None)
 
 

@@ -14,7 +14,7 @@ end address of kernel for conflict checking").
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from enum import IntEnum
+from enum import IntEnum, auto
 from functools import cache
 
 import attrs
@@ -42,11 +42,11 @@ HOLE = "hole"
 class Fate(IntEnum):
     """What becomes of a part that stands on something else than RAM, best first."""
 
-    MOVED = 1
+    MOVED = auto()
     """The kernel moves the part, or what is in its way, and boots."""
-    UNNOTICED = 2
+    UNNOTICED = auto()
     """The kernel does not look; what it reads or overwrites there is not what it believes."""
-    PANIC = 3
+    PANIC = auto()
     """The kernel says so and stops ("... memory conflicts with E820 map")."""
 
     @property
@@ -71,20 +71,20 @@ class Handling:
     """
 
     since: Version
-    checked: tuple[Part, ...]
+    checked: frozenset[Part]
     moved: tuple[Part, ...]
     cleared: tuple[E820Type, ...]
     note: str
     stable: bool = False
 
 
-_UNCHECKED = Handling((2, 6, 37), (), (), (), "no check")
+_UNCHECKED = Handling((2, 6, 37), frozenset(), (), (), "no check")
 _CHECKED = Handling(
-    (4, 3), (Part.KERNEL, Part.PAGE_TABLES), MOVABLE, (),
+    (4, 3), frozenset({Part.KERNEL, Part.PAGE_TABLES}), MOVABLE, (),
     "kernel (up to its bss) and page tables are checked; p2m list and initrd are moved",
 )  # fmt: skip
 _NVS_MOVES = Handling(
-    (6, 12), FIXED, MOVABLE, (E820Type.NVS,),
+    (6, 12), frozenset(FIXED), MOVABLE, (E820Type.NVS,),
     "brk and start info are checked, too; ACPI NVS is moved out of the way in the p2m",
 )  # fmt: skip
 
@@ -158,7 +158,7 @@ def find_collisions(
     """
     found: list[Collision] = []
     matters = [place for place in places if place[0] in PARTS]
-    if host.ram_pages().covers(ISA_END, max([end for _, (_, end) in matters], default=0)):
+    if host.ram_pages().covers(ISA_END, max([end for _, (_, end) in matters], default=ISA_END)):
         return found
     # The most RAM in one piece behind dom0's memory: what an entry can be swapped with.
     own = pages * PAGE_SIZE
@@ -195,12 +195,12 @@ def _not_ram(host: MemoryMap, start: int, end: int) -> Iterator[tuple[int, int, 
 
 
 def summary(found: Sequence[Collision], release: Version) -> str:
-    """Return what becomes of the parts with a release of Linux, worst first; "none" without any."""
+    """Return what becomes of the parts with a release of Linux, worst first; empty without any."""
     fates: dict[Fate, list[str]] = {}
     for one in found:
         fates.setdefault(one.outcome(release), []).append(str(one))
     told = (f"{fate.label}: {', '.join(fates[fate])}" for fate in sorted(fates, reverse=True))
-    return "; ".join(told) or "none"
+    return "; ".join(told)
 
 
 def boots(found: Iterable[Collision], release: Version) -> bool:

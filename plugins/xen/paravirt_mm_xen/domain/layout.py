@@ -156,7 +156,11 @@ class Given:
     @property
     def p2m_bytes(self) -> int:
         """Length of the p2m list, whose entries are as wide as the guest's long."""
-        return self.pages * (4 if self.mode.is_32bit else 8)
+        return self.pages * self._p2m_entry
+
+    @property
+    def _p2m_entry(self) -> int:
+        return 4 if self.mode.is_32bit else 8
 
     @property
     def p2m_inline(self) -> bool:
@@ -176,8 +180,7 @@ class Given:
             end += align_up(self.initrd_bytes, PAGE_SIZE)
         if 2 * (end + self.p2m_bytes) < addresses:
             return self
-        entry = self.p2m_bytes // self.pages
-        return attrs.evolve(self, pages=(addresses - end) // (2 * entry))
+        return attrs.evolve(self, pages=(addresses - end) // (2 * self._p2m_entry))
 
 
 class TooLarge(InputError):
@@ -243,7 +246,7 @@ def _page_tables(given: Given, start: int) -> tuple[Span, int]:
     boundary. The number that maps what the number before needs settles after a few rounds, since
     512 tables need one more.
     """
-    tables = 2
+    tables = boot_tables_needed(given, start)
     while True:
         tables_end = start + tables * PAGE_SIZE
         stack_end = tables_end + PAGE_SIZE
@@ -278,7 +281,7 @@ def high_p2m_frames(given: Given) -> int:
     in_l2 = given.p2m_bytes % GIB if given.gbpages else given.p2m_bytes
     if given.kind is DomainKind.DOMU:
         return pages + 1 + -(-given.p2m_bytes // GIB) + -(-given.p2m_bytes // large)
-    return pages + 1 + -(-in_l2 // GIB) + (given.p2m_bytes % large > 0)
+    return pages + 1 + -(-in_l2 // GIB) + bool(given.p2m_bytes % large)
 
 
 def boot_tables_needed(given: Given, end: int) -> int:

@@ -156,7 +156,7 @@ def _kept(trace: OperationTrace) -> Iterator[tuple[Operation, ...]]:
 def _simpler(operation: Operation) -> Iterator[Operation]:
     name, *values = operation
     if name in _BATCHES:
-        members = values[0]
+        (members,) = values
         for i in range(len(members) if len(members) > 1 else 0):
             yield (name, (*members[:i], *members[i + 1 :]))
         return
@@ -195,4 +195,4 @@ def _mapped(field: Field, value: Any, number: Callable[[int], int]) -> Any:
         return tuple(_map_pages(("mmu_update", *update), number)[1:] for update in value)
     if field is Field.MEMBERS:
         return tuple(_map_pages(tuple(member), number) for member in value)
-    return number(value) if field in PAGE_FIELDS and value is not None else value
+    return number(value) if field in PAGE_FIELDS else value
