@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import stat
 import struct
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from paravirt_mm.verify.linux.qemu import (
     MapSpec,
     MapSpecError,
     image as image_module,
+    process,
     read_direct_map,
 )
 from paravirt_mm.verify.linux.qemu.direct_map import TablePage
@@ -48,6 +50,7 @@ from paravirt_mm.verify.linux.qemu.record import (
     MappingStep,
     TableAllocation,
 )
+from paravirt_mm.verify.linux.qemu.start import _changed
 
 MIB, GIB, PAGE = 1 << 20, 1 << 30, 4096
 BASE = 0xFFFFFFFF81000000
@@ -257,6 +260,9 @@ def test_a_kernel_loaded_elsewhere() -> None:
     assert (high.physical_range, high.moved) == ((64 * MIB, 73 * MIB), 48 * MIB)
     assert high.entry == 64 * MIB
     assert [s.vaddr for s in high.segments] == [s.vaddr for s in usual.segments]
+    # Segments for each processor are linked to address 0.
+    each = attrs.evolve(high.segments[1], vaddr=0)
+    assert attrs.evolve(high, segments=(high.segments[0], each)).moved == 48 * MIB
 
 
 def test_programs_and_kernels_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -275,6 +281,10 @@ def test_programs_and_kernels_are_found(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setenv("PARAVIRT_MM_QEMU", "no-such-program")
     with pytest.raises(LiveUnavailableError, match="no-such-program not found"):
         find_qemu()
+    monkeypatch.delenv("PARAVIRT_MM_QEMU")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    (tmp_path / "qemu-system-x86_64").symlink_to(qemu)
+    assert find_qemu() == str(tmp_path / "qemu-system-x86_64")
     for name in ("a/boot/vmlinuz-6.2", "boot/vmlinuz-6.10", "vmlinuz-5.9", "vmlinuz-6.1/x"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
@@ -311,6 +321,8 @@ def test_memory_of_a_machine_has_bounds() -> None:
     assert len(MapSpec(ram=most).ram) == 128
     with pytest.raises(MapSpecError, match="empty or beyond 52 bits"):
         MapSpec(ram=ram, other=[(0, (1 << 52) + 1, 2)])
+    with pytest.raises(MapSpecError, match="empty or beyond 52 bits"):
+        MapSpec(ram=ram, other=[(-1, 5, 2)])
     assert MapSpec(ram=ram, other=[(0, 1 << 52, 2)]).e820[0] == (0, MIB, 1)
     MapSpec(ram=ram, command_line="x" * 1024)
     with pytest.raises(MapSpecError, match="1024 printable"):
@@ -357,6 +369,89 @@ def test_boot_params_are_those_of_the_protocol() -> None:
     told = {at for start, end in MAP_FIELDS for at in range(start, end)}
     assert {0x1E8, 0x218, 0x21F, 0x250, 0x257, 0x2D0, 0x2D0 + 20 * 128 - 1} <= told
     assert not {0x1E7, 0x1E9, 0x210, 0x228, 0x217, 0x220, 0x24F, 0x258, 0x2CF} & told
+
+
+def test_a_head_that_ends_where_the_image_begins_has_its_place() -> None:
+    for start, own in ((16 * MIB - 16, True), (16 * MIB - 15, False), (20 * MIB - 1, False)):
+        spec = MapSpec(ram=[(0, MIB), (MIB, 64 * MIB)], reserved=[(start, 30 * MIB)])
+        with GuestRam(spec.layout) as ram:
+            put_kernel(ram, kernel(), spec, "")
+            (node,) = struct.unpack_from("<Q", handed_over(ram), 0x250)
+        assert (node == start) is own
+
+
+def test_pages_that_a_kernel_has_changed() -> None:
+    """Runs of pages that are not as the file says, in pieces of 4 MiB; bss is zero in the file."""
+    first = LoadSegment(BASE, 16 * MIB, b"\1" * (3 * PAGE), 5 * MIB)
+    second = LoadSegment(0, 21 * MIB + PAGE, b"\2" * PAGE, PAGE + 5)
+    mine = attrs.evolve(kernel(), segments=(first, second))
+    with GuestRam(RamLayout(64 * MIB)) as ram:
+        for segment in mine.segments:
+            for at, data in segment.pieces:
+                ram.write(at, data)
+        assert list(_changed(ram, mine)) == []
+        for page in (16 * MIB + PAGE, 16 * MIB + 2 * PAGE, 20 * MIB):
+            ram.write(page + 7, b"\xff")
+        for page in (21 * MIB + PAGE, 21 * MIB + 2 * PAGE):
+            ram.write(page + 7, b"\xff")
+        found = [(at, len(data)) for at, data in _changed(ram, mine)]
+        assert found == [
+            (16 * MIB + PAGE, 2 * PAGE), (20 * MIB, PAGE), (21 * MIB + PAGE, 2 * PAGE),
+        ]  # fmt: skip
+        assert next(iter(_changed(ram, mine)))[1][:8] == b"\1" * 7 + b"\xff"
+
+
+STUB = """\
+import os, re, socket, sys
+words = " ".join(sys.argv[1:])
+console = int(re.search(r"console,path=/proc/self/fd/(\\d+)", words)[1])
+ram = int(re.search(r"mem-path=/proc/self/fd/(\\d+)", words)[1])
+os.write(console, b"\\x1b[0m" + words.encode() + b"\\r\\n" + os.pread(ram, 4, 0))
+if "-cpu qemu64,-pse" in words:
+    sys.exit("no such processor")
+names = sys.argv[0].rsplit("/", 1)[0] + "/names"
+with socket.socket(fileno=int(re.search(r"gdb,fd=(\\d+)", words)[1])) as peer:
+    while data := peer.recv(4096):
+        if b"#" not in data:
+            continue
+        text = "l" + open(names).read() if b"qXfer" in data else "OK"
+        peer.sendall(b"+$%s#%02x" % (text.encode(), sum(text.encode()) & 255))
+"""
+
+
+@pytest.mark.parametrize("has_setpriv", [True, False])
+def test_a_machine_lives_as_long_as_it_is_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_setpriv: bool
+) -> None:
+    """Its console is read, it is known while it runs, and it is killed; a reason is told where it
+    does not start.
+    """
+    program = tmp_path / "qemu"
+    program.write_text(f"#!{sys.executable}\n{STUB}")
+    program.chmod(0o755)
+    (tmp_path / "names").write_text(described(list(REQUIRED_REGISTERS)))
+    if not has_setpriv:
+        monkeypatch.setattr("shutil.which", lambda name: None)
+    spec = MapSpec(ram=[(0, 0x9F000), (MIB, 64 * MIB)])
+    with GuestRam(spec.layout) as ram:
+        ram.write(0, b"seen")
+        before = set(process._running)
+        with process.Qemu(str(program), spec, kernel(), ram, 20) as machine:
+            machine.gdb.insert_breakpoint(0)
+            (running,) = process._running - before
+            assert running.poll() is None
+            told = machine.console()
+            assert told.startswith(".[0m-S -nodefaults -no-user-config -no-reboot -display none")
+            assert told.endswith("\nseen")
+            shared = f"memory-backend-file,id=ram,share=on,size={64 * MIB}"
+            assert f"-m 64M -machine memory-backend=ram -object {shared}" in told
+            process.end_all()
+            assert running.wait(10) == -9
+        assert set(process._running) == before
+        wrong = attrs.evolve(spec, pse=False)
+        with pytest.raises(KernelBootError, match="did not start: no such processor"):
+            process.Qemu(str(program), wrong, kernel(), ram, 20)
+        assert set(process._running) == before
 
 
 @pytest.mark.parametrize(

@@ -455,6 +455,22 @@ def test_gdb_monitor_is_read_to_its_end(stub: Callable[..., Stub]) -> None:
             stub(**{question: answer}).client().monitor("info registers")
 
 
+def test_gdb_stops_are_told_from_other_answers(stub: Callable[..., Stub]) -> None:
+    """S05 and T05: a breakpoint. Nothing else is one."""
+    server = stub(c=Stub.packet("S05"), s=Stub.packet("T05thread:01;"))
+    client = server.client()
+    client.resume()
+    client.step()
+    assert server.asked[-2:] == ["c", "s"]
+    long = "S11" + "x" * 200
+    with pytest.raises(GdbError, match=r"breakpoint: 'S11x{77}'$"):
+        stub(c=Stub.packet(long)).client().resume()
+    for name in ("g", "p0"):
+        client = stub(**{name: Stub.packet("xy")}).client()
+        with pytest.raises(GdbError, match="sent no"):
+            client.registers() if name == "g" else client.read_register("rax")
+
+
 def test_gdb_end_of_the_machine_is_told(stub: Callable[..., Stub]) -> None:
     client = stub(c=Stub.packet("W00")).client()
     with pytest.raises(GdbError, match="triple fault"):
@@ -929,6 +945,10 @@ CODES = {
     "nop": ("f3 0f 1e fa 0f 1f 44 00 00 41 56", (4, 9, "")),
     "pushes": ("55 48 89 e5 41 56 41 55", (0, 6, "55 48 89 e5 41 56")),
     "a number, then a jump": ("41 b8 01 00 00 00 e9 06 fd ff ff", (0, 6, "41 b8 01 00 00 00")),
+    "registers": ("89 f8 89 d1 48 83 ec 08 c3", (0, 8, "89 f8 89 d1 48 83 ec 08")),
+    "numbers": ("b9 01 00 00 00 c3", (0, 5, "b9 01 00 00 00")),
+    "wide registers": ("49 89 f8 41 89 d1 c3", (0, 6, "49 89 f8 41 89 d1")),
+    "a push and a nop": ("55 0f 1f 44 00 00 c3", (0, 6, "55")),
     "a jump": ("e9 fb 00 00 00 cc cc", (0, 5, "e9 fb f0 ff ff")),
     "a call of something else": ("e8 fb 0e 00 00 41 57", None),
     "a variable": ("8b 1d fb 96 20 00 55", None),

@@ -137,7 +137,7 @@ def _init(script: Script) -> Code:
     if script.ends == "extend_brk":
         code.call(EXTEND)
     if script.loads_cr3:
-        code.number(RAX, BASE + ROOT).put(b"\x0f\x22\xd8")  # mov cr3, rax
+        code.number(RAX, BASE + ROOT | 0x19).put(b"\x0f\x22\xd8")  # mov cr3, rax
     return code.put(b"\xc3")
 
 
