@@ -15,7 +15,7 @@ from paravirt_mm.cli.query import command
 from paravirt_mm.errors import InputError, SpecError
 from paravirt_mm.measure.figures import FIGURES
 from paravirt_mm.registry import default_registry
-from paravirt_mm.sweep.questions import GROUPS, MAX_ROWS, QUESTIONS, ask, select
+from paravirt_mm.sweep.questions import GROUPS, MAX_ROWS, QUESTIONS, QueryResult, ask, select
 from paravirt_mm.sweep.settings import ChunkResult, MachineRecord, RunRecord, Settings
 from paravirt_mm.sweep.store import Store
 from paravirt_mm.testing.registries import registry_with
@@ -263,8 +263,24 @@ def test_what_does_not_fit_its_column_is_kept_beside_it(tmp_path: Path) -> None:
     assert (other["extra"], other["used"]) == (None, None)
 
 
+def test_a_file_that_is_in_use_is_told_from_one_that_is_none(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for words, told in (("Could not set lock", "is in use by another"), ("x", "is no sweep, or")):
+
+        def connect(*_: object, words: str = words, **given: object) -> None:
+            assert given["read_only"]
+            raise duckdb.IOException(words)
+
+        monkeypatch.setattr("duckdb.connect", connect)
+        with pytest.raises(InputError, match=told):
+            ask(file, "outcomes")
+
+
 def test_a_long_answer_is_cut(file: Path) -> None:
     """As many rows as may be are not cut."""
+    assert MAX_ROWS == 100_000
+    assert not QueryResult(("a",), ()).cut
     whole = select(file, f"SELECT * FROM range({MAX_ROWS})")
     assert (len(whole.rows), whole.cut) == (MAX_ROWS, False)
     more = select(file, f"SELECT * FROM range({MAX_ROWS + 1})")

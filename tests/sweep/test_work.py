@@ -7,6 +7,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from concurrent.futures import Executor, Future
+from multiprocessing import Pipe
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -18,6 +19,7 @@ from paravirt_mm.cli.sweep import command
 from paravirt_mm.errors import InputError, SpecError
 from paravirt_mm.machine.model import Provenance
 from paravirt_mm.machine.paging import GIB, MIB, MODES
+from paravirt_mm.options import PluginSpec
 from paravirt_mm.registry import default_registry
 from paravirt_mm.sources import load
 from paravirt_mm.sources.inputs import FilePart, GeneratedPart
@@ -433,3 +435,28 @@ def test_the_command_says_what_settings_are_by_default() -> None:
     given = Settings((GOOD,), ("native",))
     assert (given.chunk, given.time_limit) == (options["chunk"], options["time_limit"])
     assert f"{given.memory_limit // GIB}G" == options["memory_limit"]
+
+
+def test_plugins_are_imported_before_memory_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a plugin needs to be there is not what its scenarios may need; a wrong spec is told in
+    its rows.
+    """
+    done: list[object] = []
+    registry = registry_with()
+
+    def make(spec: PluginSpec, role: str) -> None:
+        done.append((str(spec), role))
+        raise SpecError("none")
+
+    monkeypatch.setattr(registry, "make", make)
+    monkeypatch.setattr(child, "default_registry", lambda: registry)
+    monkeypatch.setattr(child, "limit_memory", done.append)
+    ours, theirs = Pipe()
+    with ours, theirs:
+        ours.send(attrs.evolve(SETTINGS, memory_limit=7))
+        ours.send("no part")
+        with pytest.raises(ValueError, match="unpack"):
+            child.serve(theirs)
+        assert ours.recv() == child.READY
+    roles = {"allocator": SETTINGS.allocators, "backend": SETTINGS.backends}
+    assert done == [*((spec, role) for role, specs in roles.items() for spec in specs), 7]
