@@ -23,9 +23,9 @@ _LEAST = 3
 """So often at least a line has to be cut, or it may be a line of something else."""
 _TERMINAL = 80
 """Once is enough where a line ends at the very column where most terminals do."""
-_MARKS = re.compile(r"[>| \t]*")
+_MARKS = ">| \t"
 """Quoting and indentation, which the rest of a line has as well."""
-_QUOTES = re.compile(r"(?:[>|] ?)*")
+_QUOTES = re.compile(r"\A(?:[>|] ?)*")
 _IN_RANGE = re.compile(r"[0-9a-f]-$")
 _BEGINS = re.compile(
     r"""
@@ -66,7 +66,7 @@ class Wrapping:
 
     def _rest(self, last: str, line: str) -> str:
         if self.hard and len(last) >= self.width:
-            return _QUOTES.sub("", line, count=1)
+            return _QUOTES.sub("", line)
         return _bare(line) if _IN_RANGE.search(last) else f" {_bare(line)}"
 
 
@@ -75,8 +75,8 @@ def wrapping(text: str) -> Wrapping | None:
     not, or nothing tells.
     """
     lines = text.splitlines()[:-1]
-    width = max((len(line.rstrip()) for line in lines if _begins(line)), default=0)
-    if not 40 <= width <= WIDEST:
+    widths = [len(line.rstrip()) for line in lines if _begins(line)]
+    if not widths or not 40 <= (width := max(widths)) <= WIDEST:
         return None
     cut = rest = 0
     ends = []
@@ -99,12 +99,11 @@ def _begins(line: str) -> bool:
 
 def _continues(last: str, line: str, width: int) -> bool:
     """Tell whether a line is the rest of the one before it, which had no room for its next word."""
-    rest = _bare(line).split(maxsplit=1)
+    rest = _bare(line).split()
     if not rest or _begins(line) or not last.strip():
         return False
     return len(last.rstrip()) + 1 + len(rest[0]) > width
 
 
 def _bare(line: str) -> str:
-    marks = _MARKS.match(line)
-    return line[marks.end() if marks else 0 :].rstrip()
+    return line.lstrip(_MARKS).rstrip()

@@ -49,14 +49,19 @@ def said(*lines: str) -> dict[str, Any]:
     return found
 
 
-def fact(kind: Any, line: str, *fields: object) -> dict[str, Any]:
-    return {"facts": [kind(1, line, *fields)], "progressed": True}
+def fact(kind: Any, text: str, *fields: object, line: int = 1) -> dict[str, Any]:
+    return {"facts": [kind(line, text, *fields)], "progressed": True}
 
 
 def mapped(kind: Any, line: str, *fields: object) -> dict[str, Any]:
     return {"mapping": True, **fact(kind, line, *fields)}
 
 
+LINUX = "Linux version 6.1.0"
+NOT_RAM = ".text .data .bss are not marked as E820_RAM!"
+SPAN = (0x10000000, 0x10010000)
+REMOVE = "e820: remove [mem 0x10000000-0x{}]".format
+RESERVED_LIST = "reserved[0x2] [0x00001000-0x0000ffff], 0xf000 bytes"
 CALLER = "alloc_low_pages+0x51/0x150"
 INITRD = "RAMDISK: [mem 0x1e000000-0x1effffff]"
 EARLY = "#5 [0010000000 - 0010001000] {} ==> [0010000000 - 0010001000]".format
@@ -100,7 +105,7 @@ SAYS: list[tuple[str, dict[str, Any]]] = [
             ("memblock_reserve: [0x00001000-0x0000ffff] setup_arch+0x1/0x2", "setup_arch+0x1/0x2"),
             ("memblock_reserve: [0x00001000-0x0000ffff] flags 0x0 a+0x1/0x2", "a+0x1/0x2"),
             ("memblock_reserve: [0x00001000-0x0000ffff]", ""),
-            ("reserved[0x2] [0x00001000-0x0000ffff], 0xf000 bytes", "reserved list"),
+            (RESERVED_LIST, "reserved list"),
         )
     ),
     *(
@@ -194,12 +199,19 @@ AFTER: list[tuple[Sequence[str], dict[str, Any]]] = [
     ([LOW, UPDATE.replace("reserved", "usable")], {"reserved": [(0x10000000, 0x10010000)]}),
     ([LAST_PFN, LOW], {"maps": [PrintedMap("firmware", 2, [(0, 0x9FC00, RAM)])],
                        "progressed": False}),
+    ([LOW, "user: [mem 0x0-0xfff] usable", "user: [mem 0x2000-0x2fff] usable"], {"maps": []}),
     ([LOW, LAST_PFN, "user: [mem 0x0-0xfff] usable"],
      {"maps": [PrintedMap("user", 3, [(0, 0x1000, RAM)])], "last_pfn_order": None,
       "user_map_from": 3}),
     ([LOW, LAST_PFN, "modified: [mem 0x0-0xfff] usable"],
      {"maps": [PrintedMap("modified", 3, [(0, 0x1000, RAM)])]}),
     ([LOW, "user: [mem 0x0-0xfff] usable"], {"maps": [PrintedMap("user", 2, [(0, 0x1000, RAM)])]}),
+    ([LOW, NOT_RAM, REMOVE("1000ffff")],
+     {"maps": [], "kernel_image": SPAN, "kernel_not_ram": False}),
+    ([MAPPING, RESERVED_LIST],
+     {"facts": [Reservation(2, RESERVED_LIST, 0x1000, 0x10000, "reserved list")]}),
+    ([LINUX, EARLY("PGTABLE")],
+     fact(Reservation, EARLY("PGTABLE"), 1 << 28, (1 << 28) + 0x1000, "PGTABLE", line=2)),
     ([MAPPING, LAST_PFN], {"facts": [LastPfn(2, LAST_PFN, 0x20000, 0x400000000)]}),
     ([MAPPING, "memblock_free: [0x00001000-0x00001fff] a+0x1/0x2"], {}),
     ([INITRD, INITRD.replace("1e", "1c")], {}),
@@ -219,20 +231,22 @@ def test_a_line_after_others_says_this(lines: Sequence[str], wanted: dict[str, A
     assert said(*lines) == wanted
 
 
-NOT_RAM = ".text .data .bss are not marked as E820_RAM!"
-SPAN = (0x10000000, 0x10010000)
 CHANGES: list[tuple[Sequence[str], list[MapChange]]] = [
     ([LOW, UPDATE], [MapChange(2, SPAN, RAM, RESERVED)]),
+    ([LOW, "user: [mem 0x0-0xfff] usable", UPDATE], [MapChange(3, SPAN, RAM, RESERVED)]),
+    ([LOW, "user: [mem 0x0-0xfff] usable", NOT_RAM, REMOVE("1000ffff")],
+     [MapChange(4, SPAN, None, RAM, RAM)]),
+    ([LOW, REMOVE("1000ffff")], [MapChange(2, SPAN, None, None)]),
     ([LOW, "e820: remove [mem 0x10000000-0x1000ffff] usable"], [MapChange(2, SPAN, RAM, None)]),
     ([LOW, "e820 remove range: 10000000 - 10010000 (usable)"], [MapChange(2, SPAN, RAM, None)]),
     ([LOW, "e820: update [mem 0x10000000-0x1000ffff] reserved ==> usable"],
      [MapChange(2, SPAN, RESERVED, RAM)]),
     ([LOW, "e820: update [mem 0x10000000-0x0fffffff] usable ==> reserved"],
      [MapChange(2, (1 << 28, 1 << 28), RAM, RESERVED)]),
-    ([LOW, NOT_RAM, "e820: remove [mem 0x10000000-0x1000ffff]"],
-     [MapChange(3, SPAN, None, RAM, whole=True)]),
-    ([LOW, NOT_RAM, "e820: remove [mem 0x10000000-0x10000000]"],
-     [MapChange(3, (1 << 28, (1 << 28) + 1), None, RAM, whole=True)]),
+    ([LOW, NOT_RAM, REMOVE("1000ffff")],
+     [MapChange(3, SPAN, None, RAM, RAM)]),
+    ([LOW, NOT_RAM, REMOVE("10000000")],
+     [MapChange(3, (1 << 28, (1 << 28) + 1), None, RAM, RAM)]),
     ([LOW, NOT_RAM, UPDATE.replace("usable ", "")], [MapChange(3, SPAN, None, RESERVED)]),
     ([LOW, NOT_RAM, "e820: remove [mem 0x10000000-0x1000ffff] usable"],
      [MapChange(3, SPAN, RAM, None)]),
@@ -241,7 +255,9 @@ CHANGES: list[tuple[Sequence[str], list[MapChange]]] = [
 
 @pytest.mark.parametrize(("lines", "changes"), CHANGES)
 def test_changes_of_a_map(lines: Sequence[str], changes: list[MapChange]) -> None:
-    assert fed(*lines).maps[-1].changes == changes
+    *before, last = fed(*lines).maps
+    assert last.changes == changes
+    assert not any(shown.changes for shown in before)
 
 
 def test_a_line_that_stands_twice_counts_once_where_entries_do() -> None:
@@ -364,14 +380,24 @@ def test_entries_of_nothing(start: int, last: int, words: str) -> None:
     assert found.entries == 1
 
 
+@pytest.mark.parametrize(("last", "fits"), [("4fffffff", True), ("50000000", False)])
+def test_a_kernel_on_no_ram_has_a_size(last: str, fits: bool) -> None:
+    if fits:
+        assert fed(LOW, NOT_RAM, REMOVE(last)).kernel_image == (1 << 28, 5 << 28)
+    for wrong in [REMOVE("0fffffff")] + [REMOVE(last)] * (not fits):
+        with pytest.raises(InputError, match="here:3: a kernel larger than 1 GiB"):
+            fed(LOW, NOT_RAM, wrong)
+
+
 def test_a_change_of_less_than_nothing_is_refused() -> None:
-    with pytest.raises(InputError, match="here:2: the change ends at 0x1000, before its start"):
+    with pytest.raises(
+        InputError, match="here:2: the change ends at 0x1000, before its start 0x1001"
+    ):
         fed(LOW, "e820: update [mem 0x1001-0xfff] usable ==> reserved")
 
 
 # -- where a boot begins, and whether it is one ----------------------------------------------------
 
-LINUX = "Linux version 6.1.0"
 XEN = "(XEN) Xen version 4.17.0"
 XEN_MAP = ("(XEN) EFI RAM map:", "(XEN)  [0000000000000000, 000000000009ffff] (usable)")
 ENDS: list[tuple[Sequence[str], str, bool]] = [
@@ -449,6 +475,13 @@ def test_what_is_refused_of_a_whole_boot(lines: Sequence[str], words: str) -> No
             printed.check()
     else:
         printed.check()
+
+
+def test_of_lines_that_have_lost_their_ends_none_is_before_another() -> None:
+    printed = PrintedBoot(1, "here")
+    for line in (*DOWN[:2], LAST_PFN):
+        printed.feed(1, line)
+    printed.check()
 
 
 def test_the_line_of_a_boot_that_is_not_the_first() -> None:

@@ -134,6 +134,87 @@ def test_when_it_is_certain(text: str, found: Wrapping | None) -> None:
     assert wrapping(text) == found
 
 
+def begun(columns: int) -> str:
+    """The beginning of a line, of so many columns."""
+    return "[    0.000000] ".ljust(columns, "w")
+
+
+def pair(columns: int, rest: str = "rest") -> list[str]:
+    return [begun(columns), rest]
+
+
+THREE = pair(60) * 3
+WIDTHS: dict[str, tuple[list[str], Wrapping | None]] = {
+    "a narrow one": (pair(40) * 3, Wrapping(40, hard=True)),
+    "too narrow": (pair(39) * 3, None),
+    "the widest": (pair(132) * 3, Wrapping(132, hard=True)),
+    "wider": (pair(133) * 3, None),
+    "a blank at the end": ([*pair(60), *pair(59), *pair(60)], Wrapping(60, hard=True)),
+    "an earlier end": ([*pair(60), *pair(58), *pair(60)], Wrapping(60, hard=False)),
+    "no room for another word": (
+        [*THREE[:5], "x" * 5, begun(54), "wordy", begun(54), "w"], Wrapping(60, hard=True),
+    ),
+    "one letter too many": (
+        [*THREE[:5], "x" * 5, begun(55), "wordy of more", begun(54)], Wrapping(60, hard=False),
+    ),
+    "half of them": ([*THREE, *pair(40, "x") * 3], Wrapping(60, hard=True)),
+    "less than half": ([*THREE, *pair(40, "x") * 4], None),
+    "in three": ([begun(60), "y" * 60, "z", begun(60), "y" * 60, "z"], Wrapping(60, hard=True)),
+    "foreign lines first": (["foreign"] * 9 + THREE, Wrapping(60, hard=True)),
+    "foreign lines last": ([*THREE, "", *["foreign"] * 9], Wrapping(60, hard=True)),
+    "after blanks": ([*THREE, "   ", *["foreign"] * 9], Wrapping(60, hard=True)),
+    "blanks are no rest": ([*THREE, *pair(60, "   ") * 4], Wrapping(60, hard=True)),
+    "at a terminal's edge, once": (pair(80), Wrapping(80, hard=True)),
+    "at its edge and before": ([*pair(80), *pair(74, "longer of words")], None),
+    "at another edge": (pair(79), None),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WIDTHS)
+def test_how_lines_are_cut(name: str) -> None:
+    lines, found = WIDTHS[name]
+    assert wrapping("\n".join(lines) + "\n\n") == found
+
+
+def test_the_last_line_that_is_seen_may_go_on() -> None:
+    assert wrapping("\n".join([*THREE, "x"])) == Wrapping(60, hard=True)
+    assert wrapping("\n".join(THREE)) is None
+
+
+def joined(cut: Wrapping, *lines: str) -> list[tuple[int, str]]:
+    return list(cut.joined(enumerate(lines, 1)))
+
+
+@pytest.mark.parametrize(
+    ("hard", "lines", "wanted"),
+    [
+        (True, pair(60), [(1, begun(60) + "rest")]),
+        (True, pair(60, "> > rest > more"), [(1, begun(60) + "rest > more")]),
+        (True, pair(60, "  rest"), [(1, begun(60) + "  rest")]),
+        (True, [begun(59) + " ", "rest"], [(1, begun(59) + " rest")]),
+        (True, pair(59, "  rest"), [(1, begun(59) + " rest")]),
+        (False, pair(60), [(1, begun(60) + " rest")]),
+        (False, [begun(60) + "  ", "rest"], [(1, begun(60) + " rest")]),
+        (False, pair(60, "| > rest "), [(1, begun(60) + " rest")]),
+        (False, [begun(50) + " 0x00ff-", "0x00ffff"], [(1, begun(50) + " 0x00ff-0x00ffff")]),
+        (False, [*pair(60), *pair(60)], [(1, begun(60) + " rest"), (3, begun(60) + " rest")]),
+        (False, [*pair(60, "y" * 60), "z"], [(1, f"{begun(60)} {'y' * 60} z")]),
+        (False, pair(54, "wordy"), [(1, begun(54)), (2, "wordy")]),
+        (False, pair(54, "wordyy of"), [(1, begun(54) + " wordyy of")]),
+        (False, pair(60, ""), [(1, begun(60)), (2, "")]),
+        (False, [begun(60), "", "rest"], [(1, begun(60)), (2, ""), (3, "rest")]),
+        (False, [begun(60), " ", "r" * 70], [(1, begun(60)), (2, " "), (3, "r" * 70)]),
+        (False, ["other", "r" * 70, begun(20)], [(1, "other"), (2, "r" * 70), (3, begun(20))]),
+        (False, pair(4095, "rest of"), [(1, begun(4095) + " rest of")]),
+        (False, pair(4096), [(1, begun(4096)), (2, "rest")]),
+    ],
+)
+def test_lines_are_put_together(
+    hard: bool, lines: list[str], wanted: list[tuple[int, str]]
+) -> None:
+    assert joined(Wrapping(60, hard), *lines) == wanted
+
+
 def test_once_is_enough_at_the_edge_of_a_terminal() -> None:
     line = LINE.ljust(80, "x")
     assert wrapping(f"{line}\nrest\n\n") == Wrapping(80, hard=True)

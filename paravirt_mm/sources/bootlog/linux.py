@@ -106,7 +106,7 @@ _MEGABYTES = re.compile(r"(\d{1,7})MB (HIGH|LOW)MEM available")
 _NX = re.compile(r"NX \(Execute Disable\) protection(?:: (?P<how>\w+)|(?P<problem> .*))")
 _GB_PAGES = re.compile("Using GB pages for direct mapping")
 _UNPRIVILEGED = re.compile("ACPI in unprivileged domain")
-_MEMORY = re.compile(r"Memory: \d+[kK]/\d+[kK] available \((.*)")
+_MEMORY = re.compile(r"Memory: \d+[kK]/\d+[kK] available \(")
 SIZE = re.compile(r"(\d{1,9})[kK] (?:kernel code|rwdata|rodata|data|init|bss)\b")
 """A part of the kernel's image, in the line about free memory."""
 _ON_XEN = re.compile(
@@ -281,7 +281,7 @@ class PrintedBoot(Printed):
         if not 0 < span[1] - span[0] <= MAX_KERNEL_BYTES:
             raise self._refused("a kernel larger than 1 GiB")
         self.kernel_image = span
-        self.maps[-1].changes.append(MapChange(self.order, span, None, E820Type.RAM, whole=True))
+        self.maps[-1].changes.append(MapChange(self.order, span, None, E820Type.RAM, E820Type.RAM))
 
     def _take_not_ram(self, line: _Line) -> None:
         self.kernel_not_ram = True
@@ -299,7 +299,7 @@ class PrintedBoot(Printed):
 
     def _take_range(self, line: _Line) -> None:
         self.mapping = True
-        self._fact(line, MappedRange, line.span() if line[1] or line[3] else None)
+        self._fact(line, MappedRange, line.span() if line.match.lastindex else None)
 
     def _take_pages(self, line: _Line) -> None:
         self.mapping = True
@@ -388,14 +388,14 @@ class PrintedBoot(Printed):
         self.gbpages = self.mapping = True
 
     def _take_sizes(self, line: _Line) -> None:
-        self.kernel_bytes = sum(int(size[1]) for size in SIZE.finditer(line[1])) << 10
+        self.kernel_bytes = sum(int(size[1]) for size in SIZE.finditer(line.message)) << 10
         self.progressed = True
 
     def _take_xen(self, line: _Line) -> None:
         # Fully virtualised guests (HVM, PVH) say so, and have native page tables. Kernels before
         # 5.x say "Hypervisor detected: Xen" in both kinds.
         kind = line["kind"]
-        if kind in ("HVM", "PVH"):
+        if kind in {"HVM", "PVH"}:
             self.fully_virtual = True
         elif not line.message.startswith("Hypervisor") or kind == "PV":
             self.on_xen = True
@@ -413,7 +413,7 @@ class PrintedBoot(Printed):
         """Tell whether ``message`` is the beginning of another boot."""
         if message.startswith(XEN_MARK):
             return "Xen version " in message and bool(self.maps or self.xen.facts)
-        if "Linux version" in message and _LINUX.search(message):
+        if _LINUX.search(message):
             return self.release is not None or bool(self.maps)
         if not self.progressed or not self.maps:
             return False

@@ -16,14 +16,14 @@ from paravirt_mm.sources.bootlog.xen import HypervisorScan
 class MapChange:
     """``e820: update`` or ``remove``: ``old`` (None: any) becomes ``new`` (None: hole) in ``span``.
 
-    ``order`` is that of its line, as counted by `Printed`; ``whole``: holes become ``new`` as well.
+    ``order`` is that of its line, as counted by `Printed`; ``hole``: what holes become.
     """
 
     order: int
     span: Span
     old: E820Type | None
     new: E820Type | None
-    whole: bool = False
+    hole: E820Type | None = None
 
 
 @attrs.define

@@ -129,10 +129,10 @@ def _effective_map(printed: Printed, assumed: list[str]) -> tuple[MemoryMap, lis
                 continue
             olds = [change.old] if change.old is not None else {entry.type for entry in memory}
             for old in olds:
-                memory = memory.with_range(*change.span, old, None if change.whole else change.new)
-            if change.whole and change.new is not None:
+                memory = memory.with_range(*change.span, old, change.new)
+            if change.hole is not None:
                 entries = [(entry.start, entry.end, entry.type) for entry in memory]
-                memory = MemoryMap.sanitise([*entries, (*change.span, change.new)])
+                memory = MemoryMap.sanitise([*entries, (*change.span, change.hole)])
     last = printed.maps[-1]
     if last.label != "modified" and all(map(printed.is_late, last.changes)):
         memory, sentence = assume.standard_trimming(memory)
@@ -149,7 +149,7 @@ def _shown_map(shown: PrintedMap, before: MemoryMap, mixed: bool, assumed: list[
     first = min(start for start, _, _ in entries)
     if len(before) and first > ISA_END:
         assumed.append(f"map below {first:#x} as in the map printed before it")
-        entries += [(e.start, min(e.end, first), e.type) for e in before if e.start < first]
+        entries += [(e.start, min(e.end, first), e.type) for e in before]
     return MemoryMap.sanitise(entries)
 
 

@@ -26,7 +26,7 @@ from paravirt_mm.sources.possible import check_kernel
 XEN_MARK = "(XEN)"
 
 _HEX = r"([0-9a-fA-F]{1,16})"
-_STAMP = re.compile(r"\((?:XEN|d\d+)\)(?: ?\[[-\d:. a-f]+\])?(?P<rest>.*)$")
+_STAMP = re.compile(r"\A\(XEN\)(?: ?\[[-\d:. a-f]+\])?")
 _VERSION = re.compile(r"\s*Xen version (\S+)")
 _XEN_KERNEL = re.compile(r"\s*Xen\s+kernel: (32|64)-bit")
 _MAP_HEADER = re.compile(r"\s*(Initial )?[\w-]+ RAM map:\s*$")
@@ -58,8 +58,7 @@ class HypervisorScan:
 
     def feed(self, where: str, number: int, message: str) -> None:
         """Take one line that starts with ``(XEN)``. Raises InputError for a map too long."""
-        stamped = _STAMP.match(message)
-        text = printable(stamped["rest"] if stamped else message)
+        text = printable(_STAMP.sub("", message))
         rest = " ".join(text.split())
         if self._in_map:
             if entry := _MAP_ENTRY.match(rest):
@@ -108,7 +107,7 @@ class HypervisorScan:
         elif entry := _ENTRY_POINT.match(rest):
             address = int(entry[1], 16)
             self.facts.append(Place(number, text, self._section, "ENTRY ADDRESS", address, address))
-        elif rest.strip():
+        elif rest:
             self._section = None
 
     @property
@@ -129,7 +128,7 @@ def host_machine(name: str, source: str, scan: HypervisorScan) -> Machine:
     image = (kernel.start, kernel.end) if kernel else None
     pages = _pages_of_dom0(scan.facts)
     memory, sentences = host_map, []
-    if pages and pages < host_map.ram_pages().total >> PAGE_SHIFT:
+    if pages and pages << PAGE_SHIFT < host_map.ram_pages().total:
         memory = _with_less_ram(host_map, pages << PAGE_SHIFT)
         sentences.append(f"RAM: the lowest {pages} pages of the host's, as many as dom0 has")
     if image is not None:
@@ -146,8 +145,10 @@ def host_machine(name: str, source: str, scan: HypervisorScan) -> Machine:
 
 def _initrd(facts: list[Fact], memory: MemoryMap) -> Span | None:
     """Return a place for an initrd of the size that the log tells; None where it tells none."""
-    named = (f for f in facts if isinstance(f, Place) and f.name.startswith("Init"))
-    size = max((place.end - place.start for place in named), default=0)
+    named = [f for f in facts if isinstance(f, Place) and f.name.startswith("Init")]
+    if not named:
+        return None
+    size = max(place.end - place.start for place in named)
     pages = align_up(size, PAGE_SIZE)
     for low, high in reversed(list(memory.ram_pages())):
         if 0 < pages <= high - low:
@@ -158,8 +159,8 @@ def _initrd(facts: list[Fact], memory: MemoryMap) -> Span | None:
 def _pages_of_dom0(facts: list[Fact]) -> int:
     """Return how many pages the builder gives dom0; 0 where the log does not say."""
     places = [f for f in facts if isinstance(f, Place) and f.section == "physical"]
-    allocation = next((f for f in places if f.name.startswith("Dom0 alloc") and f.pages), None)
-    if allocation is None or allocation.pages is None:
+    allocation = next((f for f in places if f.name.startswith("Dom0 alloc")), None)
+    if allocation is None or not allocation.pages:
         return 0
     kept = [allocation, *(f for f in places if f.name.startswith("Init"))]
     sizes = (max(place.end - place.start, 0) for place in kept)
