@@ -43,6 +43,8 @@ _UNPACKER_MEMORY = 256 << 20
 """Memory that an xz or zstd stream may ask for."""
 
 _BLOCK = 1 << 16
+_BOM_UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+_BOM_UTF32 = (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)
 
 
 @attrs.frozen
@@ -81,7 +83,7 @@ def reading(source: str) -> Iterator[None]:
         raise InputError(f"cannot be read: {printable(reason, 200)}", source) from None
     except Exception as error:
         # lzma and zstd are imported only where a file needs them: by name.
-        if type(error).__name__ in ("LZMAError", "ZstdError"):
+        if type(error).__name__ in {"LZMAError", "ZstdError"}:
             raise InputError(f"cannot be read: {printable(str(error), 200)}", source) from None
         raise
 
@@ -90,7 +92,7 @@ def content_of(file: Any, source: str) -> Content:
     """Look through what compresses ``file`` (anything with ``read``) and encodes its text."""
     raw = _Counted(file)
     packed: _Counted | None = None
-    for _ in range(MAX_LAYERS):
+    for _ in range(MAX_LAYERS + 1):
         head = raw.fill(HEAD_BYTES)
         unpacker = _unpacker(head, raw, source)
         if unpacker is None:
@@ -98,13 +100,13 @@ def content_of(file: Any, source: str) -> Content:
         packed = packed or raw
         raw = _Counted(unpacker, packed, source)
     else:
-        raise InputError(f"compressed more than {MAX_LAYERS - 1} times; unpack it", source)
+        raise InputError(f"compressed more than {MAX_LAYERS} times; unpack it", source)
     if encoding := _wide(head):
-        raw = _Counted(_Transcoded(raw, encoding))
+        raw = _Counted(_Parts(_transcoded(raw, encoding)))
     elif head.startswith(codecs.BOM_UTF8):
         raw.drop(len(codecs.BOM_UTF8))
     head = raw.fill(HEAD_BYTES)
-    while len(head) < MAX_HEAD and _only_comments(head):
+    while _only_comments(head):
         longer = raw.fill(min(2 * len(head), MAX_HEAD))
         if len(longer) == len(head):
             break
@@ -113,10 +115,8 @@ def content_of(file: Any, source: str) -> Content:
 
 
 def _only_comments(head: bytes) -> bool:
-    """Tell whether nothing but comments and blank lines has been seen (never of short files)."""
-    return len(head) >= HEAD_BYTES and all(
-        not line.strip() or line.lstrip().startswith(b"#") for line in head.splitlines()
-    )
+    """Tell whether nothing but comments and blank lines has been seen."""
+    return all(line.lstrip()[:1] in {b"", b"#"} for line in head.splitlines())
 
 
 def _wide(head: bytes) -> str | None:
@@ -126,14 +126,14 @@ def _wide(head: bytes) -> str | None:
     """
     sample = head[:512]
     half = len(sample) // 2
-    if head.startswith((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)) and sample.count(0) > half:
+    even, odd = sample[::2].count(0), sample[1::2].count(0)
+    if head.startswith(_BOM_UTF32) and even + odd > half:
         return "utf-32"
-    if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        zeros = max(sample[::2].count(0), sample[1::2].count(0))
-        return "utf-16" if len(sample) < 16 or zeros > half // 4 else None
-    if sample[1::2].count(0) > 0.9 * half and sample[::2].count(0) == 0:
+    if head.startswith(_BOM_UTF16):
+        return "utf-16" if len(sample) < 16 or max(even, odd) > half // 4 else None
+    if odd > 0.9 * half and not even:
         return "utf-16-le"
-    if sample[::2].count(0) > 0.9 * half and sample[1::2].count(0) == 0:
+    if even > 0.9 * half and not odd:
         return "utf-16-be"
     return None
 
@@ -186,70 +186,69 @@ class _Counted(io.RawIOBase):
         return block
 
 
-class _Transcoded:
-    """UTF-16 or UTF-32 as UTF-8."""
+class _Parts:
+    """A stream of parts that are made when they are asked for."""
 
-    def __init__(self, file: io.RawIOBase, encoding: str) -> None:
-        self._file = io.BufferedReader(file, _BLOCK)
-        self._decoder = codecs.getincrementaldecoder(encoding)("replace")
-
-    def read(self, size: int) -> bytes:
-        """Return some bytes; none only at the end."""
-        # Two bytes of UTF-16 take three at the most, four of UTF-32 as many.
-        while block := self._file.read(max(size // 2, 2)):
-            if text := self._decoder.decode(block):
-                return text.encode("utf-8", "replace")
-        return b""
-
-
-class _Stream:
-    """What a decompressor makes of a stream; several compressed streams may follow each other."""
-
-    def __init__(self, packed: io.RawIOBase, make: Callable[[], Any]) -> None:
-        self._packed = io.BufferedReader(packed, _BLOCK)
-        self._make = make
-        self._decompressor = make()
-        self._started = False
+    def __init__(self, parts: Iterator[bytes]) -> None:
+        self._parts = filter(None, parts)
+        self._ahead = b""
 
     def read(self, size: int) -> bytes:
-        """Return up to ``size`` bytes; none only at the end. Raises EOFError where it is cut."""
-        while True:
-            decompressor = self._decompressor
-            if decompressor.eof:
-                rest = decompressor.unused_data or self._packed.read(_BLOCK)
-                if not rest.strip(b"\0"):
-                    return b""
-                self._decompressor = decompressor = self._make()
-            elif decompressor.needs_input:
-                rest = self._packed.read(_BLOCK)
-                if not rest:
-                    raise EOFError("the compressed data are cut short")
-            else:
-                rest = b""
-            if block := decompressor.decompress(rest, size):
-                return cast("bytes", block)
+        """Return up to ``size`` bytes; none only at the end."""
+        self._ahead = self._ahead or next(self._parts, b"")
+        block, self._ahead = self._ahead[:size], self._ahead[size:]
+        return block
 
 
-def _unpacker(head: bytes, packed: io.RawIOBase, source: str) -> Any:
+def _transcoded(raw: io.RawIOBase, encoding: str) -> Iterator[bytes]:
+    """Yield UTF-16 or UTF-32 as UTF-8."""
+    file = io.BufferedReader(raw, _BLOCK)
+    decoder = codecs.getincrementaldecoder(encoding)("replace")
+    while block := file.read(_BLOCK):
+        yield decoder.decode(block).encode("utf-8", "replace")
+
+
+def _unpacked(raw: io.RawIOBase, make: Callable[[], Any]) -> Iterator[bytes]:
+    """Yield what a decompressor makes of a stream; several compressed ones may follow each other.
+
+    Raises EOFError where the last is cut.
+    """
+    packed = io.BufferedReader(raw, _BLOCK)
+    decompressor = make()
+    while True:
+        rest = b""
+        if decompressor.eof:
+            rest = decompressor.unused_data or packed.read(_BLOCK)
+            if not rest.strip(b"\0"):
+                return
+            decompressor = make()
+        elif decompressor.needs_input:
+            rest = packed.read(_BLOCK)
+            if not rest:
+                raise EOFError("the compressed data are cut short")
+        yield decompressor.decompress(rest, _BLOCK)
+
+
+def _unpacker(head: bytes, raw: io.RawIOBase, source: str) -> Any:
     """Return what decompresses a stream that begins like this; None where nothing has to."""
     if head.startswith(b"\x1f\x8b"):
         import gzip
 
-        return gzip.GzipFile(fileobj=io.BufferedReader(packed, _BLOCK))
+        return gzip.GzipFile(fileobj=io.BufferedReader(raw, _BLOCK))
     if head.startswith(b"BZh"):
         import bz2
 
-        return _Stream(packed, bz2.BZ2Decompressor)
+        return _Parts(_unpacked(raw, bz2.BZ2Decompressor))
     if head.startswith(b"\xfd7zXZ\x00"):
         import lzma
 
-        return _Stream(packed, lambda: lzma.LZMADecompressor(memlimit=_UNPACKER_MEMORY))
+        return _Parts(_unpacked(raw, lambda: lzma.LZMADecompressor(memlimit=_UNPACKER_MEMORY)))
     if head.startswith(b"\x28\xb5\x2f\xfd"):
         zstd = _zstd(source)
         limits = {zstd.DecompressionParameter.window_log_max: 27}
-        return _Stream(packed, lambda: zstd.ZstdDecompressor(options=limits))
+        return _Parts(_unpacked(raw, lambda: zstd.ZstdDecompressor(options=limits)))
     if head.startswith((b"PK\x03\x04", b"PK\x05\x06")):
-        return _Zipped(cast("BinaryIO", io.BufferedReader(packed, _BLOCK)), source)
+        return _Parts(_unzipped(raw, source))
     return None
 
 
@@ -265,50 +264,32 @@ def _zstd(source: str) -> Any:
     )
 
 
-class _Zipped:
-    """The one file of a zip archive, or of several the tar archive that holds the same files: so
-    that what holds for the members of one holds for those of the other.
+def _unzipped(raw: io.RawIOBase, source: str) -> Iterator[bytes]:
+    """Yield the one file of a zip archive, or of several the tar archive that holds the same files:
+    so that what holds for the members of one holds for those of the other.
     """
-
-    def __init__(self, stream: BinaryIO, source: str) -> None:
-        whole = stream.read(MAX_ZIP_BYTES + 1)
-        if len(whole) > MAX_ZIP_BYTES:
-            limit = MAX_ZIP_BYTES >> 20
-            raise InputError(f"a zip archive of more than {limit} MiB; unpack it", source)
-        self._source = source
-        with self._reading():
-            archive = zipfile.ZipFile(io.BytesIO(whole))
-            files = [info for info in archive.infolist() if not info.is_dir()]
-        if not files:
-            raise InputError("a zip archive without any file", source)
-        parts = _as_tar(archive, files) if len(files) > 1 else _blocks(archive, files[0])
-        self._parts: Iterator[bytes] = parts
-        self._ahead = b""
-
-    def read(self, size: int) -> bytes:
-        """Return up to ``size`` bytes; none only at the end."""
-        with self._reading():
-            self._ahead = self._ahead or next(filter(None, self._parts), b"")
-        block, self._ahead = self._ahead[:size], self._ahead[size:]
-        return block
-
-    @contextmanager
-    def _reading(self) -> Iterator[None]:
-        """Turn what the module raises into InputError: where an archive is damaged, encrypted or
-        packed in a rare way, that is nearly anything.
-        """
-        try:
-            yield
-        except (zipfile.BadZipFile, RuntimeError, ValueError, LookupError, struct.error) as error:
-            reason = printable(str(error), 200)
-            raise InputError(f"a zip archive that cannot be read: {reason}", self._source) from None
+    whole = io.BufferedReader(raw, _BLOCK).read(MAX_ZIP_BYTES + 1)
+    if len(whole) > MAX_ZIP_BYTES:
+        limit = MAX_ZIP_BYTES >> 20
+        raise InputError(f"a zip archive of more than {limit} MiB; unpack it", source)
+    try:
+        archive = zipfile.ZipFile(io.BytesIO(whole))
+        files = [info for info in archive.infolist() if not info.is_dir()]
+        yield from _as_tar(archive, files) if len(files) > 1 else _blocks(archive, *files)
+    except (zipfile.BadZipFile, RuntimeError, ValueError, LookupError, struct.error) as error:
+        # Where an archive is damaged, encrypted or packed in a rare way, that is nearly anything.
+        reason = printable(str(error), 200)
+        raise InputError(f"a zip archive that cannot be read: {reason}", source) from None
+    if not files:
+        raise InputError("a zip archive without any file", source)
 
 
-def _blocks(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Iterator[bytes]:
-    """Yield the content of a member."""
-    with archive.open(info) as file:
-        while block := file.read(_BLOCK):
-            yield block
+def _blocks(archive: zipfile.ZipFile, *files: zipfile.ZipInfo) -> Iterator[bytes]:
+    """Yield the content of members."""
+    for info in files:
+        with archive.open(info) as file:
+            while block := file.read(_BLOCK):
+                yield block
 
 
 def _as_tar(archive: zipfile.ZipFile, files: list[zipfile.ZipInfo]) -> Iterator[bytes]:

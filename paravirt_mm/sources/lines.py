@@ -80,13 +80,13 @@ _IN_JOURNAL = re.compile(
 
 def is_journal(head: bytes) -> bool:
     """Tell whether a file that begins like this holds messages in JSON: a journal, dmesg -J."""
-    return _JOURNAL.match(head[:_BLOCK]) is not None
+    return _JOURNAL.match(head) is not None
 
 
 def strip_prefixes(line: str) -> str:
     """Return what the kernel printed, without what loggers and mails have put in front of it."""
     position = 0
-    while (match := _PREFIX.match(line, position)) and match.end() > position:
+    while match := _PREFIX.match(line, position):
         position = match.end()
     rest = line[position:]
     for mark in '`|"':
@@ -104,16 +104,16 @@ def bounded_lines(
     Lines that are ``cut`` (`wrapping_of`) are joined.
     Bytes that are not UTF-8 become U+FFFD. Raises InputError past `MAX_LOG_BYTES` and `MAX_LINES`.
     """
+    returns = len(_LONE_RETURN.findall(content.head)) > content.head.count(b"\n")
     if is_journal(content.head):
         yield from _journal(content.stream, source)
         return
     if _BASE64_BODY.search(content.head):
-        yield from _each(_blocks(_Base64(content.stream), source, returns=False), source)
+        yield from _each(_blocks(_Base64(content.stream), source, returns), source)
         return
     if _QUOTED_PRINTABLE.search(content.head):
-        yield from _mail(content.stream, source)
+        yield from _mail(_blocks(content.stream, source, returns), source)
         return
-    returns = len(_LONE_RETURN.findall(content.head)) > content.head.count(b"\n")
     if cut is not None:
         whole = cut.joined(_each(_blocks(content.stream, source, returns), source))
         yield from _wanted(whole, wanted)
@@ -170,11 +170,11 @@ def _check_count(number: int, source: str) -> None:
         )
 
 
-def _mail(stream: BinaryIO, source: str) -> Iterator[tuple[int, str]]:
+def _mail(blocks: Iterator[bytes], source: str) -> Iterator[tuple[int, str]]:
     """Yield the lines of a mail, with the encoding called quoted-printable taken off."""
     number = 0
     start = b""
-    for block in _blocks(stream, source, returns=False):
+    for block in blocks:
         for raw in block.split(b"\n")[:-1]:
             number += 1
             line = (start + raw.rstrip())[:MAX_LINE_BYTES]
@@ -188,11 +188,7 @@ def _mail(stream: BinaryIO, source: str) -> Iterator[tuple[int, str]]:
 
 def _plain(line: str) -> str:
     """Return a line without line end, control sequences and the markup of web pages."""
-    if "<" in line:
-        line = _TAG.sub("", line)
-    if "&" in line:
-        line = html.unescape(line)
-    return _CONTROL_SEQUENCE.sub("", line if line.isascii() else line.translate(_ASCII))
+    return _CONTROL_SEQUENCE.sub("", html.unescape(_TAG.sub("", line)).translate(_ASCII))
 
 
 def _blocks(stream: BinaryIO | _Base64, source: str, returns: bool) -> Iterator[bytes]:
@@ -211,10 +207,9 @@ def _blocks(stream: BinaryIO | _Base64, source: str, returns: bool) -> Iterator[
         if end:
             whole = rest + block[:end]
             # Colour may begin inside what is looked for, and a blank may be another one.
-            whole = whole.replace(b"\xc2\xa0", b" ")
-            yield _COLOUR.sub(b"", whole) if b"\x1b" in whole else whole
+            yield _COLOUR.sub(b"", whole.replace(b"\xc2\xa0", b" "))
             rest = b""
-        rest = (rest + block[end : end + MAX_LINE_BYTES])[:MAX_LINE_BYTES]
+        rest = (rest + block[end:])[:MAX_LINE_BYTES]
     if rest:
         yield rest + b"\n"
 
@@ -225,7 +220,7 @@ def _journal(stream: BinaryIO, source: str) -> Iterator[tuple[int, str]]:
     Numbers ascend; where the newest stands first they are counted from the end.
     """
     found: list[tuple[float | None, int, int, str]] = []
-    total = messages = 0
+    total = 0
     stamp: float | None = None
     number = 0
     while raw := stream.readline(MAX_RECORD_BYTES):
@@ -235,15 +230,12 @@ def _journal(stream: BinaryIO, source: str) -> Iterator[tuple[int, str]]:
             raise InputError(
                 "a journal longer than any boot; cut out the boot messages", f"{source}:{number}"
             )
-        if b'"' not in raw:
-            continue
         for match in _IN_JOURNAL.finditer(raw.decode("utf-8", "replace")):
             if match["at"]:
                 stamp = float(match["at"])
             else:
-                messages += 1
                 found += [
-                    (stamp, messages, number, _plain(line[:MAX_LINE_BYTES]))
+                    (stamp, len(found), number, _plain(line[:MAX_LINE_BYTES]))
                     for line in _message(match["text"]).splitlines()
                 ]
     stamps = [at for at, *_ in found if at is not None]

@@ -100,7 +100,7 @@ def _begins(line: str) -> bool:
 def _continues(last: str, line: str, width: int) -> bool:
     """Tell whether a line is the rest of the one before it, which had no room for its next word."""
     rest = _bare(line).split()
-    if not rest or _begins(line) or not last.strip():
+    if not rest or _begins(line):
         return False
     return len(last.rstrip()) + 1 + len(rest[0]) > width
 

@@ -39,7 +39,9 @@ WHOLE: list[tuple[Sequence[str], list[tuple[int, str]]]] = [
     (["[    0.000000]  BIOS-e820:   [mem 0x0-0xfff]   usable  "],
      [(1, "BIOS-e820: [mem 0x0-0xfff] usable")]),
     ([f"[    0.000000] {LOW}[    0.000000] {HIGH}"], [(1, LOW), (1, HIGH)]),
+    ([f"[    0.000000] {LOW}[    0.000000] [    0.000000] {HIGH}"], [(1, LOW), (1, HIGH)]),
     # The rest of a map entry.
+    ([LOW[:30], LOW[30:], HIGH], [(1, LOW), (3, HIGH)]),
     *(([LOW[:cut], LOW[cut:]], [(1, LOW)]) for cut in (17, 30, 40)),
     ([RANGE_OF_LOW, "usable"], [(1, f"{RANGE_OF_LOW}usable")]),
     ([RANGE_OF_LOW, MORE], [(1, RANGE_OF_LOW)]),
@@ -88,6 +90,7 @@ def test_lines_that_matter_are_put_together(
     ("lines", "words"),
     [
         ([LOW[:30], MORE], f"here:1: memory map line cut short: '{LOW[:30]}'"),
+        ([LOW[:38], f"{LOW[38:-6]}strange"], f"here:1: memory map line cut short: '{LOW[:38]}'"),
         ([MORE, LOW[:30]], f"here:2: memory map line cut short: '{LOW[:30]}'"),
         ([f"BIOS-e820: [mem {'z' * 90}]"],
          f"here:1: memory map line not understood: 'BIOS-e820: [mem {'z' * 63}…' (addresses"),
@@ -183,6 +186,10 @@ ENTRY = "Xen: [mem {0:#x}00000-{0:#x}fffff] {1}".format
         ([ENTRY(1, "usable"), ENTRY(2, "ACPI data"), "ACPI in unprivileged domain disabled"], True),
         ([ENTRY(1, "usable"), ENTRY(2, "usable").replace("Xen", "user")], True),
         ([ENTRY(1, "usable"), ENTRY(2, "ACPI data").replace("Xen", "user")], True),
+        (
+            [ENTRY(1, "usable"), *(ENTRY(n, "usable").replace("Xen", "user") for n in range(8))],
+            True,
+        ),
     ],
 )
 def test_a_guest_gets_a_map_that_linux_makes_up(lines: Sequence[str], guest: bool) -> None:
@@ -217,7 +224,9 @@ def test_what_a_log_says_besides_its_machine() -> None:
     )  # fmt: skip
     text = "#1 [0001000000 - 0001800000] TEXT DATA BSS ==> [0001000000 - 0001800000]"
     assert scan(LOW, HIGH, text).kernel_listed
-    assert scan(LOW, HIGH, LAST_PFN, HIGH.replace("BIOS-e820", "user")).user_map_from == 4
+    user = scan(LOW, HIGH, LAST_PFN, HIGH.replace("BIOS-e820", "user"))
+    assert user.user_map_from == 4
+    assert user.firmware_map == log.firmware_map
     assert scan(LINUX(0)).firmware_map is None
     assert scan(HIGH.replace("0x00000000001", "0x00000000101")).made_up == ((1 << 20, 0x10100000),)
 

@@ -34,8 +34,10 @@ def mib(size: int) -> str:
 SAID = (
     f"{mib(lines.MAX_LOG_BYTES)}, {lines.MAX_LINES:,} lines, of which the first"
     f" {lines.MAX_LINE_BYTES:,} bytes count; {linux.MAX_MAPS} maps a boot,"
-    f" {xen.MAX_MAP_ENTRIES:,} entries of a map, {linux.MAX_CHANGES:,} changes |",
-    f"| {mib(machine_file.MAX_BYTES)}, {checker.MAX_ITEMS:,} items of a list |",
+    f" {xen.MAX_MAP_ENTRIES:,} entries of a map, {linux.MAX_CHANGES:,} changes,"
+    f" {linux.MAX_FACTS:,} messages about memory |",
+    f"| {mib(machine_file.MAX_BYTES)}, {checker.MAX_ITEMS:,} items of a list,"
+    f" {machine_file.MAX_DOTS} dots in a line of TOML |",
     f"| {iomem.MAX_ENTRIES:,} ranges; {firmware_map.MAX_ENTRIES:,} |",
     f"| {('one', 'two', 'three', 'four', 'five')[content.MAX_LAYERS - 1]}, one in another;"
     f" {mib(content.UNPACKED_FREE)} and {content.UNPACKED_RATIO} times their size"

@@ -149,6 +149,8 @@ WIDTHS: dict[str, tuple[list[str], Wrapping | None]] = {
     "too narrow": (pair(39) * 3, None),
     "the widest": (pair(132) * 3, Wrapping(132, hard=True)),
     "wider": (pair(133) * 3, None),
+    "something wider before": (["f" * 70, *THREE], Wrapping(60, hard=True)),
+    "nothing is cut": ([begun(80), begun(60)], None),
     "a blank at the end": ([*pair(60), *pair(59), *pair(60)], Wrapping(60, hard=True)),
     "an earlier end": ([*pair(60), *pair(58), *pair(60)], Wrapping(60, hard=False)),
     "no room for another word": (

@@ -153,7 +153,7 @@ def _is_a_guests(maps: Sequence[PrintedMap]) -> bool:
     return (
         bool(maps)
         and len(maps[0].entries) <= _GUEST_ENTRIES
-        and not any(kind not in (E820Type.RAM, E820Type.RESERVED) for _, _, kind in maps[0].entries)
+        and not any(kind not in {E820Type.RAM, E820Type.RESERVED} for _, _, kind in maps[0].entries)
     )
 
 
@@ -204,7 +204,7 @@ def _parts(content: Content, source: str, cut: Wrapping | None) -> Iterator[tupl
         message = _message(line)
         if message.startswith(XEN_MARK):
             yield number, message
-        elif message:
+        else:
             parts = _JOINED.split(message) if _MAY_BE_JOINED.search(message) else [message]
             yield from ((number, part) for part in parts if part)
 
@@ -249,16 +249,14 @@ def _join(start: str, rest: str) -> str | None:
     for joined in (start + rest, f"{start} {rest}"):
         if (entry := MAP_ENTRY.search(joined)) is not None and log_type(entry["type"]) is not None:
             return joined
-    if MAP_ENTRY.search(start) or _BROKEN_ENTRY.search(start) or not _REST.match(rest):
+    if _BROKEN_ENTRY.search(start) or not _REST.match(rest):
         return None
     return start + ("" if start.endswith("-") or rest.startswith("-") else " ") + rest
 
 
 def _check(message: str, number: int, source: str) -> None:
     """Refuse a line of or about the memory map that says something that is not understood."""
-    if message.startswith(XEN_MARK):
-        return
-    if _BROKEN_ENTRY.match(message) and not MAP_ENTRY.search(message):
+    if _BROKEN_ENTRY.match(message):
         shown = printable(message, 80)
         raise InputError(
             f"memory map line not understood: {shown!r} (addresses are hexadecimal, as printed)",

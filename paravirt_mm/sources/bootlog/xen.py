@@ -21,7 +21,6 @@ from paravirt_mm.printable import printable
 from paravirt_mm.sources.assume import machine_from_map
 from paravirt_mm.sources.bootlog.facts import DomainKernel, Fact, Hypervisor, Place
 from paravirt_mm.sources.e820_words import log_type
-from paravirt_mm.sources.possible import check_kernel
 
 XEN_MARK = "(XEN)"
 
@@ -85,7 +84,7 @@ class HypervisorScan:
     def _add(self, where: str, match: re.Match[str]) -> None:
         if len(self.entries) >= MAX_MAP_ENTRIES:
             raise InputError(f"more than {MAX_MAP_ENTRIES} memory map entries", where)
-        inclusive = match[1] is not None
+        inclusive = match.group().startswith("[")
         start, end = (match[1], match[2]) if inclusive else (match[3], match[4])
         kind = log_type(match["type"] or match["number"] or "") or E820Type.RESERVED
         self.entries.append((int(start, 16), int(end, 16) + inclusive, kind))
@@ -131,8 +130,6 @@ def host_machine(name: str, source: str, scan: HypervisorScan) -> Machine:
     if pages and pages << PAGE_SHIFT < host_map.ram_pages().total:
         memory = _with_less_ram(host_map, pages << PAGE_SHIFT)
         sentences.append(f"RAM: the lowest {pages} pages of the host's, as many as dom0 has")
-    if image is not None:
-        check_kernel(image, host_map, source)
     machine = machine_from_map(name, source, title, memory, linked=image)
     assumed = [*sentences, *machine.provenance.assumed]
     initrd = _initrd(scan.facts, memory)
@@ -145,13 +142,17 @@ def host_machine(name: str, source: str, scan: HypervisorScan) -> Machine:
 
 def _initrd(facts: list[Fact], memory: MemoryMap) -> Span | None:
     """Return a place for an initrd of the size that the log tells; None where it tells none."""
-    named = [f for f in facts if isinstance(f, Place) and f.name.startswith("Init")]
-    if not named:
+    sizes = [
+        place.end - place.start
+        for place in facts
+        if isinstance(place, Place) and place.name.startswith("Init") and place.start < place.end
+    ]
+    if not sizes:
         return None
-    size = max(place.end - place.start for place in named)
+    size = max(sizes)
     pages = align_up(size, PAGE_SIZE)
     for low, high in reversed(list(memory.ram_pages())):
-        if 0 < pages <= high - low:
+        if pages <= high - low:
             return high - pages, high - pages + size
     return None
 
@@ -162,8 +163,8 @@ def _pages_of_dom0(facts: list[Fact]) -> int:
     allocation = next((f for f in places if f.name.startswith("Dom0 alloc")), None)
     if allocation is None or not allocation.pages:
         return 0
-    kept = [allocation, *(f for f in places if f.name.startswith("Init"))]
-    sizes = (max(place.end - place.start, 0) for place in kept)
+    kept = [f for f in places if f is allocation or f.name.startswith("Init")]
+    sizes = (place.end - place.start for place in kept if place.start < place.end)
     return allocation.pages + sum(align_up(size, PAGE_SIZE) >> PAGE_SHIFT for size in sizes)
 
 
