@@ -37,8 +37,8 @@ test: $(VENV)/.installed ## the whole suite
 test-all: $(VENV)/.installed ## the suite, and larger cases of what it has in small
 	$(BIN)/pytest -n auto --dist worksteal
 
-quick: $(VENV)/.installed ## the part of the suite that takes seconds
-	$(BIN)/pytest -m "not slow"
+quick: $(VENV)/.installed ## the part of the suite that takes less than a minute
+	$(BIN)/pytest -n auto --dist worksteal -m "not slow"
 
 lint: $(VENV)/.installed ## format, lint, types
 	$(BIN)/ruff format --check .

@@ -34,7 +34,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 _common = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
 settings.register_profile("default", derandomize=True, database=None, max_examples=40, **_common)
 settings.register_profile(  # for `make quick`: `make test` draws the others
-    "quick", settings.get_profile("default"), max_examples=20
+    "quick", settings.get_profile("default"), max_examples=10
 )
 settings.register_profile(  # for tools/mutate.py: that it fails is all that is asked
     "mutants", settings.get_profile("default"), phases=(Phase.explicit, Phase.generate)

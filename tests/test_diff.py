@@ -92,6 +92,7 @@ def test_bottom_up_placement_came_with_a_stable_release(last: str) -> None:
         assert ("places" in told) == (after == fixed)
 
 
+@pytest.mark.slow
 def test_bottom_up_placement_is_shrunk() -> None:
     """What no image of today can show any more: 5.10.14 and 5.10.15."""
     a, b = (f"incremental:kernel=5.10.{number}" for number in (14, 15))
@@ -136,6 +137,7 @@ def test_two_real_kernels_differ_in_what_is_known(boots: None, name: str) -> Non
     assert set(told) == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("image", [OLD_IMAGE, NEW_IMAGE, "7.3-amd64"])
 def test_real_kernel_does_not_differ_from_its_model(boots: None, image: str) -> None:
     """The model's image lies where the kernel does, and its end is that of the direct map."""
@@ -164,6 +166,7 @@ def test_random_machines_are_such_as_kernels_boot_on() -> None:
     assert any(m.mode.root_level == 5 for m in random_machines(30, 7, [new]))
 
 
+@pytest.mark.slow
 def test_comparison_without_hope_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     """A kernel that hangs takes its time on each machine."""
     monkeypatch.setattr(output, "PATIENCE", -1)
@@ -266,7 +269,7 @@ def test_pairs_run_with_the_registry_that_is_given() -> None:
     (pair,) = pairs("up", "up:first_step=0x2000000", "plain", registry)
     (result,) = survey([pair], [bundled("qemu-512m")], 1, registry=registry)
     assert [one.aspect for one in result.differences] == ["steps"]
-    (kind,) = kinds([result], seconds=1, registry=registry)
+    (kind,) = kinds([result], seconds=0.3, registry=registry)
     assert kind.tries
 
 
@@ -304,6 +307,7 @@ def run(*words: str) -> tuple[int, str]:
     return int(result.return_value), result.output
 
 
+@pytest.mark.slow
 def test_exit_code_says_whether_they_differ(tmp_path: Path) -> None:
     code, text = run(OLD, OLD, "qemu-512m")
     assert (code, "0 of 4 comparisons differ" in text) == (0, True)

@@ -108,6 +108,7 @@ def test_every_part_has_its_layer() -> None:
     assert {part_of(name) for name in modules()} == set(LEVELS)
 
 
+@pytest.mark.slow
 def test_imports_go_down() -> None:
     wrong = [
         f"{name} imports {module}, which stands no lower"
@@ -158,10 +159,12 @@ def circles(graph: dict[str, set[str]]) -> list[list[str]]:
     return found
 
 
+@pytest.mark.slow
 def test_no_modules_import_each_other() -> None:
     assert circles({name: set(known(name).imports) for name in modules()}) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", sorted(set(LEVELS) - {""}))
 def test_no_folders_import_each_other(part: str) -> None:
     """Inside a part, its folders stand in an order too."""
@@ -235,6 +238,7 @@ def names_in(text: str, names: set[str]) -> set[str]:
     return words & names
 
 
+@pytest.mark.slow
 def test_core_knows_no_plugin_by_name() -> None:
     names = {*built_in(), "dom0"}
     assert {"native", "xen", "legacy_linear", "incremental"} <= names

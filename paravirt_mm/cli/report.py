@@ -43,12 +43,12 @@ def command(
     a baseline, charts, verdicts, and where each machine comes from. Without LOG or MACHINE it is
     about the machines of the package.
     """
+    expect_writable(output)  # before what takes half a second to import
     from paravirt_mm.view.charts import require_extra
     from paravirt_mm.view.page import page
     from paravirt_mm.view.survey import survey
 
     require_extra()
-    expect_writable(output)
     registry = default_registry()
     problems: list[InputError] = []
     names = wanted(inputs, here)

@@ -153,6 +153,7 @@ def many_notes() -> bytes:
     return bytes(whole[:64]) + note * 9000 + bytes(360_000)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "made", "arguments", "words"),
     [

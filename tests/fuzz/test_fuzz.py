@@ -70,7 +70,7 @@ def test_what_goes_wrong_is_found_and_the_others_go_on(monkeypatch: pytest.Monke
 
 @pytest.mark.parametrize("name", READERS)
 def test_a_few(name: str) -> None:
-    _search(name, 25)
+    _search(name, 10)
 
 
 @pytest.mark.slow
@@ -114,7 +114,7 @@ def test_a_case_is_its_numbers() -> None:
     """The same target, seed and number make the same input, everywhere."""
     for name, target in TARGETS.items():
         assert case(target, name, 3, 5)[1] == case(target, name, 3, 5)[1]
-        assert len({case(target, name, 3, number)[1] for number in range(8)}) > 4, name
+        assert len({case(target, name, 3, number)[1] for number in range(5)}) > 2, name
 
 
 @pytest.mark.slow

@@ -62,6 +62,7 @@ def test_processes_give_the_same_machine():
     assert alone.tries == together.tries
 
 
+@pytest.mark.slow
 def test_a_find_is_small_and_ready_to_use(tmp_path):
     result = hunt(SPACE, seed=0, seconds=300)
     found = Found.of(SPACE, result)
@@ -191,10 +192,11 @@ class Sleeper(Incremental):
 """
 
 
+@pytest.mark.slow
 def test_a_try_that_takes_long_does_not_keep_the_hunt(tmp_path):
     path = tmp_path / "sleeper.py"
     path.write_text(SLEEPER, encoding="utf-8")
-    result = hunt(Quarry(f"{path}:Sleeper", "native", "panic"), seconds=0.5, jobs=2)
+    result = hunt(Quarry(f"{path}:Sleeper", "native", "panic"), seconds=0.2, jobs=2)
     assert result.machine is None
     assert result.seconds < 10
 
@@ -218,6 +220,7 @@ class Forgetful(Xen):
 """
 
 
+@pytest.mark.slow
 def test_two_backends_are_compared(tmp_path):
     """A page that a platform forgets to keep breaks no rule: it is what the platform says."""
     path = tmp_path / "forgetful.py"

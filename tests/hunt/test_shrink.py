@@ -6,7 +6,7 @@ from fractions import Fraction
 
 import attrs
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, strategies as st
 
 from paravirt_mm import MODES, CpuFeatures, E820Type, KernelImage, Machine, MemoryMap, bundled
 from paravirt_mm.hunt.edits import changed, is_sound
@@ -54,7 +54,6 @@ def test_tries_are_bounded():
     assert small.memory_map == machine.memory_map
 
 
-@settings(max_examples=60, deadline=None)
 @given(st.integers(0, 1 << 30), st.sampled_from(["lenovo-x230-8g", "pae-4g", "qemu-512m"]))
 def test_changes_leave_a_machine_that_boots(seed, name):
     """Changes never move the kernel out of RAM, nor take the room behind it."""

@@ -77,6 +77,7 @@ def test_problems_are_listed_once_each_and_not_without_end(tmp_path: Path) -> No
         assert dump.problems.count("the notes are truncated") == 1
 
 
+@pytest.mark.slow
 def test_tables_that_fan_out_are_bounded_by_the_memory_that_could_hold_them(
     tmp_path: Path,
 ) -> None:

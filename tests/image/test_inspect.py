@@ -35,6 +35,7 @@ def linux(dumps: Path, tmp_path_factory: pytest.TempPathFactory) -> Inspection:
         return inspect(dump, dump.cr3, dump.mode)
 
 
+@pytest.mark.slow
 def test_linux_4_levels(linux: Inspection) -> None:
     result = linux
     assert not result.findings
@@ -79,12 +80,9 @@ def test_figures_of_a_run_and_of_its_image_are_the_same(
     assert {name: result.figures[name] for name in shared} == {
         name: run.figures[name] for name in shared
     }
+    assert list(result.figures) == [*TABLE_FIGURES, *OWN]  # each has a meaning there
     assert result.direct_figures == result.figures
     assert result.figures["writable_tables"] == (0 if backend == "xen" else run.figures["tables"])
-
-
-def test_every_figure_has_a_meaning(linux: Inspection) -> None:
-    assert list(linux.figures) == [*TABLE_FIGURES, *OWN]
 
 
 # -- the command ----------------------------------------------------------------------------------
@@ -97,6 +95,7 @@ def run_command(*arguments: str) -> tuple[int, str]:
     return int(result.return_value or 0), result.output
 
 
+@pytest.mark.slow
 def test_command(dumps: Path, tmp_path: Path) -> None:
     code, text = run_command(str(unpacked(dumps, LINUX, tmp_path)), "--runs")
     assert code == 0

@@ -423,7 +423,7 @@ def told(trace: Trace, judge: Callable[[Trace], Iterable[Any]]) -> list[Found]:
 
 @pytest.mark.parametrize(
     "seed",
-    [pytest.param(n, marks=pytest.mark.slow if n % 3 else ()) for n in range(len(TRACES))],
+    [pytest.param(n, marks=pytest.mark.slow if n % 6 else ()) for n in range(len(TRACES))],
 )
 def test_the_same_is_found_page_by_page(seed: int) -> None:
     chance = random.Random(seed)
@@ -476,7 +476,10 @@ def everywhere(trace: Trace) -> list[list[Event]]:
     ]
 
 
-@pytest.mark.parametrize("number", range(0, len(TRACES), 3))
+@pytest.mark.parametrize(
+    "number",
+    [pytest.param(n, marks=pytest.mark.slow if n % 6 else ()) for n in range(0, len(TRACES), 3)],
+)
 def test_of_what_is_wrong_in_many_places_the_first_is_told(number: int) -> None:
     """One finding a rule and run of pages, the lowest; what comes after it is looked at, too."""
     trace, chance = TRACES[number], random.Random(number)

@@ -302,10 +302,11 @@ def crash_kernels(taken: tuple[tuple[int, int], ...]) -> dict[str, int | bool]:
     return found
 
 
+@pytest.mark.parametrize("count", [15, pytest.param(60, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", ["x86_64", "i386-pae", "i386", "x86_64-la57"])
-def test_every_figure_is_counted_page_by_page(name: str) -> None:
+def test_every_figure_is_counted_page_by_page(name: str, count: int) -> None:
     chance = Chance(name)
-    for _ in range(60):
+    for _ in range(count):
         trace = chance.trace(MODES[name])
         assert measure(trace) == Naive(trace).figures()
     assert set(Naive(trace).figures()) == set(FIGURES)

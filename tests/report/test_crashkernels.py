@@ -78,6 +78,7 @@ def invoke(*arguments: str) -> Result:
     return CliRunner().invoke(cli, ["compare", "qemu-512m", *pair, *arguments])
 
 
+@pytest.mark.slow
 def test_commands_say_it_in_every_format() -> None:
     assert "Y of 256M" in invoke().output
     asked = "128M,64M@128M,1G@4G"

@@ -37,6 +37,7 @@ def boot_logs(shared: Path) -> dict[str, BootLog]:
     return logs
 
 
+@pytest.mark.slow
 def test_every_log_is_read_or_refused_with_a_reason(shared):
     outcomes = dict(load_each([shared / "corpus" / "logs"]))
     refused = {where: error for where, error in outcomes.items() if isinstance(error, InputError)}
@@ -48,6 +49,7 @@ def test_every_log_is_read_or_refused_with_a_reason(shared):
         assert "hypervisor log without memory map" in str(error)
 
 
+@pytest.mark.slow
 def test_logs_say_what_the_index_says(shared, boot_logs):
     index = {it["id"]: it for it in json.loads((shared / "corpus" / "index.json").read_text())}
     releases = 0

@@ -173,6 +173,7 @@ def test_files_that_are_none(tmp_path: Path) -> None:
             ask(file, "panics")
 
 
+@pytest.mark.slow
 def test_half_a_chunk_is_never_stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A chunk that fails when most of it is stored leaves nothing behind."""
     path = tmp_path / "out"
@@ -193,6 +194,7 @@ def test_half_a_chunk_is_never_stored(tmp_path: Path, monkeypatch: pytest.Monkey
         assert sum(store.outcomes().values()) == 4
 
 
+@pytest.mark.slow
 def test_machines_are_divided_by_size_and_holes(tmp_path: Path) -> None:
     """A class begins with the number that its name says, and ends before the next one's."""
     sizes = {
@@ -218,6 +220,7 @@ def test_machines_are_divided_by_size_and_holes(tmp_path: Path) -> None:
         assert name in (size, hole)
 
 
+@pytest.mark.slow
 def test_a_file_is_continued_with_the_same_settings_and_plugins_only(
     file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -295,6 +298,7 @@ def test_questions_that_there_are_not(file: Path) -> None:
             ask(file, question, by="size")
 
 
+@pytest.mark.slow
 def test_a_division_comes_first(file: Path) -> None:
     """Each answer can be asked by size; the crash kernel that is asked about is the one counted."""
     for question in ("outcomes", "waste", "crashkernel", "flips", "errors"):

@@ -257,6 +257,7 @@ def test_one_child_does_part_after_part(forked: list[Forked]) -> None:
     mine.close()
 
 
+@pytest.mark.slow
 def test_a_scenario_that_ends_its_child_costs_its_own_row(forked: list[Forked]) -> None:
     """Which limit it was, or how it died, is in the row; the other rows are as without it."""
     settings = Settings((GOOD, "odd"), ("native",), time_limit=5.0, memory_limit=256 * MIB)
@@ -385,6 +386,7 @@ def _drive(
     return told
 
 
+@pytest.mark.slow
 def test_chunks_are_stored_in_whatever_order_they_come(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -402,6 +404,7 @@ def test_chunks_are_stored_in_whatever_order_they_come(
     assert executor.done == [2, 3, 1, 0]
 
 
+@pytest.mark.slow
 def test_a_sweep_goes_on_where_it_was_or_says_why_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

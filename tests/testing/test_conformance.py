@@ -243,6 +243,7 @@ def test_judge() -> None:
     )
 
 
+@pytest.mark.slow
 def test_suite_needs_three_lines(pytester: pytest.Pytester) -> None:
     """As a third party would write it; fixtures and report header only where they are asked for."""
     pytester.makeconftest('pytest_plugins = ["paravirt_mm.testing.fixtures"]')

@@ -139,6 +139,7 @@ def test_each_folder_has_tests_that_are_there(mutate: Any, checkout: Path) -> No
     assert name in mutate.tests_for(checkout / "paravirt_mm" / "image" / "walker.py")
 
 
+@pytest.mark.slow
 def test_equivalent_mutants_are_ones_that_it_makes(mutate: Any) -> None:
     """Or edits of text that is there, made by hand; and each says why."""
     rows = mutate.equivalent()

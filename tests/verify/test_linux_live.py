@@ -440,7 +440,7 @@ def test_gdb_registers_are_found_by_the_stubs_description(stub: Callable[..., St
     ],
 )
 def test_gdb_nonsense_is_refused(stub: Callable[..., Stub], answer: bytes, message: str) -> None:
-    client = stub(**{"Z1,0,1": answer}).client(0.5)
+    client = stub(**{"Z1,0,1": answer}).client(5 if answer else 0.1)
     with pytest.raises(GdbError, match=message):
         client.insert_breakpoint(0)
 

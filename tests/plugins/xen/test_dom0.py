@@ -24,6 +24,8 @@ from paravirt_mm_xen.live.pieces import default_directory
 DATA = Path(__file__).parents[3] / "tests/data/xen"
 RECORDINGS = sorted(DATA.glob("dom0-*.json.xz"))
 FIRST = DATA / "dom0-linux-6.1-xen-4.17.json.xz"
+QUICK = [path for path in RECORDINGS if "small" in path.name and "5.10" not in path.name]
+SMALL = DATA / "dom0-linux-7.2-xen-4.17-small-132m.json.xz"
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +36,7 @@ def recording() -> Dom0Recording:
 @pytest.mark.parametrize(
     "path",
     [
-        path if "small" in path.name else pytest.param(path, marks=pytest.mark.slow)
+        pytest.param(path, marks=pytest.mark.slow) if path not in QUICK else path
         for path in RECORDINGS
     ],
     ids=lambda path: path.name,
@@ -74,6 +76,7 @@ def changed(recording: Dom0Recording, number: int, **fields: Any) -> Dom0Recordi
     return attrs.evolve(recording, calls=tuple(calls))
 
 
+@pytest.mark.slow
 def test_a_call_that_is_another_is_told(recording: Dom0Recording) -> None:
     found = compare_dom0(changed(recording, first_pin(recording), pfn=7))
     assert not found.ok
@@ -342,13 +345,15 @@ def test_a_machine_that_the_model_does_not_map_is_told(recording: Dom0Recording)
         compare_dom0(without)
 
 
-@pytest.mark.parametrize("kernel", ["6.1,variant=hpa", "99.x"])
+@pytest.mark.parametrize(
+    "kernel", ["6.1,variant=hpa", pytest.param("99.x", marks=pytest.mark.slow)]
+)
 def test_the_command_goes_on_behind_a_recording_that_cannot_be_compared(
     recording: Dom0Recording, tmp_path: Path, kernel: str
 ) -> None:
     attrs.evolve(recording, kernel=kernel, log=("nothing",)).save(tmp_path / "odd.json")
     result = CliRunner().invoke(
-        cli, ["verify", "xen", str(tmp_path / "odd.json"), str(FIRST)], standalone_mode=False
+        cli, ["verify", "xen", str(tmp_path / "odd.json"), str(SMALL)], standalone_mode=False
     )
     assert result.return_value == 3, result.output
     assert "odd.json" in result.stderr

@@ -154,6 +154,7 @@ def live(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
 FEW = ("--ops", "300", "--seed", "5", "-g", "trees", "--size", "64", "-a", "chunk_end")
 
 
+@pytest.mark.slow
 def test_fresh_operations_and_runs_on_what_booted(live: Any, tmp_path: Path) -> None:
     kept = tmp_path / "kept.jsonl"
     code, report, _ = live(NEW, "4.20.5-pre", *FEW, "--json", "--save", str(kept))

@@ -95,6 +95,7 @@ def gone(pid: int) -> bool:
         return True
 
 
+@pytest.mark.slow
 def test_a_hang_is_killed_with_all_its_children(live: LiveXen, tmp_path: Path) -> None:
     live.seconds = 0.5
     answer(live, "(XEN) booting\n", f"sleep 60 & echo $! > '{tmp_path}/child'; wait")

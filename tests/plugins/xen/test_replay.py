@@ -165,6 +165,7 @@ def test_a_run_ends_on_its_new_tree_and_is_probed_through_it() -> None:
     assert len(probes) > 8
 
 
+@pytest.mark.slow
 def test_linux_changes_upper_entries_by_hypercall_even_in_ordinary_pages() -> None:
     """Only there do the two ways differ; what is stored is the same."""
     faithful = _run(64, "incremental:variant=hpa")
@@ -228,6 +229,7 @@ def test_tables_must_be_read_only_in_the_tree_that_is_not_loaded_yet() -> None:
     assert refused.errno == -16
 
 
+@pytest.mark.slow
 def test_every_operation_matters() -> None:
     """Left out one at a time, each kind of operation that hands tables over is missed later."""
     run = _run(64, "incremental:variant=linux")
@@ -264,6 +266,7 @@ def test_native_runs_are_not_replayed() -> None:
         translate(run.trace)
 
 
+@pytest.mark.slow
 def test_thorough_runs_in_reach_are_replayed_and_say_so() -> None:
     exactly = Machine(name="m", memory_map=MemoryMap.sanitise([(0, 80 * MIB, E820Type.RAM)]))
     for limit, told in (

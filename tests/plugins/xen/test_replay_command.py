@@ -56,6 +56,7 @@ def test_a_run_that_does_not_come_to_its_end_is_a_finding() -> None:
     assert "accepted by the model, but panic" in result.stdout
 
 
+@pytest.mark.slow
 def test_runs_are_recorded_as_the_models_verdict(tmp_path: Path) -> None:
     path = tmp_path / "verified.json"
     asked = ("--runs", "--size", "64", "--record", path)
