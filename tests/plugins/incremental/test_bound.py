@@ -352,7 +352,7 @@ def test_tables_of_a_large_page_far_up(levels):
 
 def test_what_z3_does_not_decide_in_time_is_not_proved(monkeypatch):
     a, b, c = z3.Ints("a b c")
-    hard = proof.Statement("x", "x", (a > 2, b > 2, c > 2, a**3 + b**3 + c**3 == 42), {"a": a})
+    hard = proof.Statement("x", "x", (a**3 + b**3 + c**3 == 42,), {"a": a})
     with monkeypatch.context() as patch:
         patch.setattr(proof, "TIMEOUT_MS", 1)
         assert proof.prove(hard) == proof.Proof(hard, proved=False, refutation=None)
