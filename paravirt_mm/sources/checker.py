@@ -96,6 +96,10 @@ class Checker:
         """Return an address in bytes, or an exclusive end."""
         return self.integer(value, key, 0, LAST_ADDRESS)
 
+    def pfn(self, value: Any, key: str) -> int:
+        """Return the number of a page, not 0; `paravirt_mm.sources.possible` knows the largest."""
+        return self.integer(value, key, 1, LAST_ADDRESS)
+
     def span(self, value: Any, key: str) -> Span:
         """Return ``[start, end]``, not inverted."""
         pair = self.array(value, key, length=2)

@@ -127,7 +127,7 @@ def _name(check: Checker, table: Mapping[str, Any]) -> str:
 
 
 def _pfn(check: Checker, table: Mapping[str, Any], key: str) -> int | None:
-    return check.integer(table[key], key, 1, 1 << 52) if key in table else None
+    return check.pfn(table[key], key) if key in table else None
 
 
 def _memory(check: Checker, items: list[Any], name: str = "memory") -> MemoryMap:

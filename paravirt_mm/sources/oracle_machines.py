@@ -74,9 +74,7 @@ def machine(record: Mapping[str, Any], where: str) -> Machine:
         reserved=tuple(reserved),
         boot_mapped=check.address(check.need(record, "initial_mapped"), "initial_mapped"),
         provenance=Provenance(where),
-        max_pfn_hint=check.integer(check.need(record, "max_pfn"), "max_pfn", 1, 1 << 52),
-        max_low_pfn_hint=check.integer(
-            check.need(record, "max_low_pfn"), "max_low_pfn", 1, 1 << 52
-        ),
+        max_pfn_hint=check.pfn(check.need(record, "max_pfn"), "max_pfn"),
+        max_low_pfn_hint=check.pfn(check.need(record, "max_low_pfn"), "max_low_pfn"),
     )
     return checked(made, where)

@@ -8,6 +8,7 @@ import gzip
 import io
 import lzma
 import struct
+import tarfile
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -134,6 +135,7 @@ def test_what_is_looked_at_is_not_taken(make: Callable[[bytes], io.RawIOBase]) -
     assert counted.fill(10) == bytes(range(10))
     assert (file.tell(), counted.taken) == (10, 10)
     assert counted.fill(5) == bytes(range(5))
+    assert (file.tell(), counted.taken) == (10, 10)
     counted.drop(3)
     assert counted.fill(8) == bytes(range(3, 11))
     buffer = bytearray(5)
@@ -143,6 +145,17 @@ def test_what_is_looked_at_is_not_taken(make: Callable[[bytes], io.RawIOBase]) -
     assert rest == bytes(range(8, 100))
     assert counted.taken == 100
     assert counted.fill(1) == b""
+
+
+class Silent(io.RawIOBase):
+    """A pipe that has nothing to say, and says so."""
+
+    def read(self, _size: int = -1) -> bytes | None:
+        return None
+
+
+def test_who_says_nothing_has_ended() -> None:
+    assert content_of(Silent(), "here").stream.read() == b""
 
 
 # -- what comes out of compressed files ------------------------------------------------------------
@@ -235,6 +248,9 @@ def test_a_zip_of_several_files_is_a_tar() -> None:
     assert tar[:3] == b"f10"
     assert tar[512:522] == b"x" * 10
     assert tar[1024:1028] == b"f512"
+    with tarfile.open(fileobj=io.BytesIO(tar)) as archive:
+        assert [member.size for member in archive] == list(sizes)
+    assert len(tar_of(("a", b"x"), ("b", b"y"))) == 4 * 512 + 1024
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import io
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from paravirt_mm.sources import (
     checker,
     content,
     firmware_map,
+    inputs,
     iomem,
     lines,
     machine_file,
@@ -24,6 +27,10 @@ from paravirt_mm.sources import (
     possible,
 )
 from paravirt_mm.sources.bootlog import linux, xen
+from paravirt_mm.sources.generated import generate, generated
+
+load: Any = importlib.import_module("paravirt_mm.sources.load")
+"""The module: the package has a function of that name."""
 
 
 def mib(size: int) -> str:
@@ -120,6 +127,7 @@ TAKEN: list[tuple[Any, Any]] = [
     (lambda: CHECK.integer("0x10", "n", 0, 16), 16),
     (lambda: CHECK.integer("0x" + "0" * 31 + "1", "n", 0, 1), 1),
     (lambda: CHECK.address(checker.LAST_ADDRESS, "n"), 1 << 64),
+    (lambda: CHECK.pfn(1, "n"), 1),
     (lambda: CHECK.span([4, 4], "n"), (4, 4)),
     (lambda: CHECK.span([0, "0xfff"], "n"), (0, 0xFFF)),
     (lambda: CHECK.array([1, 2], "n", 2), [1, 2]),
@@ -139,6 +147,7 @@ REFUSED: dict[str, Any] = {
     "is not a number ": lambda: CHECK.integer("0x" + "0" * 33, "n", 0, 60),
     "n: None is not a string": lambda: CHECK.text(None, "n"),
     "n: 1 is not true or false": lambda: CHECK.flag(1, "n"),
+    "n: 0x0 is not between 0x1": lambda: CHECK.pfn(0, "n"),
     "n: list is not a table": lambda: CHECK.table([], "n"),
     "n: dict is not a list": lambda: CHECK.array({}, "n"),
     "n: has 1 items instead of 2": lambda: CHECK.array([1], "n", 2),
@@ -204,3 +213,92 @@ def test_a_memmap_of_one_byte_is_one() -> None:
         for part, text in (("start", start), ("end", end), ("type", "System RAM")):
             values.take(f"{number}/{part}", io.BytesIO(text.encode()))
     assert values.machine("one").memory_map.entries[-1].end == 0x200001
+
+
+# -- files, members, parts, records ----------------------------------------------------------------
+
+
+def tar(*sizes: int) -> io.BytesIO:
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w", format=tarfile.USTAR_FORMAT) as archive:
+        for number, size in enumerate(sizes):
+            member = tarfile.TarInfo(f"{number}.txt")
+            member.size = size
+            archive.addfile(member, io.BytesIO(bytes(size)))
+    stream.seek(0)
+    return stream
+
+
+def test_as_many_files_as_are_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(archives, "MAX_FILES", 2)
+    monkeypatch.setattr(load, "MAX_FILES", 2)
+    assert len(list(archives.members(tar(1, 1), "here"))) == 2
+    with pytest.raises(InputError, match="here: more than 2 files"):
+        list(archives.members(tar(1, 1, 1), "here"))
+    for name in ("b", "a", ".c"):
+        if name == ".c":
+            assert [path.name for path in load.files_below(tmp_path, "here")] == ["a", "b"]
+        (tmp_path / name).write_text("")
+    with pytest.raises(InputError, match="here: more than 2 files"):
+        list(load.files_below(tmp_path, "here"))
+
+
+def test_a_member_as_long_as_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(archives, "MAX_MEMBER_BYTES", (1 << 20) + 7)
+    fits, long = archives.members(tar((1 << 20) + 7, (1 << 20) + 8), "here")
+    assert (fits.name, fits.problem) == ("0.txt", "")
+    assert (long.name, long.problem) == ("1.txt", "longer than 1 MiB; unpack the archive")
+
+
+def test_a_part_as_long_as_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inputs, "MAX_PART_BYTES", (1 << 20) + 7)
+    for size, problem in (((1 << 20) + 7, ""), ((1 << 20) + 8, "longer than 1 MiB; do so")):
+        part = inputs._carried("here", "n", io.BytesIO(bytes(size)), "do so")
+        assert isinstance(part, inputs.CarriedPart)
+        assert (part.problem, len(part.content)) == (problem, 0 if problem else size)
+
+
+def test_a_record_as_long_as_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(oracle_machines, "MAX_RECORD_BYTES", 20)
+    line = b'{"a": 1}'.ljust(19) + b"\n"
+    assert list(oracle_machines.read_records(io.BytesIO(b"\n" + line), "here")) == [
+        ("here:2", {"a": 1})
+    ]
+    with pytest.raises(InputError, match="here:1: record longer than 0 MiB"):
+        list(oracle_machines.read_records(io.BytesIO(b" " + line), "here"))
+
+
+def test_a_machine_file_as_long_as_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine_file, "MAX_BYTES", (1 << 20) + 7)
+    fits = content.Content(b"", io.BytesIO(b"x" * ((1 << 20) + 7)))
+    assert len(load._text(fits, "here")) == (1 << 20) + 7
+    with pytest.raises(InputError, match="here: longer than 1 MiB"):
+        load._text(content.Content(b"", io.BytesIO(b"x" * ((1 << 20) + 8))), "here")
+    with pytest.raises(InputError, match="here: not UTF-8 at byte 2"):
+        load._text(content.Content(b"", io.BytesIO(b"ab\xff")), "here")
+
+
+@pytest.mark.parametrize(("dots", "words"), [(64, "here: format: missing"), (65, "here:2: more")])
+def test_a_line_of_toml_has_so_many_dots(dots: int, words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        machine_file.read_toml(f"# \nx = '{'.' * dots}'\n", "here")
+
+
+@pytest.mark.parametrize(
+    ("file_name", "name"),
+    [
+        ("", "stdin"),
+        ("-", "stdin"),
+        ("a.log.gz", "a"),
+        (".txt", "txt"),
+        ("n" * 81, "n" * 80),
+        ("x" + "y" + "z" * 254, "y" + "z" * 79),
+    ],
+)
+def test_a_machines_name_is_that_of_its_file(file_name: str, name: str) -> None:
+    assert load.machine_name(file_name) == name
+
+
+def test_machines_of_a_seed_begin_with_the_first() -> None:
+    assert [made.name for made in generate(2)] == ["generated-0-0", "generated-0-1"]
+    assert generated(1) == next(iter([*generate(2, seed=0)][1:]))
