@@ -77,10 +77,8 @@ def _nothing(folder: Path) -> None:
 
 
 WHAT: dict[str, tuple[Callable[[Path], None], tuple[str, ...]]] = {
-    "machines": (_nothing, ("machines",)),
     "a machine": (_nothing, ("machines", "lenovo-x230-8g")),
     "a machine as data": (_nothing, ("machines", "pae-4g", "--json")),
-    "plugins": (_nothing, ("plugins",)),
     "a plugin": (_nothing, ("plugins", "incremental")),
     "a run": (_nothing, ("run", "qemu-512m", "-a", HPA, *SMALL)),
     "a run as data": (_nothing, ("run", "qemu-512m", "-a", OLD, *SMALL, "--json")),
@@ -144,6 +142,8 @@ def _told(text: str, folder: Path) -> str:
 def test_it_prints_what_it_did(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make, words = WHAT[name]
     monkeypatch.chdir(tmp_path)
+    for variable in ("COLUMNS", "LINES", "NO_COLOR", "FORCE_COLOR"):
+        monkeypatch.delenv(variable, raising=False)
     make(tmp_path)
     before = {*tmp_path.rglob("*")}
     result = CliRunner().invoke(cli, words, standalone_mode=False)

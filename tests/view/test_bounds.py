@@ -1,0 +1,78 @@
+"""How much of a text, of a list and of a value gets onto a page, at the bounds."""
+
+from __future__ import annotations
+
+import attrs
+import pytest
+
+from paravirt_mm import E820Type, Machine, MemoryMap
+from paravirt_mm.machine.paging import MIB
+from paravirt_mm.view import page
+from paravirt_mm.view.page import MAX_ENTRIES
+from paravirt_mm.view.scene import thinned
+from paravirt_mm.view.sentences import _kind, _names
+from paravirt_mm.view.story import bounded
+from paravirt_mm.view.strip import ruler
+from paravirt_mm.view.survey import Subject
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        (None, None), (True, True), (7, 7), (1.5, 1.5), (float("nan"), "nan"),
+        (float("inf"), "inf"), (float("-inf"), "-inf"), ("a\x1b", r"a\x1b"), ([1], "[1]"),
+    ],
+)  # fmt: skip
+def test_a_figure_as_json_has_it(value: object, shown: object) -> None:
+    """JSON has no infinity: what is none of its values becomes text."""
+    assert page._plain(value) == shown
+    assert type(page._plain(value)) is type(shown)
+
+
+def test_texts_are_cut_with_a_mark() -> None:
+    assert bounded("x" * 5, 5) == "x" * 5
+    assert len(bounded("x" * 6, 5)) == 5
+    assert bounded("x" * 6, 5).endswith("…")
+    assert len(bounded("\x1b" * 6, 9)) <= 9
+
+
+def test_names_in_a_sentence() -> None:
+    assert [_names(["a"]), _names(["a", "b"]), _names(["a", "b", "c"])] == [
+        "a", "a and b", "a, b and c",
+    ]  # fmt: skip
+    assert _kind(["a", "b"], knows=True) == "a and b"
+    assert _kind(["a", "b", "c"], knows=True) == "the 3 that do not guess"
+    assert _kind(["a", "b", "c"], knows=False) == "the 3 that guess"
+
+
+def test_the_smallest_gaps_are_closed() -> None:
+    spans = [(0, 10), (11, 20), (30, 40), (45, 50)]
+    assert thinned(spans, 4) == spans
+    assert thinned(spans, 3) == [(0, 20), (30, 40), (45, 50)]
+    assert thinned(spans, 2) == [(0, 20), (30, 50)]
+    assert thinned(spans, 1) == [(0, 50)]
+
+
+def machine(entries: int, **given: object) -> Machine:
+    spans = [(n * 2 * MIB, n * 2 * MIB + MIB, E820Type.RAM) for n in range(entries)]
+    return attrs.evolve(Machine("m", MemoryMap.sanitise(spans)), **given)
+
+
+def test_what_the_page_tells_of_a_machine() -> None:
+    whole = page._subject(Subject(machine(MAX_ENTRIES), ()), [])
+    assert (len(whole["e820"]), whole["more"]) == (MAX_ENTRIES, 0)
+    more = page._subject(Subject(machine(MAX_ENTRIES + 2), ()), [])
+    assert (len(more["e820"]), more["more"]) == (MAX_ENTRIES, 2)
+    assert "Initrd" not in dict(page._facts(machine(1)))
+    with_initrd = dict(page._facts(machine(20, initrd=(4 * MIB, 5 * MIB))))
+    assert with_initrd["Initrd"] == "0x400000-0x500000"
+    assert page._names(None, "allocator") == []
+
+
+def test_a_ruler_names_what_it_has_room_for() -> None:
+    """Names never overlap, and are as wide as the strip at the most."""
+    for width in range(1, 120):
+        line = ruler(machine(20), width)
+        assert len(line) == width
+        assert not [word for word in line.split() if len(word) > 16]
+    assert ruler(machine(20), 100).strip()
