@@ -1,0 +1,118 @@
+"""Machines, formats and words that plugins bring: whose they are, and what happens to odd ones."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, ClassVar
+
+import attrs
+import pytest
+
+from paravirt_mm import E820Type, Machine, MemoryMap, PluginSpec, SpecError, hookimpl, offers
+from paravirt_mm.errors import PluginError
+from paravirt_mm.evidence import MAX_BYTES, _parsed, _run
+from paravirt_mm.options import expected
+from paravirt_mm.sources import bundled
+from paravirt_mm.testing import registry_with
+
+
+def machine(name: str) -> Machine:
+    return Machine(name, MemoryMap.sanitise([(0, 1 << 26, E820Type.RAM)]))
+
+
+@attrs.frozen
+class Lab:
+    """Brings machines, one of them under a name that is taken."""
+
+    pvmm_api: ClassVar[int] = 1
+
+    @hookimpl
+    def pvmm_machines(self) -> list[Machine]:
+        return [machine("lab"), machine("qemu-512m")]
+
+
+@attrs.frozen
+class Other:
+    """The same name, later."""
+
+    pvmm_api: ClassVar[int] = 1
+
+    @hookimpl
+    def pvmm_machines(self) -> list[Machine]:
+        return [machine("lab"), machine("mine")]
+
+
+def test_the_first_to_use_a_name_has_it_and_the_package_before_all() -> None:
+    registry = registry_with(lab_a=Lab, lab_b=Other)
+    assert set(offers.machines(registry)) == {"lab", "mine"}
+    problems = [(one.name, one.problem) for one in registry.broken if one.name.startswith("lab")]
+    assert problems == [
+        ("lab_a", "pvmm_machines: 'qemu-512m' is taken"),
+        ("lab_b", "pvmm_machines: 'lab' is taken"),
+    ]  # fmt: skip
+
+
+def test_files_and_the_package_come_before_what_plugins_bring(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry = registry_with(lab_a=Lab)
+    monkeypatch.chdir(tmp_path)
+    assert offers.brought_machine("lab", registry) == machine("lab")
+    assert offers.brought_machine("qemu-512m", registry) is None
+    assert offers.brought_machine("-", registry) is None
+    assert offers.brought_machine("none", registry) is None
+    (tmp_path / "lab").write_text("a file of that name")
+    assert offers.brought_machine("lab", registry) is None
+    assert offers.load("qemu-512m") == bundled("qemu-512m")
+
+
+@attrs.frozen
+class Formats:
+    """Brings formats that fail in their ways."""
+
+    pvmm_api: ClassVar[int] = 1
+
+    @hookimpl
+    def pvmm_report_formats(self) -> dict[str, Any]:
+        return {"good": lambda rows: f"{len(rows)}", "wrong": len, "odd": lambda rows: rows[7]}
+
+
+def test_a_format_that_fails_is_its_plugins_fault() -> None:
+    found = offers.formats(registry_with(forms=Formats))
+    assert found["good"]([{}, {}]) == "2"
+    with pytest.raises(PluginError, match=r"format wrong gave 0, not text"):
+        found["wrong"]([])
+    with pytest.raises(PluginError, match=r"format odd raised IndexError"):
+        found["odd"]([])
+
+
+def test_specs_may_have_blanks_around_their_words() -> None:
+    spec = PluginSpec.parse(" incremental : kernel = 4.19 , variant=hpa ")
+    assert spec == PluginSpec("incremental", (("kernel", "4.19"), ("variant", "hpa")))
+    for wrong in ("", " ", ":a=1", "a:=1", "a:b", "a: =1", "a:b=1,b =2"):
+        with pytest.raises(SpecError):
+            PluginSpec.parse(wrong)
+
+
+def test_annotated_types_are_told_by_what_they_annotate() -> None:
+    from typing import Annotated
+
+    assert expected(Annotated[int, "even"]) == expected(int)
+    assert expected(int) != expected(str)
+
+
+def test_releases_in_a_row() -> None:
+    assert [_run(["4.9"]), _run(["4.9", "4.14"]), _run(["4.9", "4.14", "5.4"])] == [
+        "4.9", "4.9 to 4.14", "4.9 to 5.4",
+    ]  # fmt: skip
+
+
+def test_a_file_of_evidence_may_be_as_long_as_the_limit(tmp_path: Path) -> None:
+    from paravirt_mm import InputError
+
+    good, bad = tmp_path / "good", tmp_path / "bad"
+    good.write_text('{"oracle": {"a": [1, 2, 3]}, "else": 7}'.ljust(MAX_BYTES))
+    bad.write_text("{}".ljust(MAX_BYTES + 1))
+    assert _parsed(good) in ({}, {"oracle": {"a": (1, 2)}})
+    with pytest.raises(InputError, match="longer than"):
+        _parsed(bad)
