@@ -179,6 +179,8 @@ class Boot:
     def _split(self, step: Map) -> list[Piece]:
         largest = self.largest_level
         pieces = split_by_alignment(self.mode, step.start, step.end, largest)
+        if largest == 1:  # small pages alone are one piece
+            return pieces
         if step.promote is Promote.BEFORE_MERGE:
             pieces = self._promote(pieces, largest)
         pieces = merge_equal(pieces)
