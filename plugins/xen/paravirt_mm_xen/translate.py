@@ -329,7 +329,7 @@ class _Translator:
                 if passed and level == 1:
                     # RAM that waits for its frames gets empty entries (`empty_entries`).
                     entries = [entry for entry in entries if entry[2] not in self._frameless]
-                if passed or (level > 1 and key in tree.linked):
+                if passed:
                     self._ops += [("mmu_update", *entry, False) for entry in entries]
                 else:
                     self._ops += [("store", *entry) for entry in entries]

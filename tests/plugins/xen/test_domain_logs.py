@@ -315,10 +315,11 @@ def test_what_a_log_says_of_xen_and_of_the_kernel() -> None:
     ]
     kernels = [DomainKernel(1, "", 32, 1 * MIB, 2 * MIB), DomainKernel(2, "", 64, 3 * MIB, 4 * MIB)]
     said = [Hypervisor(1, "", version="4.17.2"), Hypervisor(2, "", bits=32)]
-    told = read_told([*places, *kernels, *said])
-    assert told is not None
-    assert (told.xen, told.given.hypervisor_bits) == ((4, 17, 2), 32)
-    assert (told.given.kernel, told.given.mode) == ((3 * MIB, 4 * MIB), X86_64)
+    for facts in ([*places, *kernels, *said], [*said[::-1], *kernels, *places]):
+        told = read_told(facts)
+        assert told is not None
+        assert (told.xen, told.given.hypervisor_bits) == ((4, 17, 2), 32)
+        assert (told.given.kernel, told.given.mode) == ((3 * MIB, 4 * MIB), X86_64)
     told = read_told([*places, Hypervisor(1, "", version="unstable")])
     assert told is not None
     assert (told.xen, told.given.hypervisor_bits) == (None, 64)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import json
 import struct
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -280,3 +281,17 @@ def test_how_much_a_boot_gets(boots: Any) -> None:
     assert boot.seconds == pytest.approx(60 + (1 << 18) / 5000 + 0.5)
     ((_, boot),) = boots([OperationTrace("small", 1, (TYPE,))])
     assert boot.guest_mib == 32
+
+
+def test_memory_of_a_domain_has_room_for_each_part(boots: Any) -> None:
+    """4 GiB of pages: 2,054 tables, 8 bytes a page in the p2m list; input lies there twice."""
+    assert session._guest_mib(1 << 20, 0) == 4096 + 8 + 8 + 32
+    assert session._guest_mib(0, 10 << 20) == 20 + 32
+    assert boots([]) == []
+
+
+def test_times_are_of_the_comparison() -> None:
+    stand: Any = Stand(OLD, "4.14.6")
+    begun = time.monotonic()
+    result = compare.compare(stand, [trace("one", *PINNED_ONCE)], lambda each: predict(each, OLD))
+    assert 0 <= result.live_seconds + result.predict_seconds <= time.monotonic() - begun

@@ -24,6 +24,7 @@ from paravirt_mm_xen.live import (
 )
 from paravirt_mm_xen.live.build import build_guest, unpack_hypervisor
 from paravirt_mm_xen.live.errors import BuildError
+from paravirt_mm_xen.live.pieces import directory_of
 from paravirt_mm_xen.live.session import LiveXen
 
 TRACE = OperationTrace("t", 1, (("unpin", 0),))
@@ -112,6 +113,13 @@ def test_a_hang_is_killed_with_all_its_children(live: LiveXen, tmp_path: Path) -
     assert list(live.directory.iterdir()) == []
 
 
+def test_a_hang_after_a_panic_is_the_panics(live: LiveXen) -> None:
+    live.seconds = 0.5
+    answer(live, "(XEN) Panic on CPU 0:\n", "exec sleep 60")
+    with pytest.raises(XenBootError, match="Xen panicked"):
+        live.replay([TRACE])
+
+
 def test_a_qemu_that_cannot_start_is_told(live: LiveXen) -> None:
     with pytest.raises(XenBootError):
         live.replay([TRACE])
@@ -183,6 +191,28 @@ def test_xen_is_found_where_it_is_named(unpacked: Path, monkeypatch: pytest.Monk
     assert pieces.hypervisor == unpacked / "boot/xen-4.17-amd64.gz"
     monkeypatch.setenv("PARAVIRT_MM_XEN", str(unpacked))
     assert find_pieces() == pieces
+
+
+def test_a_version_is_that_of_a_folder_beside_the_usual_one(
+    unpacked: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As `tools/fetch-xen.sh VERSION` unpacks it; the usual one, if it holds that version."""
+    monkeypatch.setenv("PARAVIRT_MM_XEN", str(unpacked))
+    assert directory_of(None) is None
+    assert directory_of("4.17") == unpacked
+    assert directory_of("4.14") == unpacked.with_name("xen-4.14")
+    unpacked.with_name("xen-4.17").mkdir()
+    assert directory_of("4.17") == unpacked.with_name("xen-4.17")
+    for path in ("some/where", "4", "4.17.1"):
+        assert directory_of(path) == Path(path)
+    monkeypatch.chdir(unpacked)
+    Path("4.14").mkdir()
+    assert directory_of("4.14") == Path("4.14")
+
+
+def test_a_folder_is_no_hypervisor(unpacked: Path) -> None:
+    (unpacked / "boot/xen-4.99-amd64").mkdir()
+    assert find_pieces(unpacked).hypervisor == unpacked / "boot/xen-4.17-amd64.gz"
 
 
 def test_xen_is_found_in_the_cache(unpacked: Path, tmp_path: Path) -> None:

@@ -111,3 +111,9 @@ def test_a_wrong_conversation_is_an_error(text: str, says: str) -> None:
 def test_the_guest_has_one_source_directory_with_a_linker_script() -> None:
     names = {path.name for path in Path(GUEST_SOURCES).iterdir()}
     assert {"boot.S", "fault.S", "main.c", "guest.ld", "wire.h"} <= names
+
+
+def test_what_is_no_answer_is_quoted_in_part() -> None:
+    with pytest.raises(XenBootError) as raised:
+        wire.parse_answers(f"#0 .{'z' * 90}\n", [OperationTrace("t", 1, (("unpin", 0),) * 2)])
+    assert str(raised.value).startswith(f"the guest printed no answer: {'z' * 40!r}")

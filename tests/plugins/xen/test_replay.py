@@ -24,7 +24,14 @@ from paravirt_mm import (
 )
 from paravirt_mm_xen.backend import TableEntries, Xen
 from paravirt_mm_xen.replay import Counts, address_of, describe, findings, replay
-from paravirt_mm_xen.translate import BOOT, PROBE, NotReplayable, Refused, translate
+from paravirt_mm_xen.translate import (
+    BOOT,
+    PROBE,
+    NotReplayable,
+    Refused,
+    _boot_leaves,
+    translate,
+)
 from paravirt_mm_xen.verify import ALLOCATORS, guest_machine, run_all
 
 from .wrong import WRONG, Wrong, run_wrong
@@ -136,6 +143,8 @@ def test_a_gap_in_memory_and_a_second_range_are_replayed() -> None:
 def test_operations_say_which_event_they_come_from() -> None:
     run = _run(64, "incremental:variant=hpa")
     found = translate(run.trace)
+    assert BOOT != PROBE
+    assert max(BOOT, PROBE) < 0  # no event of the run
     assert set(found.events[: found.begin]) == {BOOT}
     assert set(found.events[found.end :]) == {PROBE}
     for number in range(found.begin, found.end):
@@ -353,3 +362,41 @@ def test_panics_are_replayed_up_to_there() -> None:
 
 def test_table_entries_option() -> None:
     assert Xen().table_entries is TableEntries.HYPERCALL
+
+
+def test_tables_that_are_handed_over_one_by_one_belong_to_their_events() -> None:
+    """Filled when they are attached, made read-only, pinned, and their entry written."""
+    run = _run(64, "incremental:variant=linux")
+    found = translate(run.trace)
+    seen = set()
+    for number in range(found.begin, found.end):
+        name, event = found.trace.ops[number][0], run.trace.events[found.events[number]]
+        if number not in found.stand_in:
+            seen.add((name, type(event).__name__))
+    assert seen == {
+        ("store", "TablesAttached"), ("update_va", "MadeReadonly"),
+        ("pin", "TablesPinned"), ("mmu_update", "EntriesWritten"), ("new_baseptr", "RootActivated"),
+        ("tlb_flush", "RootActivated"),
+    }  # fmt: skip
+
+
+def test_what_a_table_of_the_builder_maps() -> None:
+    tables = RangeSet([(0x3000, 0x5000)])
+    mapped = [(0x1000, 0x6000), (0x1F_F000, 0x20_1000)]
+    assert list(_boot_leaves(mapped, tables, (1, 0))) == [
+        (0x1000, 0x3000, 0x67), (0x3000, 0x5000, 0x65), (0x5000, 0x6000, 0x67),
+        (0x1F_F000, 0x20_0000, 0x67),
+    ]  # fmt: skip
+    assert list(_boot_leaves(mapped, tables, (1, 2 * MIB))) == [(0x20_0000, 0x20_1000, 0x67)]
+    assert list(_boot_leaves(mapped, tables, (1, 4 * MIB))) == []
+
+
+def test_memory_above_the_first_l3_gets_one_of_its_own() -> None:
+    """At 600 GiB: the root since boot takes another entry."""
+    entries = [(e.start, e.end, e.type) for e in guest_machine(64).memory_map.entries]
+    entries.append((600 << 30, (600 << 30) + 4 * MIB, E820Type.RAM))
+    machine = attrs.evolve(guest_machine(64), memory_map=MemoryMap.sanitise(entries))
+    for allocator in ("incremental:variant=linux", "incremental:variant=hpa", "chunk_end"):
+        run = Scenario.of(machine, allocator, "xen").run()
+        assert str(run.verdict) == "ok", allocator
+        assert replay(translate(run.trace)).refused is None, allocator

@@ -13,6 +13,7 @@ from paravirt_mm import InputError, SpecError
 from paravirt_mm.cli.main import cli
 from paravirt_mm.errors import ExitCode
 from paravirt_mm_xen import verify as command
+from paravirt_mm_xen.command import xen
 from paravirt_mm_xen.live import ENVIRONMENT, MissingPieceError, OperationTrace, find_pieces
 from paravirt_mm_xen.traces.guest import predict
 from paravirt_mm_xen.verify import guest_machine, run_all
@@ -180,3 +181,32 @@ def test_a_wrong_model_is_shrunk_to_a_reproducer(monkeypatch: pytest.MonkeyPatch
     reproducer = next(json.loads(line) for line in lines if line.startswith("{"))
     assert -16 in reproducer["rc"]
     assert len(reproducer["ops"]) < 12
+
+
+def test_defaults_are_those_that_the_help_tells() -> None:
+    options = {option.name: option for option in xen.params}
+    usual = command.VerifyOptions()
+    assert options["seed"].default == usual.seed == 1
+    assert options["ops"].default == usual.operations == 100_000
+    assert (usual.live, usual.runs, usual.files, usual.sizes) == (False, False, (), ())
+    limits = {name: (options[name].type.min, options[name].type.max) for name in ("ops", "sizes")}
+    assert limits == {"ops": (1, 10_000_000), "sizes": (64, 4096)}
+    first, *_ = command.SIZES
+    told = f"[default: {first}; --runs: {', '.join(map(str, command.SIZES))}]"
+    assert told == "[default: 64; --runs: 64, 256, 512]"
+    assert told in options["sizes"].help
+
+
+def test_files_are_told_apart_by_their_names() -> None:
+    """Recordings of a dom0 are JSON, operations are lines of it."""
+    names = ["a.jsonl", "b.json", "c.jsonl.xz", "d.json.xz", "e"]
+    options = command.VerifyOptions(files=tuple(map(Path, names)))
+    assert options.recordings == [Path("b.json"), Path("d.json.xz")]
+    assert options.traces == [Path("a.jsonl"), Path("c.jsonl.xz"), Path("e")]
+
+
+def test_guests_have_64_mib_at_least() -> None:
+    assert guest_machine(64).memory_map.ram_pages().end == 64 << 20
+    with pytest.raises(InputError, match="63 MiB is too small"):
+        guest_machine(63)
+    assert command.RunResult(64, "x", "rejected").as_dict()["operations"] == 0

@@ -226,6 +226,19 @@ def test_rounds_are_limited() -> None:
     assert Oracle(ends_with_double_pin).first(found.trace) == len(found.trace.ops) - 1
 
 
+def test_forty_rounds_are_usual(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where each round leaves one operation out."""
+    monkeypatch.setattr(shrinking, "_SAMPLES", 0)
+    sizes = iter(range(60, 0, -1))
+
+    def failures(traces: Sequence[OperationTrace]) -> list[int | None]:
+        size = next(sizes)
+        return [size - 1 if len(trace.ops) == size else None for trace in traces]
+
+    found = shrink(unpins(59), failures)
+    assert (found.rounds, len(found.trace.ops), found.minimal) == (40, 21, False)
+
+
 def test_a_trace_that_does_not_fail_is_refused() -> None:
     with pytest.raises(ValueError, match="t does not fail"):
         shrink(OperationTrace("t", 1, (("unpin", 0),)), Oracle(lambda seen: False))

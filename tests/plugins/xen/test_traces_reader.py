@@ -252,6 +252,17 @@ def test_the_guest_does_not_take_its_own_code_away() -> None:
         assert guest.answers([("multicall", (("unpin", 0), ("pin", 1, 511 % 4)))]) != (-77777,)
 
 
+def test_devices_are_mapped_by_their_frames() -> None:
+    guest = TraceGuest(4)
+    for index, (device, frame) in enumerate(
+        {"vga": 0xB8, "io_apic": 0xFEC00, "shared_info": 0xF00}.items()
+    ):
+        assert guest.mmu_update_device(2, index, device, 0x67) == 0
+        assert guest.hypervisor.entry(guest.mfn(2), index) == frame << 12 | 0x67
+        assert guest.mmu_update_device(2, index, device, 0) == 0
+        assert guest.hypervisor.entry(guest.mfn(2), index) == 0
+
+
 def test_a_probe_for_writing_loads_first() -> None:
     """And stores what it has found: nothing changes, but that it may be refused."""
     guest = TraceGuest(4)
