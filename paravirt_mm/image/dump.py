@@ -257,7 +257,7 @@ class _ElfReader:
         if count > MAX_SEGMENTS:
             self._problem(f"{count} program headers; only {MAX_SEGMENTS} are read")
             count = MAX_SEGMENTS
-        data = self._bytes(table, min(count * entry, max(0, self.size - table)))
+        data = self._bytes(table, min(count * entry, self.size - table))
         if len(data) < count * entry:
             self._problem("the file ends inside its program headers")
         for at in range(0, len(data) - layout.size + 1, entry):

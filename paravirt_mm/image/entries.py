@@ -86,7 +86,7 @@ class EntryFormat:
 
     def leaf_address_field(self, level: int) -> int:
         """Bits of a leaf entry of ``level`` that hold an address at its own place."""
-        return self.address_field & ~(self.mode.entry_span(level) - 1)
+        return self.address_field & -self.mode.entry_span(level)
 
     def leaf_reserved(self, level: int) -> int:
         """Bits that must be 0 in a leaf entry of ``level``, beside ``reserved``.

@@ -397,6 +397,14 @@ def test_a_number_of_headers_that_does_not_fit(
     assert data[notes_at + 12 : notes_at + 17] == b"CORE\0"
 
 
+def test_values_of_facts_are_cut() -> None:
+    for length in (255, 256, 300):
+        data = core_header(X86_64, 0x5000, [(0x1000, 0x2000)], 0, {"a": "x" * length, "b": "c"})
+        at = data.index(b"a=x")
+        line = data[at : data.index(b"\nb=c\n", at)].decode()
+        assert len(line) == 2 + min(length, 256)
+
+
 def test_a_pipe_that_takes_little_gets_everything(small_run: Any) -> None:
     image = Image(small_run("x86_64", "incremental:variant=hpa", "native").trace)
     parts: list[bytes] = []

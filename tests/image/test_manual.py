@@ -16,8 +16,11 @@ import pytest
 
 from paravirt_mm import (
     CpuFeatures,
+    E820Type,
+    KernelImage,
     Machine,
     Map,
+    MemoryMap,
     PageRun,
     Promise,
     Run,
@@ -352,6 +355,22 @@ def test_tables_since_boot_without_room_in_the_kernel(make_machine: Any) -> None
     got = boot_tables(machine, taken, tables=tables, kernel=kernel)
     above = 32 * MIB >> 12
     assert [pfn for _, _, pfn in got] == [first, first - 1, free, free + 1, above, above + 1]
+
+
+def test_tables_since_boot_lie_below_4_gib(make_machine: Any) -> None:
+    """As all that startup code makes: what is higher is not used, even if all else is taken."""
+    ram = [(0, 64 * MIB), (4 * GIB - 2 * 4096, 4 * GIB), (4 * GIB, 4 * GIB + 64 * MIB)]
+    machine = attrs.evolve(
+        make_machine("x86_64"),
+        memory_map=MemoryMap.sanitise((low, high, E820Type.RAM) for low, high in ram),
+    )
+    kernel = KernelImage(16 * MIB, 16 * MIB, 16 * MIB, 17 * MIB)
+    taken = RangeSet([(0, 64 * MIB)])
+    last = (4 * GIB >> 12) - 2
+    got = boot_tables(machine, taken, tables={3: ((0, 512 * GIB),)}, kernel=kernel)
+    assert [pfn for _, _, pfn in got] == [last, last + 1]
+    with pytest.raises(InputError, match="no page left"):
+        boot_tables(machine, taken, tables={3: ((0, 512 * GIB),), 2: ((0, GIB),)}, kernel=kernel)
 
 
 def test_a_whole_walk_asks_only_for_what_is_within() -> None:

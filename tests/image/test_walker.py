@@ -116,6 +116,7 @@ def test_pae_root_at_32_bytes() -> None:
     memory = Memory(mode)
     memory.put(0x1000 + 0x60, 3, 0x2001)
     memory.put(0x1000, 0, 0xFFFF_FFFF_FFFF_FFFF)
+    memory.put(0x1000 + 0x60, 4, 0x2001)  # what follows the four is none of them
     memory.put(0x2000, 0, 0x1E3 | NX)
     found = walk(memory, 0x1060, mode)
     assert [(run.start, run.end) for run in found.runs] == [(0xC000_0000, 0xC020_0000)]

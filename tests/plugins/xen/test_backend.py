@@ -360,7 +360,8 @@ def test_static_tables_of_an_image_too_small_follow_the_boot_stack() -> None:
 
 @pytest.mark.parametrize(("start", "moves"), [(30 << 20, False), (32 << 20, True)])
 def test_a_kernel_from_32_mib_on_was_moved_by_its_boot_loader(start: int, moves: bool) -> None:
-    kernel = KernelImage(start, start + 4096, start + 4096, start + 8192)
+    end = start + (8 << 20)
+    kernel = KernelImage(start, end, end, end + 4096)
     machine = attrs.evolve(bundled("xen-dom0-qubes-4g"), kernel=kernel)
     state = Xen().pvmm_boot_state(machine)
     assert isinstance(state, BootState)
