@@ -33,7 +33,7 @@ from paravirt_mm_xen.dom0 import kept
 from paravirt_mm_xen.dom0.compare import machine_of
 from paravirt_mm_xen.dom0.host import Host, host_of, plain_host
 from paravirt_mm_xen.dom0.recording import Dom0Recording, Kind, Request
-from paravirt_mm_xen.dom0.row import Charges
+from paravirt_mm_xen.dom0.row import Charges, recorded_boot
 from paravirt_mm_xen.domain.layout import DomainKind
 from paravirt_mm_xen.live.errors import XenBootError
 from paravirt_mm_xen.live.pieces import Pieces
@@ -352,3 +352,21 @@ def test_recordings_are_kept_in_the_cache(monkeypatch: pytest.MonkeyPatch) -> No
         assert kept._home() == Path(home) / "paravirt-mm/dom0"
     monkeypatch.delenv("XDG_CACHE_HOME")
     assert kept._home() == Path("/home/somebody/.cache/paravirt-mm/dom0")
+
+
+def test_the_first_page_is_linuxs_and_all_other_memory_must_be_the_same(
+    recording: Dom0Recording,
+) -> None:
+    machine = machine_of(recording)
+    ram = machine.memory_map
+    assert 0x2000 in ram.ram_pages()
+    for low, high in ((0, 4096), (0x2000, 0x3000)):
+        old, new = (E820Type.RAM, E820Type.RESERVED)
+        if low not in ram.ram_pages():
+            old, new = new, old
+        other = attrs.evolve(machine, memory_map=ram.with_range(low, high, old, new))
+        if (low, high) == (0, 4096):
+            assert recorded_boot(recording, other).tables
+        else:
+            with pytest.raises(InputError, match="has RAM at"):
+                recorded_boot(recording, other)

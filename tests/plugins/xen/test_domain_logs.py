@@ -326,6 +326,41 @@ def test_what_a_log_says_of_xen_and_of_the_kernel() -> None:
     assert told.given.kernel == (16 * MIB, 20 * MIB)
 
 
+def test_how_wide_a_hypervisor_is_that_does_not_say_so() -> None:
+    """As wide as it prints addresses, above a guest of 32 bits, whose p2m list has 4 bytes a page;
+    a kernel that is mapped at 0 may be of either width.
+    """
+    base = 0xC000_0000
+
+    def told(base: int, digits: int, *more: Fact) -> Any:
+        def place(name: str, start: int, end: int) -> Place:
+            text = f"{start:0{digits}x}->{end:0{digits}x}"
+            return Place(1, text, "virtual", name, base + start, base + end)
+
+        return read_told(
+            [
+                place("Loaded kernel", MIB, 2 * MIB),
+                place("Phys-Mach map", 2 * MIB, 2 * MIB + 4096),
+                Place(1, f"{base + 4 * MIB:0{digits}x}", "virtual", "TOTAL", base, base + 4 * MIB),
+                *more,
+            ]
+        )
+
+    assert told(base, 8).given.hypervisor_bits == 32
+    assert told(base, 16).given.hypervisor_bits == 64
+    assert told(base, 8).given.mode is MODES["i386-pae"]
+    assert told(base, 8).given.pages == 1024
+    assert told(0, 16) is None
+    assert told(0, 16, DomainKernel(1, "", 32, MIB, 2 * MIB)).given.mode is MODES["i386-pae"]
+
+
+def test_static_tables_keep_away_from_brk() -> None:
+    """Where the image is said to end behind brk, the tables lie in front of it."""
+    kernel = KernelImage(16 * MIB, 20 * MIB, 19 * MIB, 20 * MIB)
+    layout = arrange(_given(kernel=kernel.span))
+    assert static_tables(X86_64, kernel, layout) == (19 * MIB - 3 * PAGE, 19 * MIB)
+
+
 def test_parts_that_cannot_move_are_told_first() -> None:
     places = [
         (part, (n * MIB, (n + 1) * MIB))

@@ -403,7 +403,7 @@ class _Recorder:
                     seen.kind,
                     hypercall,
                     pfn=self._pfn(table),
-                    index=(ptr & 0xFFF) >> 3,
+                    index=ptr >> 3 & 511,
                     level=self._levels.get(table, 0),
                     target=self._target(value),
                     flags=_flags(value),
@@ -456,7 +456,7 @@ class _Recorder:
             try:
                 data += bytes.fromhex(answer)
             except ValueError:
-                raise GdbError(f"no memory at {address:#x}: {answer[:40]!r}") from None
+                raise GdbError(f"no memory at {address:#x}: {answer!r:.42}") from None
         return bytes(data)
 
     def _target(self, entry: int) -> int:

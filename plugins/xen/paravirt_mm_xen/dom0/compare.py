@@ -169,10 +169,8 @@ def _of_model(run: Run) -> Iterator[Asked]:
     ]
     for number in range(translated.begin, translated.end):
         if number not in translated.stand_in:
-            operation = translated.trace.ops[number]
-            members = operation[1] if operation[0] == "multicall" else (operation,)
-            for member in members:
-                yield from _asked_of(member, pages)
+            # Linux hands tables over one by one, so that no requests share a multicall.
+            yield from _asked_of(translated.trace.ops[number], pages)
 
 
 def _asked_of(operation: Operation, pages: list[int]) -> Iterator[Asked]:
