@@ -19,6 +19,7 @@ from paravirt_mm.machine.e820 import E820Entry, E820Type, MemoryMap
 from paravirt_mm.machine.model import Machine
 from paravirt_mm.sources import bundled, bundled_machines, load, load_all, load_each
 from paravirt_mm.sources.e820_words import log_type, resource_type
+from paravirt_mm.sources.inputs import divide
 from paravirt_mm.sources.machine_file import write_json, write_toml
 
 IOMEM = """\
@@ -100,6 +101,9 @@ def test_iomem_as_an_ordinary_user_sees_it(tmp_path):
 
 
 def test_iomem_with_a_foreign_line(tmp_path):
+    with pytest.raises(InputError) as caught:
+        load(written(tmp_path, "long", IOMEM + "x" * 200))
+    assert str(caught.value).endswith(f"iomem: '{'x' * 80}'")
     with pytest.raises(InputError, match=r"iomem:18: not a line of /proc/iomem: 'hello'"):
         load(written(tmp_path, "iomem", IOMEM + "\nhello\n"))
 
@@ -164,6 +168,11 @@ def test_many_oracle_records_compressed(tmp_path):
     assert [machine.name for machine in load_all([path])] == ["m0", "m1", "m2"]
     with pytest.raises(InputError, match="holds more than one machine"):
         load(path)
+    spaced = written(tmp_path, "spaced.jsonl", lines.replace("\n", "\n \n\n"))
+    parts = [(part.source, part) for part in divide([str(spaced)])]
+    assert [source.rpartition(":")[2] for source, _ in parts] == ["1", "4", "7"]
+    made = [next(part.machines(None))[1] for _, part in parts]
+    assert [machine.name for machine in made] == ["m0", "m1", "m2"]
 
 
 @pytest.mark.parametrize(
@@ -172,6 +181,15 @@ def test_many_oracle_records_compressed(tmp_path):
         ({"brk_start": "soon"}, r"brk_start: 'soon' is not a number"),
         ({"brk_start": None}, r"brk_start: None is not a number"),
         ({"pse": 2}, r"pse: 0x2 is not between 0x0 and 0x1"),
+        ({"gbpages": 2}, r"gbpages: 0x2 is not between 0x0 and 0x1"),
+        ({"pse": -1}, r"pse: -0x1 is not between"),
+        ({"gbpages": -1}, r"gbpages: -0x1 is not between"),
+        ({"pgt_buf_pages": -1}, r"pgt_buf_pages: -0x1 is not between 0x0 and 0x100000"),
+        ({"pgt_buf_pages": (1 << 20) + 1}, r"pgt_buf_pages: 0x100001 is not between"),
+        ({"max_pfn": 0}, r"max_pfn: 0x0 is not between 0x1"),
+        ({"max_low_pfn": 0}, r"max_low_pfn: 0x0 is not between 0x1"),
+        ({"e820": [[0, 1, -1]]}, r"e820\[0\]\[2\]: -0x1 is not between 0x0 and 0xffffffff"),
+        ({"e820": [[0, 1, 1 << 32]]}, r"e820\[0\]\[2\]: 0x100000000 is not between"),
         ({"e820": [[0, 1]]}, r"e820\[0\]: has 2 items instead of 3"),
         ({"e820": [[9, 1, 1]]}, r"e820\[0\]: ends at 0x1, before its start 0x9"),
         ({"e820": {}}, r"e820: dict is not a list"),
@@ -212,6 +230,7 @@ def test_machine_files_round_trip(tmp_path, name, write):
     title = again.provenance.title
     assert title == 'a "quoted" \\ title with \\x7f and é', "escaped on the way in"
     assert attrs.evolve(again, provenance=whole().provenance) == whole()
+    assert len(text.splitlines()) > 20, "for people to read, and to compare line by line"
     assert write(again) == text.replace("\x7f", "\\\\x7f").replace("\\u007f", "\\\\x7f")
 
 

@@ -243,6 +243,17 @@ def test_as_many_files_as_are_said(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         list(load.files_below(tmp_path, "here"))
 
 
+@pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_a_long_name_of_a_member_in_each_format(form: int) -> None:
+    stream = io.BytesIO()
+    name = f"{'d' * 90}/{'n' * 60}.txt"
+    with tarfile.open(fileobj=stream, mode="w", format=form) as archive:
+        archive.addfile(tarfile.TarInfo(name))
+        archive.addfile(tarfile.TarInfo("short.txt"))
+    stream.seek(0)
+    assert [member.name for member in archives.members(stream, "here")] == [name, "short.txt"]
+
+
 def test_a_member_as_long_as_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(archives, "MAX_MEMBER_BYTES", (1 << 20) + 7)
     fits, long = archives.members(tar((1 << 20) + 7, (1 << 20) + 8), "here")
@@ -276,6 +287,18 @@ def test_a_machine_file_as_long_as_is_said(monkeypatch: pytest.MonkeyPatch) -> N
         load._text(content.Content(b"", io.BytesIO(b"x" * ((1 << 20) + 8))), "here")
     with pytest.raises(InputError, match="here: not UTF-8 at byte 2"):
         load._text(content.Content(b"", io.BytesIO(b"ab\xff")), "here")
+
+
+@pytest.mark.parametrize(
+    ("brk_start", "start"), [(0x1000, 0x1000), (0x2FFF, 0x1000), (0x3000, 0x3000), (0xFFF, 0xFFF)]
+)
+def test_a_records_kernel_begins_where_what_holds_its_brk_does(brk_start: int, start: int) -> None:
+    record = {
+        "e820": [[0, 1 << 30, 1]], "reserved": [[0x1000, 0x3000]], "brk_start": brk_start,
+        "pgt_buf_pages": 1, "pse": 1, "gbpages": 0, "max_pfn": 1 << 18, "max_low_pfn": 1 << 18,
+        "initial_mapped": 1 << 29,
+    }  # fmt: skip
+    assert oracle_machines.machine(record, "here").kernel.start == start
 
 
 @pytest.mark.parametrize(("dots", "words"), [(64, "here: format: missing"), (65, "here:2: more")])
