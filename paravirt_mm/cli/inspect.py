@@ -110,7 +110,7 @@ def _explained(name: str) -> tuple[Unit, str]:
 
 
 def _text(dump: Dump, result: Inspection, runs: bool) -> str:
-    from tabulate import tabulate
+    from paravirt_mm.report.markup import tabulated
 
     direct = result.direct_figures or {}
     rows = [
@@ -129,7 +129,8 @@ def _text(dump: Dump, result: Inspection, runs: bool) -> str:
     if result.direct_map is not None:
         span = result.direct_map
         lines.append(f"direct map: {span.start:#x}-{span.end - 1:#x}, physical 0 at {span.base:#x}")
-    lines += ["", tabulate(rows, ["", "all tables", "direct map", ""], disable_numparse=True)]
+    titles = ("", "all tables", "direct map", "")
+    lines += ["", tabulated(rows, titles, "simple", ("left",) * len(titles))]
     if runs:
         lines += ["", *_runs(result)]
     troubles = [*dump.problems, *map(str, result.findings)]

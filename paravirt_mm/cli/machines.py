@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 
 import click
-from tabulate import tabulate
 
 from paravirt_mm.cli import reading
 from paravirt_mm.machine.model import Machine
 from paravirt_mm.offers import machines as brought_machines
 from paravirt_mm.printable import printable
 from paravirt_mm.registry import default_registry
+from paravirt_mm.report.markup import tabulated
 from paravirt_mm.report.values import size
 from paravirt_mm.sources import bundled, bundled_machines
 
@@ -40,13 +40,17 @@ def command(name: str | None, as_json: bool) -> None:
         [
             m.name,
             size(m.memory_map.ram_pages().total),
-            len(m.memory_map.ram_pages()),
+            str(len(m.memory_map.ram_pages())),
             m.mode.name,
             printable(m.provenance.title),
         ]
         for m in machines
     ]
-    click.echo(tabulate(rows, ["machine", "RAM", "pieces", "mode", ""]))
+    titles, align = (
+        ("machine", "RAM", "pieces", "mode", ""),
+        ("left", "right", "right", "left", "left"),
+    )
+    click.echo(tabulated(rows, titles, "simple", align))
 
 
 def _record(machine: Machine) -> dict[str, object]:
