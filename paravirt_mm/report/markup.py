@@ -14,9 +14,6 @@ from typing import Final
 import tabulate as tabulate_module
 from tabulate import tabulate
 
-# Titles are no wider than they are: a column of padding each would cost a figure in a terminal.
-tabulate_module.MIN_PADDING = 0
-
 _TEX: Final = {
     "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "%": r"\%",
     "#": r"\#", "_": r"\_", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
@@ -89,6 +86,12 @@ def tabulated(
         rows = [list(row) for row in cells]
     else:
         rows = [[escaped(cell, style) for cell in row] for row in cells]
-    return tabulate(
-        rows, titles, tablefmt=style, colalign=align if rows else None, disable_numparse=True
-    )
+    # Titles are no wider than they are: a column of padding each would cost a figure in a terminal.
+    # tabulate takes that from its module alone; others who use it in this process keep theirs.
+    kept, tabulate_module.MIN_PADDING = tabulate_module.MIN_PADDING, 0
+    try:
+        return tabulate(
+            rows, titles, tablefmt=style, colalign=align if rows else None, disable_numparse=True
+        )
+    finally:
+        tabulate_module.MIN_PADDING = kept

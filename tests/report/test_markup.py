@@ -8,7 +8,7 @@ import re
 from html.parser import HTMLParser
 
 import pytest
-from tabulate import tabulate_formats
+from tabulate import tabulate, tabulate_formats
 
 from paravirt_mm.report.markup import escaped, no_formula, tabulated, words
 
@@ -87,3 +87,11 @@ def test_numbers_and_plain_text_stay(text: str) -> None:
 def test_plain_formats_stay_plain() -> None:
     assert escaped(EVIL, "simple") == EVIL
     assert words("a\nb", "plain") == "a\nb"
+
+
+def test_other_tables_of_the_process_stay_as_they_are() -> None:
+    """Titles of ours are no wider than they are; those of others, before and after, as before."""
+    before = tabulate([[1]], ["long"], disable_numparse=True, colalign=["right"])
+    assert tabulated([["1"]], ["long"], "simple", ["right"]).splitlines()[0] == "long"
+    assert tabulate([[1]], ["long"], disable_numparse=True, colalign=["right"]) == before
+    assert before.splitlines()[0] == "  long"
