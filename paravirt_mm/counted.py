@@ -22,4 +22,6 @@ def all_of(number: int, noun: str) -> str:
 
 def _plural(noun: str) -> str:
     """Regular nouns only."""
+    if noun.endswith("ss"):
+        return f"{noun}es"
     return f"{noun[:-1]}ies" if noun.endswith("ry") else f"{noun}s"

@@ -11,6 +11,7 @@ import click
 
 from paravirt_mm.cli import scenarios
 from paravirt_mm.cli.recording import record_option
+from paravirt_mm.counted import counted
 from paravirt_mm.errors import ExitCode, InputError
 from paravirt_mm.evidence import Evidence, record_evidence
 from paravirt_mm.guard import MIB, Limits
@@ -107,7 +108,10 @@ def command(
     if record_to is not None:
         record_evidence(record_to, "cpu", evidence)
     if not as_json:
-        click.echo(f"{checked} images, {probes} accesses, {failed} images differ")
+        click.echo(
+            f"{counted(checked, 'image')}, {counted(probes, 'access')}: "
+            f"{counted(failed, 'image', 'differ')}"
+        )
     if plugins:
         return ExitCode.PLUGIN
     return ExitCode.FINDINGS if failed else ExitCode.OK

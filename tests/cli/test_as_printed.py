@@ -1,6 +1,8 @@
-"""What commands print is what somebody has read: each text is kept in tests/data/printed.
+"""What commands print, word for word: each text is kept in tests/data/printed.
 
-Having read what differs, ``PARAVIRT_MM_SEEN=yes pytest tests/cli/test_as_printed.py`` keeps it.
+A change of it is a difference of lines there, for whoever reviews it: having read what differs,
+``PARAVIRT_MM_SEEN=yes pytest tests/cli/test_as_printed.py`` keeps it. What the figures in them must
+be is said elsewhere (tests/measure, tests/verify).
 
 Left out are what changes from one installation to the next (folders, versions) and how far a model
 is checked.

@@ -1,8 +1,9 @@
-"""Pictures, stories and the page's data are as they were when somebody looked at them.
+"""Pictures, stories and the page's data do not change without anybody noticing.
 
-No rule says how wide a bar is or where a name stands; somebody looked, and it was good. What they
-saw is kept as a digest of each text. Who changes how things look sees here which ones do; having
-looked at them, ``PARAVIRT_MM_SEEN=yes pytest tests/view/test_as_seen.py`` keeps them as they are.
+No rule says how wide a bar is or where a name stands, so there is nothing to hold them against but
+what they were: a digest of each. That says that something looks otherwise, never that it is right;
+what must be right (numbers, bounds, escapes) is tested beside this. Who changes how things look
+looks at what is told here, then ``PARAVIRT_MM_SEEN=yes pytest tests/view/test_as_seen.py``.
 """
 
 from __future__ import annotations
@@ -149,5 +150,5 @@ def test_it_looks_as_it_did(part: str, subjects: list[Subject], runs: Runs) -> N
         seen[part] = shown
         SEEN.write_text(json.dumps(seen, indent=1, sort_keys=True) + "\n")
     if seen[part].get("by altair") != shown.get("by altair"):
-        pytest.skip(f"charts were looked at with altair {seen[part]['by altair']}")
+        pytest.skip(f"the charts that are kept are of altair {seen[part]['by altair']}")
     assert shown == seen[part], "look at what differs; if it is meant so, see above"
