@@ -42,9 +42,7 @@ def load(spec: Spec, boot: int | None = None) -> Machine:
     Raises InputError where there is none, or more than one (`load_all` takes those).
     """
     machines = load_all([spec], boot)
-    first = next(machines, None)
-    if first is None:
-        raise InputError(NOTHING, printable(str(spec)))
+    first = next(machines)
     if next(machines, None) is not None:
         raise InputError("holds more than one machine; name one of its files", printable(str(spec)))
     return first
@@ -134,7 +132,7 @@ def files_below(folder: Path, source: str) -> Iterator[Path]:
 
 def machine_name(file_name: str) -> str:
     """Return a machine name made of a file's: its stem, with harmless characters only."""
-    if file_name in ("-", ""):
+    if file_name in {"-", ""}:
         return "stdin"
     stem = _SUFFIXES.sub("", file_name[-255:]) or file_name
     return _UNSAFE.sub("-", stem).strip("-.")[:80] or "machine"
