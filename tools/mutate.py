@@ -22,6 +22,7 @@ helpers, ends of ranges, order), and neither samples a folder against the tests 
 from __future__ import annotations
 
 import argparse
+import ast
 import functools
 import gc
 import importlib
@@ -256,7 +257,7 @@ class Suite:
             file = name.split("::")[0]
             if (
                 not some
-                or _module(path) in _text(file)
+                or _module(path) in _imported(file)
                 or any(where == str(path) for where, _ in called)
             ):
                 taken[file] = taken.get(file, 0) + self.seconds[name]
@@ -264,8 +265,15 @@ class Suite:
 
 
 @functools.cache
-def _text(file: str) -> str:
-    return (TOP / file).read_text(encoding="utf-8")
+def _imported(file: str) -> set[str]:
+    """What a file may import, by full names: modules, and what it takes out of them."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse((TOP / file).read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {each.name for each in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module, *(f"{node.module}.{each.name}" for each in node.names)}
+    return found
 
 
 def _codes(code: CodeType) -> Iterator[CodeType]:

@@ -158,7 +158,7 @@ def test_a_machine_file_is_laid_out_for_people() -> None:
 
 
 def test_a_machine_file_that_ends_too_soon_is_wrong_in_its_last_line() -> None:
-    with pytest.raises(InputError, match="^here:3: not TOML"):
+    with pytest.raises(InputError, match=r"^here:3: not TOML"):
         read_toml("a = 1\nb = 2\nc = [", "here")
 
 
