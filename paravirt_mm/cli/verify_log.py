@@ -16,9 +16,11 @@ from paravirt_mm.cli.recording import record_option
 from paravirt_mm.counted import counted
 from paravirt_mm.errors import ExitCode, InputError
 from paravirt_mm.evidence import Evidence, record_evidence
+from paravirt_mm.printable import printable
 from paravirt_mm.registry import default_registry
 from paravirt_mm.sources import read_boot_log
 from paravirt_mm.sources.bootlog.lines import LineVerdict, LogLine
+from paravirt_mm.sources.load import files_below
 from paravirt_mm.verify.log.check import check_log
 from paravirt_mm.verify.log.report import LogReport, summary, with_reason
 from paravirt_mm.verify.log.variants import all_series
@@ -29,7 +31,7 @@ from paravirt_mm.verify.log.variants import all_series
     epilog="Each line shows its number in the log. = printed as predicted, - printed, + predicted,"
     " ? cannot be checked.",
 )
-@click.argument("files", metavar="FILE...", nargs=-1, required=True)
+@click.argument("files", metavar="FILE|FOLDER...", nargs=-1, required=True)
 @click.option(
     "--kernel", metavar="RELEASE", help="Model this release, whatever the log says: 3.2, 5.4.17."
 )
@@ -52,7 +54,8 @@ def command(
 ) -> ExitCode:
     """Predict what a kernel printed about its direct map, and compare line by line.
 
-    FILE is a boot log (dmesg, journal, serial console, plain or compressed, - for standard input).
+    FILE is a boot log (dmesg, journal, serial console, plain or compressed, - for standard input);
+    of a FOLDER each file is taken.
     Its release says which allocator is modelled; what a release leaves open (configuration, stable
     patches) is tried, and the answer names the choice under which the log agrees.
 
@@ -61,7 +64,14 @@ def command(
     registry = default_registry()
     reports: list[LogReport] = []
     problems: list[InputError] = []
-    for path in progress(files, "predicting", len(files)):
+    paths: list[str] = []
+    for name in files:
+        try:
+            paths += _files(name)
+        except InputError as error:
+            problems.append(error)
+            complain(error)
+    for path in progress(paths, "predicting", len(paths)):
         try:
             report = check_log(reading.reading(read_boot_log, path, boot), kernel, registry)
             reports.append(with_reason(report, path))
@@ -71,13 +81,23 @@ def command(
     if as_json:
         click.echo(json.dumps([_as_json(report) for report in reports], indent=1))
     elif reports:
-        click.echo(_text(reports, verbose or len(files) == 1))
+        click.echo(_text(reports, verbose or len(paths) == 1))
     if record_to is not None:
         record_evidence(record_to, "logs", _evidence(reports))
     if problems:
         return ExitCode.BAD_INPUT
     good = all(report.agrees or report.reason for report in reports)
     return ExitCode.OK if good else ExitCode.FINDINGS
+
+
+def _files(name: str) -> list[str]:
+    """Return the files that a name stands for: itself, or what is in the folder."""
+    if name == "-" or not Path(name).is_dir():
+        return [name]
+    found = [str(path) for path in files_below(Path(name), printable(name))]
+    if not found:
+        raise InputError("there is no file in this folder", printable(name))
+    return found
 
 
 def _as_json(report: LogReport) -> dict[str, object]:

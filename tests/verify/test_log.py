@@ -592,6 +592,21 @@ def test_command_goes_on_after_a_file_that_cannot_be_read(tmp_path: Path) -> Non
     assert "13 lines match" in output
 
 
+def test_of_a_folder_each_file_is_taken(tmp_path: Path) -> None:
+    (tmp_path / "logs" / "old").mkdir(parents=True)
+    (tmp_path / "empty\x1b[2J").mkdir()
+    for name in ("b.txt", "old/a.txt", ".hidden"):
+        (tmp_path / "logs" / name).write_text(UBUNTU_313)
+    code, output = run(str(tmp_path / "logs"))
+    assert code == ExitCode.OK
+    assert re.findall(r"logs/(.*\.txt): Linux", output) == ["b.txt", "old/a.txt"]
+    assert output.splitlines()[-1].startswith("2 logs: 26 lines match")
+    code, output = run(str(tmp_path / "empty\x1b[2J"), str(tmp_path / "logs"))
+    assert code == ExitCode.BAD_INPUT
+    assert "empty\\x1b[2J: there is no file in this folder" in output
+    assert "2 logs: 26 lines match" in output
+
+
 def test_command_prints_json_and_records(tmp_path: Path) -> None:
     path, evidence = tmp_path / "log.txt", tmp_path / "verified.json"
     path.write_text(UBUNTU_313)
