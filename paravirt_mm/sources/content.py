@@ -42,7 +42,7 @@ MAX_ZIP_BYTES = 16 << 20
 _UNPACKER_MEMORY = 256 << 20
 """Memory that an xz or zstd stream may ask for."""
 
-_BLOCK = 1 << 16
+_BLOCK = 65536
 _BOM_UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 _BOM_UTF32 = (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)
 

@@ -105,7 +105,7 @@ def any_map(choose: Choices, mode: PagingMode, kernel_end: int) -> MemoryMap:
         (0xFEC00000, 0xFEC00000 + choose.one_of((PAGE_SIZE, 20 * MIB)), E820Type.RESERVED),
     ]
     position = 4 * GIB
-    limit = min(1 << mode.physical_bits, 64 * TIB)
+    limit = 1 << mode.physical_bits
     for _ in range(choose.integer(0, 4)):
         start = position + _size(choose, _HIGH_GAPS)
         end = min(start + _size(choose, _HIGH_SIZES), limit)

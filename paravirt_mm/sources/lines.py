@@ -29,7 +29,7 @@ MAX_LINE_BYTES = 4096
 MAX_RECORD_BYTES = 1 << 22
 """A longer record of a journal in JSON is cut."""
 
-_BLOCK = 1 << 18
+_BLOCK = 262144
 _CONTROL_SEQUENCE = re.compile(
     r"(?:\x1b|\^\[|\#033)(?:\[[0-?]{0,32}[ -/]{0,8}[@-~]|[@-_])|[\x00-\x08\x0a-\x1f\x7f\ufeff]"
 )

@@ -108,6 +108,9 @@ GUESSED: dict[str, tuple[MemoryMap, Any, Any, KernelHints, tuple[int, int]]] = {
     "of a size": (PLENTY, X86_64, None, KernelHints(size=3 * M + 1), (16 * M, 19 * M + PAGE)),
     "since 2.6.31": (PLENTY, I386, (2, 6, 31), KernelHints(), (16 * M, 30 * M)),
     "before": (PLENTY, X86_64, (2, 6, 30), KernelHints(), (2 * M, 8 * M)),
+    "before, with RAM from 0": (
+        memory((0, 512 * M)), X86_64, (2, 6, 30), KernelHints(), (2 * M, 8 * M),
+    ),
     "before, 32 bits": (PLENTY, I386, (2, 6, 30), KernelHints(), (M, 7 * M)),
     "before, of a size": (PLENTY, I386, (2, 6, 30), KernelHints(size=M), (M, 2 * M)),
     "as high as it is mapped": (

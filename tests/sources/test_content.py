@@ -128,6 +128,10 @@ def test_more_is_looked_at_where_a_file_begins_with_comments(
     assert found.stream.read() == text
 
 
+def test_a_mebibyte_is_looked_at_for_what_follows_comments() -> None:
+    assert len(content_of(io.BytesIO(b"#\n" * (1 << 20)), "here").head) == 1 << 20
+
+
 @pytest.mark.parametrize("make", [io.BytesIO, Slow])
 def test_what_is_looked_at_is_not_taken(make: Callable[[bytes], io.RawIOBase]) -> None:
     file = make(bytes(range(100)))

@@ -16,7 +16,7 @@ import pytest
 
 from paravirt_mm.errors import InputError
 from paravirt_mm.machine.e820 import E820Entry, E820Type, MemoryMap
-from paravirt_mm.machine.model import Machine
+from paravirt_mm.machine.model import DEFAULT_KERNEL, Machine
 from paravirt_mm.sources import bundled, bundled_machines, load, load_all, load_each
 from paravirt_mm.sources.e820_words import log_type, resource_type
 from paravirt_mm.sources.inputs import divide
@@ -92,6 +92,13 @@ def test_iomem(tmp_path):
     assert E820Entry(0xBFFDA000, 0xC0000000, E820Type.ACPI) in machine.memory_map.entries
     assert (machine.kernel.start, machine.kernel.end) == (0x1000000, 0x3C58000)
     assert machine.name == "iomem"
+
+
+def test_iomem_with_blanks_at_the_ends_of_lines_and_without_a_kernel(tmp_path):
+    machine = load(written(tmp_path, "iomem", IOMEM))
+    assert load(written(tmp_path, "iomem", IOMEM.replace("\n", "  \n"))) == machine
+    bare = "".join(line for line in IOMEM.splitlines(keepends=True) if "Kernel" not in line)
+    assert load(written(tmp_path, "bare", bare)).kernel == DEFAULT_KERNEL
 
 
 def test_iomem_as_an_ordinary_user_sees_it(tmp_path):

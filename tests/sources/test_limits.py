@@ -26,7 +26,7 @@ from paravirt_mm.sources import (
     oracle_machines,
     possible,
 )
-from paravirt_mm.sources.bootlog import linux, xen
+from paravirt_mm.sources.bootlog import linux, reconstruct, xen
 from paravirt_mm.sources.generated import generate, generated
 
 load: Any = importlib.import_module("paravirt_mm.sources.load")
@@ -42,7 +42,9 @@ SAID = (
     f"{mib(lines.MAX_LOG_BYTES)}, {lines.MAX_LINES:,} lines, of which the first"
     f" {lines.MAX_LINE_BYTES:,} bytes count; {linux.MAX_MAPS} maps a boot,"
     f" {xen.MAX_MAP_ENTRIES:,} entries of a map, {linux.MAX_CHANGES:,} changes,"
-    f" {linux.MAX_FACTS:,} messages about memory |",
+    f" {linux.MAX_FACTS:,} messages about memory,"
+    f" {reconstruct.MAX_CHANGE_WORK:,} entries times changes;"
+    f" {mib(lines.MAX_RECORD_BYTES)} of a record in JSON |",
     f"| {mib(machine_file.MAX_BYTES)}, {checker.MAX_ITEMS:,} items of a list,"
     f" {machine_file.MAX_DOTS} dots in a line of TOML |",
     f"| {iomem.MAX_ENTRIES:,} ranges; {firmware_map.MAX_ENTRIES:,} |",

@@ -135,6 +135,7 @@ def host(*facts: Fact, entries: Any = MAP, version: str | None = None) -> Machin
 def test_a_host_of_which_only_the_map_is_known() -> None:
     machine = host()
     assert machine.provenance.assumed == SENTENCES
+    assert machine.reserved == ((0, 0x10000),)
     assert (machine.provenance.title, machine.initrd) == ("host of Xen", None)
     assert host(version="4.17.0").provenance.title == "host of Xen 4.17.0"
     assert machine.host_map is not None
