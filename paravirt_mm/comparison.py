@@ -12,7 +12,7 @@ import attrs
 
 from paravirt_mm.evidence import NOT, verified
 from paravirt_mm.machine.model import Machine, Span
-from paravirt_mm.measure.books import Books
+from paravirt_mm.measure.books import free_after
 from paravirt_mm.measure.crashkernel import Wanted
 from paravirt_mm.offers import default_specs
 from paravirt_mm.registry import Registry, default_registry
@@ -48,7 +48,7 @@ class Row:
         cls, run: Run, registry: Registry | None = None, crashkernels: Sequence[str] = ()
     ) -> Row:
         """Make the row of a finished run; ``crashkernels`` are asked about (512M, 1G@4G)."""
-        free = Books(run.trace).free if crashkernels and run.figures else None
+        free = free_after(run.trace) if crashkernels and run.figures else None
         return cls(
             machine=run.machine,
             allocator=str(run.allocator),

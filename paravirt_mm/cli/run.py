@@ -18,7 +18,7 @@ from paravirt_mm.errors import ExitCode
 from paravirt_mm.machine.model import Machine
 from paravirt_mm.machine.paging import MIB
 from paravirt_mm.measure import crashkernel
-from paravirt_mm.measure.books import Books
+from paravirt_mm.measure.books import free_after
 from paravirt_mm.measure.figures import FIGURES
 from paravirt_mm.offers import default_spec
 from paravirt_mm.printable import printable
@@ -183,7 +183,7 @@ def _as_text(run: Run, on: Paper, explain: bool) -> Iterator[str]:
 
 def _crashkernels(run: Run, on: Paper) -> Iterator[str]:
     """Yield for which sizes and places a crash kernel fits when the run has ended."""
-    free = Books(run.trace).free
+    free = free_after(run.trace)
     for name, limit in crashkernel.LIMITS:
         most = _mib(crashkernel.largest(free, limit))
         yield f"crashkernel=N fits below {name.upper()} up to {most}"

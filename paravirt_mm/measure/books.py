@@ -62,7 +62,6 @@ class Books:
         self.mapped_bytes: defaultdict[int, int] = defaultdict(int)
         self.rounds = 0
         self.peak_unhooked = 0
-        self.reserved_after = RangeSet()
         self._waiting = 0
         self._later = False
         for low, high in start.boot.boot_tables:
@@ -70,7 +69,7 @@ class Books:
         for event in trace.events:
             if enter := _ENTRIES.get(type(event)):
                 enter(self, event)
-        self._add_up()
+        self._add_up(trace)
 
     def _step(self, event: StepStarted) -> None:
         if isinstance(event.step, Map):
@@ -117,9 +116,6 @@ class Books:
     def _panicked(self, event: Panicked) -> None:
         self.missing_tables = event.missing_tables
 
-    def _finished(self, event: RunFinished) -> None:
-        self.reserved_after = RangeSet(event.reserved)
-
     def _allocated(self, event: TablesAllocated) -> None:
         batch = event.batch
         _add(self.by_level, batch.by_level)
@@ -149,7 +145,7 @@ class Books:
         self.batches += cost.batches
         self.tlb_flushes += cost.flushes
 
-    def _add_up(self) -> None:
+    def _add_up(self, trace: Trace) -> None:
         """Work out what the sums and sets of the whole trace tell.
 
         unused
@@ -164,7 +160,7 @@ class Books:
         """
         held = RangeSet([run.pfns for run in self.reserved_runs])
         self.unused: Ranges = held.difference(self.from_reservation)
-        self.free: Ranges = self.machine.memory_map.ram_pages().difference(self.reserved_after)
+        self.free = free_after(trace)
         self.free_below: Mapping[int, Sequence[Span]] = {
             limit: list(self.free.below(limit)) for _, limit in crashkernel.LIMITS
         }
@@ -196,6 +192,12 @@ class Books:
         return self.by_source[Source.RESERVATION]
 
 
+def free_after(trace: Trace) -> Ranges:
+    """Return the bytes of RAM that are free when a run ends: all, if it never came to its end."""
+    taken = [span for event in trace.of(RunFinished) for span in event.reserved]
+    return trace.start.machine.memory_map.ram_pages().difference(RangeSet(taken))
+
+
 def _add(sums: dict[K, int], more: Mapping[K, int]) -> None:
     for key, count in more.items():
         sums[key] += count
@@ -213,6 +215,5 @@ _ENTRIES: Mapping[type, Callable[[Books, Any], None]] = {
     TablesAttached: Books._attached,
     RootActivated: Books._activated,
     Panicked: Books._panicked,
-    RunFinished: Books._finished,
 }
 """What each kind of event adds."""
