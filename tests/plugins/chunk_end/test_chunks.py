@@ -228,3 +228,29 @@ def test_chunks_are_powers_of_two(size: str) -> None:
 
 def test_its_row_stands_in_every_comparison() -> None:
     assert "chunk_end" in default_specs("allocator")
+
+
+def test_large_pages_of_64_bits_begin_at_0() -> None:
+    subject = machine((0, 16 * MIB), features=CpuFeatures(pse=True))
+    run = Scenario.of(subject, "chunk_end", "native").run()
+    assert maps(run) == [(0, 16 * MIB, "chunks")]
+
+
+def test_larger_chunks_in_large_pages_end_at_their_multiples() -> None:
+    subject = machine(LOW, (MIB, 21 * MIB), features=CpuFeatures(pse=True))
+    run = Scenario.of(subject, "chunk_end:chunk_mib=8", "native").run()
+    assert maps(run) == [
+        (*LOW, "chunk"),
+        (MIB, 8 * MIB, "chunk"),
+        (8 * MIB, 16 * MIB, "chunks"),
+        (16 * MIB, 20 * MIB, "chunks"),
+        (20 * MIB, 21 * MIB, "chunk"),
+    ]
+
+
+def test_whole_pages_of_a_kernel_are_mapped_where_there_is_no_ram() -> None:
+    kernel = KernelImage(6 * MIB + 5, 7 * MIB + 5, 7 * MIB + 5, 7 * MIB + 5)
+    subject = machine(LOW, (MIB, 5 * MIB), (8 * MIB, 16 * MIB), kernel=kernel)
+    run = Scenario.of(subject, "chunk_end", "native").run()
+    mapped = [step[:2] for step in maps(run)]
+    assert (6 * MIB, 7 * MIB + PAGE) in mapped

@@ -158,3 +158,11 @@ def test_the_comparison_goes_on():
 def test_wrong_options(options):
     with pytest.raises(SpecError):
         run(ALLOCATORS[0], f"faulty:{options}")
+
+
+def test_where_no_memory_is_free_none_is_taken():
+    full = attrs.evolve(QEMU, reserved=((0, QEMU.memory_map.ram().end),))
+    plain = run("incremental:kernel=4.19", "native", full)
+    found = run("incremental:kernel=4.19", "faulty:fault=take,step=1", full)
+    assert str(found.verdict) == str(plain.verdict)
+    assert not list(found.trace.of(MemoryTaken))
