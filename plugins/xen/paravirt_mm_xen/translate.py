@@ -252,7 +252,7 @@ class _Translator:
         self._ways: dict[int, tuple[Way, int]] = {}
         self._leaf_way = Way.DIRECT
         self._readonly_event: int | None = None
-        self._pins: tuple[frozenset[int], int] = (frozenset(), 0)
+        self._pins: tuple[frozenset[int], int] = (frozenset(), BOOT)
         self._waiting_readonly: list[tuple[int, Batch]] = []
         self._waiting_pins: list[tuple[int, Batch, frozenset[int]]] = []
         self._tree = self._live = self._boot_tree()
@@ -416,7 +416,7 @@ class _Translator:
             self._unfinished = {key: [] for key in made}
             self._ways = {}
             self._readonly_event = None
-            self._pins = frozenset(), 0
+            self._pins = frozenset(), BOOT
 
     def _on_entries(self, event: EntriesWritten) -> None:
         if event.kind is not EntryKind.TABLE:

@@ -85,6 +85,11 @@ def test_a_call_that_is_another_is_told(recording: Dom0Recording) -> None:
         "  request 1: kernel PIN_L1_TABLE 0x7, model PIN_L1_TABLE 0x4401"
     )
     assert found.real == found.model
+    assert found.as_dict() == {
+        "kernel": recording.release, "xen": recording.xen, "real": found.real,
+        "model": found.model, "before": recording.counts(inside=False),
+        "difference": found.difference, "agree": False,
+    }  # fmt: skip
     less = attrs.evolve(recording, calls=recording.calls[:-1])
     found = compare_dom0(less)
     assert found.difference is not None

@@ -370,3 +370,14 @@ def test_the_first_page_is_linuxs_and_all_other_memory_must_be_the_same(
         else:
             with pytest.raises(InputError, match="has RAM at"):
                 recorded_boot(recording, other)
+
+
+def test_a_leaf_that_maps_a_table_does_not_attach_it(recording: Dom0Recording) -> None:
+    """Releases whose leaf entries go through Xen map tables so, too, in a later range."""
+    machine = machine_of(recording)
+    boot = recorded_boot(recording, machine)
+    (level, table, _) = boot.tables[0]
+    assert level == 1
+    leaf = Request(Kind.MMU_UPDATE, 0, table, 5, 1, table, 0x61)
+    mapped = attrs.evolve(recording, calls=(*recording.calls, leaf))
+    assert recorded_boot(mapped, machine).tables == boot.tables

@@ -212,6 +212,7 @@ def test_a_version_is_that_of_a_folder_beside_the_usual_one(
 
 def test_a_folder_is_no_hypervisor(unpacked: Path) -> None:
     (unpacked / "boot/xen-4.99-amd64").mkdir()
+    (unpacked / "boot/xen-4.14-amd64.gz").touch()  # of several it is the newest
     assert find_pieces(unpacked).hypervisor == unpacked / "boot/xen-4.17-amd64.gz"
 
 

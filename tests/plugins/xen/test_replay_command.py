@@ -195,6 +195,8 @@ def test_defaults_are_those_that_the_help_tells() -> None:
     told = f"[default: {first}; --runs: {', '.join(map(str, command.SIZES))}]"
     assert told == "[default: 64; --runs: 64, 256, 512]"
     assert told in options["sizes"].help
+    built_in = {"legacy_linear", "incremental", "chunk_end"}  # that build tables themselves
+    assert {spec.partition(":")[0] for spec in command.ALLOCATORS} == built_in
 
 
 def test_files_are_told_apart_by_their_names() -> None:

@@ -17,6 +17,7 @@ from click.testing import CliRunner, Result
 
 from paravirt_mm import SpecError
 from paravirt_mm.cli.main import cli
+from paravirt_mm_xen.mmu.releases import RELEASES
 from paravirt_mm_xen.traces import recorded
 from paravirt_mm_xen.traces.files import read_traces, write_traces
 from paravirt_mm_xen.traces.format import OperationTrace
@@ -66,6 +67,7 @@ def test_json(tmp_path: Path) -> None:
     path = write(tmp_path, -22, 0, 0, 1)
     code, result = verify("--json", str(path))
     assert code == 1
+    assert set(json.loads(result.stdout)) == {"agree", "files"}
     report = json.loads(result.stdout)["files"]
     assert (report["traces"], report["operations"], report["agree"]) == (1, 4, False)
     assert report["release"] == "4.17"
@@ -204,3 +206,15 @@ def test_files_are_compressed_by_their_names(tmp_path: Path, name: str, magic: b
         file.write(trace.to_json([0]) + "\n")
     assert path.read_bytes().startswith(magic)
     assert [found.trace for found in read_traces(path)] == [trace]
+
+
+def test_results_add_up() -> None:
+    found = recorded.FilesResult()
+    for release, operations in (
+        (RELEASES["4.17"], 5),
+        (RELEASES["4.14"], 7),
+        (RELEASES["4.17"], 1),
+    ):
+        found.add(Path("f"), recorded._Replayed(release, operations, None, 0.25, 0.75))
+    assert (found.traces, found.operations, found.modelled) == (3, 13, "4.17, 4.14")
+    assert (found.replay_seconds, found.seconds, found.agrees) == (0.75, 2.25, True)

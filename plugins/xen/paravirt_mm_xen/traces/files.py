@@ -149,7 +149,7 @@ def _object(line: bytes) -> dict[str, Any]:
     try:
         record = json.loads(line, parse_float=_refuse_float, object_pairs_hook=_unique)
     except (ValueError, RecursionError) as error:
-        raise InputError(f"not a JSON object: {str(error)[:200]}") from None
+        raise InputError(f"not a JSON object: {error}") from None
     if not isinstance(record, dict):
         raise InputError("not a JSON object")
     return record

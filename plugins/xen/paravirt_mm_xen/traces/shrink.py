@@ -157,8 +157,9 @@ def _simpler(operation: Operation) -> Iterator[Operation]:
     name, *values = operation
     if name in _BATCHES:
         (members,) = values
-        for i in range(len(members) if len(members) > 1 else 0):
-            yield (name, (*members[:i], *members[i + 1 :]))
+        if len(members) > 1:
+            for i in range(len(members)):
+                yield (name, (*members[:i], *members[i + 1 :]))
         return
     for i, (field, value) in enumerate(zip(SHAPES[name].fields, values, strict=True)):
         plain = {Field.INDEX: 0, Field.PRESERVE: False}.get(field, value)
