@@ -7,6 +7,7 @@ import lzma
 import os
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import attrs
@@ -15,7 +16,7 @@ from click.testing import CliRunner
 
 from paravirt_mm import E820Type, InputError, Machine, MemoryMap, Scenario
 from paravirt_mm.cli.main import cli
-from paravirt_mm_xen.dom0 import recording as recording_module
+from paravirt_mm_xen.dom0 import compare, recording as recording_module
 from paravirt_mm_xen.dom0.compare import compare_dom0, machine_of
 from paravirt_mm_xen.dom0.recording import Dom0Recording, Kind, MappedRange, Request, count
 from paravirt_mm_xen.live import ENVIRONMENT, MissingPieceError, find_pieces
@@ -363,3 +364,21 @@ def test_the_command_goes_on_behind_a_recording_that_cannot_be_compared(
     assert result.return_value == 3, result.output
     assert "odd.json" in result.stderr
     assert "every request in init_mem_mapping is the model's" in result.stdout
+
+
+def test_entries_that_wait_for_frames_are_no_cleared_ones(
+    recording: Dom0Recording, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where leaves go through Xen: RAM behind the domain's pages is mapped by empty entries."""
+    monkeypatch.setattr(compare, "cleared_entries", lambda _: {1: 5, 2: 7, 3: 0})
+    monkeypatch.setattr(compare, "extra_memory", lambda _: SimpleNamespace(total=3 * 4096))
+    found = compare_dom0(recording).model
+    assert (found["cleared L1"], found["cleared L2"], "cleared L3" in found) == (8, 7, False)
+
+
+def test_the_command_says_that_a_recording_agrees() -> None:
+    small = next(path for path in RECORDINGS if "6.1-xen-4.17-small" in path.name)
+    result = CliRunner().invoke(cli, ["verify", "xen", "--json", str(small)], standalone_mode=False)
+    assert result.return_value == 0, result.output
+    report = json.loads(result.stdout)
+    assert (report["agree"], [each["agree"] for each in report["dom0"]]) == (True, [True])

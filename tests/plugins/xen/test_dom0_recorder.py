@@ -336,19 +336,19 @@ def test_frames_of_40_bits_are_looked_up(record: Any, bit: int) -> None:
     high = 1 << bit | 0x80
     memory = {
         M2P + high * 8: struct.pack("<128Q", *range(0x700, 0x780)),
-        ARGUMENTS: updates((frame(1) << 12, (high + 5) << 12 | 0x8010_0000_0000_0063)),
+        ARGUMENTS: updates((frame(1) << 12, (high + 0x7F) << 12 | 0x8010_0000_0000_0063)),
         ARGUMENTS + 0x1000: operations((0, high + 6)),
     }
     flip, update, pin = (
         record([BEGIN, stop], memory)[0].calls[0]
         for stop in (
-            hypercall(14, 0x1000, (high + 4) << 12 | 0xFFF0_0000_0000_0061),
+            hypercall(14, 0x1000, (high + 0x7F) << 12 | 0xFFF0_0000_0000_0061),
             hypercall(1, ARGUMENTS, 1),
             hypercall(26, ARGUMENTS + 0x1000, 1),
         )
     )
     assert record([BEGIN, hypercall(14, 0x1000, 1 << 52 | 0x61)], memory)[0].calls[0].target == -1
-    assert (flip.target, update.target, pin.pfn) == (0x704, 0x705, 0x706)
+    assert (flip.target, update.target, pin.pfn) == (0x77F, 0x77F, 0x706)
     assert (flip.flags, update.flags) == (0xFFF0_0000_0000_0061, 0x8010_0000_0000_0063)
 
 

@@ -69,6 +69,7 @@ def test_a_good_conversation(live: LiveXen) -> None:
         (f"{GREETING}#0 \n(XEN) Hardware Dom0 crashed: rebooting machine in 5 seconds.\n", "crash"),
         (f"{GREETING}!the arena is used up at trace (0x0)\n", "the guest gave up"),
         ("", "QEMU ended with code 3"),
+        ("".join(f"(XEN) line {n}\n" for n in range(40)), "QEMU ended with code 3"),
         (GREETING, "QEMU ended with code 3"),
     ],
 )

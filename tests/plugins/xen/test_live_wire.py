@@ -70,6 +70,26 @@ def test_packing_puts_each_field_in_its_place() -> None:
     ]
 
 
+def test_words_are_packed_as_numbers() -> None:
+    """Of the public header; the page that Xen shares is all ones."""
+    operations = (
+        ("assist", "m2p_strict", True), ("tlb_flush", "all"), ("copy_page", 1, 2),
+        ("mmu_update_device", 1, 2, "shared_info", 0x67), ("read", 3, 300),
+        ("mmu_update_device", 1, 2, "io_apic", 0), ("multicall", (("unpin", 3),)),
+    )  # fmt: skip
+    packed = wire.pack([OperationTrace("t", 9, operations)])
+    assert list(wire.RECORD.iter_unpack(packed[wire.HEADER.size + wire.TRACE.size :])) == [
+        (24, 1, 32, 0, 0, 0, 0, 0),
+        (17, 10, 0, 0, 0, 0, 0, 0),
+        (19, 0, 0, 1, 2, 0, 0, 0),
+        (23, 0, 2, 1, 0, 0, 0x67, (1 << 64) - 1),
+        (10, 0, 300, 3, 0, 0, 0, 0),
+        (23, 0, 2, 1, 0, 0, 0, 0xFEC00),
+        (22, 0, 0, 0, 0, 1, 0, 0),
+        (2, 0, 0, 3, 0, 0, 0, 0),
+    ]
+
+
 def test_no_page_is_distinct_from_page_zero() -> None:
     packed = wire.pack(
         [OperationTrace("t", 1, (("new_user_baseptr", None), ("new_user_baseptr", 0)))]

@@ -23,6 +23,7 @@ from paravirt_mm import (
     bundled,
 )
 from paravirt_mm_xen.backend import TableEntries, Xen
+from paravirt_mm_xen.empty_entries import cleared_entries
 from paravirt_mm_xen.replay import Counts, address_of, describe, findings, replay
 from paravirt_mm_xen.translate import (
     BOOT,
@@ -400,3 +401,15 @@ def test_memory_above_the_first_l3_gets_one_of_its_own() -> None:
         run = Scenario.of(machine, allocator, "xen").run()
         assert str(run.verdict) == "ok", allocator
         assert replay(translate(run.trace)).refused is None, allocator
+
+
+@pytest.mark.parametrize(("kernel", "levels"), [("4.18", {2, 3}), ("5.10", {1, 2, 3})])
+def test_empty_entries_of_l1_count_where_leaves_go_through_xen(
+    kernel: str, levels: set[int]
+) -> None:
+    allocator, backend = f"incremental:variant=linux,kernel={kernel}", f"xen:kernel={kernel}"
+    run = Scenario.of(guest_machine(65), allocator, backend).run()
+    assert str(run.verdict) == "ok"
+    cleared = cleared_entries(run.trace)
+    assert set(cleared) == levels
+    assert all(cleared.values())

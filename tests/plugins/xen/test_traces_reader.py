@@ -230,6 +230,21 @@ def test_what_a_load_tells_of_an_entry() -> None:
         assert guest.read(1, 7) == told
 
 
+@pytest.mark.parametrize(("assists", "told"), [((), 0x2067), (("m2p_strict",), 0xFFF067)])
+def test_frames_have_numbers_where_the_root_shows_xens_table(
+    assists: tuple[str, ...], told: int
+) -> None:
+    """VMASST_TYPE_m2p_strict: a root that is user space's, too, shows no machine-to-physical."""
+    guest = TraceGuest(4)
+    assert [guest.assist(name, on=True) for name in assists] == [0] * len(assists)
+    assert guest.store(1, 7, 2, 0x67) == 0
+    assert guest.copy_kernel_slots(0) == guest.update_va_mapping(0, 0, 0x65) == 0
+    assert guest.new_baseptr(0) == 0
+    assert guest.read(1, 7) == 0x2067
+    assert guest.new_user_baseptr(0) == 0
+    assert guest.read(1, 7) == told
+
+
 def test_the_guest_does_not_take_its_own_code_away() -> None:
     """The kernel's slot of the loaded root, whichever operation loaded it."""
     for load in (("new_baseptr", 0), ("mmuext_batch", (("pin", 4, 0), ("new_baseptr", 0)))):

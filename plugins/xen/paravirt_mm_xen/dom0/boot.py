@@ -336,9 +336,9 @@ class _Recorder:
                 break
             if rip == self._start:
                 self.begin = len(self._seen)
-                first, top = (int.from_bytes(self._memory(at, 8), "little") for at in self._brk)
+                first, top = map(self._word, self._brk)
                 self.brk = first * PAGE_SIZE, top * PAGE_SIZE
-                end = int.from_bytes(self._memory(registers["rsp"], 8), "little")
+                end = self._word(registers["rsp"])
                 gdb.remove_breakpoint(rip)
                 gdb.insert_breakpoint(end)
                 gdb.insert_breakpoint(self._mapping)
@@ -459,6 +459,11 @@ class _Recorder:
                 raise GdbError(f"no memory at {address:#x}: {answer!r:.42}") from None
         return bytes(data)
 
+    def _word(self, address: int) -> int:
+        """64 bits of it."""
+        (word,) = struct.unpack("<Q", self._memory(address, 8))
+        return int(word)
+
     def _target(self, entry: int) -> int:
         return self._pfn(entry >> 12 & _FRAMES) if entry else -1
 
@@ -477,7 +482,7 @@ class _Recorder:
         root = self._gdb.read_register("cr3") >> 12
         first = _DIRECT_MAP
         if self._direct_map is not None:
-            first = int.from_bytes(self._memory(self._direct_map, 8), "little")
+            first = self._word(self._direct_map)
         first = first >> _ROOT_SHIFT & 511
         self._gdb.expect_ok("Qqemu.PhyMemMode:1")
         tables: dict[int, int | None] = {root: None}

@@ -233,7 +233,7 @@ def count(calls: Sequence[Request]) -> dict[str, int]:
     counts["batches"] = sum(number > 1 for number in entries.values())
     counts["batched"] = sum(number for number in entries.values() if number > 1)
     counts.update(what for call in calls for what in _what(call))
-    return dict(sorted(counts.items()))
+    return dict(counts)
 
 
 def _what(call: Request) -> Iterator[str]:

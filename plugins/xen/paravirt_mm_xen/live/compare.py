@@ -9,13 +9,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from pathlib import Path
 
 import attrs
 
 from paravirt_mm_xen.live.session import LiveXen
 from paravirt_mm_xen.traces.format import Operation, OperationTrace, RecordedTrace
-from paravirt_mm_xen.traces.generators import RECORDED_FORMAT, generate
 from paravirt_mm_xen.traces.shrink import shrink
 
 Predict = Callable[[OperationTrace], Sequence[int]]
@@ -98,29 +96,6 @@ class _Tally:
     live_seconds: float = 0.0
 
 
-def run(
-    *,
-    predict: Predict,
-    seed: int = 1,
-    operations: int = 100_000,
-    generators: Sequence[str] = RECORDED_FORMAT,
-    xen: str | Path | None = None,
-    seconds: float | None = None,
-    minimise: bool = True,
-    describe: int = 3,
-) -> LiveResult:
-    """Compares on at least that many fresh operations of the named generators.
-
-    ``xen`` is the directory of the unpacked packages, ``seconds`` a time limit of each boot,
-    ``describe`` the number of disagreements to keep (and to shrink, with ``minimise``). Raises
-    `paravirt_mm.errors.SpecError` for an unknown generator and
-    `paravirt_mm_xen.live.LiveError` where Xen cannot be run.
-    """
-    traces = generate(generators, seed, operations)
-    with LiveXen.open(xen, seconds=seconds) as live:
-        return compare(live, traces, predict, minimise=minimise, describe=describe)
-
-
 def compare(
     live: LiveXen,
     traces: Iterable[OperationTrace],
@@ -130,7 +105,10 @@ def compare(
     describe: int = 3,
     record: Record | None = None,
 ) -> LiveResult:
-    """Compares on given traces, which ``record`` is told with the answers; see `run`."""
+    """Compares on given traces, which ``record`` is told with the answers.
+
+    ``describe`` is the number of disagreements to keep (and to shrink, with ``minimise``).
+    """
     tally = _Tally()
     boots = live.boots
     for chunk in _chunks(traces):

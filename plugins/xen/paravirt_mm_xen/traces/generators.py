@@ -131,7 +131,7 @@ class Draw:
 
     def operation(self, name: str) -> Operation:
         """An operation of that name with random fields."""
-        if self.blind and name in ("read", "probe"):
+        if self.blind and name in {"read", "probe"}:
             name = "type"
         fields = _FIELDS.get(name, Draw._page_only)
         return (name, *fields(self))
