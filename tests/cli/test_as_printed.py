@@ -14,7 +14,9 @@ import json
 import os
 import re
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 from click.testing import CliRunner
@@ -50,6 +52,12 @@ def _boots(folder: Path) -> None:
 
 def _sweep(folder: Path) -> None:
     pytest.importorskip("duckdb", reason="needs the extra 'sweep'")
+    (folder / "out.duckdb").write_bytes(_stored())
+
+
+@cache
+def _stored() -> bytes:
+    """A file of results, which takes a tenth of a second to make."""
     from paravirt_mm.sweep.store import Store
 
     def run(allocator: str, outcome: str, gib: int, **figures: object) -> RunRecord:
@@ -64,8 +72,11 @@ def _sweep(folder: Path) -> None:
         )
         for gib, end in ((1, "ok"), (200, "panic"), (7, "error"))
     )
-    with Store(folder / "out.duckdb", Settings(("a", "b"), ("xen",)), default_registry()) as store:
-        store.add(ChunkResult(0, 0, "x", parts, 0.5))
+    with TemporaryDirectory() as folder:
+        path = Path(folder, "out.duckdb")
+        with Store(path, Settings(("a", "b"), ("xen",)), default_registry()) as store:
+            store.add(ChunkResult(0, 0, "x", parts, 0.5))
+        return path.read_bytes()
 
 
 def _image(folder: Path) -> None:

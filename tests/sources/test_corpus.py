@@ -74,6 +74,7 @@ def test_logs_say_what_the_index_says(shared, boot_logs):
     assert releases == RELEASE_NOT_IN_THE_LOG
 
 
+@pytest.mark.slow
 def test_the_map_explains_what_the_kernel_mapped(boot_logs):
     """The linear allocator maps two ranges; its successor all RAM and nothing else."""
     compared = 0

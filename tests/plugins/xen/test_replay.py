@@ -392,6 +392,7 @@ def test_what_a_table_of_the_builder_maps() -> None:
     assert list(_boot_leaves(mapped, tables, (1, 4 * MIB))) == []
 
 
+@pytest.mark.slow
 def test_memory_above_the_first_l3_gets_one_of_its_own() -> None:
     """At 600 GiB: the root since boot takes another entry."""
     entries = [(e.start, e.end, e.type) for e in guest_machine(64).memory_map.entries]
