@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import attrs
@@ -14,7 +15,17 @@ import pytest
 
 import paravirt_mm
 import paravirt_mm_linux
-from paravirt_mm import InputError, Outcome, Run, Scenario, SpecError, read_boot
+from paravirt_mm import (
+    InputError,
+    Outcome,
+    PageRun,
+    Run,
+    Scenario,
+    Source,
+    SpecError,
+    TablePages,
+    read_boot,
+)
 from paravirt_mm.machine.e820 import E820Type
 from paravirt_mm.machine.model import Machine
 from paravirt_mm.verify.linux import boots
@@ -269,3 +280,18 @@ def test_real_kernel_beside_its_model(tmp_path: Path, monkeypatch: pytest.Monkey
     run = Scenario.of(machine, f"linux:image={image}", "native").run(thorough=True)
     assert str(run.verdict) == "ok"
     assert run.figures["tables"] == 3
+
+
+def test_pages_are_dealt_out_in_the_order_in_which_they_were_taken() -> None:
+    """However many have gone before, and however many are asked for: those, and no empty run."""
+    runs = [PageRun(10, 3), PageRun(30, 1), PageRun(29, 2, -1), PageRun(50, 4)]
+    parts = [TablePages(run, Source.MEMBLOCK) for run in runs]
+    steps = (SimpleNamespace(pages=parts[:2]), SimpleNamespace(pages=parts[2:]))
+    recorded: Any = SimpleNamespace(steps=steps)
+    whole = [10, 11, 12, 30, 29, 28, 50, 51, 52, 53]
+    for skip in range(11):
+        for count in range(12):
+            dealt = [part.run for part in paravirt_mm_linux._dealt(recorded, skip, count)]
+            assert all(run.count > 0 for run in dealt)
+            pages = [run.start + n * run.step for run in dealt for n in range(run.count)]
+            assert pages == whole[skip : skip + count]

@@ -86,6 +86,8 @@ def test_tables_that_the_image_brings() -> None:
     state = Native().pvmm_boot_state(_machine("i386-pae"))
     assert set(state.tables) == {1, 2}
     assert state.tables[2] == ((0, MODES["i386-pae"].lowmem_limit),)
+    small = attrs.evolve(_machine("i386-pae"), max_pfn_hint=0x8000, max_low_pfn_hint=0x8000)
+    assert Native().pvmm_boot_state(small).tables[2] == state.tables[2], "however much RAM there is"
     assert set(Native().pvmm_boot_state(_machine("i386")).tables) == {1}
     state = Native(ident_tables=True).pvmm_boot_state(_machine("x86_64"))
     assert dict(state.tables) == {2: ((0, 1024 * MIB),), 3: ((0, 512 * 1024 * MIB),)}
