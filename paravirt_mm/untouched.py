@@ -135,7 +135,7 @@ class _Space:
             return False
 
 
-@attrs.frozen(eq=False)
+@attrs.frozen
 class _Namespaces:
     """The namespaces that are nobody else's to change, as they were."""
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import faulthandler
 import os
 import pickle
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -21,12 +23,14 @@ from paravirt_mm.engine.panic import KernelPanic
 from paravirt_mm.errors import InputError, PluginError, Rejected
 from paravirt_mm.guard import (
     MIB,
+    Asked,
     ForeignError,
     Limits,
     Stopped,
     StoppedError,
     call,
     guarded,
+    is_child,
     together,
     without_memory_limit,
 )
@@ -326,3 +330,134 @@ def test_a_program_may_reserve_more_than_the_work_that_starts_it() -> None:
 
     mine, free = call(limits, limits=Limits(memory=512 * MIB))
     assert (mine.isdigit(), free) == (True, "unlimited")
+
+
+# -- what holds inside a child ---------------------------------------------------------------------
+
+
+def test_a_child_is_ended_by_its_parent_and_by_nobody_at_a_terminal() -> None:
+    def inside() -> tuple[bool, list[object], int]:
+        asked, get_death_signal = ctypes.c_int(), 2  # PR_GET_PDEATHSIG, prctl(2)
+        ctypes.CDLL(None).prctl(get_death_signal, ctypes.byref(asked))
+        numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        return is_child(), [signal.getsignal(one) for one in numbers], asked.value
+
+    usual = signal.SIG_DFL
+    assert call(inside) == (True, [signal.SIG_IGN, usual, usual], signal.SIGKILL)
+    assert not is_child()
+
+
+@pytest.mark.parametrize(("wall", "real"), [(None, 0.0), (10.0, 25.0)])
+def test_the_system_ends_it_should_its_parent_not(wall: float | None, real: float) -> None:
+    """Well after the parent's own limit: a parent that is stopped ends no child."""
+
+    def left() -> list[float]:
+        return [signal.getitimer(one)[0] for one in (signal.ITIMER_PROF, signal.ITIMER_REAL)]
+
+    cpu, clock = call(left, limits=Limits(cpu=7.0, wall=wall))
+    assert 6 < cpu < 7.1
+    assert real - 3 < clock < real + 0.1
+
+
+def test_a_child_in_a_child_may_have_no_more_memory() -> None:
+    def allowed() -> tuple[int, int]:
+        return resource.getrlimit(resource.RLIMIT_AS)
+
+    def both() -> list[tuple[int, int]]:
+        return [allowed(), *(call(allowed, limits=Limits(memory=one << 30)) for one in (1, 64))]
+
+    outer, less, more = call(both, limits=Limits(memory=8 << 30))
+    highest = allowed()[1]
+    assert {one[1] for one in (outer, less, more)} == {highest}
+    used = outer[0] - (8 << 30)
+    assert 0 < used < less[0] - (1 << 30) + (256 << 20)
+    assert less < outer == more
+
+
+def test_whoever_has_no_output_has_none() -> None:
+    def silent() -> str:
+        os.close(2)
+        return call(lambda: print("nobody hears this") or "done")
+
+    assert call(silent) == "done"
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_work_that_forks_answers_once(fails: bool) -> None:
+    def work() -> str:
+        pid = os.fork()
+        if pid:
+            os.waitpid(pid, 0)
+            return "the first"
+        if fails:
+            raise ValueError("the second")
+        return "the second"
+
+    assert call(work) == "the first"
+
+
+def test_each_of_several_has_its_own_time() -> None:
+    """One that keeps talking does not hide one that says nothing."""
+
+    def sleeps(skip: int) -> Iterator[str]:
+        if not skip:
+            time.sleep(60)
+        yield "woken"
+
+    def talks(skip: int) -> Iterator[str]:
+        for _ in range(skip, 12):
+            time.sleep(0.05)
+            yield "here"
+
+    found = list(together([sleeps, talks], Limits(wall=0.3)))
+    assert [item for number, item in found if number == 1] == ["here"] * 12
+    assert [item for number, item in found if not number] == [Stopped("longer than 0.3 s"), "woken"]
+    assert found.index((0, Stopped("longer than 0.3 s"))) < len(found) - 2
+
+
+# -- a child that is asked again and again ---------------------------------------------------------
+
+
+def _answer(question: object) -> object:
+    if question == "spin":
+        _spin()
+    if question == "exit":
+        os._exit(7)
+    if question == "raise":
+        raise InputError("no", "f:1")
+    if question == "who":
+        return os.getpid()
+    return question
+
+
+def test_it_answers_until_it_is_stopped_and_again_then() -> None:
+    with Asked(_answer, ENDLESS) as asked:
+        first = asked("who")
+        assert first not in (os.getpid(), None)
+        assert [asked(number) for number in range(3)] == [0, 1, 2]
+        time.sleep(0.15)  # which is nobody's time
+        assert asked("who") == first
+        assert asked("spin") == Stopped("longer than 0.1 s")
+        second = asked("who")
+        assert second != first
+        with pytest.raises(InputError, match="no"):
+            asked("raise")
+        asked.ask("who")
+        assert asked.answer() not in (first, second)
+        assert asked("exit") == Stopped("its process ended with exit code 7", crashed=True)
+        with pytest.raises(ValueError, match="nothing was asked"):
+            asked.answer()
+        last = asked("who")
+        assert isinstance(last, int)
+    with pytest.raises(ProcessLookupError):
+        os.kill(last, 0)
+
+
+def test_a_child_that_dies_between_questions_says_so() -> None:
+    with Asked(_answer, SHORT) as asked:
+        pid = asked("who")
+        assert isinstance(pid, int)
+        os.kill(pid, signal.SIGKILL)
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+        killed = Stopped("its process was ended by SIGKILL", crashed=True)
+        assert [asked("who"), asked(3)] == [killed, 3]
