@@ -201,6 +201,7 @@ def _plain(convert: Callable[[str], T]) -> Callable[[Any, Any], T]:
     return lambda value, _: convert(str(value))
 
 
+_MAPPINGS = (dict, *map(typing.get_origin, (Mapping[int, int],)))
 _SEQUENCES = (list, set, frozenset, tuple, *map(typing.get_origin, (Iterable[int],)))
 _CONVERTER = cattrs.Converter()
 for _kind, _convert in (
@@ -217,7 +218,7 @@ for _predicate, _read in (
     (_origin_is(Literal), _literal),
     (_origin_is(typing.Union, types.UnionType), _one_of),
     (_origin_is(*_SEQUENCES), _sequence),
-    (_origin_is(dict, *map(typing.get_origin, (Mapping[int, int],))), _mapping),
+    (_origin_is(*_MAPPINGS), _mapping),
     (lambda kind: kind in (Any, object), lambda value, _: value),
 ):
     _CONVERTER.register_structure_hook_func(_predicate, _read)
@@ -297,7 +298,7 @@ def expected(kind: Any) -> str:
     if origin in _SEQUENCES:
         items = [expected(arg) for arg in args if arg is not ...] or ["text"]
         return f"{', '.join(items)}, with {_BETWEEN!r} between"
-    if origin is dict:
+    if origin in _MAPPINGS:
         return f"key:value, with {_BETWEEN!r} between"
     return _WORDS.get(origin, getattr(origin, "__name__", str(origin)))
 
@@ -334,7 +335,8 @@ def described(factory: type[Any]) -> list[Option]:
 
 
 _JSON_TYPES: dict[Any, str] = {
-    bool: "boolean", int: "integer", float: "number", NoneType: "null", dict: "object"
+    bool: "boolean", int: "integer", float: "number", NoneType: "null",
+    **dict.fromkeys(_MAPPINGS, "object"),
 }  # fmt: skip
 _BOUNDS: dict[Any, str] = {
     operator.ge: "minimum",

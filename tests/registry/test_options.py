@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
+from collections.abc import Mapping
 from enum import Enum, Flag, IntEnum, StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -12,6 +13,7 @@ import attrs
 import pytest
 
 from paravirt_mm import PluginSpec, SpecError
+from paravirt_mm.errors import PluginError
 from paravirt_mm.options import described
 from paravirt_mm.registry import Registry
 from paravirt_mm.testing import AscendingAllocator, registry_with
@@ -41,6 +43,11 @@ class Growth(StrEnum):
 
 def mib(text: object) -> int:
     return int(str(text).rstrip("Mm"))
+
+
+BETWEEN: Any = attrs.validators.optional(
+    attrs.validators.and_(attrs.validators.gt(1), attrs.validators.lt(3))
+)
 
 
 @attrs.frozen(kw_only=True)
@@ -77,6 +84,14 @@ class Options(AscendingAllocator):
     within: int = attrs.field(default=4, validator=[attrs.validators.ge(2), attrs.validators.le(8)])
     anything: object = None
     annotated: Annotated[int, "bytes"] = 3
+    between: float | None = attrs.field(default=1.5, validator=BETWEEN)
+    some: set[int] = attrs.field(factory=set)
+    kept: frozenset[str] = frozenset()
+    bare: tuple = ()  # type: ignore[type-arg]  # as people write it
+    moment: datetime.datetime = datetime.datetime(2020, 1, 1)
+    mapped: Mapping[int, bool] = attrs.field(factory=lambda: {1: True, 2: False})
+    copied: int = attrs.field(default=attrs.Factory(lambda self: self.told, takes_self=True))
+    worked_out: int = attrs.field(default=9, init=False)
 
 
 RIGHT: list[tuple[str, Any]] = [
@@ -120,6 +135,31 @@ RIGHT: list[tuple[str, Any]] = [
     ("within=8", 8),
     ("anything=x", "x"),
     ("annotated=5", 5),
+    ("bits=a | B", Bits.A | Bits.B),
+    ("perhaps=", None),
+    ("told=+7", 7),
+    ("told=0XfF", 255),
+    ("told=0xfK", 15 << 10),
+    ("told=3TB", 3 << 40),
+    (f"told={'0' * 39}8", 8),
+    ("ratio=-.5", -0.5),
+    ("ratio=2.5E-1", 0.25),
+    ("flag=On", True),
+    ("flag=1", True),
+    ("flag=0", False),
+    ("names=[a;b]", ["a", "b"]),
+    ("names= a ; b", ["a", "b"]),
+    ("levels=()", ()),
+    ("some={1;2;1}", {1, 2}),
+    ("kept=a;b", frozenset("ab")),
+    ("bare=x;y", ("x", "y")),
+    ("pair=(3;z)", (3, "z")),
+    ("moment=2012-10-04T05:06", datetime.datetime(2012, 10, 4, 5, 6)),
+    ("mapped=1:no;0x2:on", {1: False, 2: True}),
+    ("mapped={}", {}),
+    ("mapped={ 3 : yes }", {3: True}),
+    ("within=2", 2),
+    ("copied=5", 5),
 ]
 
 
@@ -155,6 +195,19 @@ WRONG = {
     "told=1e3": "is not a whole number",
     "when=yesterday": "is not a date",
     "within=9": "'within' must be <= 8",
+    "within=1": "'within' must be >= 2",
+    f"told={'0' * 40}8": "is not a whole number",
+    "told=1Kb": "is not a whole number",
+    "ratio=1e999": "is not a number",
+    "ratio=_": "is not a number",
+    "pair=1;x;y": "with ';' between",
+    "mapped=1": "is not key:value",
+    "mapped=1:perhaps": "is not key:value",
+    "perhaps=nothing": "or none",
+    "bits=A|C": "is not one of a, b",
+    "converted=x": "(converted='x')",
+    "worked_out=1": "no option 'worked_out'",
+    "xyzzy=1": "opts has no option 'xyzzy' (options: first_step, lit, number,",
     "renamed=1": "no option 'renamed'",
     "_private=1": "did you mean 'private'?",
 }
@@ -192,6 +245,94 @@ def test_options_describe_themselves() -> None:
     assert schemas["levels"]["default"] == [1, 2]
     assert {"type": "null"} in schemas["perhaps"]["anyOf"]
     assert json.dumps(schemas)
+    assert schemas["within"]["minimum"] == 2
+    between = schemas["between"]
+    assert (between["exclusiveMinimum"], between["exclusiveMaximum"]) == (1, 3)
+    assert {"minimum", "maximum"}.isdisjoint(between)
+    assert schemas["colour"]["enum"] == ["red", "b"]
+    assert schemas["number"] == {"enum": [1, 2], "default": 1}
+    assert schemas["annotated"]["type"] == schemas["converted"]["type"] == "integer"
+    assert schemas["names"] == {"type": "array", "items": {"type": "string"}, "default": []}
+    assert schemas["levels"]["items"] == {"type": "integer"}
+    assert "items" not in schemas["pair"]
+    assert (schemas["mapped"]["type"], schemas["ratio"]["type"]) == ("object", "number")
+    assert (schemas["path"]["type"], schemas["path"]["default"]) == ("string", "/x")
+    assert (schemas["flag"]["default"], schemas["perhaps"]["default"]) == (False, None)
+    assert told["flag"].default == "no"
+    assert told["mapped"].default == "1:yes;2:no"
+    assert (told["colour"].default, told["copied"].default) == ("red", "")
+    assert "worked_out" not in told
+    assert told["either"].accepts == "text or a whole number (also 0x10, 2M)"
+    assert told["annotated"].accepts == told["told"].accepts
+    assert told["levels"].accepts == "a whole number (also 0x10, 2M), with ';' between"
+    assert told["bare"].accepts == "text, with ';' between"
+    assert told["moment"].accepts == "datetime"
+    assert told["number"].help == ""
+
+
+# -- specs as text ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("text", ["a", "a:b=1", "a:b=1,c=", "./x.py:Mine", "x.y:Mine:b=1,c=d=e"])
+def test_specs_are_read_as_they_are_written(text: str) -> None:
+    spec = PluginSpec.parse(text)
+    assert str(spec) == text
+    assert spec.is_local == ("Mine" in text)
+    spaced = text.replace(",", " , ").replace("=1", " = 1 ")
+    assert PluginSpec.parse(f" {spaced} " if not spec.is_local else spaced) == spec
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "cannot read ''; the form is name:option=value"),
+        (" :a=1", "cannot read ' :a=1'"),
+        ("a:", "cannot read option '' of 'a:'"),
+        ("a:b", "cannot read option 'b'"),
+        ("a:=1", "cannot read option '=1'"),
+        ("a:b=1,", "cannot read option ''"),
+        ("a:b=1, b=2", "option 'b' stands twice"),
+        ("x.y:Mine:b", "cannot read option 'b'"),
+    ],
+)
+def test_specs_that_are_none(text: str, words: str) -> None:
+    with pytest.raises(SpecError) as error:
+        PluginSpec.parse(text)
+    assert words in str(error.value)
+
+
+@attrs.frozen
+class Particular(AscendingAllocator):
+    """Wants more of its options than their types say."""
+
+    size: int = 1
+
+    def __attrs_post_init__(self) -> None:
+        if self.size == 2:
+            raise ValueError
+        if self.size == 3:
+            raise SpecError("mine: 3 is odd")
+        if self.size == 4:
+            raise KeyError("four", 4)
+        if self.size == 5:
+            raise PluginError("mine", "is at fault")
+
+
+@pytest.mark.parametrize(
+    ("size", "kind", "words"),
+    [
+        (2, SpecError, "mine: ValueError (size='2')"),
+        (3, SpecError, "mine: 3 is odd"),
+        (4, SpecError, "mine: four (size='4')"),
+        (5, PluginError, "is at fault"),
+    ],
+)
+def test_what_a_plugin_says_of_its_options(size: int, kind: type[Exception], words: str) -> None:
+    plugin = registry_with(installed=False, mine=Particular).get("mine")
+    with pytest.raises(kind) as error:
+        plugin.create({"size": str(size)})
+    assert str(error.value) == words or kind is PluginError
+    assert words in str(error.value)
 
 
 # -- classes without an entry point ----------------------------------------------------------------
