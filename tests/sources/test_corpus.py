@@ -120,6 +120,7 @@ def test_bundled_machines_are_those_of_their_logs(shared):
         assert machine.boot_mapped == original.boot_mapped
 
 
+@pytest.mark.slow
 def test_every_oracle_record_is_a_machine(shared):
     machines = dict(load_each([shared / "oracle" / "linux-kernel-oracle.jsonl.xz"]))
     assert len(machines) == 400

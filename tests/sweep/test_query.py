@@ -239,6 +239,7 @@ def test_a_file_is_continued_with_the_same_settings_and_plugins_only(
         Store(tmp_path / "other", SETTINGS, default_registry())
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_its_column_is_kept_beside_it(tmp_path: Path) -> None:
     """A column of the file holds 64 bits, and one kind of value; a share may be whole."""
     most = (1 << 63) - 1
@@ -280,6 +281,7 @@ def test_a_file_that_is_in_use_is_told_from_one_that_is_none(
             ask(file, "outcomes")
 
 
+@pytest.mark.slow
 def test_a_long_answer_is_cut(file: Path) -> None:
     """As many rows as may be are not cut."""
     assert MAX_ROWS == 100_000

@@ -319,6 +319,7 @@ def test_a_child_that_cannot_start_is_told(
     mine.close()
 
 
+@pytest.mark.slow
 def test_a_sweep_that_is_ended_asks_no_more_children(forked: list[Forked]) -> None:
     """A scenario that is stopped because the sweep ends is no row: it is done again."""
     chunk = Chunk(0, 0, (SEVERAL,))

@@ -99,6 +99,7 @@ def test_diff_of_two_kernels(site: Site) -> None:
     assert "old: 3 bytes cannot be a kernel" in done.stderr  # it would have to boot
 
 
+@pytest.mark.slow
 def test_compare_on_several_machines(site: Site) -> None:
     rows = ("-a", site.kernel("old"), "-a", "incremental:variant=linux,kernel=6.1")
     machines = ("qemu-512m", "qemu-pae-320m")

@@ -192,6 +192,7 @@ def test_a_release_that_is_named_is_modelled_instead(
         live(OLD, "3.4", *FEW)
 
 
+@pytest.mark.slow
 def test_a_construction_that_the_hypervisor_answers_otherwise(
     live: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
