@@ -13,11 +13,30 @@ import attrs
 import pytest
 from click.testing import CliRunner
 
-from paravirt_mm import InputError, SpecError, default_registry
+from paravirt_mm import (
+    ActivateRoot,
+    InputError,
+    KernelPanic,
+    Outcome,
+    SpecError,
+    default_registry,
+    hookimpl,
+)
 from paravirt_mm.cli.main import cli
 from paravirt_mm.errors import ExitCode
-from paravirt_mm.verify.kernel.compare import MAX_KERNELS, Replay, compare, replay, replay_file
-from paravirt_mm.verify.kernel.record import Call, Guess, Record
+from paravirt_mm.machine.paging import GIB, MIB, PAGE_SIZE
+from paravirt_mm.sources import bundled
+from paravirt_mm.testing import AscendingAllocator, registry_with
+from paravirt_mm.verify.kernel import record as record_module
+from paravirt_mm.verify.kernel.compare import (
+    MAX_KERNELS,
+    Replay,
+    compare,
+    expected_record,
+    replay,
+    replay_file,
+)
+from paravirt_mm.verify.kernel.record import MAX_TABLES, Call, Guess, Record, measured
 from paravirt_mm.verify.log.words import Words
 
 from . import naive_linux
@@ -161,6 +180,20 @@ def test_fields_that_a_file_leaves_out_are_not_compared(machines: list[Machine])
     assert difference.place.startswith("L1 ")  # the counts: no list is there to name a table
 
 
+def test_what_a_file_says_is_read_as_it_stands() -> None:
+    """A block of which nothing was used; names are the file's own, and no longer than a table has
+    room for.
+    """
+    unused = {"guess": [{"start": 0, "top": 4096, "used_end": None}, {"start": 1, "top": 2}]}
+    assert expected_record(unused, "k", "w").guess == (Guess(0, 4096, None), Guess(1, 2, None))
+    name = "M" * 9
+    ranges = {"start": 0, "end": 1, "ranges": [[0, 1, "L" * 8], [0, 1, name]]}
+    record = expected_record({"table_count": {"L" * 8: 1, name: 2}, "steps": [ranges]}, "k", "w")
+    names = ["L" * 8, "M" * 7 + "…"]
+    assert list(record.table_count or {}) == names
+    assert [piece[2] for piece in (record.steps or ())[0].ranges] == names
+
+
 COUNTS = {"L1": 2, "L2": 1}
 NOTHING = Record(table_count=COUNTS)
 
@@ -239,6 +272,9 @@ def test_each_field_is_told_in_words(field: str, kernel: Any, model: Any, told: 
     assert compare(record(model), record(model), Words((6, 1))) == []
     if field != "panic":
         assert compare(Record(), record(model), Words((6, 1))) == []
+    if field == "table_count":
+        (difference,) = compare(record(kernel), Record(), Words((6, 1)))
+        assert str(difference) == "table_count: kernel L1 3, L2 1 | model "
 
 
 STARVED = CHOSEN.with_name("starved.jsonl")
@@ -253,6 +289,73 @@ def test_where_tables_run_out_in_the_middle_of_a_step_is_told() -> None:
     assert len(replays) == 11
     assert [str(r.differences[0]) for r in replays if not r.agrees] == []
     assert all({"tables_sha256", "hook_order_sha256", "leaf_runs"} <= {*r.fields} for r in replays)
+
+
+@pytest.mark.parametrize("middle", [3 * GIB, 513 * GIB])
+def test_tables_run_out_where_new_ones_have_new_ancestors(middle: int) -> None:
+    """8 MiB of small pages around a border of L2 tables; above 512 GiB their L3 table is new, too.
+
+    What is complete when the pages end was handed over, the first L2 table among it. In the tree is
+    only what the highest table that is new and not complete does not hide.
+    """
+    hidden = []
+    for free in range(4, 10):
+        bare = {
+            "id": f"{free} pages", "e820": [[0, 0x9F000, 1], [MIB, 12 * MIB, 1],
+            [middle - 4 * MIB, middle + 4 * MIB, 1]], "brk_start": 8 * MIB, "pgt_buf_pages": 6,
+            "reserved": [[0, MIB], [MIB + free * PAGE_SIZE, 12 * MIB],
+            [middle - 4 * MIB, middle + 4 * MIB]], "pse": 0, "gbpages": 0,
+            "max_pfn": (middle + 4 * MIB) >> 12, "initial_mapped": 1 << 29,
+            "max_low_pfn": (middle + 4 * MIB if middle < 4 * GIB else 12 * MIB) >> 12,
+        }  # fmt: skip
+        record = naive_linux.record(bare)
+        assert [str(d) for r in replayed(record) for d in r.differences] == []
+        did = record["linux_4_19"]
+        hidden.append(len(did["hook_order"]) - len(did["tables"]))
+    assert hidden == ([0, 0, 0, 1, 0, 0] if middle == 3 * GIB else [0, 1, 3, 3, 4, 0])
+
+
+class Late(AscendingAllocator):
+    """Panics before the map is complete, or behind it."""
+
+    early: bool = False
+
+    @hookimpl
+    def pvmm_map_steps(self, boot: Any) -> Any:
+        if not self.early:
+            yield ActivateRoot()
+        raise KernelPanic("no more")
+
+
+class Early(Late):
+    early = True
+
+
+class Never(AscendingAllocator):
+    @hookimpl
+    def pvmm_kernel_image(self) -> Any:
+        raise ValueError("no kernel")
+
+
+def test_a_record_ends_when_the_map_is_complete(monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = bundled("qemu-512m")
+    registry = registry_with(late=Late, early=Early, never=Never, up=AscendingAllocator)
+    run, late = measured(machine, "late", registry)
+    assert (run.verdict.outcome, late.panic) == (Outcome.PANIC, None)
+    assert measured(machine, "early", registry)[1].panic == "no more"
+    run, nothing = measured(machine, "never", registry)
+    assert (run.verdict.outcome, nothing) == (Outcome.ERROR, Record())
+    with pytest.raises(SpecError, match="no installed plugin models the native platform"):
+        measured(machine, "up", registry_with(installed=False, up=AscendingAllocator))
+
+    assert MAX_TABLES * PAGE_SIZE == 16 * GIB
+    _, listed = measured(machine, "up", registry)
+    tables = len(listed.tables or ())
+    monkeypatch.setattr(record_module, "MAX_TABLES", tables)
+    assert measured(machine, "up", registry)[1] == listed
+    monkeypatch.setattr(record_module, "MAX_TABLES", tables - 1)
+    with pytest.raises(InputError, match=f"^x:1: .*'qemu-512m' needs {tables} tables; more than"):
+        measured(machine, "up", registry, "x:1")
 
 
 @pytest.mark.slow
@@ -464,3 +567,6 @@ def test_a_record_without_kernels_and_an_unknown_kernel(
     old = {**bare, "linux_2_4": {"panic": None}}
     result = CliRunner().invoke(cli, ["verify", "kernel", write(tmp_path / "b.jsonl", old)])
     assert "no allocator models Linux 2.4" in str(result.exception)
+    known = write(tmp_path / "c.jsonl", {**bare, "linux_4_19": {"panic": None}})
+    with pytest.raises(SpecError, match=r"no allocator models Linux 4\.19"):  # none is installed
+        list(replay_file(known, registry_with(installed=False, up=AscendingAllocator)))
