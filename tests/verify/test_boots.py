@@ -31,9 +31,10 @@ RECORD = RECORDS["6.1.0-56-amd64:tiny"]
 MACHINE = "lenovo-x230-8g"
 
 
-def test_a_record_is_read_whole() -> None:
+@pytest.mark.parametrize("name", ["tiny", "gbpages"])
+def test_a_record_is_read_whole(name: str) -> None:
     """Every page that became a table, in order, in the step that took it; every table."""
-    record = RECORD
+    record = RECORDS[f"6.1.0-56-amd64:{name}"]
     boot = read_boot(record, "here")
     assert boot.release == record["release"]
     assert [(step.start, step.end) for step in boot.steps] == [
@@ -101,6 +102,13 @@ def test_pages_are_joined_to_runs_in_their_order(
 def test_a_record_of_another_form_is_refused(change: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         read_boot({**RECORD, **change}, "here")
+    for step in (0, 1 << 32):  # of no step that there is: of none
+        read_boot({**RECORD, "allocations": [[1, "brk", step]]}, "here")
+    with pytest.raises(InputError, match=r"^here: allocations\[0\]: 0x100000001 is not between"):
+        read_boot({**RECORD, "allocations": [[1, "brk", (1 << 32) + 1]]}, "here")
+    size = {"steps": [{"start": 0, "end": 1, "ranges": [[0, 1, "m" * 20]]}]}
+    with pytest.raises(InputError, match=f"'{'m' * 18}… is no page size"):
+        read_boot({**RECORD, **size}, "here")
     for key in ("allocations", "steps", "tables", "release"):
         with pytest.raises(InputError, match=f"{key}: missing"):
             read_boot({name: value for name, value in RECORD.items() if name != key}, "here")

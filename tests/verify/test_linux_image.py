@@ -460,8 +460,12 @@ def test_a_machine_lives_as_long_as_it_is_used(
         ({"ram": [(0, MIB), (MIB, 18 * MIB), (19 * MIB, 64 * MIB)]}, "other memory at 0x1200000"),
         ({"ram": [(0, MIB), (17 * MIB, 64 * MIB)]}, "other memory at 0x1000000"),
         ({"reserved": [(30 * MIB, 30 * MIB + 15)]}, "16 bytes to 4 GiB"),
-        ({"reserved": [(0x4000, 0x5000)]}, "which is in use"),
-        ({"reserved": [(30 * MIB, 31 * MIB), (30 * MIB + 8, 32 * MIB)]}, "which is in use"),
+        # The GDT, the zero page, the command line, and six tables: root, L3, one L2 for each GiB.
+        ({"reserved": [(0x8FFF, 0xA000)]}, r"inside \[0x0, 0x9000\), which is in use"),
+        (
+            {"reserved": [(30 * MIB, 31 * MIB), (30 * MIB + 8, 32 * MIB)]},
+            r"inside \[0x1e00008, 0x1e00018\), which is in use",
+        ),
     ],
 )
 def test_maps_that_have_no_room_are_refused(wrong: dict[str, Any], message: str) -> None:
@@ -480,10 +484,12 @@ def test_memory_is_cleared_and_what_was_written_elsewhere_is_found() -> None:
         assert [(at, len(data)) for at, data in found] == [
             (MIB + PAGE, 2 * PAGE), (5 * GIB - PAGE, PAGE),
         ]  # fmt: skip
-        with pytest.raises(KernelBootError, match="to clear"):
+        with pytest.raises(KernelBootError, match=r"\[0xbfffffff, 0xc0000001\) to clear"):
             ram.clear(3 * GIB - 1, 2)
-        with pytest.raises(KernelBootError, match="to read"):
+        with pytest.raises(KernelBootError, match=r"\[0x0, 0x4000001\) to read"):
             ram.read(0, (64 << 20) + 1)
+        with pytest.raises(MapSpecError, match=r"\[0xbfffffff, 0xc0000001\) to write"):
+            ram.write(3 * GIB - 1, b"ab")
         assert len(ram.read(0, 64 << 20)) == 64 << 20
 
 

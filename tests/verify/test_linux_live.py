@@ -49,6 +49,7 @@ from paravirt_mm.verify.linux.qemu import (
     find_kernel,
     find_kernels,
     find_qemu,
+    kallsyms as kallsyms_module,
     probes,
     read_direct_map,
     record_boot,
@@ -297,6 +298,21 @@ def test_kallsyms_of_each_layout(releases: str, pad: int) -> None:
     symbols = symbols_of(releases)
     found = parse_kallsyms(kallsyms(releases, symbols, pad) + decoy, BASE)
     assert found == {name: address for _, name, address in symbols}
+
+
+def test_kallsyms_are_looked_for_in_32_mib(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ten times what the largest kernel has; here in one."""
+    assert kallsyms_module._MAX_TABLES == 32 * MIB
+    monkeypatch.setattr(kallsyms_module, "_MAX_TABLES", MIB)
+    near = kallsyms("6.2", SYMBOLS[:1200])
+    count_at, table = near.index(struct.pack("<I", 1200)), near.index(b"~0\0~1\0")
+    for distance, found in ((MIB, True), (MIB + KALLSYMS["6.2"]["align"], False)):
+        far = near[:table] + bytes(distance - (table - count_at)) + near[table:]
+        if found:
+            assert parse_kallsyms(far, BASE)["_text"] == BASE
+        else:
+            with pytest.raises(KernelImageError, match="no kallsyms tables found"):
+                parse_kallsyms(far, BASE)
 
 
 @pytest.mark.parametrize("releases", KALLSYMS)

@@ -22,14 +22,17 @@ import attrs
 import pytest
 from click.testing import CliRunner
 
+from paravirt_mm import hookimpl
 from paravirt_mm.cli import output, verify_linux
 from paravirt_mm.cli.verify_linux import command
-from paravirt_mm.errors import ExitCode, InputError
+from paravirt_mm.errors import ExitCode, InputError, SpecError
 from paravirt_mm.machine.e820 import E820Type, MemoryMap
 from paravirt_mm.machine.model import CpuFeatures, Machine
 from paravirt_mm.machine.paging import GIB, I386_PAE, MIB, PAGE_SIZE, TIB, X86_64, X86_64_LA57
 from paravirt_mm.machine.ranges import RangeSet
 from paravirt_mm.sources import bundled, bundled_machines
+from paravirt_mm.testing import AscendingAllocator, PlainPlatform, registry_with
+from paravirt_mm.verify.linux import compare
 from paravirt_mm.verify.linux.compare import machine_of, replay, spec_of, upstream_release
 from paravirt_mm.verify.linux.maps import (
     NamedMap,
@@ -212,6 +215,84 @@ def test_damaged_record_is_refused(change: Change, message: str) -> None:
         replay(record, "file:7")
 
 
+@pytest.mark.parametrize(
+    ("key", "low", "high"),
+    [("max_pfn", 1, 1 << 52), ("max_low_pfn", 1, 1 << 52), ("pgt_buf_pages", 0, 1 << 20),
+     ("pse", 0, 1), ("gbpages", 0, 1), ("levels", 4, 5)],
+)  # fmt: skip
+def test_numbers_of_a_record_have_bounds(key: str, low: int, high: int) -> None:
+    record = RECORDS[f"{DEBIAN_61}:tiny"]
+    for number in (low, high):
+        machine_of({**record, key: number}, "here")
+    for number in (low - 1, high + 1):
+        with pytest.raises(InputError, match=f"^here: {key}: "):
+            machine_of({**record, key: number}, "here")
+
+
+def test_names_of_a_record_have_bounds() -> None:
+    record = RECORDS[f"{DEBIAN_61}:tiny"]
+    for length, told in ((80, "n" * 80), (81, "n" * 79 + "…")):
+        assert machine_of({**record, "id": "n" * length}, "x").name == told
+    with pytest.raises(InputError, match=rf"^x: release: '{'r' * 58}… is no kernel release"):
+        upstream_release({"release": "r" * 60}, "x")
+    with pytest.raises(InputError, match=rf"^x: format: '{'f' * 58}… is not 'paravirt-mm-boot-1'"):
+        replay({**record, "format": "f" * 60}, "x")
+
+
+def test_only_the_given_plugins_are_asked() -> None:
+    record = RECORDS[f"{DEBIAN_61}:tiny"]
+    none = registry_with(installed=False, up=AscendingAllocator, plain=PlainPlatform)
+    for ask in (spec_of, replay):
+        with pytest.raises(SpecError, match=r"^x: no installed plugin models Linux 6\.1\.192"):
+            ask(record, "x", none)
+
+
+def test_what_the_kernel_knew_is_told_beside_the_model() -> None:
+    """RAM counts up to 64 TiB, low RAM up to 4 GiB (e820_end_pfn: MAX_ARCH_PFN, e820__end_of_low_
+    ram_pfn); 5.10 has 12 pages of brk, 6.1 has 16.
+    """
+    tiny = RECORDS[f"{DEBIAN_61}:tiny"]
+
+    def told(**changes: Any) -> list[str]:
+        return [str(difference) for difference in replay({**tiny, **changes}, "x").differences]
+
+    more = told(e820=[*tiny["e820"], [1 << 45, 1 << 47, 1]])
+    assert "max_pfn: kernel 0x5000 | model 0x400000000" in more
+    assert not any(each.startswith("max_low_pfn") for each in more)
+    low = told(e820=[*tiny["e820"], [3 * GIB, 5 * GIB, 1]])
+    assert "max_low_pfn: kernel 0x5000 | model 0x100000" in low
+    assert (
+        "memory, region 3 of 2 (model: 3): "
+        "kernel nothing | model [mem 0xc0000000-0x13fffffff]" in low
+    )
+    older = told(release="5.10.0-32-amd64", provenance={})
+    assert "pgt_buf_pages: kernel 16 pages | model 12 pages" in older
+    assert told(findings=["odd", "odder"]) == ["findings: kernel odd | model a sound direct map"]
+    first = [[17408, "memblock", 0], *tiny["allocations"][1:]]
+    assert told(allocations=first) == [
+        "allocations, page 1 of 3: kernel pfn 0x4400 from memblock in call 1 | "
+        "model pfn 0x4400 from brk in call 1"
+    ]
+    for kind in (0, (1 << 32) - 1):  # of whatever type firmware has made up
+        assert told(e820=[*tiny["e820"], [5 * GIB, 6 * GIB, kind]]) == []
+    for kind in (-1, 1 << 32):
+        with pytest.raises(InputError, match=r"^x: e820\[3\]\[2\]: "):
+            told(e820=[*tiny["e820"], [5 * GIB, 6 * GIB, kind]])
+
+
+def test_a_run_that_fails_is_the_difference(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Never(AscendingAllocator):
+        @hookimpl
+        def pvmm_kernel_image(self) -> Any:
+            raise ValueError("no kernel")
+
+    monkeypatch.setattr(compare, "spec_of", lambda *_: "never")
+    found = replay(RECORDS[f"{DEBIAN_61}:tiny"], "x", registry_with(never=Never))
+    (told,) = map(str, found.differences)
+    assert told.startswith("run: kernel ends | model fails: error: ")
+    assert "no kernel" in told
+
+
 # -- maps to boot ----------------------------------------------------------------------------------
 
 
@@ -235,6 +316,9 @@ def test_maps_of_real_machines() -> None:
         check_spec(hosted[name].spec, kernel)
         assert hosted[name].spec.pse == machine.features.pse
         assert list(hosted[name].spec.ram) == list(machine.memory_map.ram())
+        if machine.max_pfn_hint is None:  # devices, wherever they are
+            devices = [e for e in machine.memory_map if e.type is not E820Type.RAM]
+            assert len(hosted[name].spec.other) == len(devices)
     assert len(hosted) >= 8
 
 
@@ -270,6 +354,43 @@ def test_what_reaches_the_end_of_ram_is_the_initrd() -> None:
     assert RangeSet(back.reserved).covers(*taken[2])
 
 
+def test_what_of_a_machine_is_handed_over() -> None:
+    """A PC has no RAM between 3 GiB and 4 GiB, if it has more above."""
+    low, high = (0, 0x9F000), (MIB, 3 * GIB + 512 * MIB)
+    initrd, hole, last = (GIB, GIB + MIB), (3 * GIB, 3 * GIB + MIB), (high[1] - MIB, high[1])
+
+    def spec_of_ram(*ram: tuple[int, int], end: int | None = None) -> MapSpec:
+        memory = MemoryMap.sanitise((*span, E820Type.RAM) for span in (low, *ram))
+        machine = Machine("pc", memory, X86_64, reserved=(hole, last), initrd=initrd)
+        named = map_of(attrs.evolve(machine, max_pfn_hint=end), a_kernel())
+        assert named.notes == ()
+        return named.spec
+
+    alone = spec_of_ram(high)
+    assert (alone.reserved, alone.initrd) == ((initrd, hole), last)
+    more = spec_of_ram(high, (4 * GIB, 4 * GIB + MIB))
+    assert (more.reserved, more.initrd) == ((initrd,), None)
+    assert spec_of_ram((MIB, 4 * GIB), (4 * GIB, 1000 * GIB)).ram[-1] == (MIB, 1000 * GIB)
+    assert spec_of_ram(high, end=2 * GIB >> 12).ram[-1] == (MIB, 2 * GIB)
+    five = Machine("five", MemoryMap.sanitise([(*high, E820Type.RAM)]), X86_64_LA57)
+    assert map_of(five, a_kernel()).spec.levels == 5
+    with pytest.raises(MapSpecError, match=r"^kernel 6\.1\.0 is built without five levels"):
+        map_of(five, a_kernel(five_levels=False))
+
+
+def test_builtin_maps_are_what_a_kernel_can_boot() -> None:
+    """Firmware starts no vmlinux, and five levels need code for them."""
+    every = set(MAPS)
+    five = {name for name in every if MAPS[name].spec.levels == 5}
+    firmware = {name for name in every if MAPS[name].spec.entry.value == "firmware"}
+    assert five
+    assert firmware
+    bare = attrs.evolve(a_kernel(), is_bzimage=False)
+    old = a_kernel(five_levels=False)
+    for kernel, left in ((a_kernel(), every), (bare, every - firmware), (old, every - five)):
+        assert {named.name for named in builtin_maps(kernel)} == left
+
+
 def test_map_of_one_entry_is_not_ignored() -> None:
     """As Linux does with what no firmware gives."""
     memory = MemoryMap.sanitise([(0, GIB, E820Type.RAM)])
@@ -294,6 +415,12 @@ def test_random_maps() -> None:
     assert any(len(spec.reserved) > 2 for spec in specs)
     assert any(spec.ram[-1][1] > 100 * GIB for spec in specs)
     assert any(end % PAGE_SIZE for spec in specs for _, end in spec.ram[1:])
+    hole = RangeSet([(3 * GIB, 4 * GIB)])  # where a PC with more RAM has none
+    for spec in specs:
+        if spec.ram[-1][1] > 4 * GIB:
+            assert not hole.intersection(RangeSet(spec.ram))
+        if not spec.pse:  # each 2 MiB cost a table
+            assert sum(high - low for low, high in spec.ram) <= GIB
     assert next(random_maps(1, 6, kernel)) != maps[0]
     assert all(n.spec.levels == 4 for n in random_maps(50, 5, a_kernel(five_levels=False)))
 

@@ -113,9 +113,8 @@ def _random(choose: Choices, kernel: Kernel | KernelFacts) -> MapSpec:
     levels = choose.one_of((4, 4, 5)) if kernel.has_five_levels else 4
     pse = choose.one_of((True, True, False))
     gbpages = pse and choose.one_of((False, True))
-    mode = X86_64_LA57 if levels == 5 else X86_64
     kernel_end = align_up(kernel.physical_range[1], 4 * MIB)
-    memory = _cut(any_map(choose, mode, kernel_end), PC_RAM_END)
+    memory = _cut(any_map(choose, X86_64, kernel_end), PC_RAM_END)
     if memory.ram().end > 4 * GIB:
         memory = memory.with_range(*_PC_HOLE, E820Type.RAM, None)
     if not pse:
@@ -163,8 +162,7 @@ def _cut(memory: MemoryMap, limit: int) -> MemoryMap:
 def _shrunk(memory: MemoryMap, total: int) -> MemoryMap:
     """Return the map without the RAM beyond the first ``total`` bytes of it."""
     for low, high in memory.ram():
-        if high - low > total:
-            memory = memory.with_range(low + total, high, E820Type.RAM, None)
+        memory = memory.with_range(low + total, high, E820Type.RAM, None)
         total = max(0, total - (high - low))
     return memory
 
