@@ -164,6 +164,44 @@ def test_a_dump_must_say_its_root(tmp_path: Path) -> None:
         check_dump_on_cpu(dump)
 
 
+def table(*entries: tuple[int, int], size: int = 8) -> bytes:
+    data = bytearray(4096)
+    for slot, entry in entries:
+        data[slot * size : (slot + 1) * size] = entry.to_bytes(size, "little")
+    return bytes(data)
+
+
+SECOND = {  # by mode: the root at 0x1000, what it leads to, an address of its second entry, a page
+    "i386": (table((1, 0x80_0083), size=4), b"", 1 << 22, (8 * MIB, 4 * MIB)),
+    "i386-pae": (table((1, 0x2001)), table((0, 0x80_0083)), 1 << 30, (8 * MIB, 2 * MIB)),
+    "x86_64": (table((1, 0x2003)), table((0, 0x4000_0083)), 1 << 39, (GIB, GIB)),
+    "x86_64-la57": (
+        table((1, 0x2003)), table((0, 0x3003)) + table((0, 0x4000_0083)), 1 << 48, (GIB, GIB),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SECOND)
+def test_only_the_first_entry_of_the_root_is_the_probing_codes(tmp_path: Path, name: str) -> None:
+    """The second leads where the tables say; pages of memory need not be whole."""
+    root, below, address, (page, size) = SECOND[name]
+    path = tmp_path / "raw"
+    path.write_bytes(bytes(4096) + root + below + b"end")
+    with open_dump(path) as dump:
+        cpu = EmulatedCpu(dump, 0x1000, MODES[name])
+        cpu.calibrate()
+        for access in (Access(), Access(write=True)):
+            for offset in (0, size - 1):
+                assert cpu.access(address + offset, access) == Seen(physical=page + offset)
+        assert cpu.access(address + size, Access()) == Seen(fault=0)
+        cpu.close()
+        with pytest.raises(CpuUnavailable, match="the root table at 0x100000 is not in the dump"):
+            EmulatedCpu(dump, 0x100000, MODES[name])
+    path.write_bytes(bytes(4096) + table((0, 1)) + below)
+    with open_dump(path) as dump, pytest.raises(CpuUnavailable, match="first entry of the root"):
+        EmulatedCpu(dump, 0x1000, MODES[name])
+
+
 def test_without_unicorn_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(name: str) -> None:
         raise ImportError(name)

@@ -7,6 +7,7 @@ import stat
 import struct
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import attrs
@@ -30,7 +31,12 @@ from paravirt_mm.verify.linux.qemu import (
 )
 from paravirt_mm.verify.linux.qemu.direct_map import TablePage
 from paravirt_mm.verify.linux.qemu.gdbremote import REQUIRED_REGISTERS, RegisterLayout
-from paravirt_mm.verify.linux.qemu.handover import MAP_FIELDS, handed_over, put_kernel
+from paravirt_mm.verify.linux.qemu.handover import (
+    MAP_FIELDS,
+    enter,
+    handed_over,
+    put_kernel,
+)
 from paravirt_mm.verify.linux.qemu.image import (
     MAX_VMLINUX,
     LoadSegment,
@@ -50,7 +56,7 @@ from paravirt_mm.verify.linux.qemu.record import (
     MappingStep,
     TableAllocation,
 )
-from paravirt_mm.verify.linux.qemu.start import _changed
+from paravirt_mm.verify.linux.qemu.start import _changed, _nothing_else
 
 MIB, GIB, PAGE = 1 << 20, 1 << 30, 4096
 BASE = 0xFFFFFFFF81000000
@@ -371,6 +377,25 @@ def test_boot_params_are_those_of_the_protocol() -> None:
     assert not {0x1E7, 0x1E9, 0x210, 0x228, 0x217, 0x220, 0x24F, 0x258, 0x2CF} & told
 
 
+@pytest.mark.parametrize("levels", [4, 5])
+def test_a_kernel_is_entered_as_the_protocol_wants(levels: int) -> None:
+    """boot.rst, 64-bit: __BOOT_CS is 0x10, __BOOT_DS 0x18, RSI points at boot_params, interrupts
+    are off; what decides how the others are read comes first.
+    """
+    told: dict[str, int] = {}
+    gdb: Any = SimpleNamespace(write_register=told.__setitem__)
+    enter(gdb, MapSpec(ram=[(0, 0x9F000), (MIB, GIB)], levels=levels), 16 * MIB)
+    paging, protected, long_mode, la57 = 1 << 31, 1, 1 << 8, 1 << 12
+    assert list(told)[:4] == ["efer", "cr4", "cr3", "cr0"]
+    assert told["efer"] == long_mode
+    assert told["cr0"] & (paging | protected) == paging | protected
+    assert bool(told["cr4"] & la57) is (levels == 5)
+    assert told["cr4"] & 1 << 5  # PAE
+    assert (told["cr3"], told["rsi"], told["rip"]) == (0x3000, 0x1000, 16 * MIB)
+    assert [told[name] for name in ("cs", "ds", "es", "fs", "gs", "ss")] == [0x10, *[0x18] * 5]
+    assert told["eflags"] == 2  # bit 1 is always set
+
+
 def test_a_head_that_ends_where_the_image_begins_has_its_place() -> None:
     for start, own in ((16 * MIB - 16, True), (16 * MIB - 15, False), (20 * MIB - 1, False)):
         spec = MapSpec(ram=[(0, MIB), (MIB, 64 * MIB)], reserved=[(start, 30 * MIB)])
@@ -399,6 +424,23 @@ def test_pages_that_a_kernel_has_changed() -> None:
             (16 * MIB + PAGE, 2 * PAGE), (20 * MIB, PAGE), (21 * MIB + PAGE, 2 * PAGE),
         ]  # fmt: skip
         assert next(iter(_changed(ram, mine)))[1][:8] == b"\1" * 7 + b"\xff"
+
+
+def test_a_start_is_only_what_the_image_and_the_map_are() -> None:
+    """Heads of reservations are the map's; a byte elsewhere is one that the kernel wrote."""
+    heads = [(8 * MIB + 8, 9 * MIB), (30 * MIB, 31 * MIB)]
+    spec = MapSpec(ram=[(0, 0x9F000), (MIB, 64 * MIB)], reserved=heads)
+    for at, only in (
+        (8 * MIB + 8, True), (8 * MIB + 23, True), (8 * MIB + 7, False), (8 * MIB + 24, False),
+        (30 * MIB + 15, True), (30 * MIB + 16, False), (31 * MIB - 1, False),
+        (0x7FFFF, True), (0x80000, False),
+        (16 * MIB - 1, False), (16 * MIB, True), (20 * MIB - 1, True), (20 * MIB, False),
+    ):  # fmt: skip
+        with GuestRam(spec.layout) as ram:
+            put_kernel(ram, kernel(), spec, "")
+            assert _nothing_else(ram, kernel(), spec)
+            ram.write(at, b"\xff")
+            assert _nothing_else(ram, kernel(), spec) is only, hex(at)
 
 
 STUB = """\

@@ -579,6 +579,18 @@ def test_too_many_reservations_inside_the_kernel_are_refused() -> None:
     spec = MapSpec(ram=RAM, reserved=[(page, page + PAGE) for page in pages])
     with GuestRam(spec.layout) as ram, pytest.raises(MapSpecError, match="too many"):
         put_kernel(ram, kernel, spec, "")
+    # Eight tables, two of them for heads above 4 GiB, end at 0xb000: up to the 64 KiB that Linux
+    # keeps to itself there are 512 nodes of 40 bytes.
+    high = [(n * GIB, n * GIB + PAGE) for n in (5, 6)]
+    inside = [(page, page + PAGE) for page in pages]
+    ranges = [*RAM, (4 * GIB, 8 * GIB)]
+    fits = MapSpec(ram=ranges, reserved=[*inside[:512], *high])
+    with GuestRam(fits.layout) as ram:
+        put_kernel(ram, kernel, fits, "")
+        assert sorted(setup_data(ram).values()) == [*inside[:512], *high]
+    more = MapSpec(ram=ranges, reserved=[*inside[:513], *high])
+    with GuestRam(more.layout) as ram, pytest.raises(MapSpecError, match="too many"):
+        put_kernel(ram, kernel, more, "")
 
 
 @pytest.mark.parametrize("levels", [4, 5])

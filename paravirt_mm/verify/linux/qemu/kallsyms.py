@@ -40,7 +40,6 @@ _MAX_TABLES = 32 << 20
 _MAX_CANDIDATES = 1 << 18  # real kernels have 2,000 to 60,000
 _MAX_NAMES_READ = 1 << 23
 _MAX_TOKEN_TABLE = 1 << 14
-_KERNEL_BASE = 0xFFFF_FFFF_8000_0000
 _NAMES_PER_MARKER = 256
 
 
@@ -227,8 +226,6 @@ def _read_addresses(
     if layout.addresses is Addresses.PLACE:
         return [start + offset for offset in (offsets + at + 4 * np.arange(count)).tolist()]
     (base,) = struct.unpack_from("<Q", data, base_at)
-    if base < _KERNEL_BASE:
-        return None
     if (offsets < 0).any():
         # CONFIG_KALLSYMS_ABSOLUTE_PERCPU (to 6.14): only negative numbers are relative to the base.
         return [offset if offset >= 0 else base - 1 - offset for offset in offsets.tolist()]
