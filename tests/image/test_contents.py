@@ -56,6 +56,8 @@ SCENARIOS = [
     if backend == "native" or mode in ("i386-pae", "x86_64")
 ]
 
+AMID_LARGE_PAGES = (0x110_5000, 0x150_3000, 0x150_3000, 0x154_3000)
+
 # Linux's and Xen's numbers, written down once more on purpose.
 LEAF = {1: 0x8000_0000_0000_0163, 2: 0x8000_0000_0000_01E3, 3: 0x8000_0000_0000_01E3}
 GLOBAL, RW, NX = 0x100, 0x2, 1 << 63
@@ -195,6 +197,11 @@ def static_tables(image: Image) -> dict[int, tuple[int, int, int]]:
         # Small pages on bare hardware: nothing is read-only there, the tables' own pages neither.
         ("x86_64", ALLOCATORS[1], "native", {"features": CpuFeatures(pse=False)}),
         ("i386", ALLOCATORS[1], "native", {"features": CpuFeatures(pse=False, nx=False)}),
+        # Kernels that begin and end amid large pages, all of which can be executed.
+        *(
+            (mode, ALLOCATORS[1], "native", {"kernel": KernelImage(*AMID_LARGE_PAGES)})
+            for mode in ("i386", "i386-pae")
+        ),
     ],
 )
 def test_every_entry_is_what_a_slow_model_makes(
