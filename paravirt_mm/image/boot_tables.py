@@ -38,11 +38,11 @@ def place_boot_tables(start: RunStarted, taken: RangeSet) -> Iterator[TableRun]:
     root = mode.root_level
     spans = {root: ((0, mode.table_span(root)),), **state.tables}
     pages = _static_pages(machine, state.kernel_of(machine), taken)
-    for level in range(root, 0, -1):
+    for level, wanted in sorted(spans.items(), reverse=True):
         span = mode.table_span(level)
         known = state.table_pages.get(level)
         source = [PageRun(pfn, 1) for pfn in reversed(known)] if known is not None else pages
-        for low, high in spans.get(level, ()):
+        for low, high in wanted:
             base = align_down(low, span)
             left = (align_up(high, span) - base) // span
             while left:

@@ -353,7 +353,7 @@ class _ElfReader:
         if symbol is None:
             return None, None
         five = self.facts.get("NUMBER(pgtable_l5_enabled)") == "1"
-        mode = _mode(machine, "CONFIG_X86_PAE" in self.facts or machine == EM_X86_64, five)
+        mode = _mode(machine, "CONFIG_X86_PAE" in self.facts, five)
         phys_base = _number(self.facts.get("NUMBER(phys_base)"), 10) or 0
         root = symbol - mode.kernel_base + phys_base
         return (root, mode) if 0 <= root < 1 << 52 else (None, mode)

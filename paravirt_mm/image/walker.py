@@ -218,7 +218,7 @@ class _Walker:
             address=np.array([root], dtype=np.uint64),
             virtual=np.zeros(1, dtype=np.uint64),
             rights=np.full(1, _W | _U | _X, dtype=np.uint8),
-            path=np.empty((0, 1), dtype=np.uint64),
+            path=np.zeros((0, 1), dtype=np.uint64),
         )
         for number in range(self.mode.root_level, 0, -1):
             self.tables[number] = np.unique(level.address)

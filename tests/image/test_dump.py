@@ -60,8 +60,10 @@ def opened(tmp_path: Path) -> Callable[[bytes], Path]:
 def test_what_is_no_dump_is_refused(
     opened: Callable[[bytes], Path], data: bytes, message: str
 ) -> None:
+    before = os.listdir("/proc/self/fd")
     with pytest.raises(InputError, match=message):
         open_dump(opened(data))
+    assert os.listdir("/proc/self/fd") == before
 
 
 def test_missing_file_and_folder(tmp_path: Path) -> None:

@@ -165,6 +165,15 @@ def test_more_tables_than_are_read_together_keep_their_own_paths() -> None:
     assert (found.visits, found.runs) == (1 + 2 + 1024, ())
 
 
+def test_a_table_at_address_0_is_one_like_others() -> None:
+    memory = Memory(X86_64)
+    for table, entry in ((0x1000, 0x67), (0, 0x2067), (0x2000, 0x3067), (0x3000, 0x5063)):
+        memory.put(table, 0, entry)
+    found = walk(memory, 0x1000, X86_64)
+    assert [run.physical for run in found.runs] == [0x5000]
+    assert not found.findings
+
+
 def test_a_shared_table_is_no_loop() -> None:
     memory = Memory(X86_64)
     leaf = memory.chain()
@@ -174,6 +183,9 @@ def test_a_shared_table_is_no_loop() -> None:
     assert not found.findings
     assert [run.physical for run in found.runs] == [0x5000, 0x5000]
     assert found.visits == 7
+    addresses, virtual = found.places[3]  # every reference, and whence it maps
+    assert (addresses.tolist(), virtual.tolist()) == ([0x2000, 0x2000], [0, 273 << 39])
+    assert [column.tolist() for column in found.places[4]] == [[0x1000], [0]]
     assert [len(found.tables[level]) for level in (1, 2, 3, 4)] == [1, 1, 1, 1]
 
 
