@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import io
+import os
 import sys
 import tarfile
 from pathlib import Path
 
+import attrs
 import pytest
 
-from paravirt_mm import bundled
+from paravirt_mm import CpuFeatures, bundled
 from paravirt_mm.errors import InputError
-from paravirt_mm.sources import archives, firmware_map, inputs
+from paravirt_mm.sources import archives, firmware_map, inputs, iomem
 from paravirt_mm.sources.bootlog.facts import is_xenlinux
+from paravirt_mm.sources.content import content_of
+from paravirt_mm.sources.generated import Seeded
 from paravirt_mm.sources.inputs import CarriedPart, FilePart, divide
 from paravirt_mm.sources.machine_file import read_toml, write_toml
 
@@ -89,6 +93,22 @@ def test_files_of_a_folder(tmp_path: Path) -> None:
     for part, text in (("start", "0x0"), ("end", "0xfff"), ("type", "System RAM")):
         written(tmp_path, f"map/0/{part}", text.encode())
     assert list(divide([str(tmp_path / "map")])) == [FilePart(str(tmp_path / "map"))]
+
+
+def test_what_is_no_file_is_left_alone(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    log = written(tmp_path, "log.txt", LOG)
+    assert list(divide([str(tmp_path)])) == [FilePart(log)]
+
+
+def test_so_many_resources(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(iomem, "MAX_ENTRIES", 2)
+    lines = [f"{n}0000000-{n}fffffff : System RAM\n" for n in (1, 2, 3)]
+    fits = content_of(io.BytesIO("".join(lines[:2]).encode()), "here")
+    assert iomem.read_iomem(fits, "here", "m").memory_map.ram_pages().end == 3 << 28
+    long = content_of(io.BytesIO("".join(lines).encode()), "here")
+    with pytest.raises(InputError, match="here:3: more than 2 resources"):
+        iomem.read_iomem(long, "here", "m")
 
 
 # -- headers of archives ---------------------------------------------------------------------------
@@ -182,3 +202,19 @@ def test_a_machine_file_that_ends_too_soon_is_wrong_in_its_last_line() -> None:
 )
 def test_which_releases_are_of_the_fork(release: str | None, fork: bool) -> None:
     assert is_xenlinux(release) is fork
+
+
+@pytest.mark.parametrize("features", [(True, True, False), (False, False, True)])
+def test_a_machine_file_keeps_what_the_cpu_can(features: tuple[bool, bool, bool]) -> None:
+    machine = attrs.evolve(bundled("qemu-512m"), features=CpuFeatures(*features))
+    assert read_toml(write_toml(machine), "here").features == machine.features
+
+
+def test_small_distances_are_as_likely_as_large_ones() -> None:
+    drawn = [Seeded(seed).integer(1000, 1001) for seed in range(200)]
+    assert set(drawn) == {1000, 1001}
+    assert drawn.count(1000) > 100
+    wide = [Seeded(seed).integer(1, 1 << 40) for seed in range(400)]
+    assert min(wide) >= 1
+    assert 40 < sum(number < 1 << 10 for number in wide) < 200
+    assert 40 < sum(number >= 1 << 30 for number in wide) < 200
