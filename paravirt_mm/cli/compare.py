@@ -69,10 +69,12 @@ _DATA_FORMATS: dict[str, Callable[[Sequence[Row]], str]] = {"json": _json, "csv"
 
 def _writer(style: str, registry: Registry) -> Callable[[Sequence[Row]], str] | None:
     """Return what writes a data format, ours or a plugin's; None: it is a style of tables."""
+    if style in _DATA_FORMATS:
+        return _DATA_FORMATS[style]
     from tabulate import tabulate_formats
 
-    if style in _DATA_FORMATS or style in tabulate_formats:
-        return _DATA_FORMATS.get(style)
+    if style in tabulate_formats:
+        return None
     brought = offers.formats(registry)
     if style in brought:
         return lambda rows: brought[style]([row.as_record() for row in rows])
