@@ -350,6 +350,10 @@ def test_how_wide_a_hypervisor_is_that_does_not_say_so() -> None:
     assert told(base, 16).given.hypervisor_bits == 64
     assert told(base, 8).given.mode is MODES["i386-pae"]
     assert told(base, 8).given.pages == 1024
+    allocated = Place(1, "", "physical", "Dom0 alloc.", 0, 2 * PAGE)  # and it says no more
+    assert told(base, 8, allocated).given.pages == 1024
+    whole = told(base, 8, attrs.evolve(allocated, pages=5))
+    assert (whole.given.pages, whole.pages_told) == (2 + 5, True)
     assert told(0, 16) is None
     assert told(0, 16, DomainKernel(1, "", 32, MIB, 2 * MIB)).given.mode is MODES["i386-pae"]
 

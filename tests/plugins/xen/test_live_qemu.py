@@ -267,3 +267,25 @@ def test_nothing_is_left_when_opening_fails(unpacked: Path) -> None:
     with pytest.raises(BuildError), LiveXen.open(unpacked):
         pass
     assert set(Path(tempfile.gettempdir()).glob("paravirt-mm-xen-*")) <= before
+
+
+def test_what_the_guest_is_compiled_with(unpacked: Path, tmp_path: Path) -> None:
+    """A kernel: no library, no red zone (Xen pushes frames right below rsp), no vector registers
+    (nobody saves them), high addresses that are fixed when it is linked.
+    """
+    told = tmp_path / "told"
+    program(tmp_path / "bin/gcc", f"printf '%s\\n' \"$@\" > '{told}'")
+    image = build_guest(find_pieces(unpacked), tmp_path, ("-DEXTRA",))
+    words = told.read_text().splitlines()
+    assert {
+        "-ffreestanding", "-nostdlib", "-static", "-mno-red-zone", "-mgeneral-regs-only",
+        "-mcmodel=kernel", "-fno-pic", "-no-pie", "-fno-stack-protector", "-fcf-protection=none",
+        "-fno-asynchronous-unwind-tables", "-O2", "-std=gnu11", "-Wall", "-Wextra", "-DEXTRA",
+        "-Wl,-z,noexecstack,-z,max-page-size=4096", "-Wl,--build-id=none,--no-warn-rwx-segments",
+    } <= {*words}  # fmt: skip
+    assert words[words.index("-o") + 1] == str(image)
+    assert words[words.index("-isystem") + 1] == str(unpacked / "usr/include")
+    sources = [Path(word).name for word in words[words.index("-o") + 2 :]]
+    assert sources == sorted(sources)
+    assert {"main.c"} < {*sources}
+    assert any(word.startswith("-Wl,-T,") and word.endswith("guest.ld") for word in words)
