@@ -181,13 +181,14 @@ class _Frames:
         raise NotReplayable(f"page {pfn:#x} is no RAM, so it is no frame of the guest")
 
     def runs(self, start: int, end: int) -> Iterator[tuple[int, int, int]]:
-        """Yield the RAM of ``[start, end)`` as (start, end, number of its first page)."""
+        """Yield the RAM of ``[start, end)``, which is not empty, as (start, end, number of its
+        first page).
+        """
         index = bisect_right(self._highs, start)
         while index < len(self._runs) and self._runs[index][0] < end:
             low, high, first = self._runs[index]
             low_part, high_part = max(low, start), min(high, end)
-            if low_part < high_part:
-                yield low_part, high_part, first + ((low_part - low) >> PAGE_SHIFT)
+            yield low_part, high_part, first + ((low_part - low) >> PAGE_SHIFT)
             index += 1
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import itertools
 import os
 import shutil
 import signal
@@ -24,7 +25,7 @@ from paravirt_mm_xen.live import (
 )
 from paravirt_mm_xen.live.build import build_guest, unpack_hypervisor
 from paravirt_mm_xen.live.errors import BuildError
-from paravirt_mm_xen.live.pieces import directory_of
+from paravirt_mm_xen.live.pieces import default_directory, directory_of
 from paravirt_mm_xen.live.session import LiveXen
 
 TRACE = OperationTrace("t", 1, (("unpin", 0),))
@@ -84,9 +85,11 @@ def test_a_boot_that_ends_early_is_told_with_the_consoles_last_lines(
 
 
 def test_an_end_without_a_greeting_is_refused(live: LiveXen) -> None:
-    answer(live, "@end\n")
-    with pytest.raises(XenBootError, match="did not greet"):
+    lines = [f"line {n}" for n in range(40)]
+    answer(live, "\n".join([*lines, "@end\n"]))
+    with pytest.raises(XenBootError, match="did not greet") as error:
         live.replay([TRACE])
+    assert error.value.console == (*lines[-14:], "@end")
 
 
 def gone(pid: int) -> bool:
@@ -162,7 +165,20 @@ def test_qemu_does_not_outlive_its_parent(
 
 def test_commas_and_blanks_in_paths_do_not_reach_qemu() -> None:
     boot = qemu.XenBoot(Path("q"), Path("x"), Path("/a,b c/g,1"), Path("/a,b c/t"), 64, 1)
-    assert boot.command()[-1] == "g,,1,t"
+    words = boot.command()
+    assert words[-1] == "g,,1,t"
+    # Nothing of the host's in the machine; it ends where it would start again.
+    assert {"-nodefaults", "-no-user-config", "-no-reboot"} <= {*words}
+    given = {one: two for one, two in itertools.pairwise(words) if one[0] == "-"}
+    usual = {"-accel": "tcg", "-smp": "1", "-m": "256", "-display": "none", "-vga": "none"}
+    usual |= {
+        "-serial": "stdio",
+        "-monitor": "none",
+        "-cpu": qemu.CPU,
+        "-kernel": str(Path("x").absolute()),
+    }
+    assert {name: given[name] for name in usual} == usual
+    assert "dom0_mem=64M" in given["-append"]
 
 
 # ---- pieces ----
@@ -204,6 +220,8 @@ def test_a_version_is_that_of_a_folder_beside_the_usual_one(
     assert directory_of("4.14") == unpacked.with_name("xen-4.14")
     unpacked.with_name("xen-4.17").mkdir()
     assert directory_of("4.17") == unpacked.with_name("xen-4.17")
+    monkeypatch.setenv("PARAVIRT_MM_XEN", "")
+    assert directory_of("4.14") == default_directory().with_name("xen-4.14")
     for path in ("some/where", "4", "4.17.1"):
         assert directory_of(path) == Path(path)
     monkeypatch.chdir(unpacked)

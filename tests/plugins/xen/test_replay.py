@@ -25,6 +25,7 @@ from paravirt_mm import (
 from paravirt_mm_xen.backend import TableEntries, Xen
 from paravirt_mm_xen.empty_entries import cleared_entries
 from paravirt_mm_xen.replay import Counts, address_of, describe, findings, replay
+from paravirt_mm_xen.traces.format import check
 from paravirt_mm_xen.translate import (
     BOOT,
     PROBE,
@@ -401,7 +402,18 @@ def test_memory_above_the_first_l3_gets_one_of_its_own() -> None:
     for allocator in ("incremental:variant=linux", "incremental:variant=hpa", "chunk_end"):
         run = Scenario.of(machine, allocator, "xen").run()
         assert str(run.verdict) == "ok", allocator
-        assert replay(translate(run.trace)).refused is None, allocator
+        found = translate(run.trace)
+        assert check(found.trace).pages == machine.memory_map.ram_pages().total >> 12
+        assert replay(found).refused is None, allocator
+
+
+@pytest.mark.parametrize(
+    ("code", "errno"),
+    [(0, 0), (-22, -22), (-3016, -16), (-99_999, -999), (-100_000, -100_000), (-114_003, -114_003)],
+)
+def test_codes_without_what_was_done_before(code: int, errno: int) -> None:
+    """Multicalls count by thousands; what begins at 100,000 is a fault."""
+    assert Refused(0, ("multicall", ()), 0, code, 0).errno == errno
 
 
 @pytest.mark.parametrize(("kernel", "levels"), [("4.18", {2, 3}), ("5.10", {1, 2, 3})])
@@ -414,3 +426,12 @@ def test_empty_entries_of_l1_count_where_leaves_go_through_xen(
     cleared = cleared_entries(run.trace)
     assert set(cleared) == levels
     assert all(cleared.values())
+
+
+@pytest.mark.parametrize("way", TableEntries)
+def test_entries_of_tables_are_written_in_the_way_that_is_charged(way: TableEntries) -> None:
+    run = _run(64, "incremental:variant=hpa", f"xen:replay_limit=0,table_entries={way.value}")
+    found = translate(run.trace, probes=False)
+    names = [operation[0] for operation in found.trace.ops[found.begin : found.end]]
+    assert names.count("mmu_update") == run.figures["hypercalls_mmu_update"]
+    assert (names.count("mmu_update") > 0) is (way is TableEntries.HYPERCALL)
