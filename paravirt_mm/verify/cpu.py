@@ -22,7 +22,6 @@ import ctypes
 import gc
 import mmap
 import random
-import struct
 import tempfile
 from collections.abc import Iterator
 from importlib import import_module
@@ -353,21 +352,22 @@ class EmulatedCpu:
         if int.from_bytes(original[: mode.entry_bytes], "little") & PRESENT:
             raise CpuUnavailable(f"{dump.path}: the first entry of the root is in use")
         self.uc.mem_write(base, original)
-        layout = "<I" if mode.entry_bytes == 4 else "<Q"
         table = base
         for level in range(mode.root_level, 1, -1):
             child = table + PAGE_SIZE
-            self.uc.mem_write(table, struct.pack(layout, child | self.format.table[level]))
+            self._write_entry(table, 0, child | self.format.table[level])
             table = child
         leaf = PRESENT | RW | ACCESSED | DIRTY
         code = table + PAGE_SIZE
         self._code_page = code
         self.uc.mem_write(code, _CODE)
-        self.uc.mem_write(
-            table + _CODE_AT // PAGE_SIZE * mode.entry_bytes, struct.pack(layout, code | leaf)
-        )
+        self._write_entry(table, _CODE_AT // PAGE_SIZE, code | leaf)
         self._leaf_table = table
         self._cr3 = base
+
+    def _write_entry(self, table: int, slot: int, entry: int) -> None:
+        size = self.mode.entry_bytes
+        self.uc.mem_write(table + slot * size, entry.to_bytes(size, "little"))
 
     def _free_memory(self, size: int) -> int:
         """Return an address below 4 GiB (a PAE CR3 has no more bits) where the dump has nothing."""
@@ -382,9 +382,9 @@ class EmulatedCpu:
         cr0, cr4 = control_registers(self.mode)
         uc.reg_write(x86.UC_X86_REG_CR4, cr4)
         uc.reg_write(x86.UC_X86_REG_CR3, self._cr3)
-        if self.mode.entry_bytes == 8:
-            long_mode = 0 if self.mode.is_32bit else EFER_LME | EFER_LMA
-            uc.msr_write(EFER, EFER_NXE | long_mode)
+        # Tables of 32-bit entries have no NX: there it means nothing.
+        long_mode = 0 if self.mode.is_32bit else EFER_LME | EFER_LMA
+        uc.msr_write(EFER, EFER_NXE | long_mode)
         uc.reg_write(x86.UC_X86_REG_CR0, cr0)
         for register, wanted in ((x86.UC_X86_REG_CR0, cr0), (x86.UC_X86_REG_CR4, cr4)):
             have = uc.reg_read(register)
@@ -474,18 +474,14 @@ class EmulatedCpu:
 
         Raises `CpuUnavailable` where the emulator does not do as it should.
         """
-        size = self.mode.entry_bytes
-        layout = "<I" if size == 4 else "<Q"
-        nx = NX if size == 8 else 0
+        nx = NX if self.mode.entry_bytes == 8 else 0
         readonly, elsewhere = 2 * PAGE_SIZE, 3 * PAGE_SIZE
         target = self._code_page
         for page, entry in (
             (readonly, target | PRESENT | nx),
             (elsewhere, target | PRESENT | RW | nx),
         ):
-            self.uc.mem_write(
-                self._leaf_table + page // PAGE_SIZE * size, struct.pack(layout, entry)
-            )
+            self._write_entry(self._leaf_table, page // PAGE_SIZE, entry)
         known: list[tuple[int, Access, int]] = [
             (0, Access(), 0),
             (0, Access(write=True), FAULT_WRITE),
