@@ -326,6 +326,11 @@ def test_damaged_kallsyms_are_refused(releases: str) -> None:
     ):
         with pytest.raises(KernelImageError, match="kallsyms"):
             parse_kallsyms(broken, BASE)
+    block = sum(len(kind + name) + 1 + (len(kind + name) > 127) for kind, name, _ in
+                symbols_of(releases)[:256])  # fmt: skip
+    marker = struct.pack(f"<2{KALLSYMS[releases]['marker']}", 0, block)
+    with pytest.raises(KernelImageError, match="kallsyms"):
+        parse_kallsyms(data.replace(marker, b"\1" + marker[1:]), BASE)
     if "place" not in KALLSYMS[releases]["order"]:  # that one is right wherever it is loaded
         with pytest.raises(KernelImageError, match="kallsyms"):
             parse_kallsyms(data, BASE + 0x1000)

@@ -265,6 +265,9 @@ def test_what_the_kernel_knew_is_told_beside_the_model() -> None:
         "memory, region 3 of 2 (model: 3): "
         "kernel nothing | model [mem 0xc0000000-0x13fffffff]" in low
     )
+    assert {"max_pfn: kernel 0x5000 | model 0x0", "max_low_pfn: kernel 0x5000 | model 0x0"} <= {
+        *told(e820=[[80 * MIB, 90 * MIB, 2]])
+    }
     older = told(release="5.10.0-32-amd64", provenance={})
     assert "pgt_buf_pages: kernel 16 pages | model 12 pages" in older
     assert told(findings=["odd", "odder"]) == ["findings: kernel odd | model a sound direct map"]
@@ -273,6 +276,10 @@ def test_what_the_kernel_knew_is_told_beside_the_model() -> None:
         "allocations, page 1 of 3: kernel pfn 0x4400 from memblock in call 1 | "
         "model pfn 0x4400 from brk in call 1"
     ]
+    far = [*tiny["allocations"], [17411, "brk", 1 << 32]]
+    assert "model nothing" in "".join(told(allocations=far))
+    with pytest.raises(InputError, match=r"^x: allocations\[3\]: 0x100000001 is not between"):
+        told(allocations=[*tiny["allocations"], [17411, "brk", (1 << 32) + 1]])
     for kind in (0, (1 << 32) - 1):  # of whatever type firmware has made up
         assert told(e820=[*tiny["e820"], [5 * GIB, 6 * GIB, kind]]) == []
     for kind in (-1, 1 << 32):
@@ -372,6 +379,19 @@ def test_what_of_a_machine_is_handed_over() -> None:
     assert (more.reserved, more.initrd) == ((initrd,), None)
     assert spec_of_ram((MIB, 4 * GIB), (4 * GIB, 1000 * GIB)).ram[-1] == (MIB, 1000 * GIB)
     assert spec_of_ram(high, end=2 * GIB >> 12).ram[-1] == (MIB, 2 * GIB)
+    memory = MemoryMap.sanitise((*span, E820Type.RAM) for span in (high, (4 * GIB, 8 * GIB)))
+    parts = ((3 * GIB - MIB, 3 * GIB), (4 * GIB, 5 * GIB + 16), (6 * GIB, 7 * GIB + 15))
+    spec = map_of(Machine("parts", memory, X86_64, reserved=parts), a_kernel()).spec
+    assert spec.reserved == (  # a header tells up to 4 GiB; here each tells one
+        parts[0], (4 * GIB, 5 * GIB), (5 * GIB, 5 * GIB + 16), (6 * GIB, 7 * GIB),
+    )  # fmt: skip
+    for end, is_initrd in ((high[1] - PAGE_SIZE, False), (high[1] - PAGE_SIZE + 1, True)):
+        alone = Machine("one", MemoryMap.sanitise([(*high, E820Type.RAM)]), X86_64)
+        spec = map_of(attrs.evolve(alone, reserved=((GIB, end),)), a_kernel()).spec
+        assert (spec.initrd == (GIB, end)) is is_initrd
+    nodes = ((GIB, GIB + 16), (GIB + MIB, GIB + MIB + 15))  # a header has 16 bytes
+    few = Machine("few", MemoryMap.sanitise([(*high, E820Type.RAM)]), X86_64, reserved=nodes)
+    assert map_of(few, a_kernel()).spec.reserved == nodes[:1]
     five = Machine("five", MemoryMap.sanitise([(*high, E820Type.RAM)]), X86_64_LA57)
     assert map_of(five, a_kernel()).spec.levels == 5
     with pytest.raises(MapSpecError, match=r"^kernel 6\.1\.0 is built without five levels"):

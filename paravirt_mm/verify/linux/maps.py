@@ -115,8 +115,6 @@ def _random(choose: Choices, kernel: Kernel | KernelFacts) -> MapSpec:
     gbpages = pse and choose.one_of((False, True))
     kernel_end = align_up(kernel.physical_range[1], 4 * MIB)
     memory = _cut(any_map(choose, X86_64, kernel_end), PC_RAM_END)
-    if memory.ram().end > 4 * GIB:
-        memory = memory.with_range(*_PC_HOLE, E820Type.RAM, None)
     if not pse:
         memory = _shrunk(memory, _SMALL_PAGES_RAM)
     taken = RangeSet()
@@ -124,7 +122,7 @@ def _random(choose: Choices, kernel: Kernel | KernelFacts) -> MapSpec:
         low, high = choose.one_of(list(memory.ram()))
         start = low + choose.integer(0, high - low - 1)
         size = choose.one_of((PAGE_SIZE, 64 * KIB, 2 * MIB, 64 * MIB, high - low))
-        taken.add(start, min(start + choose.integer(1, size), high))
+        taken.add(start, start + choose.integer(1, size))
     words = "movable_node" if choose.one_of((False, False, False, True)) else ""
     spec = _spec(memory, _hosted(taken, memory, kernel))
     return attrs.evolve(spec, pse=pse, gbpages=gbpages, levels=levels, command_line=words)
