@@ -318,7 +318,7 @@ class _Forked:
         with warnings.catch_warnings():
             # Threads of progress bars and of numpy may be there; the child uses nothing of theirs.
             warnings.simplefilter("ignore", DeprecationWarning)
-            self._pid = os.fork()
+            self._pid: int | None = os.fork()
         if not self._pid:
             ours.close()
             _be_the_child(theirs, work, skip, limits)
@@ -334,7 +334,7 @@ class _Forked:
         return self.patience.next(self._reap)
 
     def _reap(self) -> int:
-        pid, self._pid = self._pid, 0
+        pid, self._pid = self._pid, None
         if not pid:
             return 0
         # While it is there, though dead, nobody else has its number.

@@ -171,8 +171,6 @@ def _sequence(text: str, kind: Any) -> Any:
     origin = typing.get_origin(kind) or kind
     args = typing.get_args(kind) or (str, ...)
     if origin is tuple and args[-1] is not ...:
-        if len(parts) != len(args):
-            raise ValueError(text)
         return tuple(_structured(*pair) for pair in zip(parts, args, strict=True))
     items = (_structured(part, args[0]) for part in parts)
     return {set: set, frozenset: frozenset, tuple: tuple}.get(origin, list)(items)

@@ -41,7 +41,7 @@ class Plugin:
     @property
     def hooks(self) -> tuple[str, ...]:
         """Names of the hooks it implements, sorted."""
-        return tuple(sorted(implemented(self.factory)))
+        return tuple(implemented(self.factory))
 
     @property
     def role(self) -> Role:
@@ -199,7 +199,7 @@ def _parameter_problems(hook: str, method: Callable[..., Any]) -> Iterator[str]:
 def _role_problems(hooks: Iterable[str]) -> Iterator[str]:
     """Yield the hooks that the plugin's role may not answer."""
     role = role_of(hooks)
-    for name in sorted(hooks):
+    for name in hooks:
         if role not in HOOKS[name]:
             owners = " or ".join(sorted(HOOKS[name]))
             yield f"{name} is for the {owners} to answer, and {_WHY[role]}"

@@ -41,6 +41,13 @@ class Growth(StrEnum):
     DOUBLE = "double"
 
 
+class Page(StrEnum):
+    """Values that look like numbers."""
+
+    SMALL = "4K"
+    LARGE = "2M"
+
+
 def mib(text: object) -> int:
     return int(str(text).rstrip("Mm"))
 
@@ -84,6 +91,10 @@ class Options(AscendingAllocator):
     within: int = attrs.field(default=4, validator=[attrs.validators.ge(2), attrs.validators.le(8)])
     anything: object = None
     annotated: Annotated[int, "bytes"] = 3
+    marked: Annotated[Size, "of something"] = Size.SMALL
+    loose: str | float = 1.5
+    odd: int | Literal["1"] = 5
+    page: Page = Page.SMALL
     between: float | None = attrs.field(default=1.5, validator=BETWEEN)
     some: set[int] = attrs.field(factory=set)
     kept: frozenset[str] = frozenset()
@@ -159,6 +170,12 @@ RIGHT: list[tuple[str, Any]] = [
     ("mapped={}", {}),
     ("mapped={ 3 : yes }", {3: True}),
     ("within=2", 2),
+    ("marked=large", Size.LARGE),
+    ("loose=2.5", 2.5),
+    ("loose=x", "x"),
+    ("odd=1", "1"),
+    ("odd=2", 2),
+    ("page=2M", Page.LARGE),
     ("copied=5", 5),
 ]
 
@@ -199,6 +216,7 @@ WRONG = {
     f"told={'0' * 40}8": "is not a whole number",
     "told=1Kb": "is not a whole number",
     "ratio=1e999": "is not a number",
+    "ratio=٣": "is not a number",
     "ratio=_": "is not a number",
     "pair=1;x;y": "with ';' between",
     "mapped=1": "is not key:value",
@@ -314,6 +332,8 @@ class Particular(AscendingAllocator):
             raise SpecError("mine: 3 is odd")
         if self.size == 4:
             raise KeyError("four", 4)
+        if self.size == 6:
+            raise KeyError("six", "seven")
         if self.size == 5:
             raise PluginError("mine", "is at fault")
 
@@ -324,6 +344,7 @@ class Particular(AscendingAllocator):
         (2, SpecError, "mine: ValueError (size='2')"),
         (3, SpecError, "mine: 3 is odd"),
         (4, SpecError, "mine: four (size='4')"),
+        (6, SpecError, "mine: six (size='6')"),
         (5, PluginError, "is at fault"),
     ],
 )

@@ -18,7 +18,7 @@ from paravirt_mm import (
     hookspecs,
 )
 from paravirt_mm.hookspecs import API_MINOR
-from paravirt_mm.plugin import PluginDeprecationWarning, problems
+from paravirt_mm.plugin import BrokenPlugin, PluginDeprecationWarning, problems
 from paravirt_mm.registry import Registry
 from paravirt_mm.testing import AscendingAllocator, PlainPlatform, registry_with
 
@@ -158,6 +158,23 @@ class Refuses(Base):
     def pvmm_observe(self, event: object) -> None: ...
 
 
+@attrs.frozen
+class Streams(Base):
+    @hookimpl
+    async def pvmm_observe(self, event: object) -> Any:
+        yield 1
+
+
+@attrs.frozen
+class TakesNothing(AscendingAllocator):
+    @hookimpl
+    def pvmm_default_specs(self, boot: Boot) -> None: ...
+
+
+def stating(version: object) -> Any:
+    return attrs.frozen(type("Stated", (AscendingAllocator,), {"pvmm_api": version}))
+
+
 REFUSED: dict[str, tuple[Any, list[str]]] = {
     "misspelt hook": (Misspelt, ["no hook pvmm_promis", "did you mean pvmm_promise?"]),
     "missing decorator": (Undecorated, ["pvmm_promise lacks the decorator @hookimpl"]),
@@ -168,7 +185,11 @@ REFUSED: dict[str, tuple[Any, list[str]]] = {
     "not attrs": (NotAttrs, ["attrs.define or attrs.frozen"]),
     "an instance": (AscendingAllocator(), ["must name a class"]),
     "a function": (len, ["must name a class"]),
-    "no API version": (NoVersion, [f"pvmm_api = {API_VERSION}"]),
+    "async generator": (Streams, ["pvmm_observe must not be async"]),
+    "parameter of a hook without any": (TakesNothing, ["takes 'boot'", "it may take: none"]),
+    "API that is true": (stating(True), ["API True, which is none"]),
+    "API as a fraction": (stating(1.0), ["API 1.0, which is none"]),  # 1.10 would be 1.1
+    "no API version": (NoVersion, ["it must say which API", f"pvmm_api = {API_VERSION}"]),
     "older API": (Older, [f"API {API_VERSION - 1}", "update the plugin"]),
     "newer API": (Newer, [f"API {API_VERSION + 1}", "update paravirt-mm"]),
     "hook of another role": (
@@ -213,6 +234,24 @@ def test_all_problems_are_named_at_once() -> None:
         def pvmm_observe(self, event: object) -> None: ...
 
     assert len(problems("many", Many)) == 2
+
+
+def test_hooks_are_told_in_order_of_their_names() -> None:
+    class Meddles(AscendingAllocator):
+        @hookimpl
+        def pvmm_write_entries(self) -> None: ...
+
+        @hookimpl
+        def pvmm_activate_cr3(self) -> None: ...
+
+    told = [one.split()[0] for one in problems("mine", attrs.frozen(Meddles))]
+    assert told == ["pvmm_activate_cr3", "pvmm_write_entries"]
+
+
+def test_what_is_said_of_a_plugin_is_a_line() -> None:
+    assert str(BrokenPlugin("a", "b", "1", "no")) == "plugin a (b 1) is left out: no"
+    assert str(BrokenPlugin("a", "b", "", "no\nway")) == "plugin a (b) is left out: no\\nway"
+    assert len(str(BrokenPlugin("a", "b", "", "p" * 9000))) == 4000
 
 
 def test_name_that_is_taken() -> None:
@@ -287,8 +326,7 @@ def test_registry_with_refuses_what_is_wrong() -> None:
 
 @pytest.mark.parametrize("stated", [1, "1", "1.0", f"1.{API_MINOR}"])
 def test_versions_that_will_do(stated: object) -> None:
-    factory = attrs.frozen(type("Stated", (AscendingAllocator,), {"pvmm_api": stated}))
-    assert problems("mine", factory) == []
+    assert problems("mine", stating(stated)) == []
 
 
 def test_deprecations_warn_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -299,3 +337,7 @@ def test_deprecations_warn_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
         "plugin mine (unregistered) uses pvmm_allocate_tables.step, which goes away:"
         " the demand says it"
     )
+    monkeypatch.setitem(hookspecs.DEPRECATED, "pvmm_allocate_tables", "nobody allocates")
+    with pytest.warns(PluginDeprecationWarning) as warned:
+        registry_with(installed=False, mine=AscendingAllocator)
+    assert ["nobody" in str(one.message) for one in warned] == [True, False]
