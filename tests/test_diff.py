@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -30,6 +31,7 @@ from paravirt_mm.cli.diff import command
 from paravirt_mm.diff import Pair, compared, kinds, pairs, random_machines, survey
 from paravirt_mm.differences import ASPECTS, differences
 from paravirt_mm.engine.trace import TablesAllocated
+from paravirt_mm.guard import is_child
 from paravirt_mm.machine.model import DEFAULT_KERNEL, Machine
 from paravirt_mm.machine.paging import MIB
 from paravirt_mm.testing import AscendingAllocator, PlainPlatform, registry_with
@@ -271,6 +273,38 @@ def test_pairs_run_with_the_registry_that_is_given() -> None:
     assert [one.aspect for one in result.differences] == ["steps"]
     (kind,) = kinds([result], seconds=0.3, registry=registry)
     assert kind.tries
+    (kind,) = kinds([result], seconds=0, registry=registry)
+    assert (kind.tries, kind.machine, kind.machines) == (0, result.machine, ("qemu-512m",))
+
+
+@attrs.frozen
+class Switched(AscendingAllocator):
+    """Has a switch, and options that are none; a word ends the process."""
+
+    hasty: bool = False
+    word: str = ""
+
+    def __attrs_post_init__(self) -> None:
+        if self.word == "die" and is_child():
+            os._exit(7)
+
+
+def test_only_what_is_yes_or_no_is_a_switch() -> None:
+    registry = registry_with(installed=False, up=Switched, plain=PlainPlatform)
+    found = [pair.switches for pair in pairs("up", "up:first_step=0x2000000", "plain", registry)]
+    assert found == ["", "hasty=yes"]
+    assert [one.switches for one in pairs("up:hasty=yes", "up", "plain", registry)] == [""]
+
+
+@pytest.mark.parametrize("jobs", [1, 2, 3])
+def test_answers_come_in_order_and_one_that_dies_is_one_answer(jobs: int) -> None:
+    registry = registry_with(installed=False, up=Switched, plain=PlainPlatform)
+    asked = [Pair("up", second, "plain") for second in ("up:word=die", "up", "up:word=x")]
+    machines = [bundled("qemu-512m"), bundled("pae-4g")]
+    found = list(survey(asked, machines, jobs, registry=registry))
+    assert [(one.machine, one.pair) for one in found] == [(m, p) for m in machines for p in asked]
+    assert ["exit code 7" in one.refused for one in found] == [True, False, False] * 2
+    assert [one.refused for one in found if one.pair is not asked[0]] == [""] * 4
 
 
 def test_switch_is_named_only_where_it_matters() -> None:

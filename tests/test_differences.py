@@ -1,0 +1,149 @@
+"""What counts as a difference between two runs, on runs that are made to differ in one thing."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from typing import Any
+
+import attrs
+
+from paravirt_mm import (
+    ActivateRoot,
+    Boot,
+    Machine,
+    Map,
+    PageRun,
+    Refusal,
+    Run,
+    Scenario,
+    Source,
+    Step,
+    StepResult,
+    TableDemand,
+    TablePages,
+    bundled,
+    hookimpl,
+)
+from paravirt_mm.differences import Difference, _figure_differences, differences
+from paravirt_mm.machine.paging import MIB, PAGE_SIZE
+from paravirt_mm.machine.ranges import align_down, align_up
+from paravirt_mm.testing import AscendingAllocator, PlainPlatform, registry_with
+
+QEMU = bundled("qemu-512m")
+
+
+@attrs.frozen
+class Placed(AscendingAllocator):
+    """Takes the first ``brk`` tables from brk, and leaves a page out before table ``gap``; maps to
+    the end of the kernel, and of that the large page boundary below it with ``short``.
+    """
+
+    brk: int = 0
+    gap: int = 0
+    short: bool = False
+    further: int = 0
+    _given: list[int] = attrs.field(factory=list, init=False)
+
+    @hookimpl
+    def pvmm_map_steps(self, boot: Boot) -> Generator[Step, StepResult, None]:
+        end = boot.machine.kernel.span[1]
+        end = align_down(end, 2 * MIB) if self.short else align_up(end, PAGE_SIZE)
+        yield Map(MIB, end + self.further, label="kernel")
+        yield Map(end + self.further, 64 * MIB, label="behind")
+        yield Map(64 * MIB, 256 * MIB, label="rest")
+        yield ActivateRoot()
+
+    @hookimpl
+    def pvmm_allocate_tables(
+        self, boot: Boot, step: object, demand: TableDemand
+    ) -> Sequence[TablePages]:
+        pages = []
+        for _ in range(demand.count):
+            number = len(self._given) + 1
+            self._given.append(number)
+            if number <= self.brk:
+                pfn, source = (boot.machine.kernel.brk_start >> 12) + number, Source.BRK
+            else:
+                pfn, source = 0x10 + number + (0 < self.gap <= number), Source.MEMBLOCK
+            pages.append(TablePages(PageRun(pfn, 1), source))
+        return pages
+
+
+@attrs.frozen
+class Refuses(PlainPlatform):
+    """A platform that begins nothing."""
+
+    @hookimpl
+    def pvmm_boot_state(self, machine: Machine) -> Any:
+        return Refusal("not here", -22)
+
+
+REGISTRY = registry_with(installed=False, placed=Placed, plain=PlainPlatform, refuses=Refuses)
+
+
+def run(spec: str = "placed", machine: Machine = QEMU, backend: str = "plain") -> Run:
+    return Scenario.of(machine, spec, backend).run(REGISTRY)
+
+
+def told(a: Run, b: Run) -> dict[str, tuple[str, str]]:
+    return {one.aspect: (one.a, one.b) for one in differences(a, b)}
+
+
+def with_kernel(end: int) -> Machine:
+    """The machine with another kernel, its brk right behind."""
+    return attrs.evolve(
+        QEMU,
+        kernel=attrs.evolve(QEMU.kernel, end=end, brk_start=end, brk_end=end + 64 * PAGE_SIZE),
+    )
+
+
+def test_a_place_is_told_by_its_number() -> None:
+    found = told(run(), run("placed:gap=3"))
+    assert found["places"] == ("3: 0x13000", "3: 0x14000")
+    assert told(run(), run()) == {}
+
+
+def test_tables_from_brk_are_counted_and_so_are_figures() -> None:
+    a, b = run("placed:brk=3"), run("placed:brk=1")
+    found = told(a, b)
+    assert found["sources"] == ("3 tables from brk", "1 table from brk")
+    names = [name for name in a.figures if a.figures[name] != b.figures[name]]
+    for run_, text in zip((a, b), found["figures"], strict=True):
+        assert text == ", ".join(f"{name} {run_.figures[name]}" for name in names)
+
+
+def test_page_sizes_are_told_with_the_range() -> None:
+    small = attrs.evolve(QEMU, features=attrs.evolve(QEMU.features, pse=False, gbpages=False))
+    sizes = next(one for one in differences(run(), run(machine=small)) if one.aspect != "end")
+    assert sizes == Difference(
+        "sizes",
+        "1: 0x100000 to 0x200000 with pages of level 1",
+        "1: 0x100000 to the kernel's end with pages of level 1",
+    )
+
+
+def test_a_run_that_never_began_has_an_end_and_nothing_else() -> None:
+    good, none = run(), run(backend="refuses")
+    assert not none.trace.begun
+    for pair in ((good, none), (none, good)):
+        assert list(differences(*pair)) == [Difference("end", *(str(one.verdict) for one in pair))]
+
+
+def test_the_end_of_a_kernel_is_the_same_place_wherever_it_is() -> None:
+    """Larger kernels end elsewhere, also within a page; who maps to the end does the same."""
+    first, second = with_kernel(0x1FE2345), with_kernel(0x23E2001)
+    assert {"steps", "sizes"}.isdisjoint(told(run(machine=first), run(machine=second)))
+    found = told(run(machine=first), run("placed:further=0x1000", second))
+    assert found["steps"] == ("1: 0x100000 to the kernel's end", "1: 0x100000 to 0x2424000")
+    found = told(run(machine=first), run("placed:short=yes", first))
+    assert found["steps"] == ("1: 0x100000 to the kernel's end", "1: 0x100000 to 0x2000000")
+    short = [run("placed:short=yes", machine) for machine in (first, second)]
+    assert "steps" not in told(*short)
+    further = [run("placed:short=yes,further=0x200000", machine) for machine in (first, second)]
+    assert "steps" not in told(*further)
+
+
+def test_figures_that_only_one_has_are_none_of_the_others() -> None:
+    a, b = {"x": 1, "same": 4, "mine.y": 2, "gone": 3}, {"x": 2, "same": 4, "mine.y": 3, "new": 1}
+    assert list(_figure_differences(a, b)) == [Difference("figures", "x 1", "x 2")]
+    assert list(_figure_differences(a, a)) == []
