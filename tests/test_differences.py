@@ -143,6 +143,23 @@ def test_the_end_of_a_kernel_is_the_same_place_wherever_it_is() -> None:
     assert "steps" not in told(*further)
 
 
+def test_places_that_are_nothing_to_the_kernel_are_told() -> None:
+    found = told(run("placed:further=0x1000"), run("placed:further=0x3000"))
+    end = align_up(QEMU.kernel.span[1], PAGE_SIZE)
+    assert found["steps"] == tuple(f"1: 0x100000 to {end + more:#x}" for more in (0x1000, 0x3000))
+
+
+def test_of_unequal_kernels_only_what_does_not_follow_is_told() -> None:
+    """As much brk as there is decides how much is taken; figures depend on where a kernel lies."""
+    first, second = with_kernel(32 * MIB), with_kernel(32 * MIB)
+    second = attrs.evolve(
+        second, kernel=attrs.evolve(second.kernel, brk_end=second.kernel.brk_end - PAGE_SIZE)
+    )
+    found = told(run("placed:brk=3", first), run("placed:brk=1", second))
+    assert found["brk"] == ("64 pages", "63 pages")
+    assert {"sources", "figures"}.isdisjoint(found)
+
+
 def test_figures_that_only_one_has_are_none_of_the_others() -> None:
     a, b = {"x": 1, "same": 4, "mine.y": 2, "gone": 3}, {"x": 2, "same": 4, "mine.y": 3, "new": 1}
     assert list(_figure_differences(a, b)) == [Difference("figures", "x 1", "x 2")]

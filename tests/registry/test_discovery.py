@@ -4,13 +4,14 @@ included.
 
 from __future__ import annotations
 
+import os
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from paravirt_mm.errors import PluginError
+from paravirt_mm.errors import PluginError, SpecError
 from paravirt_mm.registry import Registry
 from paravirt_mm.testing import AscendingAllocator
 
@@ -111,6 +112,78 @@ def test_editable_install_beside_a_wheel_is_one_plugin(install: Install) -> None
     registry = Registry.discover()
     assert "twice" in registry.plugins
     assert registry.broken == []
+
+
+def test_distributions_of_others_hide_nothing(
+    install: Install, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One without plugins, one that is there twice, and one that cannot be read come first."""
+    install("pvmm-good-one", "1.2", {"good_one": "pvmm_good_one:Good"})
+    install("pvmm-twice", "1.0", {"twice": "pvmm_twice:Good"}, folder="wheel")
+    install("pvmm-twice", "1.1", {"twice": "pvmm_twice:Good"}, folder="editable")
+    for name, points in (("plain", b"[other]\n"), ("bare", b""), ("odd", b"[paravirt_mm]\n\xff=")):
+        info = tmp_path / name / f"{name}-1.0.dist-info"
+        info.mkdir(parents=True)
+        (info / "METADATA").write_bytes(b"Name: \xff\n")
+        if points:
+            (info / "entry_points.txt").write_bytes(points)
+        monkeypatch.syspath_prepend(str(tmp_path / name))
+    install("nameless", "1.0", {"nameless": "nameless:Good"}, folder="nameless")
+    (tmp_path / "nameless" / "nameless-1.0.dist-info" / "METADATA").write_text("")
+    registry = Registry.discover()
+    assert registry.found["nameless"] == "nameless"
+    assert {"good_one", "twice", "native"} <= registry.found.keys()
+    (broken,) = registry.broken
+    assert (broken.name, broken.distribution) == ("?", "odd")
+    assert "its metadata cannot be read: UnicodeDecodeError" in broken.problem
+
+
+COUNTS = """
+import os
+with open({path!r}, "a") as file:
+    file.write(f"{{os.getpid()}}\\n")
+"""
+
+
+def _imports(path: Path) -> list[str]:
+    return path.read_text().split() if path.exists() else []
+
+
+@pytest.mark.parametrize("careful", [False, True])
+def test_strangers_are_imported_elsewhere_first_and_once(
+    install: Install, tmp_path: Path, careful: bool
+) -> None:
+    """In a child where we are careful, then here, each time only those that somebody asks for."""
+    marks = {name: tmp_path / f"{name}.log" for name in ("aaa", "bbb")}
+    for name, path in marks.items():
+        module = f"pvmm_{'careful' if careful else 'quick'}_{name}"  # imported once a process
+        code = COUNTS.format(path=str(path)) + textwrap.dedent(GOOD)
+        install(module.replace("_", "-"), "1", {name: f"{module}:Good"}, code, folder=name)
+    registry = Registry.discover(careful=careful)
+    assert registry.get("aaa").role == "allocator"
+    here = str(os.getpid())
+    first = _imports(marks["aaa"])
+    assert [one == here for one in first] == [False, True][not careful :]
+    assert _imports(marks["bbb"]) == []
+    for _ in range(2):
+        list(registry.ask("pvmm_machines", list))
+    assert _imports(marks["aaa"]) == first
+    # Nobody has asked for the other by name, and it has nothing to say of machines.
+    assert [one == here for one in _imports(marks["bbb"])] == [not careful]
+    assert [one.name for one in registry.of_role("allocator") if one.strange] == ["aaa", "bbb"]
+
+
+def test_who_ends_the_process_ends_a_child_and_is_broken(install: Install) -> None:
+    install("pvmm-dies", "1", {"dies": "pvmm_dies:Good"}, "import os; os._exit(3)")
+    install("pvmm-good-one", "1.2", {"good_one": "pvmm_good_one:Good"}, folder="other")
+    registry = Registry.discover(careful=True)
+    for _ in range(2):
+        with pytest.raises(PluginError, match="its process ended with exit code 3"):
+            registry.get("dies")
+    assert [one.name for one in registry.broken] == ["dies"]
+    with pytest.raises(SpecError, match=r"no backend 'good_one' \(there are: .*native"):
+        registry.get("good_one", "backend")
+    assert registry.get("good_one").strange
 
 
 def test_one_point_listed_twice_is_one_plugin(install: Install) -> None:

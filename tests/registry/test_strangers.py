@@ -12,6 +12,7 @@ import attrs
 import pytest
 
 from paravirt_mm.entry_points import Choice, Place, Point, precedence
+from paravirt_mm.errors import Ended
 from paravirt_mm.guard import Limits
 from paravirt_mm.invariants import rules
 from paravirt_mm.plugin import problems
@@ -93,6 +94,14 @@ def test_what_cannot_be_used_says_why(what: str) -> None:
     assert words in found.problem
     assert (found.hooks, found.stopped) == ((), False)
     assert (rules.check, threading.active_count(), os.getcwd()) == before
+
+
+def test_a_signal_to_end_is_nobodys_fault() -> None:
+    def ended() -> None:
+        raise Ended(3)
+
+    with pytest.raises(Ended):
+        _said(ended)
 
 
 def test_of_many_that_it_replaces_five_are_named() -> None:
