@@ -226,6 +226,18 @@ def test_a_cache_that_cannot_be_written_is_no_fault(tmp_path: Path, booted: list
     assert len(booted) == 2
 
 
+def test_a_boot_that_cannot_be_kept_leaves_nothing(
+    tmp_path: Path, booted: list[MapSpec], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    boot = recorded_boot(str(tmp_path / "vmlinuz-1"), bundled(MACHINE))
+    assert (boot.release, len(booted)) == (RECORD["release"], 1)
+    assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
+
+
 def test_the_older_half_of_too_many_boots_goes(
     tmp_path: Path, booted: list[MapSpec], monkeypatch: pytest.MonkeyPatch
 ) -> None:
