@@ -18,6 +18,7 @@ from paravirt_mm.image.elf import write_core
 from paravirt_mm.image.translate import Access, PageFault, translate
 from paravirt_mm.image.walker import Cpu, canonical, walk
 from paravirt_mm.machine.paging import MODES, X86_64
+from paravirt_mm.machine.ranges import RangeSet
 from paravirt_mm.testing.page_tables import ROOT, RandomTables, page_tables
 from paravirt_mm.verify import cpu as module
 from paravirt_mm.verify.cpu import (
@@ -200,6 +201,25 @@ def test_only_the_first_entry_of_the_root_is_the_probing_codes(tmp_path: Path, n
     path.write_bytes(bytes(4096) + table((0, 1)) + below)
     with open_dump(path) as dump, pytest.raises(CpuUnavailable, match="first entry of the root"):
         EmulatedCpu(dump, 0x1000, MODES[name])
+
+
+def test_tables_of_the_probing_code_lie_below_4_gib() -> None:
+    """A CR3 of PAE has 32 bits. The first gap that has room counts, page 0 is none."""
+    cpu = EmulatedCpu.__new__(EmulatedCpu)
+    page = 4096
+    for used, size, free in (
+        ([], 3 * page, page),
+        ([(0, 2 * page)], page, 2 * page),
+        ([(2 * page, 3 * page)], 2 * page, 3 * page),
+        ([(0, 4 * GIB - 3 * page)], 3 * page, 4 * GIB - 3 * page),
+        ([(0, 4 * GIB - 3 * page - 1)], 3 * page, 4 * GIB - 3 * page),
+    ):
+        cpu._used = RangeSet(used)
+        assert cpu._free_memory(size) == free
+    for end in (4 * GIB - 3 * page + 1, 4 * GIB - page, 4 * GIB):
+        cpu._used = RangeSet([(0, end)])
+        with pytest.raises(CpuUnavailable, match="no memory below 4 GiB"):
+            cpu._free_memory(3 * page)
 
 
 def test_without_unicorn_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
