@@ -17,7 +17,7 @@ from click.testing import CliRunner
 from paravirt_mm import E820Type, InputError, Machine, MemoryMap, Scenario
 from paravirt_mm.cli.main import cli
 from paravirt_mm_xen.dom0 import compare, recording as recording_module
-from paravirt_mm_xen.dom0.compare import compare_dom0, machine_of
+from paravirt_mm_xen.dom0.compare import Dom0Comparison, compare_dom0, machine_of
 from paravirt_mm_xen.dom0.recording import Dom0Recording, Kind, MappedRange, Request, count
 from paravirt_mm_xen.live import ENVIRONMENT, MissingPieceError, find_pieces
 from paravirt_mm_xen.live.pieces import default_directory
@@ -382,3 +382,72 @@ def test_the_command_says_that_a_recording_agrees() -> None:
     assert result.return_value == 0, result.output
     report = json.loads(result.stdout)
     assert (report["agree"], [each["agree"] for each in report["dom0"]]) == (True, [True])
+
+
+def test_what_a_model_need_not_know_is_left_out() -> None:
+    """Pages of static tables, and which entry of the root the direct map begins at."""
+    asked: list[tuple[Any, ...]] = [
+        ("PIN_L1_TABLE", 5), ("mmu_update", 5, 3, 9), ("mmu_update", 6, 3, 9), ("NEW_BASEPTR", 6),
+        ("NEW_BASEPTR", 5), ("update_va_mapping", 0xFFFF_8880_0000_3000, 9, True),
+        ("UNPIN_TABLE", 6), ("TLB_FLUSH_LOCAL", -1),
+    ]  # fmt: skip
+    assert compare._told(asked) == [
+        ("PIN_L1_TABLE", 5), ("mmu_update", 5, 3, 9), ("mmu_update", -2, 3, 9), ("NEW_BASEPTR", -2),
+        ("NEW_BASEPTR", 5), ("update_va_mapping", 0x3000, 9, True),
+        ("UNPIN_TABLE", 6), ("TLB_FLUSH_LOCAL", -1),
+    ]  # fmt: skip
+
+
+def test_the_first_place_where_two_sides_differ() -> None:
+    one: list[tuple[Any, ...]] = [("a", 1), ("b", 2)]
+    assert compare._first_difference(one, list(one)) is None
+    assert compare._first_difference(one, one[:1]) == (1, ("b", 2), None)
+    assert compare._first_difference(one[:1], one) == (1, None, ("b", 2))
+    assert compare._first_difference(one, [("c", 0), ("b", 2)]) == (0, ("a", 1), ("c", 0))
+
+
+def test_counts_are_told_by_name(recording: Dom0Recording) -> None:
+    run: Any = None
+    found = Dom0Comparison(recording, run, {"b": 1, "a": 2}, {"c": 3, "a": 2}, None)
+    assert [line.split() for line in found.lines()][1:4] == [
+        ["a", "2", "2"], ["b", "1", "0", "differs"], ["c", "0", "3", "differs"]
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("operation", "asked"),
+    [
+        (("mmu_update", 1, 7, 2, 0x67, False), ("mmu_update", 0x11, 7, 0x12)),
+        (("update_va", 0x5000, 2, 0x65), ("update_va_mapping", 0x5000, 0x12, False)),
+        (("update_va", 0x5000, 2, 0x67), ("update_va_mapping", 0x5000, 0x12, True)),
+        (("pin", 3, 1), ("PIN_L3_TABLE", 0x11)),
+        (("unpin", 1), ("UNPIN_TABLE", 0x11)),
+        (("new_baseptr", 2), ("NEW_BASEPTR", 0x12)),
+        (("tlb_flush", "local"), ("TLB_FLUSH_LOCAL", -1)),
+        (("store", 1, 7, 2, 0x67), None),
+    ],
+)
+def test_requests_of_a_replay_are_told_as_recorded_ones(
+    operation: tuple[Any, ...], asked: tuple[Any, ...] | None
+) -> None:
+    """By the domain's own frame numbers: page 1 is frame 0x11 here. Stores ask for nothing."""
+    told = list(compare._asked_of(operation, [0x10, 0x11, 0x12]))
+    assert told == ([] if asked is None else [asked])
+
+
+@pytest.mark.parametrize(
+    ("pages", "ram"),
+    [
+        (0x9F + 0x100, [(0, 0x9F000), (0x10_0000, 0x20_0000)]),
+        (0x9F + 0x200, [(0, 0x9F000), (0x10_0000, 0x30_0000)]),
+        (0x9F + 0x201, [(0, 0x9F000), (0x10_0000, 0x30_0000), (0x40_0000, 0x40_1000)]),
+        (5, [(0, 0x5000)]),
+        (0x10_0000, [(0, 0x9F000), (0x10_0000, 0x30_0000), (0x40_0000, 0x80_0000)]),
+    ],
+)
+def test_the_lowest_memory_of_a_host_is_dom0s(
+    recording: Dom0Recording, pages: int, ram: list[tuple[int, int]]
+) -> None:
+    e820 = ((0, 0x9F000, 1), (0x10_0000, 0x30_0000, 1), (0x40_0000, 0x80_0000, 1))
+    told = attrs.evolve(recording, e820=e820, pages=pages, log=())
+    assert list(machine_of(told).memory_map.ram_pages()) == ram

@@ -61,6 +61,7 @@ class Gdb:
         self.physical: dict[int, bytes] = {}
         self.is_physical = False
         self.did: list[Any] = []
+        self.directory: Path | None = None
 
     def insert_breakpoint(self, address: int) -> None:
         self.breakpoints.add(address)
@@ -69,6 +70,9 @@ class Gdb:
         self.breakpoints.remove(address)
 
     def resume(self) -> None:
+        # QEMU has read its files: whoever is killed from now on leaves nothing.
+        assert self.directory is not None
+        assert not self.directory.exists()
         self.now = {"rsp": STACK, "rcx": 0x77, "rdx": 0, **next(self.stops, {"rip": BACK})}
         for name in ("rax", "rdi", "rsi"):
             self.now.setdefault(name, 0)
@@ -163,8 +167,9 @@ def record(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
         }
 
         class Machine:
-            def __init__(self, *_: object) -> None:
+            def __init__(self, _qemu: Path, _xen: Path, directory: Path, *_: object) -> None:
                 self.gdb = gdb
+                gdb.directory = directory
 
             def __enter__(self) -> Machine:
                 return self
@@ -357,6 +362,13 @@ def test_tables_that_no_other_refers_to_have_numbers_too(record: Any) -> None:
     memory = {ARGUMENTS: updates((frame(0x90) << 12 | 8, 0))}
     recording, _ = record([BEGIN, hypercall(1, ARGUMENTS, 1)], memory)
     assert recording.calls == (Request(Kind.MMU_UPDATE, 0, page(0x90), 1, 0, -1, 0),)
+
+
+def test_tables_of_the_kernels_own_mapping_have_levels(record: Any) -> None:
+    """Of the last entry of the root, too."""
+    memory = {ARGUMENTS: updates(*((frame(n) << 12, 0) for n in (0, 10, 11, 3)))}
+    recording, _ = record([BEGIN, hypercall(1, ARGUMENTS, 4)], memory)
+    assert [call.level for call in recording.calls] == [4, 3, 2, 1]
 
 
 def test_any_other_instruction_is_carried_out_by_a_step(record: Any) -> None:

@@ -224,7 +224,7 @@ def test_what_a_load_tells_of_an_entry() -> None:
         (first << 12 | 0x67, 0x067), (last << 12 | 0x67, 0x3067),
         (first - 1 << 12 | 1, 0xFFF001), (last + 1 << 12 | 1, 0xFFF001),
         (first << 12 | 2, first << 12 | 2), (1 << 63 | 2, 2 - (1 << 63)), (0, 0),
-        ((1 << 63) - 2, (1 << 63) - 2),
+        (1 << 63, -(1 << 63)), ((1 << 63) - 2, (1 << 63) - 2),
     ):  # fmt: skip
         assert guest.store_value(1, 7, value) == 0
         assert guest.read(1, 7) == told
@@ -276,6 +276,15 @@ def test_devices_are_mapped_by_their_frames() -> None:
         assert guest.hypervisor.entry(guest.mfn(2), index) == frame << 12 | 0x67
         assert guest.mmu_update_device(2, index, device, 0) == 0
         assert guest.hypervisor.entry(guest.mfn(2), index) == 0
+
+
+def test_what_dom0_may_do_with_devices() -> None:
+    """In a table in use: write to a frame buffer, read an I/O APIC, neither with a local APIC."""
+    guest = TraceGuest(4)
+    assert guest.update_va_mapping(2, 2, 0x65) == guest.pin(1, 2) == 0
+    for device, answer, writable in (("vga", 0, 2), ("io_apic", 0, 0), ("local_apic", -1, 0)):
+        assert guest.mmu_update_device(2, 3, device, 0x67) == answer
+        assert guest.hypervisor.entry(guest.mfn(2), 3) & 2 == writable
 
 
 def test_a_probe_for_writing_loads_first() -> None:

@@ -345,7 +345,7 @@ def _mmuext(name: str, *fields: Any) -> tuple[int, int, int]:
 def _call(name: str, *fields: Any) -> MmuUpdate | MmuextOp | UpdateVaMapping:
     if name == "mmu_update":
         return MmuUpdate([_update(*fields)])
-    if name in ("update_va", "update_va_mapping"):
+    if name in {"update_va", "update_va_mapping"}:
         where, target, flags = fields
         va = where if name == "update_va" else TraceGuest.va(where)
         return UpdateVaMapping(va, _entry(target, flags))
