@@ -170,6 +170,7 @@ def test_guests_of_the_toolstack(guest: Guest, release: tuple[int, ...]) -> None
         (2 << 30, (4, 7), 1 + 2 + 8),
         (1 << 30, (4, 6), 1 + 2 + 8),
         (1 << 30, (4, 7), 1 + 3 + 8),
+        ((1 << 30) + (16 << 20), (4, 7), 1 + 3 + 8),
         # A mapping that begins below 3 GiB and ends above needs both anyway.
         ((3 << 30) - (8 << 20), (4, 6), 1 + 2 + 8),
         ((3 << 30) - (16 << 20), (4, 6), 1 + 2 + 8),

@@ -142,6 +142,27 @@ def _verdicts(facts: list[Fact]) -> dict[str, LineVerdict]:
     return {(line.printed or "").strip().split(":")[0]: line.verdict for line in lines}
 
 
+def test_start_info_elsewhere_differs_whatever_its_length_tells() -> None:
+    """Where the log does not say which Xen it is, a length of some release is none of another."""
+    seen = 0
+    for facts in LOGS.values():
+        told = read_told(facts)
+        if told is None or told.xen is not None:
+            continue
+        moved = [
+            attrs.evolve(fact, start=fact.start + PAGE, end=fact.end + PAGE)
+            if isinstance(fact, Place) and fact.name == Part.START_INFO
+            else fact
+            for fact in facts
+        ]
+        differing = [
+            line for line in check_arrangement(moved) if line.verdict is LineVerdict.DIFFERS
+        ]
+        assert len(differing) == 1
+        seen += 1
+    assert seen
+
+
 def test_a_release_that_does_not_fit_shows() -> None:
     """The length of start info is predicted from the release, not copied from the line."""
     facts = LOGS["dom0-xen-4.1.1-toshiba"]
@@ -419,6 +440,8 @@ def test_linux_keeps_the_first_page() -> None:
         found = with_first_page(MemoryMap.sanitise([first, rest]))
         assert list(found.ram_pages()) == whole
     assert not list(with_first_page(MemoryMap.sanitise([])))
+    two = MemoryMap.sanitise([(0, 2 * PAGE, E820Type.RESERVED), (2 * PAGE, MIB, E820Type.RAM)])
+    assert with_first_page(two) == two
 
 
 def test_brk_is_a_part_of_its_own() -> None:
