@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from paravirt_mm.errors import PluginError, SpecError
-from paravirt_mm.registry import Registry
+from paravirt_mm.registry import Registry, chosen, default_registry
 from paravirt_mm.testing import AscendingAllocator
 
 Install = Callable[..., Path]
@@ -238,3 +238,57 @@ def test_plugins_are_chosen_with_a_variable(
     names = set(Registry.discover().plugins)
     assert there <= names
     assert not absent & names
+
+
+ANSWERS = """
+import os, attrs
+from typing import ClassVar
+from paravirt_mm import hookimpl
+@attrs.frozen
+class Good:
+    pvmm_api: ClassVar[int] = 1
+    @hookimpl
+    def pvmm_models_kernel(self, release, parameters):
+        with open({path!r}, "a") as file:
+            file.write(f"{{os.getpid()}}\\n")
+        return release
+    @hookimpl
+    def pvmm_map_steps(self): ...
+"""
+
+
+@pytest.mark.parametrize("careful", [False, True])
+def test_a_question_of_words_is_survived_once(
+    install: Install, tmp_path: Path, careful: bool
+) -> None:
+    """Where we are careful a stranger answers in a child first, the same question only once; where
+    the question holds more than words, each time.
+    """
+    path, name = tmp_path / "answers.log", f"pvmm_answers_{'careful' if careful else 'quick'}"
+    install(name.replace("_", "-"), "1", {"mine": f"{name}:Good"}, ANSWERS.format(path=str(path)))
+    registry = Registry.discover("mine", careful=careful)
+    here = str(os.getpid())
+
+    def elsewhere(release: str | None, *parameters: object) -> int:
+        path.unlink(missing_ok=True)
+        hook, mode = "pvmm_models_kernel", "x86_64"
+        asked = registry.ask(hook, str, release=release, mode=mode, parameters=parameters)
+        assert list(asked) == ([("mine", release)] if release else [])
+        *before, last = _imports(path)
+        assert last == here
+        return len(before)
+
+    assert [elsewhere("5.4", "x"), elsewhere("5.4", "x"), elsewhere("5.5", "x")] == (
+        [1, 0, 1] if careful else [0, 0, 0]
+    )
+    assert [elsewhere(None), elsewhere(None)] == [careful, False]
+    assert [elsewhere("5.4", "x", 7), elsewhere("5.4", "x", 7)] == [careful, careful]
+
+
+def test_the_first_registry_is_everybodys(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("paravirt_mm.registry._DEFAULT", [])
+    first = default_registry()
+    assert default_registry() is first
+    with chosen("native"):
+        assert set(default_registry().found) == {"native"}
+    assert default_registry() is first
