@@ -130,7 +130,7 @@ def _api_problem(stated: object) -> str | None:
     if stated is None:
         return f"it must say which API it was written for: pvmm_api = {API_VERSION}"
     match = _API.match(str(stated)) if isinstance(stated, int | str) else None
-    if match is None or isinstance(stated, bool):
+    if match is None:
         return f"it was written for API {stated!r}, which is none: pvmm_api = {API_VERSION}"
     version, minor = int(match[1]), int(match[2] or 0)
     here = f"this is API {API_VERSION}.{API_MINOR}"

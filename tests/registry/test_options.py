@@ -95,6 +95,8 @@ class Options(AscendingAllocator):
     loose: str | float = 1.5
     odd: int | Literal["1"] = 5
     page: Page = Page.SMALL
+    mixed: int | Size = 3
+    any_map: dict = attrs.field(factory=dict)  # type: ignore[type-arg]  # as people write it
     between: float | None = attrs.field(default=1.5, validator=BETWEEN)
     some: set[int] = attrs.field(factory=set)
     kept: frozenset[str] = frozenset()
@@ -176,6 +178,9 @@ RIGHT: list[tuple[str, Any]] = [
     ("odd=1", "1"),
     ("odd=2", 2),
     ("page=2M", Page.LARGE),
+    ("mixed=2", Size.LARGE),
+    ("mixed=4", 4),
+    ("any_map=a:b", {"a": "b"}),
     ("copied=5", 5),
 ]
 

@@ -311,6 +311,7 @@ def test_asking_for_a_broken_plugin_says_why() -> None:
 def test_options() -> None:
     plugin = registry_with(installed=False, block=AscendingAllocator).get("block")
     assert plugin.create({"first_step": "4096"}).first_step == 4096
+    assert plugin.create() == AscendingAllocator()
     with pytest.raises(SpecError, match=r"no option 'first_stp'.*did you mean 'first_step'\?"):
         plugin.create({"first_stp": "1"})
     with pytest.raises(SpecError, match="first_step"):
