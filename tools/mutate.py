@@ -51,7 +51,7 @@ EQUIVALENT = Path(__file__).with_name("equivalent.txt")
 
 TESTS = {
     "paravirt_mm/engine": ["engine", "invariants", "plugins", "machine"],
-    "paravirt_mm/machine": ["machine", "sources", "engine"],
+    "paravirt_mm/machine": ["machine", "sources", "engine", "invariants"],
     "paravirt_mm/measure": ["measure", "report"],
     "paravirt_mm/invariants": ["invariants", "engine"],
     "paravirt_mm/image": ["image", "plugins"],

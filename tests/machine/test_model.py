@@ -155,6 +155,9 @@ def test_another_brk():
     assert odd.with_brk(2).brk_start == 20 * MIB + PAGE_SIZE
     assert odd.with_brk(2).end == 20 * MIB + PAGE_SIZE
     assert attrs.evolve(image, end=19 * MIB).with_brk(1).end == 19 * MIB
+    # Without any, and amid a page: it grows by whole pages, from the next one on.
+    none = KernelImage(16 * MIB, 20 * MIB + 5, 20 * MIB + 5, 20 * MIB + 5, 21 * MIB)
+    assert none.with_brk(2).linked_end == 21 * MIB + 2 * PAGE_SIZE
 
 
 def test_what_is_taken_before_the_first_step():
