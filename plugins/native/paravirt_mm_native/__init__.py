@@ -57,7 +57,7 @@ class Native:
         mapped = RangeSet([low, (align_down(start, large), align_up(end, large))])
         tables: dict[int, tuple[Span, ...]] = {}
         if machine.mode.is_32bit:
-            tables[1] = (low,)
+            tables[1] = tuple(RangeSet([low]))  # of no bytes there are none
             if machine.mode.root_level == 3:
                 tables[2] = ((0, machine.mode.lowmem_limit or machine.map_limit),)
         elif self.ident_tables:
