@@ -43,7 +43,7 @@ class Place:
         """
         module, _, name = self.value.rpartition(":")
         path = Path(module)
-        folder = str(path.resolve().parent)
+        folder = str(path.resolve().parent if path.suffix == ".py" else Path.cwd())
         if folder not in sys.path:
             sys.path.append(folder)
         if path.suffix != ".py":

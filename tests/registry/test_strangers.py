@@ -188,3 +188,16 @@ def test_a_file_is_imported_once_and_not_at_all_where_it_fails(
             Place(f"{bad}:X").load()
     bad.write_text("class X: fine = True  # which is longer\n")
     assert Place(f"{bad}:X").load().fine
+
+
+def test_a_package_is_imported_by_the_name_that_it_has_where_the_process_was_started(
+    tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wherever a link of that name leads."""
+    (tmp_path / "elsewhere" / "copied").mkdir(parents=True)
+    (tmp_path / "elsewhere" / "copied" / "__init__.py").write_text("class X: fine = True\n")
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "linked_package").symlink_to(tmp_path / "elsewhere" / "copied")
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setattr("sys.path", [])
+    assert Place("linked_package:X").load().fine
