@@ -194,7 +194,8 @@ class Books:
 
 def free_after(trace: Trace) -> Ranges:
     """Return the bytes of RAM that are free when a run ends: all, if it never came to its end."""
-    taken = [span for event in trace.of(RunFinished) for span in event.reserved]
+    last = trace.events[-1]
+    taken = last.reserved if isinstance(last, RunFinished) else ()
     return trace.start.machine.memory_map.ram_pages().difference(RangeSet(taken))
 
 
