@@ -46,10 +46,8 @@ def command(name: str | None, as_json: bool) -> None:
         ]
         for m in machines
     ]
-    titles, align = (
-        ("machine", "RAM", "pieces", "mode", ""),
-        ("left", "right", "right", "left", "left"),
-    )
+    titles = ("machine", "RAM", "pieces", "mode", "")
+    align = ("left", "right", "right", "left", "left")
     click.echo(tabulated(rows, titles, "simple", align))
 
 

@@ -139,7 +139,7 @@ def findings(trace: Trace) -> list[Finding]:
 
 def describe(refused: Refused) -> str:
     """Return a refusal in the words of the hypervisor's interface."""
-    what, (name, *_) = words(refused.operation), refused.operation
+    what, name = words(refused.operation), refused.operation[0]
     code = answer_in_words(name, refused.code)
     if refused.expected:
         return f"{what}: {code}, not {answer_in_words(name, refused.expected)}"

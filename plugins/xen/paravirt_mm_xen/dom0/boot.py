@@ -456,7 +456,7 @@ class _Recorder:
             try:
                 data += bytes.fromhex(answer)
             except ValueError:
-                raise GdbError(f"no memory at {address:#x}: {answer!r:.42}") from None
+                raise GdbError(f"no memory at {address:#x}: {answer[:40]!r}") from None
         return bytes(data)
 
     def _word(self, address: int) -> int:

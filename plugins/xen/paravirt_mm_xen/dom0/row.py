@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
 
 import attrs
 
@@ -162,10 +161,20 @@ class Charges:
         pages = (pfn for run in tables.runs for pfn in range(run.low, run.high))
         return [call for pfn in pages for call in asked.pop(pfn, ())]
 
-    def _cost(self, calls: list[Request], **more: Any) -> Cost:
-        """What some requests took, and ``more`` fields of it."""
+    def _cost(
+        self,
+        calls: list[Request],
+        *,
+        pinned: Mapping[int, int] | None = None,
+        way: Way = Way.DIRECT,
+        flushes: int = 0,
+    ) -> Cost:
         shared = {call.hypercall for call in calls} & self._shared - self._told
         self._told.update(shared)
         return Cost(
-            hypercalls=Counter(call.kind.value for call in calls), batches=len(shared), **more
+            hypercalls=Counter(call.kind.value for call in calls),
+            batches=len(shared),
+            pinned=pinned or {},
+            way=way,
+            flushes=flushes,
         )

@@ -112,7 +112,8 @@ def read_told(facts: Iterable[Fact]) -> Told | None:
     loaded, total = virtual.get(Part.KERNEL), virtual.get(_TOTAL)
     if loaded is None or total is None or loaded.end < loaded.start:
         return None
-    *_, kernel = (None, *of_kind(facts, DomainKernel))
+    kernels = of_kind(facts, DomainKernel)
+    kernel = kernels[-1] if kernels else None
     if not kernel and total.start == 0:
         return None  # a kernel mapped at 0 may be of either width
     narrow = kernel.bits == 32 if kernel else loaded.end < 1 << 32

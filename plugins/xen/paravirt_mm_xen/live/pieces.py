@@ -86,7 +86,7 @@ def _program(name: str, package: str) -> Path:
 def _hypervisor(root: Path, version: str = "*") -> Path | None:
     found = sorted(
         path
-        for pattern in {f"xen-{version}-amd64", f"xen-{version}-amd64.gz"}
+        for pattern in (f"xen-{version}-amd64", f"xen-{version}-amd64.gz")
         for path in (root / "boot").glob(pattern)
         if path.is_file()
     )
