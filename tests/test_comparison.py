@@ -9,7 +9,7 @@ import attrs
 import pytest
 
 from paravirt_mm import DefaultSpec, Run, bundled, compare, hookimpl
-from paravirt_mm.comparison import Row
+from paravirt_mm.comparison import Row, run_here
 from paravirt_mm.engine.boot import Boot
 from paravirt_mm.machine.model import Machine
 from paravirt_mm.machine.paging import GIB, MIB
@@ -71,8 +71,6 @@ def test_who_runs_them_elsewhere_gives_the_same_rows() -> None:
     def each(
         cells: Sequence[tuple[Machine, str, str]], make: Callable[[Run], Any]
     ) -> Iterator[Any]:
-        from paravirt_mm.comparison import run_here
-
         asked.extend(cells)
         yield from run_here(REGISTRY, cells, make)
 

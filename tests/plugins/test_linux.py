@@ -26,10 +26,9 @@ from paravirt_mm import (
     TablePages,
     read_boot,
 )
-from paravirt_mm.machine.e820 import E820Type
 from paravirt_mm.machine.model import Machine
 from paravirt_mm.verify.linux import boots
-from paravirt_mm.verify.linux.qemu import KernelFacts, LiveUnavailableError, find_kernel, find_qemu
+from paravirt_mm.verify.linux.qemu import LiveUnavailableError, find_kernel, find_qemu
 from paravirt_mm.verify.linux.qemu.locate import KERNEL_VARIABLE
 from tests.boot_records import RECORDS
 
@@ -102,98 +101,8 @@ def test_record_must_have_its_form(key: str) -> None:
         read_boot({**record, key: [["?"]]}, "there")
 
 
-# -- boots that are made once -------------------------------------------------------------------
-
-
-class _Live:
-    """Stands for a boot record."""
-
-    tables = ()
-
-    def __init__(self, record: dict[str, Any]) -> None:
-        self.record = record
-
-    def to_json(self, tables_up_to: int) -> dict[str, Any]:
-        assert tables_up_to == 0
-        return self.record
-
-
-@pytest.fixture
-def booted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """A kernel's file and a cache of its own; what was booted."""
-    record = RECORDS["7.3-amd64:tiny"]
-    done: list[Any] = []
-
-    class _Kernel:
-        release = "7.3-amd64"
-        facts = KernelFacts("7.3-amd64", (16 << 20, 70 << 20), has_five_levels=False)
-
-        @classmethod
-        def load(cls, _path: Path) -> _Kernel:
-            return cls()
-
-    def record_boot(spec: Any, _kernel: Any, *, timeout: float) -> _Live:
-        assert timeout == 5
-        done.append(spec)
-        return _Live(record)
-
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(boots, "Kernel", _Kernel)
-    monkeypatch.setattr(boots, "record_boot", record_boot)
-    (tmp_path / "vmlinuz").write_bytes(b"a kernel")
-    forget()
-    return done
-
-
-def forget() -> None:
-    """As in a new process."""
-    for cached in (boots._boot, boots._kernel, boots._digest):
-        cached.cache_clear()
-
-
 def machine_with(**changes: Any) -> Machine:
     return attrs.evolve(read_boot(RECORDS["7.3-amd64:tiny"], "there").machine, **changes)
-
-
-def test_boot_is_made_once(booted: list[Any], tmp_path: Path) -> None:
-    image = str(tmp_path / "vmlinuz")
-    machine = machine_with()
-    for _ in range(3):
-        forget()
-        assert boots.recorded_boot(image, machine, timeout=5).release == "7.3-amd64"
-    assert len(booted) == 1
-    boots.recorded_boot(image, machine, "movable_node", timeout=5)
-    assert [spec.command_line for spec in booted] == ["", "movable_node"]
-    less = machine.memory_map.with_range(79 << 20, 80 << 20, E820Type.RAM, None)
-    boots.recorded_boot(image, attrs.evolve(machine, memory_map=less), timeout=5)
-    assert len(booted) == 3
-    (tmp_path / "vmlinuz").write_bytes(b"another kernel")
-    boots.recorded_boot(image, machine, timeout=5)
-    assert len(booted) == 4
-    assert not list(tmp_path.glob("cache/**/tmp*"))
-
-
-def test_damaged_record_is_booted_again(booted: list[Any], tmp_path: Path) -> None:
-    image, machine = str(tmp_path / "vmlinuz"), machine_with()
-    boots.recorded_boot(image, machine, timeout=5)
-    (kept,) = tmp_path.glob("cache/**/*.json")
-    for damage in ("", "{", "[]", "{}", kept.read_text()[:-40]):
-        kept.write_text(damage)
-        forget()
-        boots.recorded_boot(image, machine, timeout=5)
-    assert len(booted) == 6
-
-
-def test_old_records_go(booted: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(boots, "MAX_KEPT", 4)
-    image, machine = str(tmp_path / "vmlinuz"), machine_with()
-    for pages in range(12):
-        end = (80 << 20) - 4096 * pages
-        less = machine.memory_map.with_range(end, 80 << 20, E820Type.RAM, None)
-        changed = attrs.evolve(machine, memory_map=less, max_pfn_hint=None)
-        boots.recorded_boot(image, changed, timeout=5)
-    assert len(booted) == 12
-    assert len(list(tmp_path.glob("cache/**/*.json"))) <= 5
 
 
 # -- what is refused ----------------------------------------------------------------------------

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import attrs
@@ -168,7 +170,7 @@ def test_of_one_name_ours_comes_first_and_then_by_distribution() -> None:
 
 
 def test_a_file_is_imported_once_and_not_at_all_where_it_fails(
-    tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("sys.path", ["/first"])
     for folder in ("a", "b"):
@@ -178,8 +180,6 @@ def test_a_file_is_imported_once_and_not_at_all_where_it_fails(
     assert [place.load().folder for place in places] == ["a", "b"]
     assert places[0].load() is places[0].load()
     assert places[0].module == f"{tmp_path}/a/same.py"
-    import sys
-
     assert sys.path == ["/first", f"{tmp_path}/a", f"{tmp_path}/b"]
     bad = tmp_path / "bad.py"
     bad.write_text("raise OSError('not yet')\n")
@@ -191,7 +191,7 @@ def test_a_file_is_imported_once_and_not_at_all_where_it_fails(
 
 
 def test_a_package_is_imported_by_the_name_that_it_has_where_the_process_was_started(
-    tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Wherever a link of that name leads."""
     (tmp_path / "elsewhere" / "copied").mkdir(parents=True)

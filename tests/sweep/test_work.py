@@ -179,9 +179,16 @@ def test_records_that_are_known_are_left_out_and_cost_no_run(
     """Wherever a child ended, the next one goes on: no record twice, none missing."""
     whole = tuple(work.records(SEVERAL, SETTINGS, default_registry(), 0))
     ran = [record for record in whole if isinstance(record, RunRecord) and record.outcome == "ok"]
+    on = [
+        machine.facts["machine"]
+        for machine, rows in machines_of(whole)
+        for row in rows
+        if row.outcome == "ok"
+    ]
     made: list[RunRecord] = []
 
     def run(machine: Machine, allocator: str, backend: str, _: object) -> RunRecord:
+        assert machine.name == on[len(ran) - left + len(made)]
         made.append(ran[len(ran) - left + len(made)])
         assert made[-1].allocator == allocator
         assert made[-1].backend == backend

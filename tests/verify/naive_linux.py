@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from hashlib import sha256
 from random import Random
 from typing import Any
@@ -210,7 +210,7 @@ class Kernel:
         return sorted([a, b, level] for level, runs in by_level.items() for a, b in join(runs))
 
 
-def digest(lines: Iterator[str]) -> str:
+def digest(lines: Iterable[str]) -> str:
     return sha256("\n".join(lines).encode()).hexdigest()
 
 

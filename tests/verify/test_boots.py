@@ -14,6 +14,7 @@ import pytest
 
 from paravirt_mm.engine.pages import Source
 from paravirt_mm.errors import InputError
+from paravirt_mm.machine.e820 import E820Type
 from paravirt_mm.machine.paging import MIB
 from paravirt_mm.sources import bundled
 from paravirt_mm.verify.linux import boots
@@ -176,19 +177,41 @@ def test_a_boot_is_made_once_and_kept(tmp_path: Path, booted: list[MapSpec]) -> 
     assert [len(part) for part in (kept.stem, kept.parent.name)] == [32, 32]
 
     assert recorded_boot(image, machine, "quiet") is not None
-    assert recorded_boot(image, bundled("macmini-4g")) is not None
+    less = machine.memory_map.with_range(79 * MIB, 80 * MIB, E820Type.RAM, None)
+    assert recorded_boot(image, attrs.evolve(machine, memory_map=less)) is not None
     assert [spec.command_line for spec in booted] == ["", "quiet", ""]
     assert len({spec.ram for spec in booted}) == 2
     (tmp_path / "vmlinuz-1").write_bytes(b"other")
     recorded_boot(image, machine)
     assert len(booted) == 4
+    assert not list((tmp_path / "cache").rglob("tmp*"))
 
-    kept.write_text("{")  # half a record is booted again
-    (tmp_path / "vmlinuz-1").write_bytes(b"real")
-    _forget()
+
+def test_a_damaged_record_is_booted_again(tmp_path: Path, booted: list[MapSpec]) -> None:
+    image, machine = str(tmp_path / "vmlinuz-1"), bundled(MACHINE)
     recorded_boot(image, machine)
-    assert len(booted) == 5
-    assert json.loads(kept.read_text()) == RECORD
+    (kept,) = (tmp_path / "cache").rglob("*.json")
+    whole = kept.read_text()
+    for number, damage in enumerate(("", "{", "[]", "{}", whole[:-40])):
+        kept.write_text(damage)
+        _forget()
+        recorded_boot(image, machine)
+        assert len(booted) == number + 2
+        assert kept.read_text() == whole
+
+
+def test_a_boot_may_take_as_long_as_it_is_given(
+    tmp_path: Path, booted: list[MapSpec], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[float] = []
+
+    def record_boot(_spec: MapSpec, _kernel: Kernel, *, timeout: float) -> Live:
+        given.append(timeout)
+        return Live()
+
+    monkeypatch.setattr(boots, "record_boot", record_boot)
+    recorded_boot(str(tmp_path / "vmlinuz-1"), bundled(MACHINE), timeout=5)
+    assert (given, booted) == ([5], [])
 
 
 def test_facts_of_a_kernel_are_kept_beside_its_boots(tmp_path: Path, booted: list[MapSpec]) -> None:

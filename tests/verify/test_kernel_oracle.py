@@ -8,7 +8,6 @@ description alone; it shares nothing with ``paravirt-mm verify kernel``.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import lzma
 from collections import Counter
@@ -40,6 +39,8 @@ from paravirt_mm.engine.trace import (
     TablesReserved,
 )
 
+from .naive_linux import digest
+
 Record = dict[str, Any]
 CHOSEN = Path(__file__).parents[1] / "data" / "oracle" / "linux-kernel-oracle-40.jsonl.xz"
 
@@ -61,10 +62,6 @@ def _machine(record: Record) -> Machine:
         max_pfn_hint=record["max_pfn"],
         max_low_pfn_hint=record["max_low_pfn"],
     )
-
-
-def _sha(lines: list[str]) -> str:
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 def _what_it_did(run: Run) -> Record:
@@ -104,9 +101,9 @@ def _what_it_did(run: Run) -> Record:
     tables.sort()
     did["table_count"] = {level: counts[level] for level in ("L1", "L2", "L3")}
     did["tables"] = [list(table) for table in tables]
-    did["tables_sha256"] = _sha([f"{level} {pfn:x} {va:x}" for level, pfn, va in tables])
+    did["tables_sha256"] = digest([f"{level} {pfn:x} {va:x}" for level, pfn, va in tables])
     did["hook_order"] = [list(item) for item in hooks]
-    did["hook_order_sha256"] = _sha([f"{level} {pfn:x}" for level, pfn in hooks])
+    did["hook_order_sha256"] = digest([f"{level} {pfn:x}" for level, pfn in hooks])
     did["leaf_runs"] = sorted([a, b, level] for level, runs in leaves.items() for a, b in runs)
     return did
 

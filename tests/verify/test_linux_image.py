@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import stat
 import struct
 import sys
@@ -57,6 +56,8 @@ from paravirt_mm.verify.linux.qemu.record import (
     TableAllocation,
 )
 from paravirt_mm.verify.linux.qemu.start import _changed, _nothing_else
+
+from .naive_linux import digest
 
 MIB, GIB, PAGE = 1 << 20, 1 << 30, 4096
 BASE = 0xFFFFFFFF81000000
@@ -639,9 +640,6 @@ def test_a_record_as_data() -> None:
     """docs/boot-record.md; hashes are those of the kernel-oracle files."""
     told = record().to_json(tables_up_to=2)
 
-    def digest(*lines: str) -> str:
-        return hashlib.sha256("\n".join(lines).encode()).hexdigest()
-
     assert told == {
         "format": "paravirt-mm-boot-1", "release": "6.1", "levels": 4, "e820": [[0, MIB, 2]],
         "firmware_e820": [[0, MIB, 1]], "memory": [[0, MIB]], "reserved": [[0, PAGE]],
@@ -649,8 +647,8 @@ def test_a_record_as_data() -> None:
         "gbpages": 0, "max_pfn": 8, "max_low_pfn": 9, "memory_mib": 64, "panic": None,
         "steps": [{"start": 0, "end": MIB, "ranges": [[0, MIB, "4k"]]}],
         "brk_tables": [[5 * PAGE, 6 * PAGE]], "table_count": {"L1": 1, "L2": 1, "L3": 0},
-        "tables_sha256": digest("1 9 200000", "2 5 0"),
-        "hook_order_sha256": digest("1 9", "2 5"), "leaf_runs": [[0, MIB, 1]],
+        "tables_sha256": digest(["1 9 200000", "2 5 0"]),
+        "hook_order_sha256": digest(["1 9", "2 5"]), "leaf_runs": [[0, MIB, 1]],
         "findings": ["odd"], "reserved_after": [[0, 2 * PAGE]], "cr3": 0x1000,
         "provenance": {
             "kernel": "k", "qemu": "q", "qemu_arguments": ("-m",), "command_line": "quiet",

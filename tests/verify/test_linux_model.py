@@ -22,7 +22,6 @@ import attrs
 import pytest
 from click.testing import CliRunner
 
-from paravirt_mm import hookimpl
 from paravirt_mm.cli import output, verify_linux
 from paravirt_mm.cli.verify_linux import command
 from paravirt_mm.errors import ExitCode, InputError, SpecError
@@ -56,6 +55,8 @@ from paravirt_mm.verify.linux.qemu import (
 )
 from paravirt_mm.verify.linux.qemu.image import LoadSegment
 from tests.boot_records import FILES, RECORDS
+
+from .test_kernel import Never
 
 MAPS = {named.name: named for named in builtin_maps()}
 DEBIAN_61 = "6.1.0-56-amd64"
@@ -288,11 +289,6 @@ def test_what_the_kernel_knew_is_told_beside_the_model() -> None:
 
 
 def test_a_run_that_fails_is_the_difference(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Never(AscendingAllocator):
-        @hookimpl
-        def pvmm_kernel_image(self) -> Any:
-            raise ValueError("no kernel")
-
     monkeypatch.setattr(compare, "spec_of", lambda *_: "never")
     found = replay(RECORDS[f"{DEBIAN_61}:tiny"], "x", registry_with(never=Never))
     (told,) = map(str, found.differences)

@@ -135,7 +135,7 @@ OF_EACH_KIND = [
     "lmm-2013-movablenode-qemu-4G-2node",
     "ubf-3.1x-dell-cl09-8G-efi",
 ]
-"""Of each kind the one that is checked fastest: mode, era, choice, and why lines are unchecked."""
+"""One of each kind (mode, era, choice, why lines are unchecked), of the fast ones, by hand."""
 
 
 @pytest.mark.parametrize("name", OF_EACH_KIND)
@@ -490,10 +490,9 @@ def test_slack_of_a_guest_is_a_question_of_large_ones_alone() -> None:
 
     def kept(machine: Machine) -> set[tuple[tuple[int, int], ...]]:
         found = candidates("3.13", machine, "xen-pv-guest", default_registry())
-        assert all(
-            one.machine(machine).reserved[-1:] == one.reserved[-1:] or not one.reserved
-            for one in found
-        )
+        for one in found:
+            if one.reserved:
+                assert one.machine(machine).reserved[-1] == one.reserved[-1]
         return {candidate.reserved for candidate in found}
 
     assert kept(guest) == {(), ((end - (8 << 20), end),)}

@@ -287,8 +287,7 @@ def test_what_dom0_may_do_with_devices() -> None:
         assert guest.hypervisor.entry(guest.mfn(2), 3) & 2 == writable
 
 
-def test_a_probe_for_writing_loads_first() -> None:
-    """And stores what it has found: nothing changes, but that it may be refused."""
+def test_what_may_not_be_probed_for_writing() -> None:
     guest = TraceGuest(4)
     va = guest.va(1)
     assert guest.store_value(1, 0, 0x1234) == 0
