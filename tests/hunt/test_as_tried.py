@@ -7,12 +7,8 @@ tests/hunt/test_as_tried.py``, and who only makes it faster need not.
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Callable, Iterator
 from fractions import Fraction
-from hashlib import sha256
-from pathlib import Path
 
 import pytest
 
@@ -23,8 +19,9 @@ from paravirt_mm.hunt.shrink import shrink
 from paravirt_mm.machine.paging import MODES
 from paravirt_mm.sources.generated import Seeded, any_machine
 from paravirt_mm.sources.machine_file import write_toml
+from tests.kept import DATA, digest, kept
 
-SEEN = Path(__file__).parents[1] / "data" / "tried.json"
+SEEN = DATA / "tried"
 NAMES = ("lenovo-x230-8g", "pae-4g", "qemu-512m", "asus-l8400-256m")
 
 
@@ -82,18 +79,17 @@ def _batches() -> Iterator[object]:
 
 
 PARTS: dict[str, Callable[[], Iterator[object]]] = {
-    "changes": _changes, "small ones": _small, "shrunk ones": _shrunk, "batches": _batches,
+    "changes": _changes, "small": _small, "shrunk": _shrunk, "batches": _batches,
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("part", PARTS)
 def test_a_seed_tries_what_it_did(part: str) -> None:
-    digest = sha256()
-    for one in PARTS[part]():
-        told = write_toml(one) if isinstance(one, Machine) else repr(one)
-        digest.update(told.encode() + b"\0")
-    seen: dict[str, str] = json.loads(SEEN.read_text()) if SEEN.exists() else {}
-    if os.environ.get("PARAVIRT_MM_SEEN"):
-        seen[part] = digest.hexdigest()[:16]
-        SEEN.write_text(json.dumps(seen, indent=1, sort_keys=True) + "\n")
-    assert digest.hexdigest()[:16] == seen[part], "if it is meant so, see above"
+    told = (write_toml(one) if isinstance(one, Machine) else repr(one) for one in PARTS[part]())
+    shown = digest("".join(f"{one}\0" for one in told)) + "\n"
+    seen = kept(SEEN / f"{part}.txt", shown)
+    assert shown == seen, "if it is meant so, see above"
+
+
+def test_nothing_is_kept_that_is_not_compared() -> None:
+    assert {path.stem for path in SEEN.iterdir()} == {*PARTS}

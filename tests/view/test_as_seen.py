@@ -9,11 +9,8 @@ looks at what is told here, then ``PARAVIRT_MM_SEEN=yes pytest tests/view/test_a
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Mapping
-from hashlib import sha256
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import attrs
@@ -30,8 +27,9 @@ from paravirt_mm.view.sentences import sentences
 from paravirt_mm.view.story import chapters
 from paravirt_mm.view.strip import ruler, strip, strip_legend
 from paravirt_mm.view.survey import Subject, totals
+from tests.kept import DATA, digest, kept
 
-SEEN = Path(__file__).parents[1] / "data" / "pictures.json"
+SEEN = DATA / "pictures"
 Runs = Mapping[tuple[str, str], Run]
 
 
@@ -70,8 +68,14 @@ def _drawn(subjects: list[Subject], *ways: tuple[Theme, bool]) -> dict[str, Any]
             what = drawn.to_dict(validate=False)
             what.pop("$schema")
             found[f"{drawing.name}, {theme}{', narrow' if narrow else ''}"] = [what, drawing.title]
-    found["sentences"] = [attrs.asdict(one) for one in sentences(totals(subjects))]
     return found
+
+
+def _sentences(subjects: list[Subject], _: Runs) -> dict[str, Any]:
+    return {
+        name: [attrs.asdict(one) for one in sentences(totals(some))]
+        for name, some in (("of all", subjects), ("of one machine", subjects[1:2]))
+    }
 
 
 def _page(subjects: list[Subject], _: Runs) -> dict[str, Any]:
@@ -127,7 +131,8 @@ def _odd_runs() -> dict[str, Run]:
 
 
 PARTS: dict[str, Callable[[list[Subject], Runs], dict[str, Any]]] = {
-    "maps": _maps, "chart": _chart, "charts": _charts, "page": _page, "stories": _stories,
+    "maps": _maps, "chart": _chart, "charts": _charts, "sentences": _sentences, "page": _page,
+    "stories": _stories,
 }  # fmt: skip
 
 
@@ -140,15 +145,17 @@ def test_it_looks_as_it_did(part: str, subjects: list[Subject], runs: Runs) -> N
     if with_charts:
         pytest.importorskip("altair", reason="needs the extra 'view'")
     shown = {
-        name: sha256(json.dumps(what, default=str).encode()).hexdigest()[:16]
+        name: digest(json.dumps(what, default=str))
         for name, what in PARTS[part](subjects, runs).items()
     }
     if with_charts:
         shown["by altair"] = version("altair")
-    seen: dict[str, dict[str, str]] = json.loads(SEEN.read_text()) if SEEN.exists() else {}
-    if os.environ.get("PARAVIRT_MM_SEEN"):
-        seen[part] = shown
-        SEEN.write_text(json.dumps(seen, indent=1, sort_keys=True) + "\n")
-    if seen[part].get("by altair") != shown.get("by altair"):
-        pytest.skip(f"the charts that are kept are of altair {seen[part]['by altair']}")
-    assert shown == seen[part], "look at what differs; if it is meant so, see above"
+    told = json.dumps(shown, indent=1, sort_keys=True) + "\n"
+    seen: dict[str, str] = json.loads(kept(SEEN / f"{part}.json", told))
+    if seen.get("by altair") != shown.get("by altair"):
+        pytest.skip(f"the charts that are kept are of altair {seen['by altair']}")
+    assert shown == seen, "look at what differs; if it is meant so, see above"
+
+
+def test_nothing_is_kept_that_is_not_compared() -> None:
+    assert {path.stem for path in SEEN.iterdir()} == {*PARTS}
