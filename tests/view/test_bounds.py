@@ -5,11 +5,11 @@ from __future__ import annotations
 import attrs
 import pytest
 
-from paravirt_mm import E820Type, Machine, MemoryMap
+from paravirt_mm import E820Type, Machine, MemoryMap, bundled
 from paravirt_mm.machine.paging import MIB
 from paravirt_mm.view import page
 from paravirt_mm.view.page import MAX_ENTRIES
-from paravirt_mm.view.scene import thinned
+from paravirt_mm.view.scene import LINES, thinned
 from paravirt_mm.view.sentences import _kind, _names
 from paravirt_mm.view.story import bounded
 from paravirt_mm.view.strip import ruler
@@ -70,9 +70,12 @@ def test_what_the_page_tells_of_a_machine() -> None:
 
 
 def test_a_ruler_names_what_it_has_room_for() -> None:
-    """Names never overlap, and are as wide as the strip at the most."""
-    for width in range(1, 120):
-        line = ruler(machine(20), width)
-        assert len(line) == width
-        assert not [word for word in line.split() if len(word) > 16]
-    assert ruler(machine(20), 100).strip()
+    """Names are whole and in order, with blanks between them, however narrow the strip is."""
+    names = [words for _, words in LINES]
+    for one, most in ((machine(20), names[:2]), (bundled("lenovo-x230-8g"), names)):
+        for width in range(1, 120):
+            line = ruler(one, width)
+            assert len(line) == width
+            there = line.split()
+            assert there == [name for name in most if name in there]
+        assert there == most
