@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import gzip
-import io
 import lzma
-import tarfile
 import time
 import tracemalloc
-import zipfile
 from pathlib import Path
 
 import pytest
@@ -17,6 +14,7 @@ from paravirt_mm.errors import InputError
 from paravirt_mm.machine.model import Machine
 from paravirt_mm.sources import load_each
 from paravirt_mm.sources.inputs import divide
+from tests.sources.packed import tar, zipped
 
 LOG = b"BIOS-e820: 0000000000100000 - 0000000040000000 (usable)\n"
 
@@ -104,13 +102,8 @@ def test_what_comes_out_is_bounded_by_what_goes_in(
 
 @pytest.mark.slow
 def test_many_members_take_time_in_proportion(tmp_path: Path) -> None:
-    stream = io.BytesIO()
-    with tarfile.open(fileobj=stream, mode="w") as archive:
-        for number in range(2000):
-            member = tarfile.TarInfo(f"{number}.txt")
-            member.size = len(LOG)
-            archive.addfile(member, io.BytesIO(LOG))
-    found = outcomes(tmp_path / "logs.tar", stream.getvalue())
+    logs = tar(*((f"{number}.txt", LOG) for number in range(2000)))
+    found = outcomes(tmp_path / "logs.tar", logs)
     assert len(found) == 2000
     assert all(isinstance(outcome, Machine) for outcome in found)
 
@@ -121,14 +114,6 @@ def test_an_empty_folder_and_one_that_holds_nothing(tmp_path: Path) -> None:
     assert "holds no machine" in str(outcome)
     (part,) = divide([str(tmp_path)])
     assert "holds no machine" in str(next(part.machines(None))[1])
-
-
-def zipped(*files: tuple[str, bytes]) -> bytes:
-    stream = io.BytesIO()
-    with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, content in files:
-            archive.writestr(name, content)
-    return stream.getvalue()
 
 
 TWO = zipped(("a/", b""), ("a/one.txt", LOG), ("two.txt", LOG))

@@ -18,6 +18,7 @@ import pytest
 from paravirt_mm.errors import InputError
 from paravirt_mm.sources import content
 from paravirt_mm.sources.content import content_of, opened, reading
+from tests.sources.packed import zipped
 
 TEXT = "".join(f"line {number} \u20ac of some more words\n" for number in range(4000))
 
@@ -165,14 +166,6 @@ def test_who_says_nothing_has_ended() -> None:
 # -- what comes out of compressed files ------------------------------------------------------------
 
 
-def zipped(*files: tuple[str, bytes]) -> bytes:
-    stream = io.BytesIO()
-    with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, whole in files:
-            archive.writestr(name, whole)
-    return stream.getvalue()
-
-
 PACK: list[Callable[[bytes], bytes]] = [
     gzip.compress,
     bz2.compress,
@@ -273,9 +266,6 @@ def test_whatever_a_damaged_zip_raises_is_told(
     assert str(caught.value) == f"here: a zip archive that cannot be read: {'x' * 199}…"
 
 
-LZMAError = lzma.LZMAError
-
-
 @pytest.mark.parametrize(
     ("error", "words"),
     [
@@ -284,7 +274,7 @@ LZMAError = lzma.LZMAError
         (EOFError("cut"), "cut"),
         (zlib.error("bad"), "bad"),
         (UnicodeError("bad"), "bad"),
-        (LZMAError("y" * 300), "y" * 199 + "…"),
+        (lzma.LZMAError("y" * 300), "y" * 199 + "…"),
     ],
 )
 def test_what_reading_raises_is_told(error: Exception, words: str) -> None:

@@ -6,13 +6,11 @@ import base64
 import bz2
 import gzip
 import importlib.util
-import io
 import json
 import lzma
 import quopri
 import random
 import sys
-import zipfile
 from collections.abc import Callable
 from functools import reduce
 from pathlib import Path
@@ -24,6 +22,7 @@ from paravirt_mm.machine.model import Machine
 from paravirt_mm.sources import load, read_boot_log
 from paravirt_mm.sources.bootlog import read as read_module
 from paravirt_mm.sources.bootlog.facts import LastPfn, Place
+from tests.sources.packed import zipped
 
 LINES = (
     "Linux version 6.1.0-13-amd64 (build@host)",
@@ -49,14 +48,6 @@ def read(tmp_path: Path, content: bytes, name: str = "boot.txt") -> Machine:
     machine = load(path)
     assert list(machine.memory_map.ram()) == RAM
     return machine
-
-
-def zipped(content: bytes, files: int = 1) -> bytes:
-    stream = io.BytesIO()
-    with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as archive:
-        for number in range(files):
-            archive.writestr(f"dmesg-{number}.txt", content)
-    return stream.getvalue()
 
 
 def journal(order: int = 1, **shape: object) -> str:
@@ -101,7 +92,7 @@ def dmesg_json(indent: int | None = None) -> str:
         bz2.compress(PLAIN[:100].encode()) + bz2.compress(PLAIN[100:].encode()),
         lzma.compress(PLAIN.encode(), preset=0),
         lzma.compress(gzip.compress(PLAIN.encode("utf-16")), preset=0),
-        zipped(PLAIN.encode()),
+        zipped(("dmesg-0.txt", PLAIN.encode())),
         journal().encode(),
         "".join(f"\x1e{line}\n" for line in journal().splitlines()).encode(),
         "".join(f"data: {line}\n\n" for line in journal().splitlines()).encode(),
@@ -211,8 +202,8 @@ def test_zstd_is_read_where_python_can_and_named_where_not(
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
-        (zipped(b"", 0), "a zip archive without any file"),
-        (zipped(PLAIN.encode(), 2)[:-60], "cannot be read"),
+        (zipped(), "a zip archive without any file"),
+        (zipped(*((f"dmesg-{n}.txt", PLAIN.encode()) for n in range(2)))[:-60], "cannot be read"),
         (reduce(lambda x, _: gzip.compress(x), range(5), b"x"), "compressed more than 4 times"),
         ("".join(f"{line}\n" for line in reversed(LINES)).encode(), "reverse order"),
         ("".join(json.dumps({"MESSAGE": x}) + "\n" for x in reversed(LINES)).encode(), "reverse"),

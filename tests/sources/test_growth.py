@@ -6,10 +6,8 @@ map of 100,000 entries, an archive of 10,000 logs.
 
 from __future__ import annotations
 
-import io
 import resource
 import sys
-import tarfile
 import tempfile
 import time
 from collections.abc import Callable
@@ -19,6 +17,7 @@ import pytest
 
 from paravirt_mm.guard import Limits, call
 from paravirt_mm.sources.inputs import divide
+from tests.sources.packed import tar
 
 HEAD = (
     "[    0.000000] Linux version 4.19.0 (a@b) #1 SMP\n"
@@ -45,13 +44,8 @@ def large_map(entries: int) -> bytes:
 
 def archive(logs: int) -> bytes:
     """A tar archive of so many logs."""
-    stream, content = io.BytesIO(), HEAD.encode()
-    with tarfile.open(fileobj=stream, mode="w") as tar:
-        for number in range(logs):
-            member = tarfile.TarInfo(f"{number}.log")
-            member.size = len(content)
-            tar.addfile(member, io.BytesIO(content))
-    return stream.getvalue()
+    content = HEAD.encode()
+    return tar(*((f"{number}.log", content) for number in range(logs)))
 
 
 def cost(path: str) -> tuple[float, int, int]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import os
 import sys
-import tarfile
 from pathlib import Path
 
 import attrs
@@ -19,18 +18,9 @@ from paravirt_mm.sources.content import content_of
 from paravirt_mm.sources.generated import Seeded
 from paravirt_mm.sources.inputs import CarriedPart, FilePart, divide
 from paravirt_mm.sources.machine_file import read_toml, write_toml
+from tests.sources.packed import tar
 
 LOG = b"BIOS-e820: 0000000000100000 - 0000000040000000 (usable)\n"
-
-
-def tar(*files: tuple[str, bytes]) -> bytes:
-    stream = io.BytesIO()
-    with tarfile.open(fileobj=stream, mode="w") as archive:
-        for name, whole in files:
-            member = tarfile.TarInfo(name)
-            member.size = len(whole)
-            archive.addfile(member, io.BytesIO(whole))
-    return stream.getvalue()
 
 
 def written(folder: Path, name: str, whole: bytes) -> str:

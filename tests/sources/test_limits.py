@@ -28,6 +28,7 @@ from paravirt_mm.sources import (
 )
 from paravirt_mm.sources.bootlog import linux, reconstruct, xen
 from paravirt_mm.sources.generated import generate, generated
+from tests.sources.packed import tar
 
 load: Any = importlib.import_module("paravirt_mm.sources.load")
 """The module: the package has a function of that name."""
@@ -220,23 +221,16 @@ def test_a_memmap_of_one_byte_is_one() -> None:
 # -- files, members, parts, records ----------------------------------------------------------------
 
 
-def tar(*sizes: int) -> io.BytesIO:
-    stream = io.BytesIO()
-    with tarfile.open(fileobj=stream, mode="w", format=tarfile.USTAR_FORMAT) as archive:
-        for number, size in enumerate(sizes):
-            member = tarfile.TarInfo(f"{number}.txt")
-            member.size = size
-            archive.addfile(member, io.BytesIO(bytes(size)))
-    stream.seek(0)
-    return stream
+def of_sizes(*sizes: int) -> io.BytesIO:
+    return io.BytesIO(tar(*((f"{number}.txt", bytes(size)) for number, size in enumerate(sizes))))
 
 
 def test_as_many_files_as_are_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(archives, "MAX_FILES", 2)
     monkeypatch.setattr(load, "MAX_FILES", 2)
-    assert len(list(archives.members(tar(1, 1), "here"))) == 2
+    assert len(list(archives.members(of_sizes(1, 1), "here"))) == 2
     with pytest.raises(InputError, match="here: more than 2 files"):
-        list(archives.members(tar(1, 1, 1), "here"))
+        list(archives.members(of_sizes(1, 1, 1), "here"))
     for name in ("b", "a", ".c"):
         if name == ".c":
             assert [path.name for path in load.files_below(tmp_path, "here")] == ["a", "b"]
@@ -247,18 +241,14 @@ def test_as_many_files_as_are_said(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
 def test_a_long_name_of_a_member_in_each_format(form: int) -> None:
-    stream = io.BytesIO()
     name = f"{'d' * 90}/{'n' * 60}.txt"
-    with tarfile.open(fileobj=stream, mode="w", format=form) as archive:
-        archive.addfile(tarfile.TarInfo(name))
-        archive.addfile(tarfile.TarInfo("short.txt"))
-    stream.seek(0)
+    stream = io.BytesIO(tar((name, b""), ("short.txt", b""), form=form))
     assert [member.name for member in archives.members(stream, "here")] == [name, "short.txt"]
 
 
 def test_a_member_as_long_as_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(archives, "MAX_MEMBER_BYTES", (1 << 20) + 7)
-    fits, long = archives.members(tar((1 << 20) + 7, (1 << 20) + 8), "here")
+    fits, long = archives.members(of_sizes((1 << 20) + 7, (1 << 20) + 8), "here")
     assert (fits.name, fits.problem) == ("0.txt", "")
     assert (long.name, long.problem) == ("1.txt", "longer than 1 MiB; unpack the archive")
 
