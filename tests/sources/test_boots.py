@@ -15,13 +15,10 @@ from paravirt_mm.sources.bootlog.facts import BootLog, DomainKernel, LastPfn
 from paravirt_mm.sources.bootlog.printed import PrintedMap
 from paravirt_mm.sources.bootlog.read import scan_boot_log
 from paravirt_mm.sources.content import content_of
+from tests.sources.printed import HIGH, LAST_PFN, LOW, UPDATE
 
-LOW = "BIOS-e820: [mem 0x0000000000000000-0x000000000009fbff] usable"
-HIGH = "BIOS-e820: [mem 0x0000000000100000-0x000000001fffffff] usable"
 RANGE_OF_LOW = LOW.removesuffix(" usable")
 OLD = "BIOS-e820: 0000000000100000 - 0000000040000000 (ACPI NVS)"
-UPDATE = "e820: update [mem 0x10000000-0x1000ffff] usable ==> reserved"
-LAST_PFN = "e820: last_pfn = 0x20000 max_arch_pfn = 0x400000000"
 RANGE = "init_memory_mapping: [mem 0x00100000-0x1fffffff]"
 SIZES = "Memory: 500K/600K available (10K kernel code, 20K rwdata, 30K init)"
 XEN = "(XEN) Xen version 4.17.0"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import attrs
 import pytest
@@ -124,8 +124,14 @@ TOLD = "initrd at the end of RAM (the log tells its size)"
 ALL = (0x9F000 >> 12) + (127 << 8)
 
 
-def place(name: str, start: int, end: int, pages: int | None = None, **more: Any) -> Place:
-    return Place(1, "", more.get("section", "physical"), name, start, end, pages)
+def place(
+    name: str,
+    start: int,
+    end: int,
+    pages: int | None = None,
+    section: Literal["physical", "virtual"] = "physical",
+) -> Place:
+    return Place(1, "", section, name, start, end, pages)
 
 
 def host(*facts: Fact, entries: Any = MAP, version: str | None = None) -> Machine:
