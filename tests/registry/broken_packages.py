@@ -70,7 +70,7 @@ KINDS: dict[str, Kind] = {
     "aborts": Kind("import os\nos.abort()\n", "was ended by SIGABRT"),
     "hangs": Kind("import time\ntime.sleep(3600)\n", "longer than"),
     "spins": Kind("while True: pass\n", "longer than"),
-    "eats": Kind("x = []\nwhile True: x.append(bytearray(1 << 29))\n", "MemoryError"),
+    "eats": Kind("x = []\nwhile True: x.append(bytes(1 << 29))\n", "MemoryError"),
     "interrupts": Kind("raise KeyboardInterrupt\n", "KeyboardInterrupt"),
     "ends": Kind("raise GeneratorExit\n", "GeneratorExit"),
     "unprintable": Kind(
