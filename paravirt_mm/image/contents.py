@@ -19,8 +19,9 @@ Which bits
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator
+from functools import lru_cache
 
 import attrs
 import numpy as np
@@ -80,7 +81,7 @@ class TableColumns:
     def of(cls, runs: Iterable[tuple[int, TableRun]]) -> TableColumns:
         """Collect ``(owner, run)`` pairs."""
         rows = [(r.level, r.base, r.count, r.pfn, r.step, owner) for owner, r in runs]
-        level, base, count, pfn, step, owner = np.array(rows, dtype=np.int64).reshape(-1, 6).T
+        level, base, count, pfn, step, owner = np.array(rows, dtype=np.int64).T
         down = step < 0
         first = np.where(down, pfn - count + 1, pfn)
         order = np.argsort(first, kind="stable")
@@ -335,13 +336,12 @@ class Image:
         canvas = _Canvas(view, low, self.mode.entry_span(level))
         if level == self.mode.root_level:
             canvas.shift((self.direct_map_base % span) // self.mode.entry_span(level))
-        leaves = list(self._leaves[level].within(low, high)) if level in self._leaves else []
-        if len(leaves) != 1 or leaves[0][:2] != (low, high):
-            out[...] = 0
+        out[...] = 0
         if level > 1:
             self._refer(canvas, level, low, high, int(tables.owner[row]))
-        for start, end, flags in leaves:
-            canvas.paint(start, end, start | flags, canvas.entry_span)
+        if level in self._leaves:
+            for start, end, flags in self._leaves[level].within(low, high):
+                canvas.paint(start, end, start | flags, canvas.entry_span)
         if self._translate is not None:
             self._to_machine_frames(out, self._translate)
 
@@ -349,10 +349,8 @@ class Image:
         """Make the entries that refer to tables of the level below."""
         children = self._children[level - 1]
         span = self.mode.table_span(level - 1)
-        for number in range(bisect_right(children.ends, low), len(children.bases)):
+        for number in range(bisect_right(children.ends, low), bisect_left(children.bases, high)):
             base = children.bases[number]
-            if base >= high:
-                break
             pfn, count, down, child_owner = children.rows[number]
             if child_owner != owner and (child_owner, level, owner) not in self._links:
                 continue
@@ -409,22 +407,11 @@ class _Canvas:
     def _ramp(self, out: Entries, first: int, step: int) -> None:
         ramp = _ramp(self._view.dtype.str, step, self._view.shape[1])
         rows, columns = out.shape
-        pattern = ramp[:columns]
-        if rows == 1:
-            np.add(pattern, out.dtype.type(first), out=out[0])
-            return
-        width = self._view.shape[1]
-        heads = _ramp(self._view.dtype.str, step * width, rows) + out.dtype.type(first)
-        np.add(heads[:, None], pattern[None, :], out=out)
+        heads = _ramp(self._view.dtype.str, step * len(ramp), rows) + out.dtype.type(first)
+        np.add(heads[:, None], ramp[None, :columns], out=out)
 
 
-_RAMPS: dict[tuple[str, int], Entries] = {}
-
-
+@lru_cache
 def _ramp(dtype: str, step: int, count: int) -> Entries:
-    """Return ``0, step, 2 * step ...`` modulo the entry size, at least ``count`` of them."""
-    ramp = _RAMPS.get((dtype, step))
-    if ramp is None or len(ramp) < count:
-        ramp = (np.arange(count, dtype=np.int64) * step).astype(dtype)
-        _RAMPS[dtype, step] = ramp
-    return ramp[:count]
+    """Return ``0, step, 2 * step ...`` modulo the entry size, ``count`` of them."""
+    return (np.arange(count, dtype=np.int64) * step).astype(dtype)

@@ -146,7 +146,7 @@ def open_dump(path: Path | str, base: int = 0) -> Dump:
     Raises `InputError` where it cannot be read or is of a kind that this reader does not know.
     """
     try:
-        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        file = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     except OSError as error:
         raise InputError(f"cannot be read: {error.strerror}", str(path)) from error
     try:
@@ -163,7 +163,7 @@ def _open(file: int, path: str, base: int) -> Dump:
     size = os.fstat(file).st_size
     if not size:
         raise InputError("is empty, or not a file that can be read at any place", path)
-    magic = os.pread(file, 16, 0)
+    magic = os.pread(file, max(map(len, _FOREIGN)), 0)
     for start, what in _FOREIGN.items():
         if magic.startswith(start):
             raise InputError(f"is {what}", path)

@@ -225,12 +225,13 @@ class _Walker:
             self.places[number] = level.address, level.virtual
             below: list[_Level] = []
             room = self.limits.tables - self.visits - len(level.address)
-            for start in range(0, max(1, len(level.address)), _CHUNK):
+            for start in range(0, len(level.address), _CHUNK):
                 found = self._visit(number, level.part(start, start + _CHUNK))
                 # Chunk by chunk: four pages can refer to more tables than memory holds.
                 below.append(self._bounded(number, found, room))
                 room -= len(found.address)
-            level = _joined(below)
+            if below:  # else there were no tables, and there are none below
+                level = _joined(below)
         return Walk(
             mode=self.mode,
             runs=self._collected(),
@@ -271,7 +272,7 @@ class _Walker:
             )
         width = self.format.page_entries  # of which a PAE root's page has four, and then zeros
         start, length = self._stretches(level, entries)
-        flat = np.ascontiguousarray(entries).reshape(-1)
+        flat = entries.ravel()
         first = flat[start].astype(np.uint64)
         present = np.flatnonzero(first & np.uint64(PRESENT))
         start, length, first = start[present], length[present], first[present]
@@ -314,7 +315,7 @@ class _Walker:
                 data = self.memory.read(int(address[low]), (high - low) * PAGE_SIZE)
             if data is not None:
                 entries[where] = np.frombuffer(data, dtype=self.format.dtype).reshape(
-                    high - low, -1
+                    high - low, self.format.page_entries
                 )
                 continue
             for position in where.tolist():
@@ -355,14 +356,14 @@ class _Walker:
         # fault.
         start = np.flatnonzero(cut)
         length = np.diff(start, append=count * width)
-        last = entries.reshape(-1)[start + length - 1].astype(np.uint64)
-        first = entries.reshape(-1)[start].astype(np.uint64)
+        last = entries.ravel()[start + length - 1].astype(np.uint64)
+        first = entries.ravel()[start].astype(np.uint64)
         field = np.uint64(self.format.address_field & ~self.format.above(self.cpu.physical_bits))
         overflow = (((first ^ last) & ~field) != 0) & ((first & _ONE) != 0)
         if overflow.any():
             for number in np.flatnonzero(overflow).tolist():
                 low = int(start[number])
-                cut.reshape(-1)[low : low + int(length[number])] = True
+                cut.flat[low : low + int(length[number])] = True
             start = np.flatnonzero(cut)
             length = np.diff(start, append=count * width)
         return start, length

@@ -52,6 +52,8 @@ def opened(tmp_path: Path) -> Callable[[bytes], Path]:
         (gzip.compress(b"x" * 100), "gzip; unpack it"),
         (b"\x28\xb5\x2f\xfd" + bytes(100), "zstd; unpack it"),  # RFC 8878: magic number
         (b"\x7fELF\x02\x02\x01" + bytes(100), "little-endian"),
+        (b"\x7fELF\x00\x01\x01" + bytes(100), "32-bit or 64-bit"),  # ELFCLASSNONE
+        (b"\x7fELF\x03\x01\x01" + bytes(100), "32-bit or 64-bit"),
         (b"\x7fELF\x02\x01\x01", "ends inside"),
         (b"\x7fELF\x02\x01\x01".ljust(16, b"\0") + struct.pack("<HH", 2, 62) + bytes(60), "type 2"),
         (b"\x7fELF\x02\x01\x01".ljust(16, b"\0") + struct.pack("<HH", 4, 8) + bytes(60), "machine"),
