@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -51,12 +52,18 @@ def test_what_xen_said_last_is_why(stand_in: Path, monkeypatch: pytest.MonkeyPat
         def __init__(self, *_: object) -> None: ...
 
     monkeypatch.setattr(boot, "GdbClient", Client)
+    before = os.listdir("/proc/self/fd")
     words = "Domain 0 allocation is too small for kernel image"
     with started(stand_in, "exec sleep 60") as machine:
         log = stand_in.parent / "work" / "console.log"
         assert machine.why(GdbError("closed")) == "closed"
         log.write_text(f"(XEN) Panic on CPU 0:\n(XEN) {words}\n(XEN) ****\n")
         assert machine.why(GdbError("closed")) == f"Xen gave up: {words}"
-        assert machine.tail()[1] == f"(XEN) {words}"
+        assert machine.tail() == ("(XEN) Panic on CPU 0:", f"(XEN) {words}", "(XEN) ****")
+        log.write_text("".join(f"(XEN) line {n}\r\n" for n in range(20)))
+        assert machine.tail() == tuple(f"(XEN) line {n}" for n in range(8, 20))
+        log.write_text(f"(XEN) {'x' * 300}\n")
+        assert [len(line) for line in machine.tail()] == [200]
         process = machine._process
     assert process.returncode == -9
+    assert os.listdir("/proc/self/fd") == before

@@ -11,6 +11,7 @@ import attrs
 import pytest
 
 from paravirt_mm import (
+    GIB,
     MODES,
     BootState,
     E820Type,
@@ -263,6 +264,16 @@ def test_what_does_not_fit_into_the_addresses_is_refused() -> None:
     assert isinstance(answer, Refusal)
     assert answer.code == -12
     assert isinstance(Xen(kernel="4.3").pvmm_boot_state(machine), BootState)
+    # Where the list of another domain stands in a hole, no release before 4.3 is an answer, either.
+    hole = MemoryMap.sanitise([(0, GIB, E820Type.RAM), (2 * GIB, 2 << 40, E820Type.RAM)])
+    machine = attrs.evolve(machine, memory_map=hole, host_map=None, initrd=None)
+    assert isinstance(Xen(kernel="4.2", xen="3.4").pvmm_boot_state(machine), Refusal)
+    first, any_release = (Xen(kernel=kernel, xen="3.4") for kernel in ("4.3", None))
+    state, unnamed = first.pvmm_boot_state(machine), any_release.pvmm_boot_state(machine)
+    assert isinstance(state, BootState)
+    assert isinstance(unnamed, BootState)
+    assert dict(state.places)[Part.P2M][1] > GIB
+    assert unnamed.places == state.places
 
 
 def test_an_old_kernel_gets_no_more_memory_than_its_list_can_name() -> None:

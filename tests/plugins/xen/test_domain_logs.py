@@ -384,6 +384,17 @@ def test_static_tables_keep_away_from_brk() -> None:
     kernel = KernelImage(16 * MIB, 20 * MIB, 19 * MIB, 20 * MIB)
     layout = arrange(_given(kernel=kernel.span))
     assert static_tables(X86_64, kernel, layout) == (19 * MIB - 3 * PAGE, 19 * MIB)
+    # In an image of three whole pages they are all of it; one of less is too small to have them.
+    behind = layout.boot_stack[1], layout.boot_stack[1] + 3 * PAGE
+    for start, end, place in (
+        (0, 3 * PAGE, (16 * MIB, 16 * MIB + 3 * PAGE)),
+        (0, 4 * PAGE - 1, (16 * MIB, 16 * MIB + 3 * PAGE)),
+        (1, 4 * PAGE, (16 * MIB + PAGE, 16 * MIB + 4 * PAGE)),
+        (1, 4 * PAGE - 1, behind),
+        (0, 3 * PAGE - 1, behind),
+    ):
+        small = KernelImage(16 * MIB + start, 16 * MIB + end, 16 * MIB + end, 16 * MIB + end)
+        assert static_tables(X86_64, small, layout) == place
 
 
 def test_parts_that_cannot_move_are_told_first() -> None:

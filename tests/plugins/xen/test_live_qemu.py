@@ -120,8 +120,10 @@ def test_a_hang_is_killed_with_all_its_children(live: LiveXen, tmp_path: Path) -
 def test_a_hang_after_a_panic_is_the_panics(live: LiveXen) -> None:
     live.seconds = 0.5
     answer(live, "(XEN) Panic on CPU 0:\n", "exec sleep 60")
+    started = time.monotonic()
     with pytest.raises(XenBootError, match="Xen panicked"):
         live.replay([TRACE])
+    assert time.monotonic() - started < 20  # it does not sleep on
 
 
 def test_a_qemu_that_cannot_start_is_told(live: LiveXen) -> None:

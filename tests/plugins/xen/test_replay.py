@@ -14,6 +14,7 @@ from paravirt_mm import (
     Machine,
     MadeWritable,
     MemoryMap,
+    PageRun,
     RangeMapped,
     RangeSet,
     Run,
@@ -142,9 +143,14 @@ def test_a_gap_in_memory_and_a_second_range_are_replayed() -> None:
         assert answered.counts.requests == run.figures["hypercalls"]
 
 
+def _pfns(run: PageRun) -> range:
+    return range(run.low, run.high)
+
+
 def test_operations_say_which_event_they_come_from() -> None:
     run = _run(64, "incremental:variant=hpa")
     found = translate(run.trace)
+    hole = (MIB - (640 << 10)) >> 12
     assert BOOT != PROBE
     assert max(BOOT, PROBE) < 0  # no event of the run
     assert set(found.events[: found.begin]) == {BOOT}
@@ -152,6 +158,13 @@ def test_operations_say_which_event_they_come_from() -> None:
     for number in range(found.begin, found.end):
         event = type(run.trace.events[found.events[number]]).__name__
         name = found.trace.ops[number][0]
+        if event in ("MadeReadonly", "TablesPinned"):
+            # What is handed over is the batch's own, one event of several that wait together.
+            batch = run.trace.events[found.events[number]].batch
+            pages = {pfn - hole * (pfn > hole) for each in batch.runs for pfn in _pfns(each)}
+            operation = found.trace.ops[number]
+            for each in operation[1] if name == "multicall" else [operation]:
+                assert each[3 if name == "store" else 2] in pages
         if number in found.stand_in:
             assert name in ("update_va_mapping", "copy_kernel_slots")
         elif name == "multicall":

@@ -160,19 +160,18 @@ def find_collisions(
     matters = [place for place in places if place[0] in PARTS]
     if host.ram_pages().covers(ISA_END, max([end for _, (_, end) in matters], default=ISA_END)):
         return found
-    # The most RAM in one piece behind dom0's memory: what an entry can be swapped with.
+    # RAM behind dom0's memory, of which one piece must have room for what is swapped with it.
     own = pages * PAGE_SIZE
     ram = [entry for entry in host.entries if entry.type is E820Type.RAM]
-    room = max([entry.end - max(entry.start, own) for entry in ram], default=0)
+    rooms = [entry.end - max(entry.start, own) for entry in ram]
     for part, (start, end) in matters:
         for low, high, entry in _not_ram(host, max(start, ISA_END), end):
             if entry is None:
                 found.append(Collision(part, (low, high), HOLE, None, can_swap=False))
                 continue
             size = align_up(entry.end, PAGE_SIZE) - align_down(entry.start, PAGE_SIZE)
-            found.append(
-                Collision(part, (low, high), entry.type.label, entry.type, can_swap=size <= room)
-            )
+            fits = any(size <= room for room in rooms)
+            found.append(Collision(part, (low, high), entry.type.label, entry.type, fits))
     return sorted(found, key=lambda one: (PARTS.index(one.part), one.where))
 
 

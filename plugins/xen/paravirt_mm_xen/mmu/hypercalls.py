@@ -123,9 +123,9 @@ class MmuUpdate:
 
 @frozen
 class MmuextOp:
-    """A call of ``mmuext_op`` inside a multicall: (command, argument 1, argument 2) triples."""
+    """A call of ``mmuext_op`` inside a multicall: commands, each with the arguments it has."""
 
-    operations: Sequence[tuple[int, int, int]]
+    operations: Sequence[tuple[int, ...]]
 
 
 @frozen
@@ -375,27 +375,27 @@ class Hypervisor:
         """``MMUEXT_NEW_USER_BASEPTR``: load CR3 for the guest's user space; frame 0 unloads it."""
         return self.mmuext_op(Command.NEW_USER_BASEPTR, mfn)
 
-    def mmuext_op(self, command: int, arg1: int = 0, arg2: int = 0) -> int:
-        """One operation.  `arg1` is a frame, or an address for ``INVLPG_*`` and ``SET_LDT``."""
+    def mmuext_op(self, command: int, *arguments: int) -> int:
+        """One operation, with a frame, or an address for ``INVLPG_*`` and ``SET_LDT``."""
         d = self._domain
         d.counters.mmuext_op += 1
-        code = self._operate(command, arg1, arg2)
+        code = self._operate(command, *arguments)
         finish_pending(d)
         return code
 
-    def mmuext_op_batch(self, operations: Sequence[tuple[int, int, int]]) -> Completion:
-        """Several operations in one hypercall; (command, arg1, arg2) triples."""
+    def mmuext_op_batch(self, operations: Sequence[tuple[int, ...]]) -> Completion:
+        """Several operations in one hypercall: commands, each with the arguments it has."""
         d = self._domain
         d.counters.mmuext_op += 1
         self._count_batch(len(operations))
-        for done, (command, arg1, arg2) in enumerate(operations):
-            code = self._operate(command, arg1, arg2)
+        for done, operation in enumerate(operations):
+            code = self._operate(*operation)
             finish_pending(d)
             if code:
                 return Completion(code, done)
         return Completion(OK, len(operations))
 
-    def _operate(self, command: int, arg1: int, arg2: int) -> int:
+    def _operate(self, command: int, arg1: int = 0, arg2: int = 0) -> int:
         self._domain.counters.mmuext_operations += 1
         operation = _OPERATIONS.get(command)
         return operation(self, arg1, arg2) if operation is not None else ENOSYS

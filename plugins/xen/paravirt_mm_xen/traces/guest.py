@@ -332,14 +332,14 @@ def _update(page: int, index: int, target: int, flags: int, preserve_ad: bool) -
     return _FIRST_MFN + page << PAGE_SHIFT | index << 3 | command, _entry(target, flags)
 
 
-def _mmuext(name: str, *fields: Any) -> tuple[int, int, int]:
+def _mmuext(name: str, *fields: Any) -> tuple[int, ...]:
     if name == "pin":
         level, page = fields
-        return Command.PIN_L1_TABLE + level - 1, _FIRST_MFN + page, 0
+        return Command.PIN_L1_TABLE + level - 1, _FIRST_MFN + page
     if name == "tlb_flush":
-        return FLUSHES[fields[0]], 0, 0
+        return (FLUSHES[fields[0]],)
     command = Command.UNPIN_TABLE if name == "unpin" else Command.NEW_BASEPTR
-    return command, _FIRST_MFN + fields[0], 0
+    return command, _FIRST_MFN + fields[0]
 
 
 def _call(name: str, *fields: Any) -> MmuUpdate | MmuextOp | UpdateVaMapping:
