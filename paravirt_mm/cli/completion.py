@@ -98,7 +98,7 @@ def _values(plugin: str, factory: type[Any], field: Any) -> list[str]:
     checked against reality, and the default.
     """
     from paravirt_mm.evidence import known_specs
-    from paravirt_mm.options import PluginSpec
+    from paravirt_mm.options import PluginSpec, as_text
 
     kind = typing.get_type_hints(factory).get(field.name, field.type)
     kinds = typing.get_args(kind) or (kind,)
@@ -109,7 +109,7 @@ def _values(plugin: str, factory: type[Any], field: Any) -> list[str]:
             return [str(member.value) for member in each]
     specs = map(PluginSpec.parse, known_specs())
     checked = {dict(s.options).get(field.name) for s in specs if s.name == plugin}
-    return sorted({str(field.default), *filter(None, checked)})
+    return sorted({as_text(field.default), *filter(None, checked)})
 
 
 class _Bash(BashComplete):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -14,7 +13,7 @@ import attrs
 import click
 
 from paravirt_mm.cli import reading, scenarios
-from paravirt_mm.cli.output import complain, emit, progress, show_status, while_some_can
+from paravirt_mm.cli.output import complain, emit, per_second, progress, show_status, while_some_can
 from paravirt_mm.cli.types import Seconds
 from paravirt_mm.counted import counted
 from paravirt_mm.diff import (
@@ -143,17 +142,13 @@ def _machines(
 def _kinds(
     found: Sequence[Compared], aspects: Sequence[str], seconds: float, jobs: int, limits: Limits
 ) -> Iterator[Kind]:
-    shown = sys.stderr.isatty()
-
     def tried(aspect: str, tries: int) -> None:
-        if shown:
-            show_status(f"{aspect}: smaller machines, {tries} tried")
+        show_status(f"{aspect}: smaller machines, {tries} tried")
 
     try:
         yield from kinds(found, aspects, seconds=seconds, jobs=jobs, limits=limits, tried=tried)
     finally:
-        if shown:
-            show_status("")
+        show_status("")
 
 
 def _file_name(kind: Kind) -> str:
@@ -172,7 +167,7 @@ def _text(
         yield ""
     compared = [item for item in found if not item.refused]
     differ = sum(bool(item.differences) for item in compared)
-    rate = 2 * len(found) / seconds if seconds else 0.0
+    rate = per_second(2 * len(found), seconds)
     yield f"{differ} of {len(compared)} comparisons differ ({seconds:.0f} s, {rate:.1f} runs/s)"
     refused = [item for item in found if item.refused]
     if refused:

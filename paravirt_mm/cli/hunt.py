@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,7 +12,7 @@ from pathlib import Path
 import click
 
 from paravirt_mm.cli import reading, scenarios
-from paravirt_mm.cli.output import complain, emit, show_status
+from paravirt_mm.cli.output import complain, emit, per_second, show_status
 from paravirt_mm.cli.types import Seconds
 from paravirt_mm.counted import counted
 from paravirt_mm.errors import ExitCode
@@ -46,8 +45,9 @@ from paravirt_mm.registry import default_registry
     "allocator, so that two backends are compared.",
 )  # fmt: skip
 @click.option(
-    "--mode", "modes", multiple=True, type=click.Choice(tuple(MODES)), help="Paging modes to try."
-)
+    "--mode", "modes", multiple=True, type=click.Choice(tuple(MODES)),
+    help="Paging mode to try. May be repeated. [default: all]",
+)  # fmt: skip
 @click.option(
     "--time", "seconds", type=Seconds(0.1, 86400), default=60.0, show_default=True,
     metavar="SECONDS",
@@ -138,7 +138,7 @@ def command(
 
 def _rate(result: HuntResult) -> str:
     tries = counted(result.tries, "try")
-    return f"{tries}, {result.seconds:.1f} s, {result.tries / result.seconds:.0f}/s"
+    return f"{tries}, {result.seconds:.1f} s, {per_second(result.tries, result.seconds):.0f}/s"
 
 
 def _not_found(result: HuntResult, seed: int, as_json: bool) -> str:
@@ -168,14 +168,12 @@ def _as_text(found: Found, result: HuntResult, seed: int, folder: Path | None) -
 @contextmanager
 def _progress(seconds: float) -> Iterator[Callable[[int, float], None]]:
     """Show tries, rate and the nearest machine on a terminal; nothing elsewhere."""
-    if not sys.stderr.isatty():
-        yield lambda tries, nearest: None
-        return
     began = time.monotonic()
 
     def told(tries: int, nearest: float) -> None:
-        passed = max(time.monotonic() - began, 1e-9)
-        line = f"{counted(tries, 'try')}, {tries / passed:.0f}/s, nearest {1 - nearest:.1%}"
+        passed = time.monotonic() - began
+        rate = per_second(tries, passed)
+        line = f"{counted(tries, 'try')}, {rate:.0f}/s, nearest {1 - nearest:.1%}"
         show_status(f"{line}, {max(0, seconds - passed):.0f} s left")
 
     try:

@@ -31,14 +31,14 @@ class LazyGroup(click.Group):
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Return the names, in the order in which they were given."""
-        return [*self._lazy, *sorted(super().list_commands(ctx))]
+        return [*self._lazy, *super().list_commands(ctx)]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Import and return one command."""
-        if cmd_name not in self._lazy:
-            return super().get_command(ctx, cmd_name)
-        command: click.Command = import_module(self._lazy[cmd_name][0]).command
-        if COMPLETE in os.environ:
+        command = super().get_command(ctx, cmd_name)
+        if cmd_name in self._lazy:
+            command = import_module(self._lazy[cmd_name][0]).command
+        if command is not None and COMPLETE in os.environ:
             import_module("paravirt_mm.cli.completion").teach(command)
         return command
 
@@ -49,8 +49,8 @@ class LazyGroup(click.Group):
         try:
             return super().resolve_command(ctx, args)
         except click.UsageError as error:
-            close = get_close_matches(args[0][:80], self.list_commands(ctx), 1)
-            if not close or close[0] in error.message:
+            close = get_close_matches(args[0], self.list_commands(ctx), 1)
+            if not close:
                 raise
             raise click.UsageError(f"{error.message} Did you mean {close[0]!r}?", ctx) from None
 
@@ -65,13 +65,12 @@ class LazyGroup(click.Group):
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the list of commands without importing any."""
         rows = [(name, text) for name, (_, text) in self._lazy.items()]
-        for name in sorted(super().list_commands(ctx)):
-            command = super().get_command(ctx, name)
-            if command is not None:
-                rows.append((name, command.get_short_help_str(limit=70)))
-        if rows:
-            with formatter.section("Commands"):
-                formatter.write_dl(rows)
+        rows += [
+            (name, command.get_short_help_str(limit=70))
+            for name, command in sorted(self.commands.items())
+        ]
+        with formatter.section("Commands"):
+            formatter.write_dl(rows)
 
 
 COMMANDS = {

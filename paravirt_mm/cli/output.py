@@ -136,11 +136,14 @@ def terminal(err: bool = False) -> TextIO:
 
 
 def show_status(text: str) -> None:
-    """Show text in the one line of a terminal that says how far things are; "" takes it away."""
+    """Show text in the one line of a terminal that says how far things are; "" takes it away.
+    Nothing is shown elsewhere.
+    """
     stream = terminal(err=True)
-    with suppress(OSError):
-        stream.write(f"\r\x1b[K{harmless(text)}")
-        stream.flush()
+    if stream.isatty():
+        with suppress(OSError):
+            stream.write(f"\r\x1b[K{harmless(text)}")
+            stream.flush()
 
 
 def complain(message: object) -> None:
@@ -174,6 +177,11 @@ def expect_writable(path: Path | None) -> None:
         raise InputError(f"cannot be written: there is no folder {path.parent}", str(path))
     if not os.access(path if path.exists() else path.parent, os.W_OK):
         raise InputError("cannot be written: Permission denied", str(path))
+
+
+def per_second(count: int, seconds: float) -> float:
+    """Return a rate; 0 where no time has passed."""
+    return count / seconds if seconds else 0.0
 
 
 PATIENCE = 60.0

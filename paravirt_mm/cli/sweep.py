@@ -8,12 +8,13 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 
 import click
 
 from paravirt_mm.cli import reading, scenarios
-from paravirt_mm.cli.output import show_status, terminal
+from paravirt_mm.cli.output import per_second, show_status, terminal
 from paravirt_mm.errors import ExitCode, PluginError
 from paravirt_mm.guard import Limits
 from paravirt_mm.offers import default_specs
@@ -153,34 +154,21 @@ def _progress(parts: Callable[[], Iterator[Part]]) -> Iterator[Callable[[int, bo
     begin = time.monotonic()
     finished = computed = 0
 
-    def line() -> str:
-        rate = computed / max(time.monotonic() - begin, 1e-9)
-        left = (total - finished) / rate if rate else float("inf")
-        eta = (
-            f"{int(left // 3600)}:{int(left % 3600 // 60):02}:{int(left % 60):02}" if rate else "?"
-        )
-        return f"{finished}/{total} inputs, {rate:.1f}/s, {eta} left"
-
-    def plain(count: int, now: bool) -> None:
+    def counted(count: int, now: bool) -> str:
         nonlocal finished, computed
         finished += count
         computed += count if now else 0
-        show_status(line())
+        rate = per_second(computed, time.monotonic() - begin)
+        left = timedelta(seconds=int((total - finished) / rate)) if rate else "?"
+        return f"{finished}/{total} inputs, {rate:.1f}/s, {left} left"
 
     try:
         from rich.console import Console
         from rich.progress import BarColumn, Progress, TextColumn
     except ImportError:
-        yield plain
+        yield lambda count, now: show_status(counted(count, now))
         return
     columns = (TextColumn("sweeping"), BarColumn(), TextColumn("{task.description}"))
     with Progress(*columns, console=Console(file=terminal(err=True)), transient=True) as bar:
         task = bar.add_task("", total=total)
-
-        def rich(count: int, now: bool) -> None:
-            nonlocal finished, computed
-            finished += count
-            computed += count if now else 0
-            bar.update(task, completed=finished, description=line())
-
-        yield rich
+        yield lambda count, now: bar.update(task, advance=count, description=counted(count, now))

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import math
 import re
+from contextlib import suppress
 from typing import Any
 
 import click
 
 from paravirt_mm.measure.crashkernel import Wanted
+from paravirt_mm.printable import printable
 
+QUOTED = 40
+"""Characters of a wrong value that are shown."""
 _SIZE = re.compile(r"(\d{1,9})([KMGT]?)", re.IGNORECASE)
 
 
@@ -45,13 +49,12 @@ class Address(click.ParamType[int | str]):
             return word_or_number
         text = str(value)
         unit = {"K": 10, "M": 20, "G": 30, "T": 40}.get(text[-1:].upper(), 0)
-        try:
+        with suppress(ValueError):
             number = int(text[:-1] if unit else text, 0) << unit
-        except ValueError:
-            number = -1
-        if not 0 <= number < 1 << 52:
-            self.fail(f"{text[:40]!r} is no address (400M, 0x19000000)", param, ctx)
-        return number
+            if 0 <= number < 1 << 52:
+                return number
+        message = f"{printable(text, QUOTED)!r} is no address (400M, 0x19000000)"
+        raise click.BadParameter(message, ctx, param)
 
 
 class WholeNumber(click.ParamType[int]):
@@ -75,7 +78,7 @@ class WholeNumber(click.ParamType[int]):
 def size_in_bytes(_context: click.Context, _option: click.Parameter, text: str) -> int:
     """Return a size of the command line in bytes."""
     match = _SIZE.fullmatch(text)
-    if match is None or not int(match[1]):
+    if match is None:
         raise click.BadParameter(f"{text!r}; the form is 2G, 512M or a number of bytes")
     size = int(match[1]) << (10 * " KMGT".index(match[2].upper() or " "))
     if size < LEAST_MEMORY:
@@ -103,5 +106,6 @@ class CrashKernels(click.ParamType[tuple[str, ...]]):
             try:
                 Wanted.parse(text)
             except ValueError:
-                self.fail(f"{text[:40]!r} is no crash kernel (512M, 1G@4G)", param, ctx)
+                quoted = printable(text, QUOTED)
+                self.fail(f"{quoted!r} is no crash kernel (512M, 1G@4G)", param, ctx)
         return asked

@@ -27,8 +27,18 @@ WALKING = Limits(cpu=600.0, wall=1500.0, memory=4096 * MIB)
 
 @click.command("cpu")
 @click.argument("machines", nargs=-1, metavar="[MACHINE|LOG]...")
-@click.option("--allocator", "-a", "allocators", multiple=True, help="Only these allocators.")
-@click.option("--backend", "-b", "backends", multiple=True, help="Only these backends.")
+@click.option(
+    "-a",
+    "--allocator",
+    "allocators",
+    multiple=True,
+    metavar="SPEC",
+    help="Only this allocator. May be repeated.",
+)
+@click.option(
+    "-b", "--backend", "backends", multiple=True, metavar="SPEC",
+    help="Only this backend. May be repeated.",
+)  # fmt: skip
 @click.option(
     "--la57/--no-la57",
     default=True,

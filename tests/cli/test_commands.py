@@ -7,12 +7,11 @@ import re
 import resource
 import subprocess
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from paravirt_mm.cli.main import COMMANDS, main
+from paravirt_mm.cli.main import COMMANDS
 from paravirt_mm.errors import ExitCode
 from paravirt_mm.measure.figures import FIGURES
 
@@ -21,37 +20,9 @@ SMALL = "qemu-512m"
 TWO = ("-a", "legacy_linear:kernel=3.6", "-a", "incremental:variant=hpa")
 
 
-@dataclass
-class Result:
-    """How a command ended."""
-
-    returncode: int
-    stdout: str
-    stderr: str
-
-
 def in_a_process(*arguments):
     command = [sys.executable, "-m", "paravirt_mm", *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=False)
-
-
-def _stdin(text):
-    return io.TextIOWrapper(io.BufferedReader(io.BytesIO(text.encode())))
-
-
-@pytest.fixture
-def paravirt_mm(capsys, monkeypatch):
-    """Run the command line as its entry point does, in this process."""
-
-    def run(*arguments, stdin=""):
-        monkeypatch.setattr(sys, "argv", ["paravirt-mm", *arguments])
-        monkeypatch.setattr(sys, "stdin", _stdin(stdin))
-        with pytest.raises(SystemExit) as end:
-            main()
-        captured = capsys.readouterr()
-        return Result(int(end.value.code or 0), captured.out, captured.err)
-
-    return run
 
 
 @pytest.mark.parametrize("name", COMMANDS)

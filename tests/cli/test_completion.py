@@ -6,11 +6,15 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
+import click
 import pytest
 
-pytestmark = pytest.mark.slow  # a process each
+from paravirt_mm.cli import COMPLETE, completion, verify
+from paravirt_mm.cli.main import main
+from tests.cli.conftest import Run
 
 COMMAND = Path(sys.executable).with_name("paravirt-mm")
 
@@ -33,36 +37,133 @@ def in_bash(line: str, *, breaks: str = "\"'><=;|&(:") -> list[str]:
     return result.stdout.split()
 
 
+BREAKS = "\"'><=;|&(:"
+"""What bash takes for the ends of words."""
+
+
+@pytest.fixture
+def offered(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., list[str]]:
+    """Return what is offered for a line, with the cursor at its end."""
+
+    def ask(line: str, breaks: str = BREAKS) -> list[str]:
+        monkeypatch.setenv(COMPLETE, "bash_complete")
+        monkeypatch.setenv("COMP_TEXT", f"paravirt-mm {line}")
+        monkeypatch.setenv("COMP_BREAKS", breaks)
+        with pytest.raises(SystemExit):
+            main()
+        told = capsys.readouterr()
+        assert not told.err
+        return [item.removeprefix("plain,") for item in told.out.splitlines() if item]
+
+    return ask
+
+
+ALLOCATORS = ["chunk_end", "incremental", "legacy_linear", "linux"]
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("comp", ["compare", "completion"]),
+        ("nonsense", []),
+        ("compare len", ["lenovo-x230-8g"]),
+        ("compare qemu-512m len", ["lenovo-x230-8g"]),
+        ("compare ./some", ["file,./some"]),
+        ("machines mac", ["macmini-4g"]),
+        ("sweep -o x mac", ["macmini-4g"]),
+        ("verify cpu mac", ["macmini-4g"]),
+        ("compare --he", ["--here", "--help"]),
+        ("compare -a ", ALLOCATORS),
+        ("compare -a inc", ["incremental"]),
+        ("compare -a xen", []),
+        ("hunt incremental --for panic --against inc", ["incremental"]),
+        ("run qemu-512m -b x", ["xen"]),
+        ("run qemu-512m -b inc", []),
+        ("run qemu-512m -a nonsense:va", []),
+        ("run qemu-512m -a incremental:var", ["variant="]),
+        ("run qemu-512m -a incremental:variant=", ["hpa", "linux"]),
+        ("run qemu-512m -a incremental:variant=h", ["hpa"]),
+        ("run qemu-512m -a incremental:kaslr=", ["yes", "no"]),
+        ("run qemu-512m -a incremental:kaslr=y", ["yes"]),
+        ("run qemu-512m -a incremental:brk_pages=", ["none"]),
+        ("run qemu-512m -a incremental:nonsense=", []),
+        ("run qemu-512m -a legacy_linear:kernel=3.6,good", ["3.6,good_end="]),
+        ("run qemu-512m -a legacy_linear:kernel=3.6,kern", []),
+        ("verify cp", ["cpu"]),
+    ],
+)
+def test_what_is_offered(line: str, expected: list[str], offered: Callable[..., list[str]]) -> None:
+    """Names that fit, in order; files where a machine may stand and none is known by that name."""
+    assert offered(line) == expected
+
+
+def test_kernels_are_offered_that_were_checked(offered: Callable[..., list[str]]) -> None:
+    """And the default, each once, in order; none of another plugin's."""
+    found = offered("run x -a legacy_linear:kernel=")
+    assert found == sorted(set(found))
+    assert {"3.6", "2.6.39"} <= set(found)
+    assert "4.19" not in found
+
+
+def test_what_is_given_back_begins_where_the_shell_breaks_words(
+    offered: Callable[..., list[str]],
+) -> None:
+    line = "run x -a legacy_linear:good_end=rel"
+    for breaks, answer in (
+        (BREAKS, "release"),
+        (":", "good_end=release"),
+        ("=", "release"),
+        (" \t\n", "legacy_linear:good_end=release"),
+    ):
+        assert offered(line, breaks) == [answer]
+
+
+def test_a_plugin_s_own_commands_are_taught(
+    offered: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    group = click.Group("mine")
+    group.add_command(
+        click.Command("deep", params=[click.Argument(["x"], metavar="[LOG|MACHINE]...")])
+    )
+    monkeypatch.setattr(verify, "verifiers", lambda _: [group])
+    monkeypatch.setattr(verify.command, "_asked", None)
+    try:
+        assert offered("verify mine deep mac") == ["macmini-4g"]
+    finally:
+        verify.command._asked = None
+
+
+@pytest.mark.parametrize("shell", completion.SHELLS)
+def test_each_shell_gets_its_lines(shell: str, paravirt_mm: Run) -> None:
+    result = paravirt_mm("completion", shell)
+    assert result.returncode == 0
+    assert f"_PARAVIRT_MM_COMPLETE={shell}_complete" in result.stdout
+    assert ("COMP_BREAKS" in result.stdout) == (shell == "bash")
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("line", "expected"),
     [
         ("paravirt-mm comp", ["compare", "completion"]),
-        ("paravirt-mm compare len", ["lenovo-x230-8g"]),
-        ("paravirt-mm compare --he", ["--here", "--help"]),
-        ("paravirt-mm compare -a inc", ["incremental"]),
-        ("paravirt-mm run qemu-512m -b x", ["xen"]),
         ("paravirt-mm run qemu-512m -a incremental:var", ["variant="]),
         ("paravirt-mm run qemu-512m -a incremental:variant=h", ["hpa"]),
-        ("paravirt-mm verify cp", ["cpu"]),
-        ("paravirt-mm machines mac", ["macmini-4g"]),
     ],
 )
 def test_bash_completes(line: str, expected: list[str]) -> None:
     assert [word for word in in_bash(line) if word in expected] == expected
 
 
+@pytest.mark.slow
 def test_bash_without_breaks_gets_whole_words() -> None:
     words = in_bash("paravirt-mm run x -a legacy_linear:kernel=3.", breaks=" \t\n")
     assert "legacy_linear:kernel=3.6" in words
     assert all(word.startswith("legacy_linear:kernel=3.") for word in words)
 
 
-def test_a_second_option_is_completed_and_the_first_not_offered_again() -> None:
-    words = in_bash("paravirt-mm run x -a legacy_linear:kernel=3.6,", breaks=" \t\n")
-    assert words
-    assert "legacy_linear:kernel=3.6,kernel=" not in words
-
-
+@pytest.mark.slow
 @pytest.mark.parametrize("shell", ["zsh", "fish"])
 def test_other_shells_are_answered(shell: str) -> None:
     words = "paravirt-mm compare len" if shell == "zsh" else "paravirt-mm compare"

@@ -4,15 +4,26 @@ from __future__ import annotations
 
 import errno
 import io
+import os
 import sys
-from typing import NoReturn
+from pathlib import Path
+from typing import Any, NoReturn
 
 import click
 import pytest
 
-from paravirt_mm.cli.main import main
-from paravirt_mm.cli.output import MAX_MESSAGE, OutputClosed, complain, harmless, streams
-from paravirt_mm.errors import ExitCode, InputError
+from paravirt_mm.cli.output import (
+    MAX_MESSAGE,
+    OutputClosed,
+    complain,
+    emit,
+    expect_writable,
+    harmless,
+    streams,
+    terminal,
+)
+from paravirt_mm.errors import InputError
+from paravirt_mm.guard import call
 
 
 @pytest.mark.parametrize(
@@ -50,8 +61,10 @@ def test_every_way_out_passes_the_gate(capsys: pytest.CaptureFixture[str]) -> No
 
 
 def test_messages_are_bounded(capsys: pytest.CaptureFixture[str]) -> None:
-    complain("x" * 1_000_000)
-    assert len(capsys.readouterr().err) < MAX_MESSAGE + 30
+    assert MAX_MESSAGE == 4000
+    for length, shown in ((4000, 4000 * "x"), (4001, 4000 * "x" + "…"), (10**6, 4000 * "x" + "…")):
+        complain("x" * length)
+        assert capsys.readouterr().err == f"paravirt-mm: {shown}\n"
 
 
 class _Full(io.StringIO):
@@ -66,43 +79,121 @@ class _Full(io.StringIO):
 
 
 @pytest.mark.parametrize(
-    ("code", "kind"), [(errno.ENOSPC, InputError), (errno.EPIPE, OutputClosed)]
+    ("code", "kind", "message"),
+    [
+        (errno.ENOSPC, InputError, "standard output: cannot be written: No space left on device"),
+        (errno.EPIPE, OutputClosed, ""),
+    ],
 )
 def test_a_stream_that_takes_nothing_says_so_once(
-    monkeypatch: pytest.MonkeyPatch, code: int, kind: type[BaseException]
+    monkeypatch: pytest.MonkeyPatch, code: int, kind: type[BaseException], message: str
 ) -> None:
     monkeypatch.setattr(sys, "stdout", _Full(code))
     with streams():
-        with pytest.raises(kind):
+        with pytest.raises(kind) as raised:
+            click.echo("text")
+        assert str(raised.value) == message
+        click.echo("more")
+
+
+@pytest.mark.parametrize("stream", [None, _Full(errno.ENOSPC)])
+def test_nobody_minds_that_errors_go_nowhere(
+    monkeypatch: pytest.MonkeyPatch, stream: io.StringIO | None
+) -> None:
+    monkeypatch.setattr(sys, "stderr", stream)
+    with streams():
+        complain("text")
+        sys.stderr.flush()
+
+
+def test_standard_output_that_is_closed_is_named_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdout", None)
+    with streams():
+        sys.stdout.flush()  # nothing was written yet
+        assert not sys.stdout.isatty()
+        with pytest.raises(InputError, match="standard output: cannot be written: it is closed"):
             click.echo("text")
         click.echo("more")
 
 
-def test_a_plugin_that_exits_is_no_success(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_what_is_left_in_a_buffer_is_written_in_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And a disk that is full then is named as well."""
+
+    class Late(io.StringIO):
+        def flush(self) -> NoReturn:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(sys, "stdout", Late())
+    with pytest.raises(InputError, match="standard output: cannot be written: No space"), streams():
+        assert sys.stdout.write("\x1bé") == 2
+
+
+@pytest.mark.parametrize(
+    ("encoding", "told"),
+    [("utf-8", "utf-8"), ("ASCII", "latin-1"), ("cp1252", "cp1252"), (None, "utf-8")],
+)
+def test_click_never_goes_behind_the_gate(
+    monkeypatch: pytest.MonkeyPatch, encoding: str | None, told: str
 ) -> None:
-    def leave(**_: object) -> NoReturn:
-        sys.exit(0)
+    """As it does for an encoding that it takes for a mistake; what cannot be encoded is escaped."""
+    below = io.BytesIO()
+    stream: Any = io.StringIO()
+    if encoding is not None:
+        stream = io.TextIOWrapper(below, encoding=encoding)
+    monkeypatch.setattr(sys, "stdout", stream)
+    with streams():
+        assert (sys.stdout.encoding or "").lower() == told
+        assert sys.stdout.isatty() == stream.isatty()
+        click.echo("☺")
+        assert terminal() is stream
+    assert sys.stdout is stream
+    assert terminal() is stream
+    if encoding is not None:
+        wanted = "☺\n" if encoding == "utf-8" else "\\u263a\n"
+        assert below.getvalue().decode(encoding) == wanted
 
-    monkeypatch.setattr("paravirt_mm.cli.figures.command.callback", leave)
-    monkeypatch.setattr(sys, "argv", ["paravirt-mm", "figures"])
-    with pytest.raises(SystemExit) as end:
-        main()
-    assert end.value.code == ExitCode.PLUGIN
-    assert "tried to end the process" in capsys.readouterr().err
+
+def test_closed_descriptors_are_taken_before_a_file_gets_their_number() -> None:
+    def opened() -> list[int]:
+        for number in range(3):
+            os.close(number)
+        with streams():
+            return [os.open(os.devnull, os.O_RDONLY) for _ in range(2)]
+
+    assert min(call(opened)) > 2
 
 
-def test_a_bug_is_no_finding(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_standard_input_that_is_closed_is_empty(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", None)
+    with streams(), sys.stdin as nothing:
+        assert nothing.read() == ""
+    assert sys.stdin is None
+
+
+def test_text_in_a_file_ends_with_one_line_feed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def fail(**_: object) -> NoReturn:
-        raise ZeroDivisionError("oh")
+    for text in ("é", "é\n"):
+        emit(text, tmp_path / "out")
+        assert (tmp_path / "out").read_text(encoding="utf-8") == "é\n"
+    emit("é", None)
+    assert capsys.readouterr().out == "é\n"
+    with pytest.raises(InputError, match="cannot be written: Is a directory"):
+        emit("text", tmp_path)
 
-    monkeypatch.setattr("paravirt_mm.cli.figures.command.callback", fail)
-    monkeypatch.setattr(sys, "argv", ["paravirt-mm", "figures"])
-    with pytest.raises(SystemExit) as end:
-        main()
-    assert end.value.code == ExitCode.BUG
-    complaint = capsys.readouterr().err
-    assert "ZeroDivisionError: oh" in complaint
-    assert "please report" in complaint
+
+def test_what_will_not_be_writable_is_found_out_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For a new file its folder counts, for one that is there the file itself."""
+    old, new = tmp_path / "old", tmp_path / "new"
+    old.touch()
+    for path in (None, old, new):
+        expect_writable(path)
+    with pytest.raises(InputError, match=f"there is no folder {new}"):
+        expect_writable(new / "file")
+    for closed, refused in ((old, old), (tmp_path, new)):
+        monkeypatch.setattr(os, "access", lambda path, how, closed=closed: path != closed)
+        with pytest.raises(InputError, match="cannot be written: Permission denied"):
+            expect_writable(refused)
+        expect_writable(new if refused == old else old)
