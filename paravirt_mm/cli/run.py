@@ -170,8 +170,8 @@ def _as_text(run: Run, on: Paper, explain: bool) -> Iterator[str]:
     yield f"verdict: {on.good(verdict) if good else on.bad(verdict)}"
     yield from (f"  {printable(str(finding))}" for finding in run.findings[:20])
     yield from (f"{printable(name)}: {printable(str(value))}" for name, value in run.extra.items())
+    yield ""
     if run.figures:
-        yield ""
         yield _figures(run, on)
         yield ""
     if assumed := assumptions(run.machine, on):

@@ -11,6 +11,7 @@ and of the machines they bring) and how far a model is checked.
 from __future__ import annotations
 
 import json
+import lzma
 import re
 from collections.abc import Callable
 from functools import cache
@@ -26,6 +27,7 @@ from paravirt_mm.registry import default_registry
 from paravirt_mm.sweep.settings import ChunkResult, MachineRecord, RunRecord, Settings
 from tests.boot_records import RECORDS
 from tests.kept import DATA, kept
+from tests.verify import naive_linux
 
 SEEN = DATA / "printed"
 LOGS = DATA / "logs"
@@ -84,7 +86,93 @@ def _image(folder: Path) -> None:
     CliRunner().invoke(cli, command)
 
 
+def _dump(folder: Path) -> None:
+    """Tables of a real kernel; and the same, of which the end is lost."""
+    whole = lzma.decompress((DATA / "dumps" / "linux-6.1-686-pae-qemu-256m.core.xz").read_bytes())
+    (folder / "pae").write_bytes(whole)
+    (folder / "cut").write_bytes(whole[:-40960])
+
+
+def _tiny(folder: Path) -> None:
+    """A machine on which there are few places for a kernel."""
+    (folder / "tiny.toml").write_text(
+        'format = "paravirt-mm-machine-1"\nname = "tiny"\nmode = "i386-pae"\n'
+        'memory = [[0, 0xa0000, "usable"], [0x100000, 0xB000000, "usable"]]\n'
+        "[kernel]\nstart = 0x1000000\nend = 0x1400000\nbrk_start = 0x1400000\nbrk_end = 0x1440000\n"
+    )
+
+
+def _oracle(folder: Path) -> None:
+    """What a plain model says of two machines; of the second something is wrong."""
+    good, wrong = (naive_linux.record(naive_linux.odd_machine(61)) for _ in range(2))
+    for table in wrong["linux_4_19"]["tables"][:2]:
+        table[1] += 1
+    wrong["linux_4_19"]["table_count"]["L1"] += 1
+    wrong["linux_4_19"]["leaf_runs"].pop()
+    (folder / "machines.jsonl").write_text("\n".join(map(json.dumps, (good, wrong))))
+
+
+def _mine(folder: Path) -> None:
+    """A plugin that fails."""
+    (folder / "mine.py").write_text(
+        "import attrs\nfrom paravirt_mm import hookimpl\n"
+        "from paravirt_mm.testing import AscendingAllocator\n"
+        "@attrs.frozen\nclass Fails(AscendingAllocator):\n    @hookimpl\n"
+        "    def pvmm_allocate_tables(self, boot, step, demand):\n"
+        "        raise ValueError('no idea')\n"
+    )
+
+
+FOUR = ("asus-l8400-256m", "qemu-pae-320m", "qemu-512m", "macmini-4g")
 WHAT: dict[str, tuple[str, ...]] = {
+    "figures": ("figures",),
+    "figures as data": ("figures", "--json"),
+    "machines": ("--only", "native", "machines"),
+    "machines as data": ("--only", "native", "machines", "--json"),
+    "plugins": ("--only", "native,legacy_linear", "plugins"),
+    "plugins in full": ("--only", "native,legacy_linear", "plugins", "-v"),
+    "plugins as data": ("--only", "native,legacy_linear", "plugins", "--json"),
+    "a run everywhere": ("run", "tiny.toml", "-a", OLD, *NATIVE, "--kernel-at", "all"),
+    "a run that panics": ("run", "qemu-512m", "-a", f"{HPA},brk_pages=0", "-b", "xen"),
+    "a run that is refused": ("run", "qemu-512m", "-a", HPA, "-b", "faulty:operation=3"),
+    "a run that fails": ("run", "qemu-512m", "-a", "./mine.py:Fails", *NATIVE),
+    "one of many machines": ("compare", *FOUR, "-a", HPA, "-b", "xen"),
+    "one of many bad ends": ("compare", *FOUR, "-a", HPA, "-b", "faulty:operation=1"),
+    "one of crash kernels": (
+        "compare", "qemu-512m", "asus-l8400-256m", "-a", HPA, *NATIVE,
+        "--crashkernel", "64M,32M@64M",
+    ),
+    "a list of crash kernels": (
+        "compare", "qemu-512m", "-a", HPA, *NATIVE, "--crashkernel", "64M", "-f", "csv",
+    ),
+    "a difference written": (
+        "diff", "incremental:kernel=4.19", HPA, "qemu-512m", "--shrink", "0", "-j", "1", "-o", "x",
+        "--in", "brk",
+    ),
+    "a difference as data": (
+        "diff", "incremental:kernel=4.19", HPA, "qemu-512m", "--shrink", "0", "-j", "1", "--json",
+    ),
+    "a hunt": (
+        "hunt", OLD, "qemu-512m", "--for", "waste > 10", *NATIVE, "-j", "1", "--mode", "x86_64",
+    ),
+    "a hunt written": (
+        "hunt", OLD, "qemu-512m", "--for", "waste > 10", *NATIVE, "-j", "1", "-o", "x", "--json",
+    ),
+    "a hunt in vain": (
+        "hunt", OLD, "qemu-512m", "--for", "waste > 1000000000", *NATIVE, "-j", "1", "--tries", "3",
+    ),
+    "a hunt for nothing": (
+        "hunt", OLD, "qemu-512m", "--for", "xen.nonsense > 1", "-b", "xen", "-j", "1", "--tries",
+        "3", "--json",
+    ),
+    "tables of a real kernel": ("inspect", "pae", "--runs"),
+    "tables of half a kernel": ("inspect", "cut"),
+    "machines of a plain model": ("verify", "kernel", "machines.jsonl"),
+    "all of a plain model": ("verify", "kernel", "machines.jsonl", "-v"),
+    "a plain model as data": ("verify", "kernel", "machines.jsonl", "--json"),
+    "a processor and an early end": (
+        "verify", "cpu", "qemu-512m", "-a", HPA, "-b", "faulty:operation=1", "--no-la57",
+    ),
     "a machine": ("machines", "lenovo-x230-8g"),
     "a machine as data": ("machines", "pae-4g", "--json"),
     "a plugin": ("plugins", "incremental"),
@@ -125,6 +213,12 @@ WHAT: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 
 FILES: dict[str, Callable[[Path], None]] = {
+    "a run everywhere": _tiny,
+    "a run that fails": _mine,
+    **dict.fromkeys(("tables of a real kernel", "tables of half a kernel"), _dump),
+    **dict.fromkeys(
+        ("machines of a plain model", "all of a plain model", "a plain model as data"), _oracle
+    ),
     **dict.fromkeys(("tables in a dump", "runs in a dump", "a dump as data"), _image),
     **dict.fromkeys(("a log", "two logs", "a log as data"), _log),
     **dict.fromkeys(("boots", "boots in full", "boots as data"), _boots),
@@ -136,8 +230,11 @@ FILES: dict[str, Callable[[Path], None]] = {
 def _told(text: str, folder: Path) -> str:
     text = text.replace(str(folder), "FOLDER").replace(__version__, "VERSION")
     text = re.sub(r"Checked against.*(\n +.*)*", "", text)
+    text = re.sub(r"(  checked against:).*(\n    .*)*", r"\1", text)
+    text = re.sub(r'"\w+ \d+/\d+[^"]*"', "CHECKED", text)
     text = re.sub(r'("(?:backend_)?verified": )"[^"]*"', r"\1", text)
     text = re.sub(r'"plugins?": \{[^}]*\}', "", text)
+    text = re.sub(r"\d+/s\b", "RATE", text)
     return re.sub(r"\d[\d.]* (s|ms|seconds|runs/s)\b", "SOON", text)
 
 
@@ -154,7 +251,10 @@ def test_it_prints_what_it_did(name: str, tmp_path: Path, monkeypatch: pytest.Mo
         FILES[name](tmp_path)
     before = {*tmp_path.rglob("*")}
     result = CliRunner().invoke(cli, WHAT[name], standalone_mode=False)
-    made = sorted({path for path in tmp_path.rglob("*") if path.is_file()} - before)
+    made = sorted(
+        {path for path in tmp_path.rglob("*.*") if path.is_file() and path.suffix != ".pyc"}
+        - before
+    )
     printed = [
         _told(result.output, tmp_path),
         str(result.return_value if result.exception is None else result.exception),
