@@ -1,13 +1,18 @@
 """Charts of a comparison, drawn by Altair and turned into SVG or PNG without a browser.
 
 Needs the extra ``report``. Colours are those of `paravirt_mm.view.palette`; a chart for a page
-names them as CSS properties, so that it follows the page from light to dark.
+names them as CSS properties, so that it follows the page from light to dark. How large things are,
+where there is room and where there is little, stands in ``assets/charts.json``.
 """
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+from importlib import resources
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -108,13 +113,12 @@ def svg(drawing: Drawing, theme: Theme = Theme.LIGHT, *, narrow: bool = False) -
     return _slimmed(text)
 
 
-_FONT = "Arial, 'Liberation Sans', Helvetica, sans-serif"
 _INVISIBLE = re.compile(r'<path class="foreground"[^>]* display="none"/>')
 
 
 def _slimmed(picture: str) -> str:
     """Return a chart without what nobody sees, and with its font said once."""
-    font = f' font-family="{_FONT}"'
+    font = f' font-family="{_looks()["style"]["font"]}"'
     shorter = _INVISIBLE.sub("", picture).replace(font, "")
     return shorter.replace("<svg ", f"<svg{font} ", 1)
 
@@ -239,36 +243,33 @@ def _hypercalls(subjects: Sequence[Subject]) -> list[Record]:
 # -- drawing ------------------------------------------------------------------------------------
 
 
+@cache
+def asset(name: str) -> str:
+    """Return the text of a file that belongs to this package."""
+    return resources.files(__package__).joinpath("assets", name).read_text(encoding="utf-8")
+
+
+@cache
+def _looks() -> dict[str, Any]:
+    looks: dict[str, Any] = json.loads(asset("charts.json"))
+    return looks
+
+
+def _look(narrow: bool) -> dict[str, Any]:
+    """Return how large things are, and what marks, scales and axes are alike in all charts."""
+    looks = _looks()
+    return {**looks["both"], **looks["narrow" if narrow else "wide"]}
+
+
 def _styled(chart: AnyChart, theme: Theme) -> AnyChart:
-    ink, muted, line = (colour(name, theme) for name in ("ink", "muted", "line"))
-    text = {"labelFontSize": 12, "titleFontSize": 12, "titleFontWeight": "normal"}
-    configured: AnyChart = chart.configure(
-        background="transparent" if theme is Theme.PAGE else colour("paper", theme),
-        font=_FONT,
-        view={"stroke": None},
-        axis={
-            "labelColor": ink,
-            "titleColor": muted,
-            "gridColor": line,
-            "domainColor": line,
-            "tickColor": line,
-            **text,
-            "labelLimit": 240,
-        },
-        legend={
-            "labelColor": ink,
-            "titleColor": muted,
-            **text,
-            "labelLimit": 260,
-        },
-        title={"color": ink, "fontSize": 13, "anchor": "start", "fontWeight": 600},
-        header={
-            "labelColor": ink,
-            "titleColor": muted,
-            "labelFontSize": 12,
-            "labelFontWeight": 600,
-        },
-    )
+    def coloured(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {name: coloured(each) for name, each in value.items()}
+        named = isinstance(value, str) and value.startswith("@")
+        return colour(value.removeprefix("@"), theme) if named else value
+
+    paper = "transparent" if theme is Theme.PAGE else colour("paper", theme)
+    configured: AnyChart = chart.configure(background=paper, **coloured(_looks()["style"]))
     return configured
 
 
@@ -277,9 +278,10 @@ def _data(records: Sequence[Mapping[str, Any]]) -> alt.Data:
     return data
 
 
-def _room(names: Sequence[str]) -> float:
+def _room(names: Sequence[str], look: Mapping[str, Any]) -> float:
     """Return the room that names need beside an axis, whatever font the reader has."""
-    return 7.2 * max(map(len, names), default=0) + 10
+    needed: float = look["letter"] * max(map(len, names)) + look["beside_names"]
+    return needed
 
 
 def _order(records: Sequence[Record], name: str) -> list[str]:
@@ -294,33 +296,35 @@ def _colours(names: Sequence[str], theme: Theme) -> alt.Scale:
 
 def _draw_difference(drawing: Drawing, theme: Theme, narrow: bool) -> AnyChart:
     """Bars of one column each for what is wasted, and under which platform, with their numbers."""
-    records = drawing.records
+    records, look = drawing.records, _look(narrow)
     alt = library("altair")
     whats, backends = _order(records, "what"), _order(records, "backend")
     tops = {what: max(r["value"] for r in records if r["what"] == what) for what in whats}
-    columns = [
-        (what, backend, mine)
+    parts = {
+        (what, backend): mine
         for what in whats
         for backend in backends
         if (mine := [r for r in records if r["what"] == what and r["backend"] == backend])
-        and max(r["value"] for r in mine) > _NEGLIGIBLE * tops[what]
-    ] or [(whats[0], backends[0], [r for r in records if r["what"] == whats[0]][: len(records)])]
-    a_row = 2 if narrow else len(columns)
+    }
+    told = {
+        key: mine
+        for key, mine in parts.items()
+        if max(r["value"] for r in mine) > _NEGLIGIBLE * tops[key[0]]
+    } or dict(islice(parts.items(), 1))
+    a_row = 2 if narrow else len(told)
     panels = [
-        _panel(what, backend, mine, max(tops[what], 1), theme, narrow, names=number % a_row == 0)
-        for number, (what, backend, mine) in enumerate(columns)
+        _panel(what, backend, mine, tops[what], theme, narrow, names=number % a_row == 0)
+        for number, ((what, backend), mine) in enumerate(told.items())
     ]
+    look = _look(narrow)
     rows = [
-        alt.hconcat(*panels[first : first + a_row], spacing=8 if narrow else 18)
+        alt.hconcat(*panels[first : first + a_row], spacing=look["gap"])
         for first in range(0, len(panels), a_row)
     ]
-    joined: AnyChart = alt.vconcat(*rows, spacing=10)
+    joined: AnyChart = alt.vconcat(*rows, spacing=look["rows_apart"])
     return joined
 
 
-_NARROW_NAMES = 176
-"""Room for the names of machines where there is little: longer ones are cut, a little earlier, for
-the reader's font may be wider than the one they are measured with."""
 _NEGLIGIBLE = 0.01
 """A column whose bars are all below this share of the longest one would show nothing."""
 
@@ -337,28 +341,28 @@ def _panel(
     """Return one column of bars. Its scale is that of both platforms: little looks little."""
     alt = library("altair")
     order = _order(records, "allocator")
+    look = _look(narrow)
     base = alt.Chart(_data(records)).encode(
         y=alt.Y(
             "allocator:N",
             sort=order,
             title=None,
             axis=alt.Axis(
-                ticks=False,
-                domain=False,
+                **look["column_names"],
                 labels=names,
-                labelPadding=6,
-                labelFontSize=11 if narrow else 12,
-                minExtent=_room(order) - 8 * narrow if names else 0,
+                labelFontSize=look["text"],
+                minExtent=_room(order, look) - look["names_less"] if names else 0,
             ),
         )
     )
-    room = 1.9 if narrow else 1.45
     bad, good, ink = (colour(name, theme) for name in ("bad", "good", "ink"))
-    bars = base.mark_bar(height=12 if narrow else 16).encode(
-        x=alt.X("value:Q", axis=None, scale=alt.Scale(domain=[0, top * room])),
+    # An axis without an end would have none where all bars are of no length.
+    ends = alt.Scale(domain=[0, max(top, 1) * look["beyond_bars"]])
+    bars = base.mark_bar(height=look["bar"]).encode(
+        x=alt.X("value:Q", axis=None, scale=ends),
         color=alt.condition("datum.value > 0", alt.value(bad), alt.value(good)),
     )
-    words = base.mark_text(align="left", dx=4, fontSize=11 if narrow else 12).encode(
+    words = base.mark_text(**look["number"], fontSize=look["text"]).encode(
         x=alt.X("value:Q", axis=None),
         text=alt.Text("value:Q", format=",d"),
         color=alt.condition("datum.value > 0", alt.value(ink), alt.value(good)),
@@ -368,10 +372,10 @@ def _panel(
         text=[lines[0], " ".join(lines[1:])] if narrow else _capital(what),
         subtitle=f"under {backend}",
         subtitleColor=colour("muted", theme),
-        fontSize=11 if narrow else 13,
+        fontSize=look["title"],
     )
     chart: AnyChart = alt.layer(bars, words).properties(
-        width=102 if narrow else 195, height=(19 if narrow else 26) * len(order), title=title
+        width=look["panel"], height=look["panel_row"] * len(order), title=title
     )
     return chart
 
@@ -381,41 +385,42 @@ def _capital(text: str) -> str:
 
 
 def _draw_guesses(drawing: Drawing, theme: Theme, narrow: bool) -> AnyChart:
-    records = drawing.records
+    records, look = drawing.records, _look(narrow)
     alt = library("altair")
     scale = _colours(drawing.allocators, theme)
     x = alt.X(
         "ram_gib:Q",
-        scale=alt.Scale(type="log", nice=False, padding=12),
+        scale=alt.Scale(**look["ram"]),
         title="RAM (logarithmic)",
         axis=alt.Axis(grid=False, values=[4.0**n for n in range(-3, 9)], labelExpr=_GIB_LABELS),
     )
-    up = alt.Scale(type="symlog", constant=1)
+    up = alt.Scale(**look["pages"])
     base = alt.Chart().encode(
         x=x,
         color=alt.Color(
             "allocator:N",
             scale=scale,
-            legend=_legend("allocator", narrow, _order(records, "allocator")),
+            legend=_legend("allocator", look, _order(records, "allocator")),
         ),
     )
     title = "pages (logarithmic)"
     ticks = alt.Axis(values=[0, 1, 10, 100, 1000, 10_000, 100_000, 1_000_000], labelExpr=_PAGES)
-    join = base.mark_rule(strokeWidth=1.5, opacity=0.6).encode(
+    join = base.mark_rule(**look["join"]).encode(
         y=alt.Y("reserved:Q", scale=up, title=title, axis=ticks), y2="used:Q"
     )
-    rings = base.mark_point(size=60, strokeWidth=1.8).encode(
+    rings = base.mark_point(**look["ring"]).encode(
         y=alt.Y("reserved:Q", scale=up, title=title, axis=ticks)
     )
-    dots = base.mark_point(size=42, filled=True, opacity=1).encode(
+    dots = base.mark_point(**look["dot"]).encode(
         y=alt.Y("used:Q", scale=up, title=title, axis=ticks)
     )
-    width = 250 if narrow else 330
-    layered = alt.layer(join, rings, dots, data=_data(records)).properties(width=width, height=230)
-    return _by_backend(layered, records, narrow)
+    layered = alt.layer(join, rings, dots, data=_data(records)).properties(
+        width=look["guess_width"], height=look["guess_height"]
+    )
+    return _by_backend(layered, records, look)
 
 
-def _by_backend(chart: Any, records: Sequence[Record], narrow: bool) -> AnyChart:
+def _by_backend(chart: Any, records: Sequence[Record], look: Mapping[str, Any]) -> AnyChart:
     """Put one chart a backend side by side, or above each other where there is little room."""
     alt = library("altair")
     backends = _order(records, "backend")
@@ -425,31 +430,25 @@ def _by_backend(chart: Any, records: Sequence[Record], narrow: bool) -> AnyChart
         title=None,
         header=alt.Header(labelExpr="'under ' + datum.value"),
     )
-    result: AnyChart = chart.facet(facet=facet, columns=1 if narrow else 2)
+    result: AnyChart = chart.facet(facet=facet, columns=look["columns"])
     return result
 
 
-def _legend(title: str, narrow: bool, shown: Sequence[str] | None = None) -> Any:
-    """Return a legend; ``shown`` are the names that it explains (None: all of the scale)."""
-    alt = library("altair")
-    return alt.Legend(
-        title=title,
-        values=alt.Undefined if shown is None else list(shown),
-        orient="top",
-        columns=1 if narrow else 4,
-        symbolOpacity=1,
-        columnPadding=32,
+def _legend(title: str, look: Mapping[str, Any], shown: Sequence[str]) -> Any:
+    """Return a legend; ``shown`` are the names that it explains."""
+    return library("altair").Legend(
+        title=title, values=list(shown), columns=look["legend_columns"], **look["legend"]
     )
 
 
 def _draw_flips(drawing: Drawing, theme: Theme, narrow: bool) -> AnyChart:
-    records = drawing.records
+    records, look = drawing.records, _look(narrow)
     alt = library("altair")
     machines = _order(records, "machine")
     largest = max(record["flips_per_table"] for record in records)
     chart = (
         alt.Chart(_data(records))
-        .mark_point(size=64, strokeWidth=2, filled=False)
+        .mark_point(**look["mark"])
         .encode(
             y=alt.Y(
                 "machine:N",
@@ -457,58 +456,63 @@ def _draw_flips(drawing: Drawing, theme: Theme, narrow: bool) -> AnyChart:
                 title=None,
                 axis=alt.Axis(
                     grid=True,
-                    minExtent=min(_room(machines), _NARROW_NAMES) if narrow else _room(machines),
-                    labelLimit=_NARROW_NAMES - 30 if narrow else 600,
+                    minExtent=min(_room(machines, look), look["machines"]),
+                    # Cut a little earlier: the reader's font may be wider than ours.
+                    labelLimit=look["machines"] - 30,
                 ),
             ),
             x=alt.X(
                 "flips_per_table:Q",
                 title="status changes a table",
-                scale=alt.Scale(domain=[min(1, largest), max(largest * 1.05, 1.2)], padding=14),
-                axis=alt.Axis(format=".1f", tickCount=3 if narrow else 6, grid=False),
+                scale=alt.Scale(
+                    domain=[min(1, largest), max(largest * 1.05, 1.2)], **look["flips"]
+                ),
+                axis=alt.Axis(format=".1f", tickCount=look["flips_ticks"], grid=False),
             ),
             color=alt.Color(
                 "allocator:N",
                 scale=_colours(drawing.allocators, theme),
-                legend=_legend("allocator", narrow),
+                legend=_legend("allocator", look, drawing.allocators),
             ),
             shape=alt.Shape(
                 "allocator:N", scale=alt.Scale(domain=list(drawing.allocators)), legend=None
             ),
         )
-        .properties(width=180 if narrow else 560, height=21 * len(machines))
+        .properties(width=look["flips_width"], height=look["flips_row"] * len(machines))
     )
     result: AnyChart = chart
     return result
 
 
 def _draw_low_memory(drawing: Drawing, theme: Theme, narrow: bool) -> AnyChart:
-    records = drawing.records
+    records, look = drawing.records, _look(narrow)
     alt = library("altair")
     shown = [{**record, "below": f"below {record['below']}"} for record in records]
-    order = _order(shown, "allocator")
+    order, belows = _order(shown, "allocator"), _order(shown, "below")
     base = alt.Chart(_data(shown)).encode(
         y=alt.Y(
             "allocator:N",
             sort=order,
             title=None,
-            axis=alt.Axis(ticks=False, domain=False, minExtent=_room(order)),
+            axis=alt.Axis(**look["names"], minExtent=_room(order, look)),
         ),
-        yOffset=alt.YOffset("below:N", sort=_order(shown, "below")),
+        yOffset=alt.YOffset("below:N", sort=belows),
     )
-    scale = alt.Scale(type="symlog", constant=4)
+    scale = alt.Scale(**look["kib"])
     ticks = alt.Axis(values=[0, 16, 256, 4096, 65536, 1048576], grid=True, labelExpr=_KIB_LABELS)
     bars = base.mark_bar().encode(
         x=alt.X("kib:Q", scale=scale, title="memory (logarithmic)", axis=ticks),
         color=alt.Color(
             "below:N",
-            sort=_order(shown, "below"),
-            legend=_legend("tables", narrow),
-            scale=_colours(_order(shown, "below"), theme),
+            sort=belows,
+            legend=_legend("tables", look, belows),
+            scale=_colours(belows, theme),
         ),
     )
-    chart = bars.properties(width=170 if narrow else 300, height=42 * len(order))
-    return _by_backend(chart, shown, narrow)
+    chart = bars.properties(
+        width=look["low_memory_width"], height=look["low_memory_row"] * len(order)
+    )
+    return _by_backend(chart, shown, look)
 
 
 _PAGES = "datum.value >= 1000 ? datum.value / 1000 + 'k' : datum.value"
@@ -524,30 +528,33 @@ _KIB_LABELS = (
 
 
 def _draw_hypercalls(drawing: Drawing, theme: Theme, narrow: bool) -> AnyChart:
-    records = drawing.records
+    records, look = drawing.records, _look(narrow)
     alt = library("altair")
     kinds, order = _order(records, "kind"), _order(records, "allocator")
     chart = (
         alt.Chart(_data([{**r, "place": kinds.index(r["kind"])} for r in records]))
-        .mark_bar(height=18)
+        .mark_bar(**look["stack"])
         .encode(
             y=alt.Y(
                 "allocator:N",
                 sort=order,
                 title=None,
-                axis=alt.Axis(ticks=False, domain=False, minExtent=_room(order)),
+                axis=alt.Axis(**look["names"], minExtent=_room(order, look)),
             ),
             x=alt.X(
                 "calls_per_table:Q",
                 title="hypercalls for each table in use",
-                axis=alt.Axis(tickCount=3 if narrow else 5),
+                axis=alt.Axis(tickCount=look["hypercalls_ticks"]),
             ),
             color=alt.Color(
-                "kind:N", sort=kinds, legend=_legend("kind", narrow), scale=_colours(kinds, theme)
+                "kind:N",
+                sort=kinds,
+                legend=_legend("kind", look, kinds),
+                scale=_colours(kinds, theme),
             ),
             order="place:Q",
         )
-        .properties(width=180 if narrow else 560, height=28 * len(order))
+        .properties(width=look["hypercalls_width"], height=look["hypercalls_row"] * len(order))
     )
     result: AnyChart = chart
     return result

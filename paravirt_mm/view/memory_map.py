@@ -23,6 +23,8 @@ _SVG = "http://www.w3.org/2000/svg"
 _FONT = "system-ui, 'Segoe UI', Helvetica, Arial, sans-serif"
 _MARGIN = 12
 _TOP = 64
+_ROW = 17
+"""Height of a row of the legend."""
 _SMALLEST = 1.5
 """No range is drawn narrower than this, in pixels: a page of a terabyte would not be seen."""
 PLACE_COLOURS = {
@@ -126,7 +128,9 @@ def memory_map(
     scale = Scale(end, width - 2 * _MARGIN, linear=linear)
     lanes = list(_places(machine, scenes))
     foot = _TOP + 34 + 34 * len(lanes) + 42 * len(scenes)
-    height = foot + (44 if scenes else 0)
+    legend = _legend(machine, scenes, [name for _, parts in lanes for name, _ in parts])
+    rows = list(_rows(legend, width)) if scenes else []
+    height = foot + (10 + _ROW * len(rows) if scenes else 0)
     root = ElementTree.Element(
         "svg",
         {
@@ -168,8 +172,10 @@ def memory_map(
     for each in scenes:
         _scenario(canvas, scale, each, y)
         y += 42
-    if scenes:
-        _legend(canvas, scenes, y + 2, width)
+    for number, row in enumerate(rows):
+        for x, fill, words in row:
+            canvas.rect(x, y + 2 + _ROW * number, 11, 11, fill)
+            canvas.text(x + 15, y + 12 + _ROW * number, words, points=11, fill="muted")
     return ElementTree.tostring(root, encoding="unicode")
 
 
@@ -292,18 +298,36 @@ def level_text(level: int) -> str:
     return f"L{level}" if level else "mixed"
 
 
-def _legend(canvas: _Canvas, scenes: Sequence[Scene], y: float, width: int) -> None:
-    levels = sorted({area.level for each in scenes for area in each.tables()})
-    items = [("mapped", "mapped"), *((f"level{n}", f"{level_text(n)} tables") for n in levels)]
+def _legend(
+    machine: Machine, scenes: Sequence[Scene], places: Sequence[str]
+) -> Iterator[tuple[str, str]]:
+    """Yield a colour and what it means, for everything that the picture can have."""
+    yield "mapped", "mapped"
+    for level in sorted({area.level for each in scenes for area in each.tables()}):
+        yield f"level{level}", f"{level_text(level)} tables"
     if any(each.idle for each in scenes):
-        items.append(("url(#idle)", "set aside, never a table"))
-    items += [("ram", "RAM"), ("firmware", "reserved"), ("acpi", "ACPI")]
-    items += [("kernel", "kernel"), ("brk", "brk"), ("initrd", "initrd")]
+        yield "url(#idle)", "set aside, never a table"
+    yield from (("ram", "RAM"), ("firmware", "reserved"), ("acpi", "ACPI"))
+    yield from (("kernel", "kernel"), ("brk", "brk"), ("initrd", "initrd"))
+    if any(name not in PLACE_COLOURS for name in places):
+        yield "placed", "placed by the platform"
+    others = [
+        *(["mapped since boot"] if any(each.premapped for each in scenes) else []),
+        *(e.type.label for e in machine.memory_map if e.type.label not in E820_COLOURS),
+    ]
+    if others:
+        yield "other", ", ".join(dict.fromkeys(others))
+
+
+def _rows(items: Iterable[tuple[str, str]], width: int) -> Iterator[list[tuple[float, str, str]]]:
+    """Yield as many rows as it takes, of colours and words and where they stand."""
     x = float(_MARGIN)
+    row: list[tuple[float, str, str]] = []
     for fill, words in items:
         needed = 32 + 5.8 * len(words)
-        if x + needed > width - _MARGIN:
-            x, y = float(_MARGIN), y + 17
-        canvas.rect(x, y, 11, 11, fill)
-        canvas.text(x + 15, y + 10, words, points=11, fill="muted")
+        if row and x + needed > width - _MARGIN:
+            yield row
+            x, row = float(_MARGIN), []
+        row.append((x, fill, words))
         x += needed
+    yield row

@@ -11,8 +11,6 @@ import base64
 import hashlib
 import json
 from collections.abc import Sequence
-from functools import cache
-from importlib import resources
 from typing import Any
 
 import attrs
@@ -24,7 +22,7 @@ from paravirt_mm.registry import Registry, default_registry
 from paravirt_mm.report.merit import merit
 from paravirt_mm.report.summary import summed_over
 from paravirt_mm.report.values import count_text, size
-from paravirt_mm.view.charts import Drawing, drawings, library, svg
+from paravirt_mm.view.charts import Drawing, asset, drawings, library, svg
 from paravirt_mm.view.palette import Theme, properties
 from paravirt_mm.view.scene import LINES, MAX_NAME, Frame, Scene, thinned
 from paravirt_mm.view.sentences import sentences
@@ -47,8 +45,8 @@ def page(
     """Return the report as HTML text. ``unread`` says what could not be read, and why. Raises
     `SpecError` where the extra is not installed.
     """
-    script, style = _asset("report.js"), f":root{{{properties(dark=False)}}}\n" + _dark()
-    style += _asset("report.css")
+    script, style = asset("report.js"), f":root{{{properties(dark=False)}}}\n" + _dark()
+    style += asset("report.css")
     sums = totals(subjects)
     rows = [each.row for subject in subjects for each in subject.exhibits]
     pictures = drawings(subjects)
@@ -84,17 +82,12 @@ def as_script_data(value: Any) -> str:
 def _environment() -> Any:
     jinja2 = library("jinja2")
     return jinja2.Environment(
-        loader=jinja2.FunctionLoader(_asset),
+        loader=jinja2.FunctionLoader(asset),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-
-
-@cache
-def _asset(name: str) -> str:
-    return resources.files(__package__).joinpath("assets", name).read_text(encoding="utf-8")
 
 
 def _dark() -> str:

@@ -37,7 +37,7 @@ from paravirt_mm.machine.paging import GIB, MIB, PAGE_SHIFT
 from paravirt_mm.machine.ranges import RangeSet
 from paravirt_mm.report.values import count_text
 from paravirt_mm.run import Run
-from paravirt_mm.view.story import Chapter, bounded, chapters, merged
+from paravirt_mm.view.story import Chapter, below_root, bounded, chapters, merged
 
 LINES: tuple[tuple[int, str], ...] = (
     (MIB, "1M"),
@@ -69,7 +69,7 @@ class Status(IntEnum):
     PINNED = 2
     """Checked, and kept as a table by an explicit pin."""
     VALIDATED = 3
-    """Checked, because a parent or CR3 refers to it."""
+    """Checked, because a parent refers to it."""
     ATTACHED = 4
     """Part of the tree, on a platform that does not type pages."""
 
@@ -315,7 +315,8 @@ class _Taker:
     @take.register
     def _(self, event: TablesAttached) -> None:
         if self._typed:
-            self._change(event.batch, (level for level, _ in event.validated), Status.VALIDATED)
+            levels = (level for level, _ in below_root(event))
+            self._change(event.batch, levels, Status.VALIDATED)
         else:
             self._change(event.batch, (MIXED,), Status.ATTACHED)
 

@@ -76,11 +76,11 @@ def _about_status(totals: Sequence[Total], knowing: Sequence[str]) -> str:
     worst = max(changing, key=lambda total: total.flips_a_table or 0)
     best = min(changing, key=lambda t: (t.flips_a_table or 0, t.allocator not in knowing))
     told = (
-        f"under {worst.backend} {worst.allocator} changed pages {worst.flips:,} times for "
-        f"{count_text(worst.tables, 'table')}"
+        f"under {worst.backend} {worst.allocator} changed pages "
+        f"{count_text(worst.flips, 'time')} for {count_text(worst.tables, 'table')}"
     )
     if worst.flips_wasted:
-        told += f", {worst.flips_wasted:,} times for nothing"
+        told += f", {count_text(worst.flips_wasted, 'time')} for nothing"
     if best is not worst:
         told += f"; {best.allocator} changed {best.flips_a_table or 0:.2f} a table"
         told += ", none for nothing" if not best.flips_wasted else ""

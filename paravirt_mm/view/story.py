@@ -139,7 +139,7 @@ def _levels(counts: Counter[int]) -> str:
 def _where(runs: Sequence[PageRun]) -> str:
     """Return where pages lie, the first few runs of them."""
     told = [f"{run.span[0]:#x}-{run.span[1]:#x}" for run in runs[:3]]
-    more = f" and {len(runs) - 3:,} more places" if len(runs) > 3 else ""
+    more = f" and {count_text(len(runs) - 3, 'more place')}" if len(runs) > 3 else ""
     return ", ".join(told) + more
 
 
@@ -327,7 +327,7 @@ class _Teller:
     @tell.register
     def _(self, event: TablesAttached) -> None:
         self._attached += event.batch.count if event.order is HandOver.LATER else 0
-        self._validated.update(dict(event.validated))
+        self._validated.update(dict(below_root(event)))
 
     @tell.register
     def _(self, event: RootActivated) -> None:
@@ -368,6 +368,14 @@ class _Teller:
     @tell.register
     def _(self, event: RunFinished) -> None:
         self._done = True
+
+
+def below_root(event: TablesAttached) -> Iterator[tuple[int, int]]:
+    """Yield the levels whose tables are checked because a parent refers to them, and how many: the
+    root has none, and is checked when CR3 is loaded.
+    """
+    root = event.batch.mode.root_level
+    return ((level, count) for level, count in event.validated if level < root)
 
 
 def _are(count: int) -> str:

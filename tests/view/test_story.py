@@ -3,10 +3,30 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
+from collections.abc import Iterable
+from enum import StrEnum
+from typing import Any
 
-from paravirt_mm import Run, Scenario, bundled
-from paravirt_mm.view.story import MAX_TEXT, bounded, chapters
+import attrs
+import pytest
+
+from paravirt_mm import BootState, E820Type, Machine, Map, MemoryMap, Run, Scenario, bundled
+from paravirt_mm.engine.pages import PageRun
+from paravirt_mm.engine.steps import HandOver, NewRoot
+from paravirt_mm.engine.trace import (
+    RangeMapped,
+    RunStarted,
+    StepStarted,
+    SurplusReleased,
+    TablesAttached,
+    TablesReserved,
+)
+from paravirt_mm.machine.paging import GIB, MIB
+from paravirt_mm.report.values import size
+from paravirt_mm.view.story import MAX_TEXT, _Teller, _where, bounded, chapters, span_text
 from paravirt_mm.view.survey import Subject
+from tests.kept import DATA, kept
 
 
 def test_the_seven_steps_carry_their_numbers(runs: dict[tuple[str, str], Run]) -> None:
@@ -68,3 +88,161 @@ def test_a_run_that_gives_up_says_so_last() -> None:
     told = chapters(run)[-1].sentences
     assert told[-1] == "The kernel gives up: Cannot find space for the kernel page tables."
     assert "Nothing is left to do." not in told
+
+
+# -- against the trace ----------------------------------------------------------------------------
+
+
+def machine(*ram: tuple[int, int], **given: Any) -> Machine:
+    spans = [(0x1000, 0x9F000), *(ram or ((MIB, 64 * MIB),))]
+    return Machine("small", MemoryMap.sanitise([(a, b, E820Type.RAM) for a, b in spans]), **given)
+
+
+LOW = (0x1000, 0x9F000)
+TOLD = {
+    "proposed": (machine(), "incremental:variant=hpa", "xen"),
+    "linear": (machine(), "legacy_linear:kernel=2.6.39", "xen"),
+    "panic": (machine((4 * GIB, 4 * GIB + 64 * MIB), reserved=(LOW,)), "legacy_linear:kernel=3.6",
+              "native"),
+    "refused": (bundled("asus-l8400-256m"), "incremental:kernel=4.19", "xen"),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def told() -> dict[str, Run]:
+    """Small runs: the proposed design, a linear one, a panic and a refusal."""
+    return {name: Scenario.of(*scenario).run() for name, scenario in TOLD.items()}
+
+
+def test_stories_word_for_word(told: dict[str, Run]) -> None:
+    """Kept to be read: do the words say what happened? `tests.kept` tells how to mean a change."""
+    for name, run in told.items():
+        lines = []
+        for one in chapters(run):
+            seed = "" if one.seed is None else f" (step {one.seed} of the design)"
+            lines += [f"{one.number}: {one.title}{seed}", *(f"    {s}" for s in one.sentences)]
+        text = "\n".join([*lines, ""])
+        assert text == kept(DATA / "stories" / f"{name}.txt", text)
+
+
+def counts(sentences: Iterable[str], pattern: str) -> Counter[str]:
+    """Numbers by the word after each, of the sentences that match."""
+    found: Counter[str] = Counter()
+    for text in sentences:
+        if match := re.match(pattern, text):
+            for number, word in re.findall(r"(\d[\d,]*) (\w+)", match[1]):
+                found[word] += int(number.replace(",", ""))
+    return found
+
+
+def test_levels_pins_and_calls_are_those_of_the_figures(
+    runs: dict[tuple[str, str], Run], told: dict[str, Run]
+) -> None:
+    for run in [*runs.values(), told["proposed"], told["linear"]]:
+        figures = run.figures
+        sentences = [text for chapter in chapters(run) for text in chapter.sentences]
+        by_level = counts(sentences, r"By level: (.*)\.")
+        pinned = counts(sentences, r"The hypervisor checks and pins (.*)\.")
+        checked = counts(sentences, r"The hypervisor checks, because a .* to \w+: (.*)\.")
+        for level in range(1, 6):
+            assert by_level[f"L{level}"] == figures[f"tables_l{level}"]
+            if level < 5:
+                assert pinned[f"L{level}"] == figures[f"pins_l{level}"]
+                assert checked[f"L{level}"] == figures[f"validations_l{level}"]
+        calls = counts(sentences, r"Asked of the hypervisor: (.*)\.")
+        kinds = {name: calls[name] for name in ("mmu_update", "update_va_mapping", "mmuext_op")}
+        assert kinds == {name: figures[f"hypercalls_{name}"] for name in kinds}
+        assert calls.total() == figures["hypercalls"]
+        stores = numbers(sentences, r"([\d,]+) stores? to read-only tables trap")
+        assert stores == figures["emulated_writes"]
+        joins = numbers(sentences, r"([\d,]+) tables? joins? the tree")
+        later = [e for e in run.trace.of(TablesAttached) if e.order is HandOver.LATER]
+        assert joins == sum(event.batch.count for event in later)
+
+
+def test_ranges_are_those_of_the_trace(
+    runs: dict[tuple[str, str], Run], told: dict[str, Run]
+) -> None:
+    """What a chapter says is mapped, set aside, taken and given back is what its events say; what
+    exists by then grows by it, and begins anew with a new tree.
+    """
+    for run in [*runs.values(), *told.values()]:
+        exists = 0
+        for one in chapters(run):
+            events = run.trace.events[one.first : one.last + 1]
+            text = " ".join(one.sentences)
+            for event in events:
+                if isinstance(event, RunStarted):
+                    exists = sum(high - low for low, high in event.boot.direct_mapped)
+                    for name, span in event.boot.places:
+                        assert f"{name.rstrip(':')}: {span_text(*span)}." in one.sentences
+                    promised = sum(high - low for low, high in event.promised)
+                    assert f"To be mapped in the end: {size(promised)} of memory" in text
+                elif isinstance(event, StepStarted) and isinstance(event.step, Map):
+                    assert f"Map {span_text(event.step.start, event.step.end)}." in one.sentences
+                elif isinstance(event, StepStarted) and isinstance(event.step, NewRoot):
+                    exists = 0
+                elif isinstance(event, TablesReserved | SurplusReleased):
+                    low, high = event.pages[0].span
+                    assert f"{low:#x}-{high:#x}" in text
+            mapped: Counter[int] = Counter()
+            for event in events:
+                if isinstance(event, RangeMapped):
+                    mapped[event.leaves.level] += event.leaves.end - event.leaves.start
+            if mapped:
+                parts = ", ".join(f"{size(n)} by L{level} entries" for level, n in mapped.items())
+                assert f"Maps {size(mapped.total())}: {parts}." in one.sentences
+                exists += mapped.total()
+                share = round(100 * exists / promised)
+                so_far = f"So far {size(exists)} of the direct map exist ({share} %)."
+                assert so_far in one.sentences
+            assert one.mapped == exists
+
+
+def test_a_step_is_named_by_what_it_does_where_it_has_no_label() -> None:
+    """Numbers of the design are 1 to 7, and step 5 after step 6 is the repetition."""
+    teller = _Teller()
+    labels = ["", "1: a", "5: b", "6: c", "5: d", "7: e", "8: f", "0: g", "5:h", "x" * 400]
+    named = [teller.named(Map(0, 1, label=text)) for text in labels]
+    assert named[:9] == [
+        (None, "map"), (1, "a"), (5, "b"), (6, "c"), (7, "repeat: d"), (7, "e"), (None, "8: f"),
+        (None, "0: g"), (7, "repeat: h"),
+    ]  # fmt: skip
+    assert len(named[9][1]) == MAX_TEXT
+
+
+class Part(StrEnum):
+    """What a platform may place."""
+
+    LONG = "p" * 80
+
+
+def test_lists_of_places_are_cut_after_three() -> None:
+    runs = [PageRun(n * 16, 2, 1) for n in range(5)]
+    three = "0x0-0x2000, 0x10000-0x12000, 0x20000-0x22000"
+    assert _where(runs[:3]) == three
+    assert _where(runs[:4]) == f"{three} and 1 more place"
+    assert _where(runs) == f"{three} and 2 more places"
+    pieces = [(n * 4 * MIB, n * 4 * MIB + MIB) for n in range(4)]
+    boot = BootState(mapped=tuple(pieces[:3]), max_pfn_mapped=0, features=machine().features)
+    assert _first_words(boot).endswith("(1M).")
+    boot = attrs.evolve(boot, mapped=tuple(pieces))
+    assert _first_words(boot).endswith("0x800000-0x900000 (1M) ....")
+    assert _first_words(boot).startswith("The boot tables let the kernel write 0x0-0x100000 (1M), ")
+    many = BootState(
+        mapped=((0, MIB),),
+        max_pfn_mapped=0,
+        features=machine().features,
+        places=tuple((Part.LONG, (n, n + 1)) for n in range(20)),
+    )
+    teller = _Teller()
+    teller.tell(RunStarted(machine(), many, "a", "b", (LOW,)))
+    places = [text for text in teller.end() if text.startswith("p")]
+    assert len(places) == 12
+    assert {len(text.split(": ")[0]) for text in places} == {60}
+
+
+def _first_words(boot: BootState) -> str:
+    teller = _Teller()
+    teller.tell(RunStarted(machine(), boot, "a", "b", (LOW,)))
+    return next(iter(teller.end()))
