@@ -15,18 +15,27 @@ from click.testing import CliRunner
 
 from paravirt_mm import (
     ActivateRoot,
+    CpuFeatures,
     InputError,
     KernelPanic,
+    Map,
     Outcome,
+    PageRun,
+    Piece,
+    Promise,
+    Refusal,
+    Source,
     SpecError,
+    TableDemand,
+    TablePages,
     default_registry,
     hookimpl,
 )
 from paravirt_mm.cli.main import cli
 from paravirt_mm.errors import ExitCode
-from paravirt_mm.machine.paging import GIB, MIB, PAGE_SIZE
+from paravirt_mm.machine.paging import GIB, MIB, PAGE_SIZE, X86_64_LA57
 from paravirt_mm.sources import bundled
-from paravirt_mm.testing import AscendingAllocator, registry_with
+from paravirt_mm.testing import AscendingAllocator, PlainPlatform, registry_with
 from paravirt_mm.verify.kernel import record as record_module
 from paravirt_mm.verify.kernel.compare import (
     MAX_KERNELS,
@@ -315,6 +324,53 @@ def test_tables_run_out_where_new_ones_have_new_ancestors(middle: int) -> None:
     assert hidden == ([0, 0, 0, 1, 0, 0] if middle == 3 * GIB else [0, 1, 3, 3, 4, 0])
 
 
+class Splits(AscendingAllocator):
+    """Maps 16 MiB in large pages and then in small ones, for which there are only three tables."""
+
+    @hookimpl
+    def pvmm_promise(self) -> Promise:
+        return Promise(((0, 16 * MIB),))
+
+    @hookimpl
+    def pvmm_map_steps(self) -> Any:
+        for level in (2, 1):
+            yield Map(0, 16 * MIB, label="", pieces=(Piece(0, 16 * MIB, level),))
+
+    @hookimpl
+    def pvmm_allocate_tables(self, demand: TableDemand) -> list[TablePages]:
+        first = 0x8000 if demand.count == 2 else 0x9000  # L3 and L2, then L1
+        pages = [TablePages(PageRun(first, min(demand.count, 3)), Source.MEMBLOCK)]
+        if demand.count > 3:
+            raise KernelPanic("no fourth page", demand.count - 3, pages)
+        return pages
+
+
+def test_large_pages_give_way_as_far_as_tables_are_had() -> None:
+    machine = attrs.evolve(bundled("qemu-512m"), features=CpuFeatures(pse=True))
+    run, split = measured(machine, "splits", registry_with(splits=Splits))
+    assert run.verdict.outcome is Outcome.PANIC
+    assert split.leaf_runs == ((0, 6 * MIB, 1), (6 * MIB, 16 * MIB, 2))
+    assert split.table_count == {"L1": 3, "L2": 1, "L3": 1}
+    assert (split.hook_order or ())[2:] == ((1, 0x9000), (1, 0x9001), (1, 0x9002))
+    assert {(0x8000 << 12, 0x8002 << 12), (0x9000 << 12, 0x9003 << 12)} <= {
+        *(split.reserved_after or ())
+    }
+
+
+def test_a_block_that_runs_out_is_used_up() -> None:
+    """Linux 3.6 guesses as if there were no fifth level. The last page becomes the last L1 table but
+    one: the other 255 are complete, and in no tree.
+    """
+    machine = attrs.evolve(bundled("qemu-512m"), mode=X86_64_LA57, features=CpuFeatures(pse=False))
+    run, short = measured(machine, "legacy_linear:kernel=3.6")
+    assert str(run.verdict) == "panic: alloc_low_page: ran out of memory"
+    (block,) = short.guess or ()
+    first, last = block.start // PAGE_SIZE, block.top // PAGE_SIZE
+    assert last - first == 3 + 255
+    assert short.hook_order == tuple((1, pfn) for pfn in range(first + 3, last))
+    assert (short.tables, short.leaf_runs) == ((), ())
+
+
 class Late(AscendingAllocator):
     """Panics before the map is complete, or behind it."""
 
@@ -337,14 +393,37 @@ class Never(AscendingAllocator):
         raise ValueError("no kernel")
 
 
+class Breaks(AscendingAllocator):
+    @hookimpl
+    def pvmm_map_steps(self) -> Any:
+        yield Map(2 * MIB, 4 * MIB, label="")
+        raise ValueError("broken")
+
+
+class Refuses(PlainPlatform):
+    @hookimpl
+    def pvmm_boot_state(self) -> Refusal:
+        return Refusal("boot", -12)
+
+    @hookimpl
+    def pvmm_models_platform(self) -> str:
+        return "refuses"
+
+
 def test_a_record_ends_when_the_map_is_complete(monkeypatch: pytest.MonkeyPatch) -> None:
     machine = bundled("qemu-512m")
-    registry = registry_with(late=Late, early=Early, never=Never, up=AscendingAllocator)
+    registry = registry_with(
+        late=Late, early=Early, never=Never, breaks=Breaks, up=AscendingAllocator
+    )
     run, late = measured(machine, "late", registry)
     assert (run.verdict.outcome, late.panic) == (Outcome.PANIC, None)
     assert measured(machine, "early", registry)[1].panic == "no more"
-    run, nothing = measured(machine, "never", registry)
-    assert (run.verdict.outcome, nothing) == (Outcome.ERROR, Record())
+    for broken in ("never", "breaks"):
+        run, nothing = measured(machine, broken, registry)
+        assert (run.verdict.outcome, nothing) == (Outcome.ERROR, Record())
+    refusing = registry_with(installed=False, up=AscendingAllocator, refuses=Refuses)
+    run, nothing = measured(machine, "up", refusing)
+    assert (run.verdict.outcome, nothing) == (Outcome.REJECTED, Record())
     with pytest.raises(SpecError, match="no installed plugin models the native platform"):
         measured(machine, "up", registry_with(installed=False, up=AscendingAllocator))
 

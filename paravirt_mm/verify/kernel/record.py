@@ -38,7 +38,7 @@ from paravirt_mm.machine.paging import PAGE_SHIFT, PagingMode
 from paravirt_mm.machine.ranges import RangeSet
 from paravirt_mm.offers import model_of_platform
 from paravirt_mm.registry import Registry, default_registry
-from paravirt_mm.run import Run
+from paravirt_mm.run import Outcome, Run
 from paravirt_mm.scenario import Scenario
 
 MAX_TABLES = 1 << 22
@@ -104,7 +104,7 @@ def measured(
         raise SpecError("no installed plugin models the native platform")
     watch = _Watch()
     run = Scenario.of(machine, spec, backend).run(registry, through=watch.over)
-    if watch.boot is None or not run.trace.events:
+    if watch.boot is None or run.verdict.outcome is Outcome.ERROR:
         return run, Record()
     if watch.boot.tables_made > MAX_TABLES:
         raise InputError(
@@ -159,14 +159,7 @@ class _Watch:
     def _stopped(self, boot: Boot, step: Map, demand: TableDemand, panic: KernelPanic) -> _Stopped:
         piece = next(part for part in boot.split(step) if part.start == demand.start)
         plan = boot.tree.plan(piece.start, piece.end, piece.level, boot.fillable(step))
-        there = demand.count - panic.missing_tables
-        pages = panic.taken
-        if there > 0 and not pages:  # It does not say which: ask for as many as there were.
-            less = attrs.evolve(demand, by_level=((1, there),))
-            pages = tuple(
-                self.hooks.call("pvmm_allocate_tables", boot=boot, step=step, demand=less)
-            )
-        return _Stopped(plan, demand, pages)
+        return _Stopped(plan, demand, panic.taken)
 
 
 def _record(run: Run, boot: Boot, stopped: _Stopped | None) -> Record:
@@ -182,7 +175,6 @@ def _record(run: Run, boot: Boot, stopped: _Stopped | None) -> Record:
         tables += more
         hooks += handed_over
         brk += _brk_pages(stopped.pages)
-        reserved.update(part.run.span for part in stopped.pages)
     tables.sort()
     counts = Counter(level for level, _, _ in tables)
     order = [(level, pfn) for level, pfn, _ in hooks]
@@ -247,32 +239,27 @@ def _interrupted(
     leaf entries that are in the tree are added to ``leaves``.
     """
     mode, plan = boot.mode, stopped.plan
-    there = [
-        part.run.start + n * part.run.step for part in stopped.pages for n in range(part.run.count)
-    ]
-    walk = _walk(plan, stopped.demand.count, mode)
-    missing_level, missing_base = walk[len(there)]
-    taken = [(level, pfn, base) for (level, base), pfn in zip(walk, there, strict=False)]
-    above = [
-        (level, base)
-        for level, _, base in taken
-        if level > missing_level and base <= missing_base < base + mode.table_span(level)
-    ]
-    _, cut = max(above, default=(missing_level, missing_base))
-    finished = [table for table in taken if (table[0], table[2]) not in above]
+    taken = _walk(plan, stopped.pages, mode)
+    enough = (TablePages(PageRun(0, stopped.demand.count), Source.MEMBLOCK),)
+    missing = _walk(plan, enough, mode)[len(taken)]
+    finished: list[Table] = []
+    hidden: list[Table] = []
+    for level, pfn, base in taken:
+        done = base + mode.table_span(level) <= missing[2]
+        (finished if done else hidden).append((level, pfn, base))
+    _, _, cut = [*hidden, missing][0]
     for leaf in plan.replaced:
         leaves[leaf.level].discard(leaf.start, min(leaf.end, cut))
     for leaf in plan.leaves:
         leaves[leaf.level].add(leaf.start, min(leaf.end, cut))
-    finished.sort(key=lambda t: (min(t[2] + mode.table_span(t[0]), plan.end), t[0]))
+    finished.sort(key=lambda table: (table[2] + mode.table_span(table[0]), table[0]))
     return [table for table in finished if table[2] < cut], finished
 
 
-def _walk(plan: MapPlan, count: int, mode: PagingMode) -> list[tuple[int, int]]:
-    """Return (level, base) of a plan's tables in the order in which the kernel takes pages."""
-    pages = (TablePages(PageRun(0, count), Source.MEMBLOCK),)
+def _walk(plan: MapPlan, pages: tuple[TablePages, ...], mode: PagingMode) -> list[Table]:
+    """Return a plan's tables in the order in which the kernel takes pages, as far as they go."""
     batch = Batch(-1, mode, plan.start, plan.end, plan.spans, (), pages)
-    return [(level, base) for level, _, base in _tables(batch.walk_order(), mode)]
+    return _tables(batch.walk_order(), mode)
 
 
 def _pages(run: PageRun) -> list[Span]:

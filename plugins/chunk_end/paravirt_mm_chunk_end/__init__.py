@@ -14,7 +14,7 @@ begin in the lowest memory, and where there are no large pages every chunk ends 
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from typing import ClassVar
 
 import attrs
@@ -41,7 +41,6 @@ from paravirt_mm import (
     TableDemand,
     TablePages,
     align_down,
-    align_up,
     first_pages,
     hookimpl,
     page_count,
@@ -91,11 +90,11 @@ class ChunkEnd:
         return with_trampoline(boot, SKETCHED_UPON, self._steps(boot))
 
     def _steps(self, boot: Boot) -> Generator[Step, StepResult, None]:
-        last = (0, 0)
+        mapped_end = PAGE_SIZE  # nothing yet: page 0 is nobody's
         for region in _regions(boot):
             for chunk in self._chunks(boot, *region):
-                yield attrs.evolve(chunk, tables_from=last)
-                last = (region[0], chunk.end)
+                yield attrs.evolve(chunk, tables_from=(PAGE_SIZE, mapped_end))
+                mapped_end = chunk.end
         yield ActivateRoot()
 
     def _chunk(self, boot: Boot) -> int:
@@ -118,7 +117,7 @@ class ChunkEnd:
             # The first large page of a 32-bit kernel is mapped in small ones.
             first_of_32bit = boot.mode.is_32bit and start == 0
             if boot.largest_level > 1 and not start % large and not first_of_32bit:
-                table = align_up(start + 1, boot.mode.table_span(2))
+                table = align_down(start, boot.mode.table_span(2)) + boot.mode.table_span(2)
                 stop = max(stop, min(align_down(end, chunk), table))
                 whole = align_down(stop, large)
                 if whole > start:
@@ -136,18 +135,14 @@ class ChunkEnd:
         """Take the last free pages of the chunk just mapped, then what lies below it; before there
         is one, the first pages of the region that can be written.
         """
-        pages: list[PageRun] = []
-
-        def take(runs: Iterable[PageRun]) -> None:
-            pages.extend(first_pages(runs, demand.count - page_count(pages)))
-
-        _, mapped_end = step.tables_from
-        if mapped_end:
-            spans = boot.free_reachable(0, mapped_end)
-            take(PageRun.of_span(*span).downward() for span in spans)
+        low, mapped_end = step.tables_from
+        if low < mapped_end:
+            spans = boot.free_reachable(low, mapped_end)
+            runs = (PageRun.of_span(*span).downward() for span in spans)
         else:
             spans = boot.free_reachable(step.start, boot.machine.map_limit)
-            take(PageRun.of_span(*span) for span in reversed(list(spans)))
+            runs = (PageRun.of_span(*span) for span in reversed(list(spans)))
+        pages = list(first_pages(runs, demand.count))
         taken = [TablePages(run, Source.MEMBLOCK) for run in pages]
         missing = demand.count - page_count(pages)
         if missing:
@@ -164,5 +159,5 @@ def _regions(boot: Boot) -> RangeSet:
     """Return what is to be mapped, in bytes: RAM, and the kernel wherever it lies."""
     regions = RangeSet(boot.memblock.memory(0, boot.machine.map_limit))
     start, end = boot.kernel.span
-    regions.add(align_down(start, PAGE_SIZE), align_up(end, PAGE_SIZE))
+    regions.add(align_down(start, PAGE_SIZE), end)  # brk ends with a page
     return regions

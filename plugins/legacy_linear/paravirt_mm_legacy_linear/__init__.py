@@ -174,13 +174,12 @@ class LegacyLinear:
     @hookimpl
     def pvmm_allocate_tables(self, boot: Boot, demand: TableDemand) -> Sequence[TablePages]:
         """Take the next pages of the block, upward (alloc_low_page)."""
-        left = page_count(boot.reservation)
-        if left < demand.count:
-            raise KernelPanic("alloc_low_page: ran out of memory", demand.count - left)
-        return [
-            TablePages(run, Source.RESERVATION)
-            for run in first_pages(boot.reservation, demand.count)
-        ]
+        runs = list(first_pages(boot.reservation, demand.count))
+        pages = [TablePages(run, Source.RESERVATION) for run in runs]
+        missing = demand.count - page_count(runs)
+        if missing:
+            raise KernelPanic("alloc_low_page: ran out of memory", missing, pages)
+        return pages
 
     @hookimpl
     def pvmm_release_tables(self, surplus: Sequence[PageRun]) -> Sequence[PageRun]:

@@ -120,10 +120,12 @@ def test_large_pages_need_a_table_a_gibibyte() -> None:
 
 
 def test_nothing_is_guessed_and_no_flip_is_wasted() -> None:
-    run = Scenario.of(bundled("qemu-512m"), "chunk_end", "xen").run()
+    subject = bundled("qemu-512m")
+    run = Scenario.of(subject, "chunk_end", "xen").run()
     assert run.verdict.outcome is Outcome.OK
     assert run.figures["flips_per_table"] == 1.0
     assert run.figures["flips_wasted"] == run.figures["reserved"] == run.figures["brk_size"] == 0
+    assert subject.kernel.brk_pages > ChunkEnd().pvmm_kernel_image(subject).brk_pages == 0
 
 
 @pytest.mark.parametrize(
