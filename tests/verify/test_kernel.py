@@ -358,8 +358,8 @@ def test_large_pages_give_way_as_far_as_tables_are_had() -> None:
 
 
 def test_a_block_that_runs_out_is_used_up() -> None:
-    """Linux 3.6 guesses as if there were no fifth level. The last page becomes the last L1 table but
-    one: the other 255 are complete, and in no tree.
+    """Linux 3.6 guesses as if there were no fifth level. The last page becomes the last L1
+    table but one: the other 255 are complete, and in no tree.
     """
     machine = attrs.evolve(bundled("qemu-512m"), mode=X86_64_LA57, features=CpuFeatures(pse=False))
     run, short = measured(machine, "legacy_linear:kernel=3.6")

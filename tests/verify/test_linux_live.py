@@ -197,9 +197,12 @@ SYMBOLS = [("A", "fixed_percpu", 0), ("T", "_text", BASE)] + [
 ]
 
 
-def kallsyms(releases: str, symbols: list[tuple[str, str, int]] = SYMBOLS, pad: int = 0) -> bytes:
+def kallsyms(
+    releases: str, symbols: list[tuple[str, str, int]] = SYMBOLS, pad: int = 0, tokens_end: int = 0
+) -> bytes:
     """The tables as ``scripts/kallsyms.c`` of these releases lays them out, in a segment that
-    begins at BASE, with tokens of one character each and ``pad`` bytes before them.
+    begins at BASE, with tokens of one character each and ``pad`` bytes before them. All tokens
+    have ``tokens_end`` bytes, if that is more than they need.
     """
     row = KALLSYMS[releases]
 
@@ -207,6 +210,7 @@ def kallsyms(releases: str, symbols: list[tuple[str, str, int]] = SYMBOLS, pad: 
         return data + b"\0" * (-len(data) % row["align"])
 
     tokens = [bytes([n]) if 0x21 <= n < 0x7F else b"~%d" % n for n in range(256)]
+    tokens[-1] = tokens[-1].ljust(tokens_end - len(b"~".join(tokens[:-1])) - 2, b"~")
     table = b"".join(token + b"\0" for token in tokens)
     starts = itertools.accumulate([0, *(len(token) + 1 for token in tokens[:-1])])
     names, markers = bytearray(), []
@@ -313,6 +317,33 @@ def test_kallsyms_are_looked_for_in_32_mib(monkeypatch: pytest.MonkeyPatch) -> N
         else:
             with pytest.raises(KernelImageError, match="no kallsyms tables found"):
                 parse_kallsyms(far, BASE)
+
+
+def test_kallsyms_have_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No kernel has less than 1,000 symbols, none of 2026 more than 200,000; tokens are 3 KiB."""
+    assert (kallsyms_module._MAX_SYMBOLS, kallsyms_module._MAX_NAMES_READ) == (2_000_000, 1 << 23)
+    few = [("t", "_text", BASE), *(("t", f"f{n}", BASE + n) for n in range(1000))]
+
+    def wrong(count: int = 1000, **given: Any) -> str:
+        try:
+            parse_kallsyms(kallsyms("6.12", few[:count], **given), BASE)
+        except KernelImageError as error:
+            return str(error)
+        return ""
+
+    none = "no kallsyms tables found"
+    assert wrong() == wrong(tokens_end=1 << 14) == ""
+    assert wrong(tokens_end=(1 << 14) + 1).startswith(none)
+    assert wrong(999).startswith(none)
+    for name, least, told in (
+        ("_MAX_SYMBOLS", 1000, none),
+        ("_MAX_NAMES_READ", 1 + 1000, "what looks like kallsyms tables has no end"),
+    ):
+        monkeypatch.setattr(kallsyms_module, name, least)
+        assert wrong() == ""
+        monkeypatch.setattr(kallsyms_module, name, least - 1)
+        assert wrong().startswith(told)
+        monkeypatch.undo()
 
 
 @pytest.mark.parametrize("releases", KALLSYMS)

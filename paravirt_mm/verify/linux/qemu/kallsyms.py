@@ -37,8 +37,7 @@ _DIGITS = b"".join(b"%d\0" % digit for digit in range(10))
 _MIN_SYMBOLS = 1_000
 _MAX_SYMBOLS = 2_000_000
 _MAX_TABLES = 32 << 20
-_MAX_CANDIDATES = 1 << 18  # real kernels have 2,000 to 60,000
-_MAX_NAMES_READ = 1 << 23
+_MAX_NAMES_READ = 1 << 23  # and of places for their number, of which kernels have up to 60,000
 _MAX_TOKEN_TABLE = 1 << 14
 _NAMES_PER_MARKER = 256
 
@@ -94,7 +93,7 @@ def parse_kallsyms(rodata: bytes, start: int) -> Mapping[str, int]:
         tokens, index_end = tokens_and_end
         for count_at, count in _symbol_count_candidates(rodata, table, align):
             read = _Names.read(rodata, count_at + align, count, table)
-            budget -= len(read.starts)
+            budget -= 1 + len(read.starts)
             if budget < 0:
                 raise KernelImageError("what looks like kallsyms tables has no end")
             if len(read.starts) < count:
@@ -122,33 +121,21 @@ def _token_table_candidates(data: bytes) -> Iterator[int]:
     """Yield possible starts of ``kallsyms_token_table``: 0x30 strings before the ten digits."""
     digits = data.find(_DIGITS)
     while digits >= 0:
-        start = digits
-        for _ in range(0x30):
-            start = data.rfind(b"\0", max(0, digits - _MAX_TOKEN_TABLE), max(0, start - 1)) + 1
-            if start <= 0:
-                break
-        if start > 0:
-            yield start
+        _, *strings = data[max(0, digits - _MAX_TOKEN_TABLE) : digits].rsplit(b"\0", 0x31)
+        if len(strings) == 0x31:  # the last is what stands behind the last NUL
+            yield digits - len(b"\0".join(strings))
         digits = data.find(_DIGITS, digits + 1)
 
 
 def _read_tokens(data: bytes, table: int, align: int) -> tuple[list[bytes], int] | None:
     """Return the 256 tokens and the end of the index behind them, if index and strings agree."""
-    tokens: list[bytes] = []
-    offsets: list[int] = []
-    position = table
-    for _ in range(256):
-        end = data.find(b"\0", position, table + _MAX_TOKEN_TABLE)
-        if end < 0:
-            return None
-        tokens.append(data[position:end])
-        offsets.append(position - table)
-        position = end + 1
-    index = struct.pack("<256H", *offsets)
-    index_at = _align(position, align)
-    if data[index_at : index_at + len(index)] != index:
+    *tokens, _ = data[table : table + _MAX_TOKEN_TABLE].split(b"\0", 256)
+    if len(tokens) < 256:
         return None
-    return tokens, index_at + len(index)
+    *offsets, size = itertools.accumulate([0, *(len(token) + 1 for token in tokens)])
+    index = struct.pack("<256H", *offsets)
+    index_at = _align(table + size, align)
+    return (tokens, index_at + len(index)) if data.startswith(index, index_at) else None
 
 
 def _symbol_count_candidates(data: bytes, table: int, align: int) -> Iterator[tuple[int, int]]:
@@ -156,8 +143,8 @@ def _symbol_count_candidates(data: bytes, table: int, align: int) -> Iterator[tu
     start = max(0, table - _MAX_TABLES) & -align
     words = np.frombuffer(data, f"<u{align}", (table - start) // align, start)
     found = np.flatnonzero((words >= _MIN_SYMBOLS) & (words <= _MAX_SYMBOLS))
-    for number in found[:_MAX_CANDIDATES].tolist():
-        yield start + align * number, int(words[number])
+    for number in found:
+        yield start + align * int(number), int(words[number])
 
 
 @attrs.frozen
