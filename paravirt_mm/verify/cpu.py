@@ -1,7 +1,7 @@
 """Letting an emulated x86 CPU walk the tables, and comparing what it says with the walker.
 
-The image of a run is written to a file and mapped, copy on write, as the memory of an emulator
-(unicorn, that is QEMU's TCG); CR0, CR3, CR4 and EFER are set for the mode, and instructions are
+The image of a run is written to a file and copied into the memory of an emulator (unicorn, that is
+QEMU's TCG); CR0, CR3, CR4 and EFER are set for the mode, and instructions are
 run that read, write and jump to addresses: the first, the last and random ones of each leaf run,
 and both sides of every hole. The emulator reports the physical address that the CPU's own page
 walk arrived at, or the page fault with its error code. Both must be what
@@ -18,9 +18,7 @@ stands in the saved CPU context, at a place that known faults give away.
 
 from __future__ import annotations
 
-import ctypes
 import gc
-import mmap
 import random
 import tempfile
 from collections.abc import Iterator
@@ -46,7 +44,7 @@ from paravirt_mm.image.translate import (
 )
 from paravirt_mm.image.walker import Cpu, Damage, LeafRun, PhysicalMemory, Walk, read_root, walk
 from paravirt_mm.machine.paging import PAGE_SIZE, PagingMode
-from paravirt_mm.machine.ranges import RangeSet
+from paravirt_mm.machine.ranges import RangeSet, align_down, align_up
 
 EMULATED_BITS = 40
 """Physical address bits of QEMU's emulated CPU: entries with higher addresses fault with a
@@ -289,7 +287,6 @@ class EmulatedCpu:
         self._error_at: int | None = None
         self._physical: int | None = None
         self._fault: Any = None
-        self._maps: list[mmap.mmap] = []
         wide = not mode.is_32bit
         uc = unicorn.Uc(unicorn.UC_ARCH_X86, unicorn.UC_MODE_64 if wide else unicorn.UC_MODE_32)
         # Models with every feature a mode needs; only this one has 57-bit addresses.
@@ -311,32 +308,19 @@ class EmulatedCpu:
         self._clean = self._at_fault = None
         getattr(self.uc, "_Uc__finalizer", gc.collect)()
         self.uc = None
-        self._maps.clear()
 
     # -- setting up ---------------------------------------------------------------------------
 
     def _map_dump(self, dump: Dump) -> None:
-        """Map every segment below the limit of physical addresses, copy on write."""
+        """Give the CPU a copy of every whole page below the limit of physical addresses."""
         self._used = RangeSet()
-        with Path(dump.path).open("rb") as file:
-            # Copy on write: the CPU may set accessed and dirty bits, the file stays as it is.
-            view = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-        self._maps.append(view)
-        anchor = ctypes.c_char.from_buffer(view)
-        address = ctypes.addressof(anchor)
-        self._anchor = anchor
         for segment in dump.segments:
             self._used.add(segment.start, segment.end)
-            low = -(-segment.start // PAGE_SIZE) * PAGE_SIZE
-            high = min(segment.end, 1 << EMULATED_BITS) // PAGE_SIZE * PAGE_SIZE
-            offset = segment.offset + low - segment.start
-            if low >= high:
-                continue
-            if offset % PAGE_SIZE == 0:
-                self.uc.mem_map_ptr(low, high - low, self._unicorn.UC_PROT_ALL, address + offset)
-            else:
+            low = align_up(segment.start, PAGE_SIZE)
+            high = align_down(min(segment.end, 1 << EMULATED_BITS), PAGE_SIZE)
+            if low < high:
                 self.uc.mem_map(low, high - low)
-                self.uc.mem_write(low, view[offset : offset + high - low])
+                self.uc.mem_write(low, dump.read(low, high - low))
 
     def _build_slot(self, dump: Dump, root: int) -> None:
         """Make a copy of the root whose first entry leads to the probing code, in memory of its
@@ -372,7 +356,7 @@ class EmulatedCpu:
     def _free_memory(self, size: int) -> int:
         """Return an address below 4 GiB (a PAE CR3 has no more bits) where the dump has nothing."""
         for low, high in self._used.gaps(PAGE_SIZE, 1 << 32):
-            low = -(-low // PAGE_SIZE) * PAGE_SIZE
+            low = align_up(low, PAGE_SIZE)
             if high - low >= size:
                 return low
         raise CpuUnavailable("the dump leaves no memory below 4 GiB for the probing code")

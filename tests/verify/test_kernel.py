@@ -6,6 +6,7 @@ import copy
 import json
 import lzma
 from collections.abc import Callable, Iterable
+from itertools import starmap
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,12 @@ from click.testing import CliRunner
 
 from paravirt_mm import (
     ActivateRoot,
+    Boot,
     CpuFeatures,
     InputError,
     KernelPanic,
     Map,
+    NewRoot,
     Outcome,
     PageRun,
     Piece,
@@ -26,6 +29,7 @@ from paravirt_mm import (
     Refusal,
     Source,
     SpecError,
+    Step,
     TableDemand,
     TablePages,
     default_registry,
@@ -324,37 +328,60 @@ def test_tables_run_out_where_new_ones_have_new_ancestors(middle: int) -> None:
     assert hidden == ([0, 0, 0, 1, 0, 0] if middle == 3 * GIB else [0, 1, 3, 3, 4, 0])
 
 
-class Splits(AscendingAllocator):
-    """Maps 16 MiB in large pages and then in small ones, for which there are only three tables."""
+class Stock(AscendingAllocator):
+    """Maps what it is told to with so many pages, from 128 MiB on."""
+
+    todo: tuple[Step, ...] = ()
+    stock = 0
 
     @hookimpl
     def pvmm_promise(self) -> Promise:
-        return Promise(((0, 16 * MIB),))
+        return Promise(((0, 2 * GIB),))
 
     @hookimpl
     def pvmm_map_steps(self) -> Any:
-        for level in (2, 1):
-            yield Map(0, 16 * MIB, label="", pieces=(Piece(0, 16 * MIB, level),))
+        yield from (step for step in self.todo)
 
     @hookimpl
-    def pvmm_allocate_tables(self, demand: TableDemand) -> list[TablePages]:
-        first = 0x8000 if demand.count == 2 else 0x9000  # L3 and L2, then L1
-        pages = [TablePages(PageRun(first, min(demand.count, 3)), Source.MEMBLOCK)]
-        if demand.count > 3:
-            raise KernelPanic("no fourth page", demand.count - 3, pages)
+    def pvmm_allocate_tables(self, boot: Boot, demand: TableDemand) -> list[TablePages]:
+        there = min(demand.count, self.stock - boot.tables_made)
+        run = PageRun((128 * MIB >> 12) + boot.tables_made, there)
+        pages = [TablePages(run, Source.MEMBLOCK)] if there else []
+        if there < demand.count:
+            raise KernelPanic("no page is left", demand.count - there, pages)
         return pages
 
 
-def test_large_pages_give_way_as_far_as_tables_are_had() -> None:
+def stocked(pages: int, *steps: Step) -> Record:
+    allocator = type("Stocked", (Stock,), {"todo": steps, "stock": pages})
     machine = attrs.evolve(bundled("qemu-512m"), features=CpuFeatures(pse=True))
-    run, split = measured(machine, "splits", registry_with(splits=Splits))
-    assert run.verdict.outcome is Outcome.PANIC
+    run, told = measured(machine, "stocked", registry_with(stocked=allocator))
+    assert str(run.verdict) == "panic: no page is left"
+    return told
+
+
+def mapped(*pieces: tuple[int, int, int]) -> Map:
+    return Map(pieces[0][0], pieces[-1][1], label="", pieces=tuple(starmap(Piece, pieces)))
+
+
+def test_large_pages_give_way_as_far_as_tables_are_had() -> None:
+    """16 MiB in large pages, then in small ones: L3 and L2, one L1, and two of the other seven."""
+    large = mapped((0, 16 * MIB, 2))
+    split = stocked(5, large, mapped((0, 2 * MIB, 1), (2 * MIB, 16 * MIB, 1)))
     assert split.leaf_runs == ((0, 6 * MIB, 1), (6 * MIB, 16 * MIB, 2))
     assert split.table_count == {"L1": 3, "L2": 1, "L3": 1}
-    assert (split.hook_order or ())[2:] == ((1, 0x9000), (1, 0x9001), (1, 0x9002))
-    assert {(0x8000 << 12, 0x8002 << 12), (0x9000 << 12, 0x9003 << 12)} <= {
-        *(split.reserved_after or ())
-    }
+    assert split.hook_order == ((2, 0x8001), (3, 0x8000), (1, 0x8002), (1, 0x8003), (1, 0x8004))
+    assert (0x8000 << 12, 0x8005 << 12) in (split.reserved_after or ())
+
+
+def test_what_a_missing_table_leaves_is_mapped_as_it_was() -> None:
+    """An L2 table for the second GiB lacks; there are small pages in the first."""
+    left = stocked(3, mapped((2 * MIB, 4 * MIB, 1)), mapped((0, GIB + 2 * MIB, 2)))
+    assert left.leaf_runs == (
+        (0, 2 * MIB, 2), (2 * MIB, 4 * MIB, 1), (4 * MIB, GIB, 2),
+    )  # fmt: skip
+    root = stocked(0, NewRoot())
+    assert (root.panic, root.tables, root.hook_order) == ("no page is left", (), ())
 
 
 def test_a_block_that_runs_out_is_used_up() -> None:

@@ -39,6 +39,7 @@ from paravirt_mm.verify.linux.qemu.handover import (
 from paravirt_mm.verify.linux.qemu.image import (
     MAX_VMLINUX,
     LoadSegment,
+    decompress_payload,
     load_segments,
     parse_setup_header,
     read_kernel,
@@ -125,6 +126,7 @@ def test_files_of_a_size_that_no_kernel_has(
     """A vmlinux with debug information is larger than any vmlinuz."""
     assert image_module.MAX_VMLINUZ == 256 * MIB
     assert image_module.MAX_DEBUG_VMLINUX == 8 * GIB
+    assert image_module.MAX_SYMTAB == 256 * MIB
     monkeypatch.setattr(image_module, "MAX_VMLINUZ", 0x2000)
     monkeypatch.setattr(image_module, "MAX_DEBUG_VMLINUX", 0x3000)
     file = tmp_path / "kernel"
@@ -218,7 +220,7 @@ def with_symbols(symbols: list[tuple[str, int]], **wrong: int) -> bytes:
     return struct.pack("<16sHHIQQQIHHHHHH", *fields) + sections + rows + names
 
 
-def test_symbols_of_a_vmlinux() -> None:
+def test_symbols_of_a_vmlinux(monkeypatch: pytest.MonkeyPatch) -> None:
     """The first of a name counts; what has no name or no address is none."""
     symbols = [("_text", BASE), ("a", BASE + 1), ("a", BASE + 2), ("", 7), ("undefined", 0)]
     assert read_symtab(with_symbols(symbols)) == {"_text": BASE, "a": BASE + 1}
@@ -229,6 +231,46 @@ def test_symbols_of_a_vmlinux() -> None:
     for wrong in ({"names": 1 << 20}, {"size": 1 << 20}, {"size": 1 << 29}):
         with pytest.raises(KernelImageError, match="symbol table lies outside"):
             read_symtab(with_symbols(symbols, **wrong))
+    monkeypatch.setattr(image_module, "MAX_SYMTAB", 6 * 24)
+    assert read_symtab(with_symbols(symbols))
+    monkeypatch.setattr(image_module, "MAX_SYMTAB", 6 * 24 - 1)
+    with pytest.raises(KernelImageError, match="symbol table lies outside"):
+        read_symtab(with_symbols(symbols))
+
+
+def test_payload_of_a_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What unpacks zstd, lz4 and lzo reads a file and writes to its output, no more than it said
+    and not for ever.
+    """
+    (tmp_path / "lz4").write_text('#!/bin/sh\n[ "$*" = -dc ] && cat; cat "$0.more"; exec sleep 9\n')
+    (tmp_path / "lz4").chmod(0o755)
+    more = tmp_path / "lz4.more"
+    more.write_bytes(b"")
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    packed = b"\x02\x21\x4c\x18 and so on"
+
+    def unpack(claimed: int) -> bytes:
+        return decompress_payload(packed + struct.pack("<I", claimed))
+
+    assert image_module._DECOMPRESS_TIMEOUT == 60
+    monkeypatch.setattr(image_module, "_DECOMPRESS_TIMEOUT", 0.2)
+    with pytest.raises(KernelImageError, match="lz4 could not unpack the payload to 15 bytes"):
+        unpack(len(packed) + 1)  # the program hangs
+    assert unpack(len(packed)) == packed
+    more.write_bytes(b"1")
+    with pytest.raises(KernelImageError, match="lz4 could not unpack the payload to 14 bytes"):
+        unpack(len(packed))
+    for claimed in (0, MAX_VMLINUX + 1):
+        with pytest.raises(KernelImageError, match=f"lz4 payload claims to unpack to {claimed} "):
+            unpack(claimed)
+    monkeypatch.setattr(image_module, "MAX_VMLINUX", 15)
+    assert unpack(15) == packed + b"1"
+    for short in (packed[:4], packed[:7]):
+        with pytest.raises(KernelImageError, match="lz4 payload is truncated"):
+            decompress_payload(short)
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(KernelImageError, match="install the program 'lz4'"):
+        unpack(len(packed))
 
 
 # -- what a kernel is ------------------------------------------------------------------------------
@@ -409,7 +451,7 @@ def test_a_head_that_ends_where_the_image_begins_has_its_place() -> None:
 def test_pages_that_a_kernel_has_changed() -> None:
     """Runs of pages that are not as the file says, in pieces of 4 MiB; bss is zero in the file."""
     first = LoadSegment(BASE, 16 * MIB, b"\1" * (3 * PAGE), 5 * MIB)
-    second = LoadSegment(0, 21 * MIB + PAGE, b"\2" * PAGE, PAGE + 5)
+    second = LoadSegment(0, 21 * MIB + PAGE, b"\2" * (2 * MIB), 2 * MIB + 5)
     mine = attrs.evolve(kernel(), segments=(first, second))
     with GuestRam(RamLayout(64 * MIB)) as ram:
         for segment in mine.segments:
@@ -418,11 +460,12 @@ def test_pages_that_a_kernel_has_changed() -> None:
         assert list(_changed(ram, mine)) == []
         for page in (16 * MIB + PAGE, 16 * MIB + 2 * PAGE, 20 * MIB):
             ram.write(page + 7, b"\xff")
-        for page in (21 * MIB + PAGE, 21 * MIB + 2 * PAGE):
+        for page in (21 * MIB + PAGE, 23 * MIB + PAGE):
             ram.write(page + 7, b"\xff")
         found = [(at, len(data)) for at, data in _changed(ram, mine)]
         assert found == [
-            (16 * MIB + PAGE, 2 * PAGE), (20 * MIB, PAGE), (21 * MIB + PAGE, 2 * PAGE),
+            (16 * MIB + PAGE, 2 * PAGE), (20 * MIB, PAGE), (21 * MIB + PAGE, PAGE),
+            (23 * MIB + PAGE, PAGE),
         ]  # fmt: skip
         assert next(iter(_changed(ram, mine)))[1][:8] == b"\1" * 7 + b"\xff"
 
@@ -551,6 +594,11 @@ def test_addresses_of_the_image_and_of_the_direct_map() -> None:
                 memory.physical(wrong)
         assert memory.number("n") == int.from_bytes(bytes(range(1, 9)), "little")
         assert memory.number("n", 4) == 0x04030201
+        ram.write(0x1000, struct.pack("<Q", five := 0xFF11000000000000))  # 52 bits are addresses
+        assert memory.physical(five + (1 << 52) - 1) == (1 << 52) - 1
+        with pytest.raises(KernelBootError, match="neither in the kernel image nor"):
+            memory.physical(five + (1 << 52))
+        ram.write(0x1000, struct.pack("<Q", offset))
         moved = KernelMemory(ram, {**symbols, "page_offset_base": top}, moved=0x1000)
         assert (moved.page_offset, moved.physical(top)) == (offset, 0x1000)
         with pytest.raises(KernelBootError, match="no symbol a or b"):

@@ -21,7 +21,7 @@ from paravirt_mm.engine.build import Hooks
 from paravirt_mm.engine.pages import PageRun, Source, TablePages
 from paravirt_mm.engine.panic import KernelPanic
 from paravirt_mm.engine.steps import Map, TableDemand
-from paravirt_mm.engine.tables import Batch, MapPlan, TableRun
+from paravirt_mm.engine.tables import BOOT_TREE, Batch, MapPlan, TableRun
 from paravirt_mm.engine.trace import (
     Event,
     Panicked,
@@ -124,7 +124,7 @@ class _Stopped:
     pages: tuple[TablePages, ...]
 
 
-@attrs.define(eq=False)
+@attrs.define
 class _Watch:
     """Between engine and plugins: keeps the state of the run, and what a panic interrupts."""
 
@@ -249,7 +249,7 @@ def _interrupted(
         (finished if done else hidden).append((level, pfn, base))
     _, _, cut = [*hidden, missing][0]
     for leaf in plan.replaced:
-        leaves[leaf.level].discard(leaf.start, min(leaf.end, cut))
+        leaves[leaf.level].discard(leaf.start, cut)  # all of them give way
     for leaf in plan.leaves:
         leaves[leaf.level].add(leaf.start, min(leaf.end, cut))
     finished.sort(key=lambda table: (table[2] + mode.table_span(table[0]), table[0]))
@@ -258,7 +258,7 @@ def _interrupted(
 
 def _walk(plan: MapPlan, pages: tuple[TablePages, ...], mode: PagingMode) -> list[Table]:
     """Return a plan's tables in the order in which the kernel takes pages, as far as they go."""
-    batch = Batch(-1, mode, plan.start, plan.end, plan.spans, (), pages)
+    batch = Batch(BOOT_TREE, mode, plan.start, plan.end, plan.spans, (), pages)
     return _tables(batch.walk_order(), mode)
 
 

@@ -47,6 +47,8 @@ _E820_ENTRY = struct.Struct("<QQI")
 _INITRD, _INITRD_HIGH = 0x218, 0x0C0
 _INITRD_ENDS = struct.Struct("<II")  # address and size: the low halves, elsewhere the high ones
 _SETUP_DATA = struct.Struct("<QII")
+HEAD = _SETUP_DATA.size
+"""Bytes in front of a reservation that are written."""
 _SETUP_INDIRECT, _INDIRECT = 1 << 31, struct.Struct("<IIQQ")  # type, reserved, length, address
 _IDENTITY_GIB = 4
 
@@ -161,7 +163,7 @@ def _put_reservations(ram: GuestRam, kernel: Kernel, spec: MapSpec, scratch_end:
     forbidden = [(0, scratch_end)]
     following, free = 0, scratch_end
     for start, end in reversed(spec.reserved):
-        if image[0] < start + _SETUP_DATA.size and start < image[1] and kernel.takes_pointers:
+        if image[0] < start + HEAD and start < image[1] and kernel.takes_pointers:
             node = _SETUP_DATA.pack(following, _SETUP_INDIRECT, _INDIRECT.size)
             node += _INDIRECT.pack(0, 0, end - start, start)
             following, free = free, free + len(node)
@@ -169,7 +171,7 @@ def _put_reservations(ram: GuestRam, kernel: Kernel, spec: MapSpec, scratch_end:
                 raise MapSpecError("too many reserved ranges begin inside the kernel's image")
             ram.write(following, node)
             continue
-        head_end = start + _SETUP_DATA.size
+        head_end = start + HEAD
         length = end - head_end
         if not 0 <= length < 1 << 32:
             raise MapSpecError(f"reserved [{start:#x}, {end:#x}): 16 bytes to 4 GiB are possible")

@@ -172,7 +172,7 @@ def _plain_header(image: ElfImage) -> SetupHeader:
 
 def parse_setup_header(image: bytes) -> SetupHeader:
     """Find payload and version text in a bzImage; raises KernelImageError."""
-    if len(image) < 0x1000 or image[0x202:0x206] != b"HdrS":
+    if image[0x202:0x206] != b"HdrS":
         raise KernelImageError(f"no 'HdrS' at 0x202: not a Linux x86 bzImage; {_GIVE_ANOTHER}")
     (version,) = struct.unpack_from("<H", image, 0x206)
     if version < 0x0208:

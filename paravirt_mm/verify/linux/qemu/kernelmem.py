@@ -84,7 +84,7 @@ class KernelMemory:
         if _KERNEL_MAP <= virtual < _KERNEL_MAP + _KERNEL_MAP_SIZE:
             return virtual - _KERNEL_MAP + self.moved
         base = self.page_offset
-        if base <= virtual < _KERNEL_MAP and virtual - base < 1 << 52:
+        if base <= virtual < min(_KERNEL_MAP, base + (1 << 52)):
             return virtual - base
         raise KernelBootError(f"{virtual:#x} is neither in the kernel image nor in the direct map")
 

@@ -63,7 +63,7 @@ class KernelFacts:
     @property
     def takes_pointers(self) -> bool:
         """Whether ``setup_data`` may point at a range (``setup_indirect``, Linux 5.5)."""
-        return [int(number) for number in _NUMBER.findall(self.release)[:2]] >= [5, 5]
+        return [int(number) for number in _NUMBER.findall(self.release)] >= [5, 5]
 
 
 @attrs.frozen

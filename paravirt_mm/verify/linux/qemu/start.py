@@ -23,6 +23,7 @@ from __future__ import annotations
 import re
 import struct
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import attrs
 import numpy as np
@@ -31,7 +32,13 @@ from paravirt_mm.machine.paging import MIB, PAGE_SIZE
 from paravirt_mm.machine.ranges import RangeSet, align_down, align_up
 from paravirt_mm.verify.linux.qemu.errors import GdbError, GdbTimeout, KernelBootError
 from paravirt_mm.verify.linux.qemu.gdbremote import GdbClient
-from paravirt_mm.verify.linux.qemu.handover import MAP_FIELDS, SCRATCH_END, enter, handed_over
+from paravirt_mm.verify.linux.qemu.handover import (
+    HEAD,
+    MAP_FIELDS,
+    SCRATCH_END,
+    enter,
+    handed_over,
+)
 from paravirt_mm.verify.linux.qemu.kernelmem import KernelMemory
 from paravirt_mm.verify.linux.qemu.locate import Kernel
 from paravirt_mm.verify.linux.qemu.ram import GuestRam
@@ -170,20 +177,21 @@ def _changed(ram: GuestRam, kernel: Kernel) -> Iterator[tuple[int, bytes]]:
         before = bytearray(size)
         for segment in kernel.segments:
             low = max(chunk, segment.paddr)
-            high = min(chunk + size, segment.paddr + len(segment.data))
-            if low < high:
-                before[low - chunk : high - chunk] = segment.data[
-                    low - segment.paddr : high - segment.paddr
-                ]
+            high = max(low, min(chunk + size, segment.paddr + len(segment.data)))
+            before[low - chunk : high - chunk] = segment.data[
+                low - segment.paddr : high - segment.paddr
+            ]
         now = ram.read(chunk, size)
-        rows = [
-            np.frombuffer(data, np.uint64).reshape(-1, PAGE_SIZE // 8) for data in (before, now)
-        ]
-        differ = np.flatnonzero((rows[0] != rows[1]).any(axis=1))
+        differ = np.flatnonzero((_rows(before) != _rows(now)).any(axis=1))
         for run in np.split(differ, np.flatnonzero(np.diff(differ) != 1) + 1):
             if len(run):
                 low, high = int(run[0]) * PAGE_SIZE, (int(run[-1]) + 1) * PAGE_SIZE
                 yield chunk + low, now[low:high]
+
+
+def _rows(data: bytes | bytearray) -> Any:
+    """Return the numbers of which pages are made, a row a page."""
+    return np.frombuffer(data, np.uint64).reshape(-1, PAGE_SIZE // 8)
 
 
 def _map_is_there(memory: KernelMemory) -> bool:
@@ -205,14 +213,6 @@ def _is_seen(memory: KernelMemory, kernel: Kernel, spec: MapSpec) -> bool:
 def _nothing_else(ram: GuestRam, kernel: Kernel, spec: MapSpec) -> bool:
     """Whether memory holds nothing but the image, what was handed over, and zeroes."""
     start, end = kernel.physical_range
-    known = [(0, SCRATCH_END), (align_down(start, PAGE_SIZE), align_up(end, PAGE_SIZE))]
-    heads = [low for low, _ in spec.reserved]
-    for address, data in ram.beyond(known):
-        rest = bytearray(data)
-        for head in heads:
-            low, high = max(head, address) - address, min(head + 16, address + len(data)) - address
-            if low < high:
-                rest[low:high] = bytes(high - low)
-        if any(rest):
-            return False
-    return True
+    image = align_down(start, PAGE_SIZE), align_up(end, PAGE_SIZE)
+    heads = ((low, low + HEAD) for low, _ in spec.reserved)
+    return not any(any(data) for _, data in ram.beyond([(0, SCRATCH_END), image, *heads]))
