@@ -16,20 +16,28 @@ import pytest
 import paravirt_mm
 import paravirt_mm_linux
 from paravirt_mm import (
+    Finding,
     InputError,
+    KernelFile,
+    Map,
     Outcome,
     PageRun,
+    RecordedBoot,
     Run,
     Scenario,
     Source,
     SpecError,
+    StepStarted,
     TablePages,
+    hookimpl,
     read_boot,
 )
 from paravirt_mm.machine.model import Machine
+from paravirt_mm.testing import PlainPlatform, registry_with
 from paravirt_mm.verify.linux import boots
 from paravirt_mm.verify.linux.qemu import LiveUnavailableError, find_kernel, find_qemu
 from paravirt_mm.verify.linux.qemu.locate import KERNEL_VARIABLE
+from paravirt_mm_linux import RECORDED_TABLES
 from tests.boot_records import RECORDS
 
 
@@ -68,6 +76,10 @@ def damaged(record: dict[str, Any], what: str) -> dict[str, Any]:
         pages[0][0], pages[-1][0] = pages[-1][0], pages[0][0]
     elif what == "a page of the kernel's image":
         record["allocations"][-1][0] = record["reserved"][-1][0] >> 12
+    elif what == "a table too many":
+        record["tables"].append([1, 5, 2 << 20])
+    elif what == "a panic when all is mapped":
+        record["panic"] = "no more"
     else:
         record["findings"] = ["L2 entry 0x1"]
     return record
@@ -77,8 +89,14 @@ def damaged(record: dict[str, Any], what: str) -> dict[str, Any]:
     ("what", "outcome", "message"),
     [
         ("a page too many", Outcome.ERROR, "took 4 pages for tables, and its ranges need 3"),
-        ("a page too few", Outcome.ERROR, "ranges need more"),
+        (
+            "a page too few",
+            Outcome.ERROR,
+            "Linux 6.1.0-56-amd64 took 2 pages for tables, and its ranges need more",
+        ),
         ("two pages changed places", Outcome.VIOLATION, "L1 table"),
+        ("a table too many", Outcome.VIOLATION, "L1 table"),
+        ("a panic when all is mapped", Outcome.PANIC, "no more"),
         ("a page of the kernel's image", Outcome.VIOLATION, "invariant 1"),
         ("a finding", Outcome.VIOLATION, "the kernel's own tables: L2 entry 0x1"),
     ],
@@ -89,6 +107,51 @@ def test_boot_that_breaks_a_rule_is_told(
     run = run_of(monkeypatch, damaged(RECORDS["6.1.0-56-amd64:tiny"], what))
     assert run.verdict.outcome is outcome
     assert message in run.verdict.detail
+
+
+@pytest.mark.parametrize(
+    ("what", "address", "message"),
+    [
+        ("two pages changed places", 0, "only the run has this L1 table: 0x4400"),
+        ("a table too many", 2 << 20, "only the kernel has this L1 table: 0x5"),
+        ("a finding", 0, "the kernel's own tables: L2 entry 0x1"),
+    ],
+)
+def test_first_table_of_one_side_only_is_told_when_all_is_done(
+    what: str, address: int, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = run_of(monkeypatch, damaged(RECORDS["6.1.0-56-amd64:tiny"], what))
+    last = len(run.trace.events) - 1
+    assert run.findings == (Finding(RECORDED_TABLES, last, address, message),)
+    assert RECORDED_TABLES == 9  # docs: after the eight of the core
+
+
+def test_calls_are_numbered(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = run_of(monkeypatch, RECORDS["6.1.0-56-amd64:tiny"])
+    steps = [event.step for event in run.trace.of(StepStarted)]
+    assert [step.label for step in steps if isinstance(step, Map)] == ["call 1", "call 2", "call 3"]
+
+
+def test_kernel_that_the_platform_has_booted_is_not_booted_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Where it lies, and what was handed over to it, is the platform's affair."""
+    boot = read_boot(RECORDS["6.1.0-56-amd64:above-4g"], "there")
+    monkeypatch.setattr(paravirt_mm, "recorded_boot", lambda *_: pytest.fail("booted"))
+
+    class Hosts(PlainPlatform):
+        @hookimpl
+        def pvmm_boot_kernel(self, kernel_file: KernelFile) -> RecordedBoot:
+            assert kernel_file == KernelFile("here", "movable_node", None)
+            return boot
+
+    table = max(pfn for _, pfn, _ in boot.tables) << 12
+    asked = attrs.evolve(boot.machine, reserved=(*boot.machine.reserved, (table, table + 4096)))
+    registry = registry_with(hosts=Hosts)
+    run = Scenario.of(asked, "linux:image=here,movable_node=yes", "hosts").run(registry)
+    assert "put a table there" not in run.verdict.detail
+    assert run.figures["tables"] == len(boot.tables)
+    assert run.trace.start.machine.kernel == boot.machine.kernel
 
 
 @pytest.mark.parametrize("key", ["allocations", "steps", "tables", "release", "memory", "reserved"])
