@@ -123,7 +123,7 @@ def test_first_table_of_one_side_only_is_told_when_all_is_done(
     run = run_of(monkeypatch, damaged(RECORDS["6.1.0-56-amd64:tiny"], what))
     last = len(run.trace.events) - 1
     assert run.findings == (Finding(RECORDED_TABLES, last, address, message),)
-    assert RECORDED_TABLES == 9  # docs: after the eight of the core
+    assert RECORDED_TABLES == 9  # behind those of the core
 
 
 def test_calls_are_numbered(monkeypatch: pytest.MonkeyPatch) -> None:
