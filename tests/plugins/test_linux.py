@@ -198,6 +198,10 @@ def test_other_backends_are_refused_in_words(monkeypatch: pytest.MonkeyPatch) ->
 def test_timeout_is_a_number_of_seconds(timeout: float) -> None:
     assert paravirt_mm_linux.Linux(timeout=86400)
     assert paravirt_mm_linux.Linux(timeout=0.5)
+    plugin = paravirt_mm_linux.Linux()
+    plugin._boots.append("of which nobody asks")
+    assert plugin == paravirt_mm_linux.Linux()
+    assert repr(plugin) == "Linux(image='', movable_node=False, timeout=None)"
     with pytest.raises(SpecError, match="timeout"):
         paravirt_mm_linux.Linux(timeout=timeout)
 

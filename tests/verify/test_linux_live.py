@@ -54,7 +54,7 @@ from paravirt_mm.verify.linux.qemu import (
     read_direct_map,
     record_boot,
 )
-from paravirt_mm.verify.linux.qemu.code import moved
+from paravirt_mm.verify.linux.qemu.code import JUMP, moved
 from paravirt_mm.verify.linux.qemu.gdbremote import REQUIRED_REGISTERS, GdbClient
 from paravirt_mm.verify.linux.qemu.handover import identity_tables, put_kernel
 from paravirt_mm.verify.linux.qemu.image import (
@@ -324,9 +324,11 @@ def test_kallsyms_have_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (kallsyms_module._MAX_SYMBOLS, kallsyms_module._MAX_NAMES_READ) == (2_000_000, 1 << 23)
     few = [("t", "_text", BASE), *(("t", f"f{n}", BASE + n) for n in range(1000))]
 
+    no_names = struct.pack("<Q", 1000) + bytes(8)
+
     def wrong(count: int = 1000, **given: Any) -> str:
         try:
-            parse_kallsyms(kallsyms("6.12", few[:count], **given), BASE)
+            parse_kallsyms(no_names + kallsyms("6.12", few[:count], **given), BASE)
         except KernelImageError as error:
             return str(error)
         return ""
@@ -337,7 +339,7 @@ def test_kallsyms_have_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
     assert wrong(999).startswith(none)
     for name, least, told in (
         ("_MAX_SYMBOLS", 1000, none),
-        ("_MAX_NAMES_READ", 1 + 1000, "what looks like kallsyms tables has no end"),
+        ("_MAX_NAMES_READ", 1 + 1 + 1000, "what looks like kallsyms tables has no end"),
     ):
         monkeypatch.setattr(kallsyms_module, name, least)
         assert wrong() == ""
@@ -1028,6 +1030,31 @@ def test_beginning_of_a_function_is_moved(name: str) -> None:
     code, expected = CODES[name]
     found = moved(bytes.fromhex(code), 0x1000, 0x2000, 0x2000)
     assert (found and (*found[:2], found[2].hex(" "))) == expected
+
+
+def test_instructions_that_are_moved_are_those_of_the_manual() -> None:
+    """SDM volume 2: push (50+r, with REX.B up to r15), mov between registers (89 /r, mod 3, of 32
+    bits and 64), and what takes a number. Of others nobody knows what they do elsewhere.
+    """
+
+    def length(*code: int) -> int:
+        whole = bytes(code) + bytes.fromhex("0f 1f 44 00 00")
+        found = moved(whole, 0x1000, 0x2000, None)
+        if found is None or code[0] == JUMP:
+            return 0
+        assert whole.startswith(found[2])
+        return len(found[2])
+
+    pushes = {*range(0x50, 0x58)}
+    assert {byte for byte in range(256) if length(byte)} == {*pushes, 0xB9}
+    assert length(0xB9, 1, 2, 3, 4) == 5
+    assert {byte for byte in range(256) if length(0x41, byte)} == {*pushes, 0xB8}
+    assert length(0x41, 0xB8, 1, 2, 3, 4) == 6
+    assert length(0x48, 0x83, 0xEC, 8) == 4
+    assert {byte for byte in range(256) if length(0x89, byte)} == {*range(0xC0, 0x100)}
+    for byte in (0xBF, 0xC0, 0xFF):
+        three = {first for first in range(256) if length(first, 0x89, byte) == 3}
+        assert three == (set() if byte < 0xC0 else {*pushes, 0x41, 0x44, 0x48, 0x49})
 
 
 @pytest.mark.slow

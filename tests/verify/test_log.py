@@ -41,6 +41,7 @@ from paravirt_mm.sources.bootlog.facts import (
 )
 from paravirt_mm.sources.bootlog.lines import LineVerdict, LogLine
 from paravirt_mm.verify.log.check import check_log
+from paravirt_mm.verify.log.pairing import aligned
 from paravirt_mm.verify.log.predict import last_pfns, mapping_lines
 from paravirt_mm.verify.log.report import (
     MAX_REASONS,
@@ -558,6 +559,15 @@ def test_all_together_may_cost_no_more_than_the_limit(
         report = check(text, tmp_path)
         assert len(report.also) <= also
         assert report.kernel
+
+
+def test_lines_of_other_kinds_in_one_place_are_paired_in_order() -> None:
+    """The shorter side's lines have no partner until one of the same kind comes."""
+    first, second = MappedRange(1, "", (0, 4096)), MappedRange(2, "", (4096, 8192))
+    page, block = PageRange(3, "", 0, 4096, "4k"), Reservation(4, "", 0, 4096, "PGTABLE")
+    assert list(aligned([first, page], [block])) == [(first, None), (page, None), (None, block)]
+    assert list(aligned([first], [page, second])) == [(None, page), (first, second)]
+    assert list(aligned([page, first], [second])) == [(page, None), (first, second)]
 
 
 # -- the command -----------------------------------------------------------------------------------

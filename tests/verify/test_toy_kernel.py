@@ -147,9 +147,36 @@ def test_a_list_that_is_full_is_read_and_goes_on(tmp_path: Path) -> None:
     check(record, script)
     assert Machine.made[0].gdb.resumed == 4 + 1000 // 307
     unchanged(tmp_path / "dump", toy)
-    smaller = attrs.evolve(SCRIPT, text_end=RODATA - 4 * PAGE + 1)  # no room
-    check(record_boot(SPEC, kernel(smaller, SPEC)), smaller)
-    assert Machine.made[1].gdb.resumed > 10
+
+
+CALLS, RANGES, ASKED, HOOKED = 2, 4, 3, 4
+"""What the script does: how often each function is called."""
+STOPS = 4 + CALLS + 2 * RANGES + 2 * ASKED + 2 * HOOKED
+"""On the way; where each begins, where a range and a page are done; the hook's only instruction."""
+
+
+@pytest.mark.parametrize(
+    ("begins", "steps"),
+    [
+        ("fentry", 0),
+        ("nop", 0),
+        ("jump", 0),
+        ("pushes", CALLS + ASKED),
+        ("cpuid", CALLS + ASKED),
+        ("calls", CALLS + ASKED),
+    ],
+)
+def test_where_there_is_no_room_the_machine_is_stopped(
+    begins: str, steps: int, tmp_path: Path
+) -> None:
+    """What does nothing or jumps is passed over, what else a function begins with is done alone:
+    a range's without a stop.
+    """
+    script = attrs.evolve(SCRIPT, text_end=RODATA - 4 * PAGE + 1, begins=begins)
+    check(record_boot(SPEC, kernel(script, SPEC), dump=tmp_path / "dump"), script)
+    assert Machine.made[0].gdb.resumed == STOPS + steps
+    scans = memory(tmp_path / "dump")[BASE + VARIABLE["scans"]]
+    assert scans == 1 + (CALLS + RANGES + ASKED if begins == "calls" else 0)
 
 
 def test_what_boots_have_in_common_is_done_once(tmp_path: Path) -> None:

@@ -148,6 +148,8 @@ def _functions(script: Script) -> list[Code]:
             return code.put(ENDBR).call(FENTRY).put(body)
         if script.begins == "nop":
             return code.put(b"\x0f\x1f\x44\x00\x00", body)
+        if script.begins == "calls":
+            return code.call(SCAN).put(body)
         if script.begins == "jump":  # its body lies elsewhere
             return code.call(at + 16, 0xE9).put(bytes([0xCC] * 11), body)
         return code.put(body) if script.begins == "pushes" else code.put(b"\x0f\xa2", body)

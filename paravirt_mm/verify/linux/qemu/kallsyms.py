@@ -24,6 +24,7 @@ Source: Linux ``scripts/kallsyms.c`` (write_src) and ``kernel/kallsyms.c`` (kall
 from __future__ import annotations
 
 import itertools
+import re
 import struct
 from collections.abc import Iterator, Mapping
 from enum import Enum
@@ -33,7 +34,7 @@ import numpy as np
 
 from paravirt_mm.verify.linux.qemu.errors import KernelImageError
 
-_DIGITS = b"".join(b"%d\0" % digit for digit in range(10))
+_DIGITS = re.compile(b"".join(b"%d\0" % digit for digit in range(10)))
 _MIN_SYMBOLS = 1_000
 _MAX_SYMBOLS = 2_000_000
 _MAX_TABLES = 32 << 20
@@ -119,12 +120,10 @@ def _align(value: int, to: int) -> int:
 
 def _token_table_candidates(data: bytes) -> Iterator[int]:
     """Yield possible starts of ``kallsyms_token_table``: 0x30 strings before the ten digits."""
-    digits = data.find(_DIGITS)
-    while digits >= 0:
+    for digits in (found.start() for found in _DIGITS.finditer(data)):
         _, *strings = data[max(0, digits - _MAX_TOKEN_TABLE) : digits].rsplit(b"\0", 0x31)
         if len(strings) == 0x31:  # the last is what stands behind the last NUL
             yield digits - len(b"\0".join(strings))
-        digits = data.find(_DIGITS, digits + 1)
 
 
 def _read_tokens(data: bytes, table: int, align: int) -> tuple[list[bytes], int] | None:
@@ -172,7 +171,7 @@ class _Names:
             if length & 0x80:
                 length = length & 0x7F | data[position] << 7
                 position += 1
-            if length == 0 or position + length >= limit:
+            if not length or position + length >= limit:
                 break
             starts.append(position)
             position += length
