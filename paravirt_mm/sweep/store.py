@@ -152,7 +152,7 @@ class Store:
             (plugin.name, plugin.role, plugin.distribution, plugin.version)
             for _, plugin in sorted(registry.plugins.items())
         ]
-        tables = {row[0] for row in self._connection.execute("SHOW TABLES").fetchall()}
+        tables = {name for (name,) in self._connection.execute("SHOW TABLES").fetchall()}
         if not tables:
             self._create(wanted, plugins)
             return
@@ -229,7 +229,6 @@ class Store:
             frame = {name: _column(rows, name, kind) for name, (kind, _) in _TABLES[table].items()}
             self._connection.register("frame", frame)
             self._connection.execute(f"INSERT INTO {table} SELECT * FROM frame")  # noqa: S608
-            self._connection.unregister("frame")
 
     def complete(self) -> None:
         """Note that nothing is left to do."""

@@ -27,11 +27,13 @@ import itertools
 import re
 import struct
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from enum import Enum
 
 import attrs
 import numpy as np
 
+from paravirt_mm.machine.ranges import align_up
 from paravirt_mm.verify.linux.qemu.errors import KernelImageError
 
 _DIGITS = re.compile(b"".join(b"%d\0" % digit for digit in range(10)))
@@ -85,7 +87,8 @@ def parse_kallsyms(rodata: bytes, start: int) -> Mapping[str, int]:
     KernelImageError where no consistent tables are found.
     """
     budget = _MAX_NAMES_READ
-    for table, align in itertools.product(_token_table_candidates(rodata), (8, 4)):
+    aligns = {layout.align for layout in LAYOUTS}
+    for table, align in itertools.product(_token_table_candidates(rodata), aligns):
         if table % align:
             continue
         tokens_and_end = _read_tokens(rodata, table, align)
@@ -102,20 +105,17 @@ def parse_kallsyms(rodata: bytes, start: int) -> Mapping[str, int]:
             for layout in LAYOUTS:
                 if layout.align != align or not read.marked(rodata, layout):
                     continue
-                addresses = _read_addresses(rodata, start, layout, count_at, index_end, count)
-                if addresses is None:
-                    continue
-                symbols = read.symbols(rodata, tokens, addresses)
-                if symbols.get("_text") == start:
-                    return symbols
+                with suppress(
+                    ValueError, struct.error
+                ):  # addresses beyond the bytes that are there
+                    addresses = _read_addresses(rodata, start, layout, count_at, index_end, count)
+                    symbols = read.symbols(rodata, tokens, addresses)
+                    if symbols.get("_text") == start:
+                        return symbols
     raise KernelImageError(
         "no kallsyms tables found: the kernel needs CONFIG_KALLSYMS_ALL, as distribution kernels "
         "have it; or give its vmlinux with symbols"
     )
-
-
-def _align(value: int, to: int) -> int:
-    return (value + to - 1) & -to
 
 
 def _token_table_candidates(data: bytes) -> Iterator[int]:
@@ -133,7 +133,7 @@ def _read_tokens(data: bytes, table: int, align: int) -> tuple[list[bytes], int]
         return None
     *offsets, size = itertools.accumulate([0, *(len(token) + 1 for token in tokens)])
     index = struct.pack("<256H", *offsets)
-    index_at = _align(table + size, align)
+    index_at = align_up(table + size, align)
     return (tokens, index_at + len(index)) if data.startswith(index, index_at) else None
 
 
@@ -181,7 +181,7 @@ class _Names:
     def marked(self, data: bytes, layout: Layout) -> bool:
         """Say whether the markers of these names stand behind them."""
         packed = struct.pack(f"<{len(self.markers)}{layout.marker}", *self.markers)
-        return data.startswith(packed, _align(self.ends[-1], layout.align))
+        return data.startswith(packed, align_up(self.ends[-1], layout.align))
 
     def symbols(self, data: bytes, tokens: list[bytes], addresses: list[int]) -> dict[str, int]:
         """Return addresses by name; the first of equal names is kept."""
@@ -194,18 +194,16 @@ class _Names:
 
 def _read_addresses(
     data: bytes, start: int, layout: Layout, count_at: int, index_end: int, count: int
-) -> list[int] | None:
-    """Return the addresses as one layout has them, or None where they cannot be those."""
+) -> list[int]:
+    """Return the addresses as one layout has them. Raises ValueError and struct.error."""
     size = 8 if layout.addresses is Addresses.ABSOLUTE else 4
     base_size = 8 if layout.addresses is Addresses.BASE else 0
     if layout.in_front:
         at = (count_at - base_size - size * count) & -layout.align
         base_at = count_at - base_size
     else:
-        at = _align(index_end, layout.align)
-        base_at = _align(at + size * count, layout.align)
-    if at < 0 or max(at + size * count, base_at + base_size) > len(data):
-        return None
+        at = align_up(index_end, layout.align)
+        base_at = align_up(at + size * count, layout.align)
     if layout.addresses is Addresses.ABSOLUTE:
         return [int(address) for address in np.frombuffer(data, "<u8", count, at)]
     offsets = np.frombuffer(data, "<i4", count, at).astype(np.int64)
