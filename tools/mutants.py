@@ -11,6 +11,7 @@ from __future__ import annotations
 import ast
 import copy
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -29,26 +30,31 @@ _Node = TypeVar("_Node", bound=ast.AST)
 class Mutant:
     """One change: where, what it was, what it became; ``code`` is the file compiled with it, its
     lines where they were.
+
+    ``where`` is the qualified name of the function or class around it, ``<module>`` outside of any;
+    of changes that read the same in one function, the second ends in ``#2``.
     """
 
     path: Path
     line: int
+    where: str
     was: str
     became: str
     source: str
     code: CodeType
 
     def __str__(self) -> str:
-        return f"{self.path.relative_to(TOP)}:{self.line}: {self.was}  ->  {self.became}"
+        place = f"{self.path.relative_to(TOP)}:{self.line}:{self.where}"
+        return f"{place}: {self.was}  ->  {self.became}"
 
     def itself(self) -> Mutant:
         """Return the mutant: what makes it, once it is made."""
         return self
 
     @property
-    def what(self) -> tuple[str, str, str]:
+    def what(self) -> tuple[str, str, str, str]:
         """What `tools/equivalent.txt` knows it by."""
-        return str(self.path.relative_to(TOP)), self.was, self.became
+        return str(self.path.relative_to(TOP)), self.where, self.was, self.became
 
 
 _COMPARISONS: dict[type[ast.cmpop], type[ast.cmpop]] = {
@@ -281,44 +287,61 @@ _GENERIC = {"tuple", "list", "dict", "set", "frozenset", "Callable", "Mapping", 
 def mutants(path: Path) -> list[Callable[[], Mutant]]:
     """Return every mutant of a file, each made when it is asked for."""
     text = path.read_text(encoding="utf-8")
-    return [
-        partial(_mutant, path, text, place, which)
-        for place, node in _code(ast.parse(text))
-        for which, _ in enumerate(_changes(node))
-    ]
+    return [partial(_mutant, path, text, at) for at, _ in enumerate(_all(ast.parse(text)))]
 
 
-def changes(path: Path) -> set[tuple[str, str]]:
-    """Return what a file could become, as `Mutant.was` and `Mutant.became`."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    return {
-        (_short(ast.unparse(node)), _short(ast.unparse(new)))
-        for _, node in _code(tree)
-        for new in _changes(node)
-    }
+def changes(path: Path) -> set[tuple[str, str, str]]:
+    """Return what a file could become, as `Mutant.where`, `Mutant.was` and `Mutant.became`."""
+    return {names for names, _, _ in _named(ast.parse(path.read_text(encoding="utf-8")))}
 
 
-def _code(tree: ast.Module) -> Iterator[tuple[int, ast.AST]]:
-    """Yield the nodes that are code, with their numbers among all."""
+def _all(tree: ast.Module) -> Iterator[tuple[ast.AST, ast.AST]]:
+    """Yield each node that is code with each thing that it could become."""
     skip = _no_code(tree)
-    return ((place, node) for place, node in enumerate(ast.walk(tree)) if id(node) not in skip)
+    return (
+        (node, new) for node in ast.walk(tree) if id(node) not in skip for new in _changes(node)
+    )
 
 
-def _mutant(path: Path, text: str, place: int, which: int) -> Mutant:
-    """Make change number ``which`` of the node number ``place``, in a tree of its own."""
+def _named(tree: ast.Module) -> Iterator[tuple[tuple[str, str, str], ast.AST, ast.AST]]:
+    """Yield what `_all` does after what names it: where it is, what it was, what it becomes."""
+    scopes = _scopes(tree)
+    seen: Counter[tuple[str, str, str]] = Counter()
+    for node, new in _all(tree):
+        where, was, became = scopes[id(node)], *map(_short, map(ast.unparse, (node, new)))
+        seen[where, was, became] += 1
+        number = seen[where, was, became]
+        yield (where if number == 1 else f"{where}#{number}", was, became), node, new
+
+
+def _scopes(tree: ast.Module) -> dict[int, str]:
+    """Name the function or class in which each node is."""
+    found: dict[int, str] = {}
+
+    def enter(node: ast.AST, outer: str) -> None:
+        found[id(node)] = outer or "<module>"
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            outer = f"{outer}.{node.name}" if outer else node.name
+        for inner in ast.iter_child_nodes(node):
+            enter(inner, outer)
+
+    enter(tree, "")
+    return found
+
+
+def _mutant(path: Path, text: str, at: int) -> Mutant:
+    """Make change number ``at`` in a tree of its own."""
     tree = ast.parse(text)
-    node = next(islice(ast.walk(tree), place, None))
-    new = next(islice(_changes(node), which, None))
+    (where, was, became), node, new = next(islice(_named(tree), at, None))
     line = getattr(node, "lineno", 0)
     if isinstance(node, ast.comprehension):
         line = node.target.lineno
     else:
         new = ast.copy_location(new, node)
-    was, became = _short(ast.unparse(node)), _short(ast.unparse(new))
     _At(node, new).visit(tree)
     changed = ast.fix_missing_locations(tree)
     code = compile(changed, str(path), "exec", dont_inherit=True)
-    return Mutant(path, line, was, became, ast.unparse(changed), code)
+    return Mutant(path, line, where, was, became, ast.unparse(changed), code)
 
 
 def _short(text: str) -> str:
@@ -352,5 +375,6 @@ def _edit(path: Path, text: str, place: re.Match[str], became: str) -> Mutant | 
         with suppress(SyntaxError):
             code = compile(source, str(path), "exec", dont_inherit=True)
             line = text.count("\n", 0, place.start()) + 1
-            return Mutant(path, line, _short(place.group()), _short(became), source, code)
+            names = "<edit>", _short(place.group()), _short(became)
+            return Mutant(path, line, *names, source, code)
     return None

@@ -14,6 +14,8 @@ fork in which the function has its changed code, and runs the tests that call it
 first, until one fails: most take a fraction of a second. What a module runs by itself, its
 constants and tables, is tested by a fresh pytest that imports the file with the change. Commands
 that tests start as processes of their own never see it: who dies is counted low, never high.
+With ``--slow`` what lives is written into a copy of the project, where the slow tests of the folder
+run, commands and all: seconds to minutes for each.
 
 Not mutmut or cosmic-ray, on purpose: they know none of the changes that matter most here (rounding
 helpers, ends of ranges, order), and neither samples a folder against the tests that concern it.
@@ -31,8 +33,10 @@ import mmap
 import os
 import random
 import resource
+import shutil
 import signal
 import socket
+import subprocess
 import sys
 import tempfile
 import time
@@ -416,6 +420,55 @@ def _import_as(path: str, source: str) -> None:
     SourceFileLoader.get_code = get_code  # type: ignore[method-assign,assignment]
 
 
+class Copied:
+    """A copy of the project on disk, in which slow tests run with a change made."""
+
+    def __init__(self, home: Path, tests: list[str]) -> None:
+        top = home / TOP.name
+        left = shutil.ignore_patterns(".git", ".venv", ".*_cache", "build", "__pycache__")
+        shutil.copytree(TOP, top, ignore=left, symlinks=True)
+        shared = TOP.parent / "shared"
+        if shared.is_dir():
+            top.with_name("shared").symlink_to(shared)
+        packages = map(str, (top, *sorted((top / "plugins").iterdir())))
+        self._environment = {**os.environ, "PYTHONPATH": os.pathsep.join(packages)}
+        self._environment.pop("PYTHONDONTWRITEBYTECODE", None)
+        self._top = top
+        self._tests = [str(top / Path(test).resolve().relative_to(TOP)) for test in tests]
+        begin = time.monotonic()
+        told = self._run(["-rfE"], 3600)
+        bad = [line.split(" ", 1)[1].split(" - ")[0] for line in told.stdout.splitlines()
+               if line.startswith(("FAILED ", "ERROR "))]  # fmt: skip
+        if bad:
+            print("slow tests left out, as they fail without any change:", *bad, sep="\n  ")
+        self._seconds = time.monotonic() - begin
+        self._options = ["-x", *(f"--deselect={name}" for name in bad)]
+        self._nothing = "no tests ran" in told.stdout
+
+    def _run(self, options: list[str], seconds: float) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "pytest", "-q", "--tb=no", "-p", "no:cacheprovider"]
+        chosen = ["-m", "slow and not full", "-p", "no:xdist"]
+        return subprocess.run(  # noqa: S603
+            [*command, *chosen, *options, *self._tests],
+            cwd=self._top, env=self._environment, capture_output=True, text=True, check=False,
+            timeout=seconds,
+        )  # fmt: skip
+
+    def notices(self, mutant: Mutant) -> bool:
+        """Tell whether a slow test fails with the change, or does not end."""
+        if self._nothing:
+            return False
+        path = self._top / mutant.path.relative_to(TOP)
+        plain = path.read_text(encoding="utf-8")
+        path.write_text(mutant.source, encoding="utf-8")
+        try:
+            return self._run(self._options, 60 + 3 * self._seconds).returncode != 0
+        except subprocess.TimeoutExpired:
+            return True
+        finally:
+            path.write_text(plain, encoding="utf-8")
+
+
 OPTIONS = ["-m", "not slow", "-p", "no:cacheprovider", "-p", "no:xdist"]
 
 
@@ -424,31 +477,41 @@ class Score:
     """What became of the mutants."""
 
     died: int = 0
+    late: int = 0
+    """How many of them only slow tests noticed."""
     equivalent: int = 0
     lived: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
         counted = self.died + len(self.lived)
         share = f" ({self.died / counted:.1%})" if counted else ""
-        return f"{self.died} of {counted} mutants died{share}, {self.equivalent} equivalent"
+        late = f", {self.late} of them of slow tests" if self.late else ""
+        return f"{self.died} of {counted} mutants died{share}{late}, {self.equivalent} equivalent"
 
 
-def equivalent() -> set[tuple[str, str, str]]:
-    """Return the mutants that are argued to mean the same: ``FILE: WAS  ->  BECAME  # WHY``."""
+def equivalent() -> set[tuple[str, str, str, str]]:
+    """Return the mutants that are argued to mean the same, as `Mutant.what` names them."""
     found = set()
     for line in EQUIVALENT.read_text("utf-8").splitlines():
         change, _, why = line.partition("  # ")
         if why and not line.startswith("#"):
-            path, _, change = change.partition(": ")
+            place, _, change = change.partition(": ")
+            path, _, where = place.partition(":")
             was, _, became = change.partition("  ->  ")
-            found.add((path, was, became))
+            found.add((path, where, was, became))
     return found
 
 
 def score(
-    suite: Suite, afresh: Afresh, chosen: Iterable[Callable[[], Mutant]], seconds: float
+    suite: Suite,
+    afresh: Afresh,
+    slow: Callable[[], Copied] | None,
+    chosen: Iterable[Callable[[], Mutant]],
+    seconds: float,
 ) -> Score:
-    """Try mutants until the time is over; print those that live."""
+    """Try mutants until the time is over; print those that live. ``slow``: what makes a copy for
+    the slow tests, at the first that the quick ones do not notice.
+    """
     end = time.monotonic() + seconds
     result, known = Score(), equivalent()
     for make in chosen:
@@ -466,6 +529,9 @@ def score(
         if noticed is None:
             tests = suite.files_that_call(mutant.path)
             noticed = bool(tests) and afresh.notices(mutant, tests, sum(suite.seconds.values()))
+        if not noticed and slow:
+            noticed = slow().notices(mutant)
+            result.late += noticed
         if noticed:
             result.died += 1
         else:
@@ -493,7 +559,9 @@ def main() -> int:
     parser.add_argument(
         "--edits", type=Path, help="try these changes: a table of FILE, WAS, BECAME"
     )
-    parser.add_argument("--slow", action="store_true", help="with the slow tests, too")
+    parser.add_argument(
+        "--slow", action="store_true", help="try what lives with the slow tests, too, on disk"
+    )
     parser.add_argument("--seconds", type=float, default=1e9, help="stop after so long")
     given = parser.parse_args()
     os.chdir(TOP)
@@ -511,8 +579,8 @@ def main() -> int:
         possible = len(chosen)
     tests = given.tests or [test for path in given.paths for test in tests_for(path)]
     codes = [2]
-    if given.slow:
-        OPTIONS[:2] = []
+    home = tempfile.TemporaryDirectory()
+    slow = functools.cache(lambda: Copied(Path(home.name), tests)) if given.slow else None
     afresh = Afresh()
 
     def work(suite: Suite) -> None:
@@ -526,7 +594,7 @@ def main() -> int:
         assert _all_functions()  # noqa: S101 - each mutant would run everything afresh
         _all_results()  # once, for all children
         gc.freeze()  # no child looks through all of it for garbage
-        result = score(suite, afresh, chosen, given.seconds)
+        result = score(suite, afresh, slow, chosen, given.seconds)
         print(f"{result} (of {possible} possible, seed {given.seed})")
         codes[0] = 1 if result.lived else 0
 
@@ -541,7 +609,8 @@ def main() -> int:
         "addopts=--import-mode=importlib",
         *dict.fromkeys(map(str, tests)),
     ]
-    pytest.main(arguments, plugins=[Suite(work, [str(file) for file in files])])
+    with home:
+        pytest.main(arguments, plugins=[Suite(work, [str(file) for file in files])])
     return codes[0]
 
 

@@ -141,17 +141,52 @@ def test_each_folder_has_tests_that_are_there(mutate: Any, checkout: Path) -> No
 
 @pytest.mark.slow
 def test_equivalent_mutants_are_ones_that_it_makes(mutate: Any) -> None:
-    """Or edits of text that is there, made by hand; and each says why."""
-    rows = mutate.equivalent()
-    paths = {path: mutate.TOP / path for path, _, _ in rows}
-    made = {name: sys.modules["mutants"].changes(path) for name, path in paths.items()}
-    for name, was, became in rows:
-        text = " ".join(paths[name].read_text("utf-8").split())
-        assert (was, became) in made[name] or text.count(was) == 1, (name, was)
+    """In the function that the line names; and each says why."""
+    made: dict[str, set[Any]] = {}
+    for name, *change in mutate.equivalent():
+        if name not in made:
+            made[name] = sys.modules["mutants"].changes(mutate.TOP / name)
+        assert tuple(change) in made[name], (name, change)
 
 
 def test_changes_are_those_of_the_mutants(mutate: Any, tmp_path: Path) -> None:
     path = tmp_path / "m.py"
     path.write_text(SOURCE)
-    made = {(m.was, m.became) for m in (make() for make in mutate.mutants(path))}
-    assert sys.modules["mutants"].changes(path) == made
+    made = [(m.where, m.was, m.became) for m in (make() for make in mutate.mutants(path))]
+    assert sys.modules["mutants"].changes(path) == set(made)
+    assert len(made) == len(set(made))
+
+
+def test_a_change_is_told_by_the_function_that_it_is_in(mutate: Any, tmp_path: Path) -> None:
+    path = tmp_path / "m.py"
+    path.write_text("A = 1\nclass C:\n    def f(self):\n        return (1, lambda: 1, g(2))\n")
+    made = sys.modules["mutants"].changes(path)
+    assert {where for where, was, _ in made if was == "1"} == {"<module>", "C.f", "C.f#2"}
+    assert {where for where, was, _ in made if was == "2"} == {"C.f"}
+
+
+@pytest.mark.slow
+def test_slow_tests_see_a_change_in_commands_that_they_start(
+    mutate: Any, tmp_path: Path, tmp_path_factory: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What fails without any change is left out; the quick tests do not run; nothing stays."""
+    (tmp_path / "plugins").mkdir()
+    (tmp_path / "pyproject.toml").write_text("[tool.pytest.ini_options]\nmarkers = ['slow','full']")
+    program, tests = tmp_path / "said.py", tmp_path / "test_said.py"
+    program.write_text("print(1 + 2, 5)\n")
+    tests.write_text(
+        "import subprocess, sys, pytest\n"
+        "@pytest.mark.slow\ndef test_it():\n"
+        "    said = subprocess.run([sys.executable, '-m', 'said'], capture_output=True)\n"
+        "    assert said.stdout.startswith(b'3 ')\n"
+        "@pytest.mark.slow\ndef test_red(): assert False\n"
+        "def test_quick(): assert False\n"
+    )
+    for module in (mutate, sys.modules["mutants"]):
+        monkeypatch.setattr(module, "TOP", tmp_path)
+    copied = mutate.Copied(tmp_path_factory.mktemp("home"), [str(tests)])
+    made = {(m.was, m.became): m for m in (make() for make in mutate.mutants(program))}
+    assert copied.notices(made["1 + 2", "1 - 2"])
+    assert not copied.notices(made["5", "6"])
+    assert copied.notices(made["2", "3"])
+    assert program.read_text() == "print(1 + 2, 5)\n"
