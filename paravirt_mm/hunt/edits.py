@@ -23,6 +23,8 @@ _FILLINGS = (None, E820Type.RESERVED, E820Type.ACPI, E820Type.NVS, E820Type.UNUS
 MAX_ADDRESS = 64 * TIB
 ROOM_FOR_BRK = MIB
 """Behind a kernel, free: allocators link it with more brk than it has on a machine."""
+MAX_PIECES = 4096
+"""So many more pieces of RAM at the most, of one change."""
 MAX_CROWD = 64
 """Pages that a crowded piece of memory has taken from it."""
 
@@ -53,12 +55,13 @@ def changed(
 
     ``marks`` are addresses at which something began or ended when an allocator ran on it: a third
     of the changes put something there. ``ratios`` say by what figures should grow: as many changes
-    give it that much more or less RAM.
+    give it that much more or less RAM, or so many times the pieces.
     """
     for _ in range(choose.one_of((1, 1, 2, 3))):
         try:
             if bool(ratios) and choose.one_of((True, False, False)):
-                after = _resized(choose, machine, choose.one_of(ratios))
+                resize = choose.one_of((_resized, _resized, _split_up))
+                after = resize(choose, machine, choose.one_of(ratios))
             elif bool(marks) and choose.one_of((True, False, False)):
                 after = _at_mark(choose, machine, marks)
             else:
@@ -229,6 +232,25 @@ def _resized(choose: Choices, machine: Machine, ratio: Fraction) -> Machine:
     if end <= ram.end:
         return _end_at(choose, machine, end)
     return _with_map(machine, [*_raw(machine), (ram.end, end, E820Type.RAM)])
+
+
+def _split_up(choose: Choices, machine: Machine, ratio: Fraction) -> Machine:
+    """Return the machine with its RAM in so many times as many pieces: pages that are missing, or
+    taken, evenly over one of them or close together below its end.
+    """
+    pieces = machine.memory_map.ram_pages()
+    low, high = choose.one_of(list(pieces))
+    if low <= machine.kernel.start < high:
+        low = align_up(machine.kernel.span[1], PAGE_SIZE) + ROOM_AFTER_KERNEL
+    more = min(int(len(pieces) * (ratio - 1)), MAX_PIECES, (high - low) // PAGE_SIZE // 2 - 1)
+    if more <= 0:
+        return machine
+    evenly = align_down((high - low) // (more + 1), PAGE_SIZE)
+    apart = choose.one_of((evenly, evenly, 2 * PAGE_SIZE, min(evenly, 2 * MIB)))
+    gaps = [(high - n * apart, high - n * apart + PAGE_SIZE) for n in range(1, more + 1)]
+    if choose.one_of((True, False)):
+        return _taking(machine, gaps)
+    return _with_map(machine, [*_raw(machine), *((*gap, E820Type.RESERVED) for gap in gaps)])
 
 
 def _reserve(choose: Choices, machine: Machine) -> Machine:

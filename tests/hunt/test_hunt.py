@@ -120,6 +120,16 @@ def test_an_exact_number_is_come_to(condition):
     assert quarry.holds(result.machine)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("condition", ["machine.pieces > 120", "machine.reserved > 300"])
+def test_memory_in_many_pieces_is_come_to(condition):
+    """So many times as many at once: what adds a few at a time never comes to hundreds."""
+    quarry = Quarry("legacy_linear:kernel=2.6.39", "native", condition)
+    result = hunt(quarry, seconds=300, max_tries=300)
+    assert result.machine is not None
+    assert quarry.holds(result.machine)
+
+
 @pytest.mark.parametrize("tries", [1, 20])
 def test_no_more_tries_than_were_asked_for(tries):
     """Whether processes share them or not."""
