@@ -14,6 +14,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, settings
 
 from paravirt_mm import registry
+from tests.commands import Run, runner
 
 pytest_plugins = ["paravirt_mm.testing.fixtures", "pytester"]
 
@@ -101,3 +102,9 @@ def pytest_runtest_protocol() -> Generator[None, object, object]:
         return (yield)
     finally:
         registry._DEFAULT[:] = [known]
+
+
+@pytest.fixture
+def paravirt_mm(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Run a command in this process, as its entry point does."""
+    return runner(capsys, monkeypatch)

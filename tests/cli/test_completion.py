@@ -14,7 +14,7 @@ import pytest
 
 from paravirt_mm.cli import COMPLETE, completion, verify
 from paravirt_mm.cli.main import main
-from tests.cli.conftest import Run
+from tests.commands import Run
 
 COMMAND = Path(sys.executable).with_name("paravirt-mm")
 

@@ -19,7 +19,7 @@ from paravirt_mm.cli.main import LazyGroup, main
 from paravirt_mm.errors import Ended, InputError, ParavirtMmError, PluginError, SpecError
 from paravirt_mm.plugin import BrokenPlugin
 from paravirt_mm.registry import CHOICE_VARIABLE
-from tests.cli.conftest import Run
+from tests.commands import Run
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import errno
 import json
 import os
 import subprocess
@@ -14,12 +15,11 @@ from pathlib import Path
 
 import pytest
 
+from paravirt_mm._version import __version__
 from paravirt_mm.errors import ExitCode
+from tests.commands import Run
 
-pytestmark = [
-    pytest.mark.slow,  # a process each
-    pytest.mark.skipif(find_spec("copier") is None, reason="needs the extra new"),
-]
+pytestmark = pytest.mark.skipif(find_spec("copier") is None, reason="needs the extra new")
 
 ROLES = ("allocator", "backend", "observer")
 
@@ -39,6 +39,7 @@ def projects(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {role: folder / f"paravirt-mm-my-{role}" for role in ROLES}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("role", ROLES)
 def test_everything_is_there(projects: dict[str, Path], role: str) -> None:
     found = {path.relative_to(projects[role]).as_posix() for path in projects[role].rglob("*")}
@@ -98,6 +99,7 @@ def installed(projects: dict[str, Path], tmp_path_factory: pytest.TempPathFactor
     return python
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("role", ROLES)
 def test_it_installs_and_passes_its_tests(
     projects: dict[str, Path], installed: Path, role: str
@@ -119,17 +121,37 @@ def test_it_installs_and_passes_its_tests(
     assert {row[role] for row in rows} == {f"my_{role}"}
 
 
-def test_an_update_renews_what_nobody_edits_and_nothing_else(tmp_path: Path) -> None:
-    assert new_plugin("mine", "--allocator", cwd=tmp_path).returncode == 0
-    project = tmp_path / "paravirt-mm-mine"
-    module, ci = project / "paravirt_mm_mine.py", project / ".github/workflows/ci.yml"
+def test_an_update_renews_what_nobody_edits_and_nothing_else(
+    tmp_path: Path, paravirt_mm: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    made = paravirt_mm("new-plugin", "my_own", "--allocator")
+    assert (made.returncode, made.stderr) == (0, "")
+    assert made.stdout.startswith("paravirt-mm-my-own: written\n\n  cd paravirt-mm-my-own\n")
+    project = tmp_path / "paravirt-mm-my-own"
+    module, ci = project / "paravirt_mm_my_own.py", project / ".github/workflows/ci.yml"
+    answers = (project / ".paravirt-mm-plugin.yml").read_text()
+    assert __version__ in answers
     fresh = ci.read_text()
-    module.write_text("# all my own\n")
-    ci.write_text("old\n")
-    result = new_plugin("--update", cwd=project)
-    assert result.returncode == 0, result.stderr
-    assert module.read_text() == "# all my own\n"
-    assert ci.read_text() == fresh
+    for number, where in enumerate((("-o", str(project)), ())):
+        module.write_text("# all my own\n")
+        ci.write_text("old\n")
+        (project / ".paravirt-mm-plugin.yml").write_text(answers.replace(__version__, "0.0.1"))
+        monkeypatch.chdir((tmp_path, project)[number])
+        result = paravirt_mm("new-plugin", "--update", *where)
+        assert (result.returncode, result.stderr) == (0, "")
+        named = where[-1] if where else "."
+        assert result.stdout == f"{named}: renewed for paravirt-mm {__version__}\n"
+        assert module.read_text() == "# all my own\n"
+        assert ci.read_text() == fresh
+        assert (project / ".paravirt-mm-plugin.yml").read_text() == answers
+
+
+def test_an_empty_folder_may_be_there(tmp_path: Path, paravirt_mm: Run) -> None:
+    (tmp_path / "mine").mkdir()
+    result = paravirt_mm("new-plugin", "mine", "--backend", "-o", tmp_path / "mine")
+    assert (result.returncode, result.stderr) == (0, "")
+    assert (tmp_path / "mine" / "paravirt_mm_mine.py").is_file()
 
 
 @pytest.mark.parametrize(
@@ -140,19 +162,55 @@ def test_an_update_renews_what_nobody_edits_and_nothing_else(tmp_path: Path) -> 
         (["Mine", "--allocator"], ExitCode.USAGE, "lower case"),
         (["../x", "--allocator"], ExitCode.USAGE, "lower case"),
         (["class", "--allocator"], ExitCode.USAGE, "lower case"),
-        (["mine", "--allocator", "-o", "full"], ExitCode.BAD_INPUT, "not empty"),
+        (["a" * 41, "--allocator"], ExitCode.USAGE, "lower case"),
+        (["mine", "--allocator", "-o", "full"], ExitCode.BAD_INPUT, "full: is there already, and"),
         (["--update"], ExitCode.BAD_INPUT, "holds no project"),
         (["--update", "-o", "odd"], ExitCode.BAD_INPUT, "cannot be understood"),
+        (["--update", "-o", "less"], ExitCode.BAD_INPUT, "cannot be understood: 'role'"),
+        (["--update", "-o", "list"], ExitCode.BAD_INPUT, "cannot be understood"),
+        (["--update", "-o", "bytes"], ExitCode.BAD_INPUT, "cannot be understood"),
     ],
 )
 def test_mistakes_are_named(
-    tmp_path: Path, arguments: list[str], code: ExitCode, words: str
+    tmp_path: Path,
+    paravirt_mm: Run,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+    code: ExitCode,
+    words: str,
 ) -> None:
-    (tmp_path / "full").mkdir()
-    (tmp_path / "full" / "file").touch()
-    (tmp_path / "odd").mkdir()
-    (tmp_path / "odd" / ".paravirt-mm-plugin.yml").write_text("- [")
-    result = new_plugin(*arguments, cwd=tmp_path)
-    assert result.returncode == code, result.stderr
+    monkeypatch.chdir(tmp_path)
+    Path("full").mkdir()
+    Path("full", "file").touch()
+    for name, content in (
+        ("odd", b"- ["), ("less", b"name: mine"), ("list", b"- name"), ("bytes", b"\xff\xfe")
+    ):  # fmt: skip
+        Path(name).mkdir()
+        Path(name, ".paravirt-mm-plugin.yml").write_bytes(content)
+    result = paravirt_mm("new-plugin", *arguments)
+    assert (result.returncode, result.stdout) == (code, "")
     assert words in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def test_a_folder_that_cannot_be_written_is_named(
+    paravirt_mm: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run_copy(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("copier.run_copy", run_copy)
+    result = paravirt_mm("new-plugin", "mine", "--allocator", "-o", "/nowhere/mine")
+    assert result.returncode == ExitCode.BAD_INPUT
+    assert result.stderr == (
+        "paravirt-mm: /nowhere/mine: cannot be written: No space left on device\n"
+    )
+
+
+def test_without_copier_it_says_what_to_install(
+    paravirt_mm: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "copier", None)
+    result = paravirt_mm("new-plugin", "mine", "--allocator")
+    assert (result.returncode, result.stdout) == (ExitCode.USAGE, "")
+    assert "pip install 'paravirt-mm[new]'" in result.stderr

@@ -1,4 +1,4 @@
-"""The command line, run in this process."""
+"""The command line, run in the process of the tests (fixture ``paravirt_mm``)."""
 
 from __future__ import annotations
 
@@ -24,13 +24,12 @@ class Result:
 Run = Callable[..., Result]
 
 
-@pytest.fixture
-def paravirt_mm(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
-    """Run the command line as its entry point does."""
+def runner(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Return what runs a command as its entry point does."""
 
-    def run(*arguments: str, stdin: str = "") -> Result:
+    def run(*arguments: object, stdin: str = "") -> Result:
         given = io.TextIOWrapper(io.BufferedReader(io.BytesIO(stdin.encode())))
-        monkeypatch.setattr(sys, "argv", ["paravirt-mm", *arguments])
+        monkeypatch.setattr(sys, "argv", ["paravirt-mm", *map(str, arguments)])
         monkeypatch.setattr(sys, "stdin", given)
         with pytest.raises(SystemExit) as end:
             main()

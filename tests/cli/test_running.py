@@ -1,0 +1,285 @@
+"""What commands share that run scenarios: limits, observers, where a plugin failed, width, colours,
+which machines.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shutil
+import sys
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from paravirt_mm.cli import choosing, here, scenarios, screen
+from paravirt_mm.cli.screen import paper
+from paravirt_mm.errors import InputError
+from paravirt_mm.guard import RUNNING
+from paravirt_mm.report.paper import PLAIN, Paper
+from paravirt_mm.sources import bundled, bundled_machines
+from tests.commands import Run, runner
+
+CODE = '''
+import sys
+from typing import ClassVar
+import attrs
+from paravirt_mm import API_VERSION, hookimpl
+from paravirt_mm.testing import AscendingAllocator
+
+
+@attrs.frozen
+class Fails(AscendingAllocator):
+    @hookimpl
+    def pvmm_allocate_tables(self):
+        raise ValueError("no idea")
+
+
+@attrs.frozen
+class Dies(AscendingAllocator):
+    @hookimpl
+    def pvmm_allocate_tables(self, boot):
+        if boot.machine.name == "qemu-512m":
+            import os
+            os._exit(3)
+        raise ValueError("lives")
+
+
+@attrs.frozen
+class Good(AscendingAllocator):
+    """Good."""
+
+
+@attrs.frozen
+class Watch:
+    pvmm_api: ClassVar[int] = API_VERSION
+    fails_at: str = "nowhere"
+
+    def _say(self, text):
+        print("heard", text, file=sys.stderr)
+        if text == self.fails_at:
+            raise RuntimeError(f"not {text}")
+
+    @hookimpl
+    def pvmm_begin(self):
+        self._say("begin")
+
+    @hookimpl
+    def pvmm_observe(self, event):
+        if type(event).__name__ in ("RunStarted", "RunFinished"):
+            self._say(type(event).__name__)
+
+    @hookimpl
+    def pvmm_end(self):
+        self._say("end")
+'''
+NATIVE = ("-b", "native")
+
+
+@pytest.fixture
+def mine(tmp_path: Path) -> str:
+    (tmp_path / "mine.py").write_text(CODE)
+    return f"{tmp_path}/mine.py"
+
+
+@pytest.mark.parametrize(
+    ("fails_at", "told"),
+    [
+        ("nowhere", []),
+        ("begin", ["pvmm_begin raised RuntimeError: not begin"]),
+        ("RunFinished", ["pvmm_observe raised RuntimeError: not RunFinished"]),
+        ("end", ["pvmm_end raised RuntimeError: not end"]),
+    ],
+)
+def test_observers_hear_of_everything_until_they_fail(
+    fails_at: str,
+    told: list[str],
+    mine: str,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """That one is left out is said once, however many scenarios there are."""
+    run = runner(capfd, monkeypatch)  # a child says it
+    log = tmp_path / "heard"
+    (tmp_path / "mine.py").write_text(
+        CODE.replace("file=sys.stderr", f"file=open({str(log)!r}, 'a')")
+    )
+    done = run(
+        "compare", "qemu-512m", "qemu-pae-320m", "-a", f"{mine}:Good", *NATIVE,
+        "--observer", f"{mine}:Watch:fails_at={fails_at}", "-f", "json",
+    )  # fmt: skip
+    assert done.returncode == 0
+    assert [row["outcome"] for row in json.loads(done.stdout)] == ["ok", "ok"]
+    lines = [line for line in done.stderr.splitlines() if "left out" in line]
+    assert len(lines) == len(told)
+    assert all(words in line for line, words in zip(lines, told, strict=True))
+    everything = ["begin", *["RunStarted", "RunFinished"] * 2, "end"]
+    words = [line.removeprefix("heard ") for line in log.read_text().splitlines()]
+    if fails_at in ("nowhere", "end"):
+        assert words == everything
+    assert words[0] == "begin"
+
+
+def test_one_scenario_that_has_to_be_stopped_costs_itself(mine: str, paravirt_mm: Run) -> None:
+    done = paravirt_mm(
+        "compare", "qemu-512m", "qemu-pae-320m", "-a", f"{mine}:Dies", "-a", f"{mine}:Good",
+        *NATIVE, "-f", "json",
+    )  # fmt: skip
+    assert done.returncode == 4
+    verdicts = [row["verdict"] for row in json.loads(done.stdout)]
+    assert verdicts[1] == verdicts[3] == "ok"
+    assert verdicts[0].endswith("Dies under native was stopped: its process ended with exit code 3")
+    assert "raised ValueError: lives" in verdicts[2]
+
+
+@pytest.mark.parametrize("command", ["run", "compare"])
+def test_where_a_plugin_failed_is_shown_on_demand(
+    command: str, mine: str, paravirt_mm: Run
+) -> None:
+    arguments = (command, "qemu-512m", "-a", f"{mine}:Fails", *NATIVE)
+    assert not paravirt_mm(*arguments).stderr
+    done = paravirt_mm(*arguments, "--traceback")
+    assert done.returncode == 4
+    assert 'raise ValueError("no idea")' in done.stderr
+    assert "Traceback" not in done.stdout
+    good = paravirt_mm(command, "qemu-512m", "-a", f"{mine}:Good", *NATIVE, "--traceback")
+    assert (good.returncode, good.stderr) == (0, "")
+
+
+def test_as_data_where_a_plugin_failed_is_part_of_it(mine: str, paravirt_mm: Run) -> None:
+    done = paravirt_mm("run", "qemu-512m", "-a", f"{mine}:Fails", *NATIVE, "--traceback", "--json")
+    assert (done.returncode, done.stderr) == (4, "")
+    assert 'raise ValueError("no idea")' in json.loads(done.stdout)["traceback"]
+    good = paravirt_mm("run", "qemu-512m", "-a", f"{mine}:Good", *NATIVE, "--json")
+    assert "traceback" not in json.loads(good.stdout)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--observer", "native"), "no observer 'native'"),
+        (("-a", "native"), "no allocator 'native'"),
+        (("-b", "incremental"), "no backend 'incremental'"),
+        (("-b", "xen:xen=9"), "xen='9'"),
+    ],
+)
+def test_wrong_specs_are_refused_before_anything_runs(
+    arguments: tuple[str, ...], words: str, paravirt_mm: Run
+) -> None:
+    done = paravirt_mm("compare", "qemu-512m", *arguments)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert words in done.stderr
+
+
+def test_a_scenario_may_wait_longer_than_it_computes() -> None:
+    found = scenarios.limits(120.0, 5 << 30)
+    assert (found.cpu, found.wall, found.memory) == (120.0, 300.0, 5 << 30)
+    assert scenarios.limits(RUNNING.cpu, RUNNING.memory) == RUNNING
+
+
+# -- width and colours -----------------------------------------------------------------------------
+
+
+class _Terminal(io.StringIO):
+    encoding = "utf-8"
+
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(
+    ("columns", "width"), [(20, 40), (40, 40), (77, 77), (200, 200), (500, 200)]
+)
+def test_a_terminal_is_as_wide_as_it_says_within_reason(
+    columns: int, width: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    size = os.terminal_size((columns, 24))
+    monkeypatch.setattr(shutil, "get_terminal_size", lambda _: size)
+    with redirect_stdout(_Terminal()):
+        assert paper().width == width
+        assert paper(output=Path("x")) == PLAIN
+    with redirect_stdout(io.StringIO()):
+        assert paper().width == PLAIN.width == 100
+
+
+@pytest.mark.parametrize("color", ["auto", "always", "never"])
+@pytest.mark.parametrize("terminal", [True, False])
+@pytest.mark.parametrize(
+    ("surroundings", "wished"),
+    [({}, True), ({"NO_COLOR": "1"}, False), ({"NO_COLOR": ""}, True), ({"TERM": "dumb"}, False)],
+)
+def test_colours_are_for_terminals_unless_somebody_decides(
+    color: str,
+    terminal: bool,
+    surroundings: dict[str, str],
+    wished: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in ("NO_COLOR", "TERM"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in surroundings.items():
+        monkeypatch.setenv(name, value)
+    with redirect_stdout(_Terminal() if terminal else io.StringIO()):
+        expected = color == "always" or (color == "auto" and terminal and wished)
+        assert paper(color).colour is expected
+
+
+@pytest.mark.parametrize(
+    ("encoding", "drawn"),
+    [("utf-8", True), ("UTF-16", True), ("latin-1", False), ("ascii", False), (None, True)],
+)
+def test_lines_are_drawn_where_they_can_be_written(encoding: str | None, drawn: bool) -> None:
+    stream = io.StringIO() if encoding is None else io.TextIOWrapper(io.BytesIO(), encoding)
+    with redirect_stdout(stream):
+        assert paper().drawn is drawn
+
+
+def test_colours_pass_the_gate_and_nothing_else_does(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = Paper(colour=True).good("fine")
+    for on, output in ((Paper(colour=True), None), (PLAIN, None), (PLAIN, tmp_path / "out")):
+        sys.stdout.write("before ")
+        screen.write(text, on, output)
+    assert capsys.readouterr().out == f"before {text}\nbefore fine\nbefore "
+    assert (tmp_path / "out").read_text() == f"{text}\n"
+    screen.write(text, Paper(colour=True), tmp_path / "out")
+    assert not capsys.readouterr().out
+
+
+# -- which machines --------------------------------------------------------------------------------
+
+
+def test_without_any_the_machines_of_the_package_are_meant() -> None:
+    everything = tuple(bundled_machines())
+    assert choosing.wanted([], here=False) == everything
+    assert choosing.wanted([], here=True) == ()
+    assert choosing.wanted(["a"], here=False) == choosing.wanted(["a"], here=True) == ("a",)
+
+
+def test_this_machine_comes_first_and_what_cannot_be_read_is_told_at_once(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    problems: list[InputError] = []
+    mine: Any = bundled("qemu-512m")
+    monkeypatch.setattr(choosing, "this_machine", lambda: (mine, "kernel log (dmesg)"))
+    names = [str(tmp_path / "none"), "pae-4g"]
+    found = choosing.machines(names, None, problems, here=True)
+    assert next(found) is mine
+    assert capsys.readouterr().err == "qemu-512m: read from the kernel log (dmesg)\n"
+    assert [machine.name for machine in found] == ["pae-4g"]
+    (problem,) = problems
+    assert capsys.readouterr().err == f"paravirt-mm: {problem}\n"
+
+    def nothing() -> None:
+        raise InputError("nothing may be read", here.NAME)
+
+    monkeypatch.setattr(choosing, "this_machine", nothing)
+    assert [m.name for m in choosing.machines(["pae-4g"], None, problems, here=True)] == ["pae-4g"]
+    assert [str(one) for one in problems[1:]] == ["here: nothing may be read"]
+    assert capsys.readouterr().err == "paravirt-mm: here: nothing may be read\n"
+    assert [m.name for m in choosing.machines(["pae-4g"], None, problems)] == ["pae-4g"]

@@ -1,0 +1,287 @@
+"""`verify` on the command line: what is told of scenarios, boots and logs, exit codes, records."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from paravirt_mm.cli import verify_linux
+from paravirt_mm.cli.verify_log import _runs_of_series
+from paravirt_mm.invariants.rules import Finding
+from paravirt_mm.verify import cpu
+from paravirt_mm.verify.cpu import CpuReport
+from paravirt_mm.verify.linux.maps import NamedMap
+from paravirt_mm.verify.linux.qemu import (
+    KernelBootError,
+    LiveUnavailableError,
+    MapSpecError,
+)
+from tests.boot_records import RECORDS
+from tests.commands import Run
+
+OLD = "legacy_linear:kernel=3.6"
+AGREES = CpuReport(12, 5, 0, 3, 2, (), ())
+MANY: Any = tuple(Finding(1, 0, number * 4096, f"no. {number}") for number in range(7))
+DIFFERS = CpuReport(9, 4, 1, 2, 1, MANY, MANY, tuple((n << 12, n + 1 << 12) for n in range(7)))
+
+
+def reports(*given: CpuReport) -> Any:
+    """Return what stands for `check_cpu`: one report after the other."""
+    left = iter(given)
+    return lambda trace, samples, seed: next(left)
+
+
+def test_what_the_cpu_did_otherwise_is_told_and_recorded(
+    paravirt_mm: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Five of a kind at the most; an image that differs is one less that agrees."""
+    monkeypatch.setattr(cpu, "check_cpu", reports(AGREES, DIFFERS))
+    record = tmp_path / "evidence.json"
+    result = paravirt_mm(
+        "verify", "cpu", "qemu-512m", "-a", OLD, "-b", "native", "--record", record
+    )
+    assert result.returncode == 1
+    lines = result.stdout.splitlines()
+    assert lines[0] == f"agrees  qemu-512m  {OLD}  native: 12 accesses, 5 faults, 3 runs (ok)"
+    assert lines[1] == (
+        f"DIFFERS qemu-512m+la57  {OLD}  native: 9 accesses, 4 faults, 1 beyond 1 TiB, 2 runs (ok)"
+    )
+    told = [line.strip() for line in lines[2:-1]]
+    assert all(line.startswith("        ") for line in lines[2:-1])
+    assert told[:5] == told[5:10] == [str(one) for one in MANY[:5]]
+    assert told[10:] == [f"table at {n << 12:#x} can be written" for n in range(5)]
+    assert lines[-1] == "2 images, 21 accesses: 1 image differs"
+    assert json.loads(record.read_text()) == {"cpu": {OLD: [1, 2]}}
+
+
+def test_what_the_cpu_did_as_data(paravirt_mm: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu, "check_cpu", reports(DIFFERS))
+    result = paravirt_mm(
+        "verify", "cpu", "qemu-512m", "-a", OLD, "-b", "native", "--no-la57", "--json"
+    )
+    assert result.returncode == 1
+    assert json.loads(result.stdout) == {
+        "scenario": f"qemu-512m  {OLD}  native",
+        "verdict": "ok",
+        "agrees": False,
+        "probes": 9,
+        "faults": 4,
+        "beyond_1tib": 1,
+        "leaf_runs": 2,
+        "hole_sides": 1,
+        "disagreements": [str(one) for one in MANY],
+        "findings": [str(one) for one in MANY],
+        "writable_tables": [[n << 12, n + 1 << 12] for n in range(7)],
+    }
+
+
+def test_the_cpu_gets_samples_and_seed_and_five_levels_only_where_there_are_any(
+    paravirt_mm: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def check(trace: object, samples: int, seed: int) -> CpuReport:
+        print(samples, seed, flush=True)
+        return AGREES
+
+    monkeypatch.setattr(cpu, "check_cpu", check)
+    for machine in ("qemu-512m", "qemu-pae-320m"):
+        result = paravirt_mm(
+            "verify", "cpu", machine, "-a", OLD, "-b", "native", "--samples", 7, "--seed", 3
+        )
+        assert result.returncode == 0
+        asked.append([line.split()[1] for line in result.stdout.splitlines()[:-1]])
+    assert asked == [["qemu-512m", "qemu-512m+la57"], ["qemu-pae-320m"]]
+
+
+def test_a_plugin_that_fails_has_no_tables_to_walk(paravirt_mm: Run, tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "import attrs\nfrom paravirt_mm import hookimpl\n"
+        "from paravirt_mm.testing import AscendingAllocator\n"
+        "@attrs.frozen\nclass Fails(AscendingAllocator):\n    @hookimpl\n"
+        "    def pvmm_allocate_tables(self):\n        raise ValueError('no idea')\n"
+    )
+    spec = f"{tmp_path}/mine.py:Fails"
+    result = paravirt_mm("verify", "cpu", "qemu-512m", "-a", spec, "-b", "native", "--no-la57")
+    assert result.returncode == 4
+    assert result.stdout.startswith(f"-       qemu-512m  {spec}  native: error: plugin ")
+    assert result.stdout.endswith("\n0 images, 0 accesses: 0 images differ\n")
+
+
+# -- real kernels ----------------------------------------------------------------------------------
+
+GOOD = RECORDS["6.1.0-56-amd64:tiny"]
+
+
+@pytest.fixture
+def kernel(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """A kernel that does what was recorded of one, but on some maps; the boots that were asked."""
+    asked: list[dict[str, Any]] = []
+
+    def boot(spec: Any, kernel: Any, *, qemu: str, timeout: float) -> Any:
+        asked.append({"map": spec, "kernel": kernel.release, "qemu": qemu, "timeout": timeout})
+        if spec == "hangs":
+            raise KernelBootError("no sign\nof life")
+        record = json.loads(json.dumps(GOOD))
+        if spec == "wrong":
+            record["steps"][1]["start"] += 4096
+
+        def to_json(tables_up_to: int = 0) -> Any:
+            return record if tables_up_to == 3 else {"steps": []}
+
+        return SimpleNamespace(
+            to_json=to_json, tables=[1, 2, 3], provenance=SimpleNamespace(seconds=1.5)
+        )
+
+    def load(path: Any) -> Any:
+        return SimpleNamespace(release=str(path))
+
+    monkeypatch.setattr(verify_linux, "record_boot", boot)
+    monkeypatch.setattr(verify_linux, "find_qemu", lambda qemu: qemu or "found")
+    monkeypatch.setattr(verify_linux, "find_kernel", lambda path: path or "installed")
+    monkeypatch.setattr(verify_linux, "Kernel", SimpleNamespace(load=load))
+    return asked
+
+
+def maps(*names: str) -> Any:
+    def given(*_: object) -> Iterator[Any]:
+        return (named(name) for name in names)
+
+    return given
+
+
+def named(name: str) -> Any:
+    spec: Any = name
+    return NamedMap(name, spec, ("a note",) if name == "fine" else ())
+
+
+def test_boots_are_compared_and_the_exit_code_says_the_worst(
+    paravirt_mm: Run,
+    kernel: list[dict[str, Any]],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    for names, code in ((("fine",), 0), (("fine", "hangs"), 3), (("hangs", "wrong", "fine"), 1)):
+        monkeypatch.setattr(verify_linux, "builtin_maps", maps(*names))
+        record, saved = tmp_path / "evidence.json", tmp_path / "saved.jsonl"
+        result = paravirt_mm("verify", "linux", "--save", saved, "--record", record, "-j", 1)
+        assert (result.returncode, result.stderr) == (code, "")
+        told = [json.loads(line) for line in saved.read_text().splitlines()]
+        assert [one["id"] for one in told] == [name for name in names if name != "hangs"]
+        agree, compared = names.count("fine"), len(names) - names.count("hangs")
+        (counts,) = json.loads(record.read_text())["live"].values()
+        assert counts == [agree, compared]
+        refused = f", {names.count('hangs')} refused" if "hangs" in names else ""
+        assert result.stdout.splitlines()[-1] == (
+            f"Linux installed: {agree} of {compared} maps agree in every field{refused}"
+        )
+        assert result.stdout.startswith("Linux installed against incremental:")
+        name = f"{'fine':{max(map(len, names))}}"
+        assert f"  {name}  agrees   3 tables, 1.5 s, a note\n" in result.stdout
+    assert "  hangs  refused  no sign\n    of life\n" in result.stdout
+    assert [one["map"] for one in kernel] == ["fine", "fine", "hangs", "hangs", "wrong", "fine"]
+
+
+def test_each_kernel_boots_each_map(
+    paravirt_mm: Run, kernel: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def random_maps(count: int, seed: int, _: object) -> Any:
+        yield named(f"{count}-{seed}")
+
+    monkeypatch.setattr(verify_linux, "random_maps", random_maps)
+    result = paravirt_mm(
+        "verify", "linux", "-k", "one", "-k", "two", "--random", 3, "--seed", 9, "--qemu", "mine",
+        "--timeout", 7, "--json", "-j", 2,
+    )  # fmt: skip
+    assert result.returncode == 0
+    told = json.loads(result.stdout)
+    assert told["agree"] is True
+    assert [(one["kernel"], one["name"], one["verdict"]) for one in told["maps"]] == [
+        ("one", "3-9", "agrees"),
+        ("two", "3-9", "agrees"),
+    ]
+    assert {(one["qemu"], one["timeout"]) for one in kernel} == {("mine", 7.0)}
+
+
+def test_machines_are_booted_or_it_is_said_why_not(
+    paravirt_mm: Run, kernel: list[dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that cannot be read and one that QEMU cannot be cost themselves."""
+    (tmp_path / "bad.txt").write_text("nothing\n")
+
+    def map_of(machine: Any, _: object) -> Any:
+        if machine.name == "pae-4g":
+            raise MapSpecError("32 bits")
+        return named(machine.name)
+
+    monkeypatch.setattr(verify_linux, "map_of", map_of)
+    result = paravirt_mm("verify", "linux", tmp_path / "bad.txt", "pae-4g", "qemu-512m", "-j", 1)
+    assert result.returncode == 3
+    assert "pae-4g" in result.stdout
+    assert "refused  32 bits\n" in result.stdout
+    assert f"  {tmp_path}/bad.txt  refused  {tmp_path}/bad.txt: " in result.stdout
+    assert [one["map"] for one in kernel] == ["qemu-512m"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--replay", "x", "qemu-512m"], "--replay boots nothing"),
+        (["--replay", "x", "-k", "y"], "--replay boots nothing"),
+        (["--replay", "x", "--random", "1"], "--replay boots nothing"),
+        (["--replay", "x", "--save", "y"], "--replay boots nothing"),
+        (["qemu-512m", "--random", "1"], "not both"),
+    ],
+)
+def test_what_excludes_each_other_is_refused(
+    arguments: list[str], words: str, paravirt_mm: Run
+) -> None:
+    result = paravirt_mm("verify", "linux", *arguments)
+    assert result.returncode == 2
+    assert words in result.stderr
+
+
+def test_without_qemu_it_says_so(paravirt_mm: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def find(_: object) -> None:
+        raise LiveUnavailableError("there is no QEMU")
+
+    monkeypatch.setattr(verify_linux, "find_qemu", find)
+    result = paravirt_mm("verify", "linux")
+    assert (result.returncode, result.stderr) == (3, "paravirt-mm: there is no QEMU\n")
+
+
+def test_boots_end_where_none_comes_to_its_end(
+    paravirt_mm: Run, kernel: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(verify_linux, "builtin_maps", maps("hangs", "hangs", "fine", "fine"))
+    monkeypatch.setattr("paravirt_mm.cli.output.PATIENCE", -1.0)
+    result = paravirt_mm("verify", "linux", "-j", 1)
+    assert result.returncode == 3
+    assert result.stderr == (
+        "paravirt-mm: 3 more were not booted: none came to its end within a minute\n"
+    )
+    monkeypatch.setattr(verify_linux, "builtin_maps", maps("fine", "hangs", "hangs"))
+    assert not paravirt_mm("verify", "linux", "-j", 1).stderr
+
+
+# -- logs ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("series", "told"),
+    [
+        (["3.10"], ["3.10"]),
+        (["3.12", "3.10", "3.11"], ["3.10-3.12"]),
+        (["3.19", "4.0", "4.2"], ["3.19-4.0", "4.2"]),
+        (["2.6.39", "3.0"], ["2.6.39-3.0"]),
+        ([], []),
+    ],
+)
+def test_neighbouring_series_are_told_together(series: list[str], told: list[str]) -> None:
+    """In the order in which they were released, which is none of numbers or letters."""
+    assert list(_runs_of_series(series)) == told
