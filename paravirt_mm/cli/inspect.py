@@ -98,7 +98,7 @@ def _cell(unit: Unit, value: Value) -> str:
         return MISSING
     if unit is Unit.ADDRESS:
         return f"{value:#x}"
-    return size(value) if unit is Unit.BYTES and isinstance(value, int) else str(value)
+    return size(int(value)) if unit is Unit.BYTES else str(value)
 
 
 def _explained(name: str) -> tuple[Unit, str]:

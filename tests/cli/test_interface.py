@@ -12,7 +12,34 @@ from typing import Any
 import click
 import pytest
 
+from paravirt_mm.cli import (
+    choosing,
+    compare,
+    completion,
+    diff,
+    figures,
+    hunt,
+    inspect,
+    machines,
+    new_plugin,
+    picture,
+    plugins,
+    query,
+    recording,
+    report,
+    run,
+    scenarios,
+    screen,
+    sweep,
+    types,
+    verify,
+    verify_cpu,
+    verify_kernel,
+    verify_linux,
+    verify_log,
+)
 from paravirt_mm.cli.main import cli
+from paravirt_mm.evidence import EVIDENCE_FILE
 from tests.kept import DATA, kept
 
 OWN = ("kernel", "log", "cpu", "linux")
@@ -70,6 +97,44 @@ def test_what_commands_take_is_what_they_took() -> None:
     lines = [f"{name}: {line}" for name, command in COMMANDS.items() for line in _takes(*command)]
     told = "\n".join([*(f"paravirt-mm: {line}" for line in _takes(None, cli)), *lines, ""])
     assert told == kept(DATA / "commands.txt", told)
+
+
+MODULES = {
+    "compare": compare, "run": run, "report": report, "picture": picture, "diff": diff,
+    "machines": machines, "plugins": plugins, "figures": figures, "inspect": inspect,
+    "sweep": sweep, "query": query, "hunt": hunt, "new-plugin": new_plugin, "verify": verify,
+    "completion": completion, "verify kernel": verify_kernel, "verify log": verify_log,
+    "verify cpu": verify_cpu, "verify linux": verify_linux,
+}  # fmt: skip
+
+
+def test_names_stand_for_commands_and_words_for_the_same_in_each() -> None:
+    """Options that several commands have mean the same everywhere."""
+    assert {name: found for name, (_, found) in COMMANDS.items()} == {
+        name: module.command for name, module in MODULES.items()
+    }
+    known: dict[str, set[str]] = {}
+    for _, command in COMMANDS.values():
+        for param in command.params:
+            if isinstance(param, click.Option):
+                known.setdefault(param.opts[-1], set()).add(param.help or "")
+
+    @click.command()
+    @scenarios.matrix
+    @scenarios.options
+    @screen.color_option
+    @choosing.here_option
+    @recording.record_option
+    def shared() -> None:
+        """Take all that is shared."""
+
+    for param in shared.params:
+        assert isinstance(param, click.Option)
+        assert (param.help or "") in known[param.opts[-1]]
+        if param.name == "memory_limit":
+            assert types.size_in_bytes(click.Context(shared), param, "128M") == types.LEAST_MEMORY
+        if param.name == "record_to":  # --record alone
+            assert (param.is_flag, param.flag_value) == (False, str(EVIDENCE_FILE))
 
 
 @pytest.mark.parametrize("name", COMMANDS)

@@ -96,6 +96,23 @@ def test_a_stream_that_takes_nothing_says_so_once(
         click.echo("more")
 
 
+def test_what_is_left_for_a_reader_that_went_away_goes_nowhere() -> None:
+    """Or Python would complain of it when it ends; and no descriptor stays open for that."""
+    reader, writer = os.pipe()
+    with open(writer, "w", encoding="utf-8") as stream:
+        os.close(reader)
+        there = set(os.listdir("/dev/fd"))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sys, "stdout", stream)
+            with streams():
+                with pytest.raises(OutputClosed):
+                    click.echo("text")
+                click.echo("more")
+        stream.write("even more")
+        stream.flush()
+        assert set(os.listdir("/dev/fd")) == there
+
+
 @pytest.mark.parametrize("stream", [None, _Full(errno.ENOSPC)])
 def test_nobody_minds_that_errors_go_nowhere(
     monkeypatch: pytest.MonkeyPatch, stream: io.StringIO | None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -267,6 +268,29 @@ def test_boots_end_where_none_comes_to_its_end(
     )
     monkeypatch.setattr(verify_linux, "builtin_maps", maps("fine", "hangs", "hangs"))
     assert not paravirt_mm("verify", "linux", "-j", 1).stderr
+
+
+def test_boots_end_with_whoever_wanted_them(
+    kernel: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those under way are ended, those that have not begun never begin."""
+    under_way, end = threading.Event(), threading.Event()
+    record = vars(verify_linux)["record_boot"]
+
+    def boot(spec: Any, kernel: Any, *, qemu: str, timeout: float) -> Any:
+        if spec == "second":
+            under_way.set()
+            assert end.wait(30)
+        return record(spec, kernel, qemu=qemu, timeout=timeout)
+
+    monkeypatch.setattr(verify_linux, "record_boot", boot)
+    monkeypatch.setattr(verify_linux, "end_all", end.set)
+    todo: Any = [(SimpleNamespace(release="x"), named(name)) for name in ("first", "second", "3")]
+    boots = verify_linux._boots(todo, "qemu", 1.0, 1)
+    assert next(boots)[0].name == "first"
+    assert under_way.wait(30)
+    boots.close()
+    assert [one["map"] for one in kernel] == ["first", "second"]
 
 
 # -- logs ------------------------------------------------------------------------------------------

@@ -1,0 +1,397 @@
+"""What `compare`, `run`, `report`, `picture` and `plugins` decide: parts, widths, exit codes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import attrs
+import pytest
+
+from paravirt_mm import API_VERSION, Verdict, default_registry, hookimpl
+from paravirt_mm.cli import compare, picture, run
+from paravirt_mm.cli.plugins import _line, _page, _record
+from paravirt_mm.comparison import Row
+from paravirt_mm.errors import ExitCode, InputError
+from paravirt_mm.invariants.rules import Finding
+from paravirt_mm.options import PluginSpec
+from paravirt_mm.plugin import Plugin
+from paravirt_mm.report.paper import Paper
+from paravirt_mm.run import Outcome, Run as Finished
+from paravirt_mm.scenario import Scenario
+from paravirt_mm.sources import bundled
+from paravirt_mm.view.scene import outline
+from paravirt_mm.view.survey import Exhibit, Subject
+from tests.commands import Run
+
+HPA, OLD, NATIVE = "incremental:variant=hpa", "legacy_linear:kernel=3.6", ("-b", "native")
+SMALL = bundled("asus-l8400-256m")
+
+
+@pytest.fixture(scope="module")
+def good() -> Finished:
+    return Scenario.of(SMALL, HPA, "native").run()
+
+
+def ended(run: Finished, outcome: Outcome, detail: str = "why") -> Finished:
+    return attrs.evolve(run, verdict=Verdict(outcome, "" if outcome is Outcome.OK else detail))
+
+
+# -- compare ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "unread", "fail_on", "code"),
+    [
+        (["ok"], 0, ["violation", "error"], ExitCode.OK),
+        ([], 0, ["violation", "error"], ExitCode.OK),
+        ([], 1, ["violation", "error"], ExitCode.BAD_INPUT),
+        (["ok", "panic", "rejected"], 0, ["violation", "error"], ExitCode.OK),
+        (["ok", "panic"], 0, ["panic"], ExitCode.FINDINGS),
+        (["rejected"], 0, ["rejected"], ExitCode.FINDINGS),
+        (["violation"], 0, ["panic", "violation"], ExitCode.FINDINGS),
+        (["violation"], 0, ["error"], ExitCode.OK),
+        (["violation"], 1, ["violation"], ExitCode.BAD_INPUT),
+        (["error"], 1, ["violation", "error"], ExitCode.PLUGIN),
+        (["error"], 1, ["violation"], ExitCode.BAD_INPUT),
+        (["error"], 0, ["violation"], ExitCode.OK),
+        (["ok"], 0, ["error"], ExitCode.OK),
+    ],
+)
+def test_what_fails_is_what_the_caller_fails_on(
+    outcomes: list[str], unread: int, fail_on: list[str], code: ExitCode, good: Finished
+) -> None:
+    """An error first, which is a plugin's; then what could not be read; then findings."""
+    rows = [Row.of(ended(good, Outcome(one))) for one in outcomes]
+    problems = [InputError("is empty") for _ in range(unread)]
+    assert compare._exit(rows, problems, fail_on) == code
+
+
+def _subjects(runs: Sequence[Finished]) -> list[Subject]:
+    return [
+        Subject(
+            attrs.evolve(one.machine, name=f"m{number}"),
+            (Exhibit(Row.of(one), outline(one), ()),),
+        )
+        for number, one in enumerate(runs)
+    ]
+
+
+def _told(subjects: list[Subject], on: Paper, **how: Any) -> str:
+    asked = {"style": compare.TERMINAL, "wide": False, "each": False, "asked": False, **how}
+    return "\n\n".join(compare._text(subjects, on=on, **asked))
+
+
+def test_of_more_than_three_machines_the_sums_are_shown_and_bad_ends(good: Finished) -> None:
+    bad = ended(good, Outcome.REJECTED)
+    titles = ("", "Both machines", "All 3 machines", "All 4 machines")
+    for count, title, each in zip(range(1, 5), titles, (True, True, True, False), strict=True):
+        text = _told(_subjects([good] * (count - 1) + [bad]), Paper())
+        assert text.startswith(title)
+        assert ("sums: " in text) == (count > 1)
+        assert ("\nm1\n" in text) == (each and count > 1)
+        assert (f"m{count - 1}: rejected: why (incremental hpa/native)" in text) == (not each)
+        assert (f"{count} machines: --each shows the table of each" in text) == (not each)
+        whole = _told(_subjects([good] * count), Paper(), each=True)
+        assert f"m{count - 1}\n" in whole
+        assert "--each" not in whole
+        assert "rejected" not in whole
+
+
+def test_a_limited_number_of_bad_ends_is_told_one_line_a_machine(good: Finished) -> None:
+    bad = ended(good, Outcome.REJECTED)
+    two = attrs.evolve(bad, allocator=PluginSpec.parse(OLD))
+    subjects = _subjects([bad] * 20)
+    subjects[3] = attrs.evolve(
+        subjects[3], exhibits=(*subjects[3].exhibits, *_subjects([two])[0].exhibits)
+    )
+    lines = list(compare._ends(subjects, Paper()))
+    assert len(lines) == compare.MAX_ENDS == 20
+    assert lines[3] == "m3: rejected: why (incremental hpa/native, legacy_linear 3.6/native)"
+    lines = list(compare._ends(_subjects([bad, good] * 23), Paper()))
+    assert len(lines) == 21
+    assert lines[-1] == "and 3 more ends like these"
+
+
+def test_what_was_assumed_is_counted_where_there_is_no_room_for_it(good: Finished) -> None:
+    plain = attrs.evolve(
+        good, machine=attrs.evolve(SMALL, provenance=attrs.evolve(SMALL.provenance, assumed=()))
+    )
+    many = _told(_subjects([good, good, plain, plain, plain]), Paper())
+    assert "shows the table of each, and what was assumed about 2 of them." in many
+    assert many.endswith("--each shows the table of each, and what was assumed about 2 of them.")
+    sure = _told(_subjects([plain] * 4), Paper())
+    assert sure.endswith("4 machines: --each shows the table of each.")
+    assert "Assumed" not in _told(_subjects([plain]), Paper())
+    assert "Assumed: " in _told(_subjects([good]), Paper())
+
+
+@pytest.mark.parametrize(("width", "above"), [(100, False), (77, False), (72, False), (68, True)])
+def test_names_stand_above_memory_where_a_third_of_the_width_is_too_little(
+    width: int, above: bool, good: Finished
+) -> None:
+    (subject,) = _subjects([good])
+    lines = list(compare._strips(SMALL, subject.exhibits, Paper(width)))
+    name = "incremental hpa/native"  # 22 columns, and 2 between
+    scale, strip = lines[0], lines[1]
+    assert scale.startswith("memory, logarithmic\n" if above else f"{'memory, logarithmic':<24}")
+    assert strip.startswith(f"{name}\n" if above else f"{name}  ")
+    drawn = strip.split("\n")[1] if above else strip[24:]
+    assert width - (0 if above else 24) - 3 <= len(drawn) <= width - (0 if above else 24)
+    assert max(len(line) for text in lines for line in text.split("\n")) <= width
+
+
+def test_memory_is_drawn_for_terminals_and_where_a_run_ended_well(good: Finished) -> None:
+    (fine,), (bad,) = _subjects([good]), _subjects([ended(good, Outcome.PANIC)])
+    both = attrs.evolve(fine, exhibits=(*fine.exhibits, *bad.exhibits))
+    for subject, style, shown in (
+        (fine, "simple", True), (fine, "github", False), (bad, "simple", False),
+        (both, "simple", True),
+    ):  # fmt: skip
+        text = compare._machine(subject, style, False, Paper())
+        assert ("memory, logarithmic" in text) == shown
+
+
+def test_an_unknown_format_lists_what_there_is_of_ours_plugins_and_tabulate(
+    paravirt_mm: Run,
+) -> None:
+    result = paravirt_mm("compare", "qemu-512m", "-f", "nonsense")
+    assert result.returncode == 2
+    assert "'nonsense'; there are: json, csv, " in result.stderr.replace("\n", " ")
+    assert ", github, " in result.stderr
+
+
+# -- run -------------------------------------------------------------------------------------------
+
+
+def test_a_run_ends_with_the_exit_code_of_its_verdict(good: Finished) -> None:
+    codes = {one: run._exit(ended(good, one)) for one in Outcome}
+    assert codes == {
+        Outcome.OK: ExitCode.OK,
+        Outcome.PANIC: ExitCode.OK,  # a right answer to a bad machine
+        Outcome.REJECTED: ExitCode.FINDINGS,
+        Outcome.VIOLATION: ExitCode.FINDINGS,
+        Outcome.ERROR: ExitCode.PLUGIN,
+    }
+
+
+def test_findings_are_told_to_the_twentieth(good: Finished) -> None:
+    findings = tuple(Finding(3, 0, number << 12, f"no. {number}") for number in range(25))
+    wrong = attrs.evolve(ended(good, Outcome.VIOLATION), findings=findings)
+    lines = list(run._as_text(wrong, Paper(colour=True), explain=False))
+    told = [line for line in lines if line.startswith("  ") and "no. " in line]
+    assert told == [f"  {one}" for one in findings[:20]]
+    assert "verdict: \x1b[31mviolation: why\x1b[0m" in lines
+    assert "verdict: \x1b[32mok\x1b[0m" in run._as_text(good, Paper(colour=True), explain=False)
+
+
+def test_meanings_of_figures_are_left_out_where_they_have_no_room(good: Finished) -> None:
+    widest = max(map(len, run._figures(good, Paper(400)).splitlines()))
+    meant = max(
+        map(len, (line.split("  ")[-1] for line in run._figures(good, Paper(400)).splitlines()))
+    )
+    least = widest - meant + 16
+    lines = run._figures(good, Paper(least)).splitlines()
+    assert "what it is" in lines[0]
+    assert max(map(len, lines)) <= least
+    lines = run._figures(good, Paper(least - 1)).splitlines()
+    assert lines[0].split() == ["figure", "value"]
+    assert len({len(line.rstrip()) for line in lines[1:]}) == 1  # values end in one column
+    groups = [line.split()[0] for line in lines[2:] if not line.startswith(" ")]
+    assert len(groups) == len(lines) - 2
+
+
+def test_each_group_of_figures_is_named_once_where_they_are_explained(good: Finished) -> None:
+    lines = run._figures(good, Paper(400)).splitlines()[2:]
+    groups = [line.split()[0] for line in lines if not line.startswith(" ")]
+    assert groups == list(dict.fromkeys(groups))
+    assert len(groups) < len(lines)
+
+
+def test_a_place_for_the_kernel_is_taken_or_refused(paravirt_mm: Run) -> None:
+    arguments = ("run", "qemu-512m", "-a", HPA, *NATIVE, "--kernel-at")
+    told = paravirt_mm(*arguments, "64M")
+    assert told.returncode == 0
+    assert "step 2: map 0x4000000-" in told.stdout
+    assert paravirt_mm(*arguments, "63G").returncode == 3
+    assert paravirt_mm(*arguments, "here").returncode == 2
+
+
+def test_what_runs_where_nothing_is_said_is_what_plugins_offer(paravirt_mm: Run) -> None:
+    def specs(*arguments: str) -> tuple[str, str]:
+        record = json.loads(paravirt_mm("run", "qemu-512m", "--json", *arguments).stdout)
+        return record["allocator"], record["backend"]
+
+    allocator, backend = specs()
+    assert backend == "native"
+    assert allocator.startswith("incremental")
+    assert specs("-a", OLD) == (OLD, "native")
+    assert specs("-b", "xen") == (allocator, "xen")
+
+
+def test_an_image_is_written_of_what_has_begun(paravirt_mm: Run, tmp_path: Path) -> None:
+    core = tmp_path / "core"
+    paravirt_mm("run", "qemu-512m", "-a", HPA, *NATIVE, "--image", core)
+    assert core.read_bytes().startswith(b"\x7fELF")
+    core.unlink()
+    (tmp_path / "mine.py").write_text(
+        "import os, attrs\nfrom paravirt_mm import hookimpl\n"
+        "from paravirt_mm.testing import AscendingAllocator\n"
+        "@attrs.frozen\nclass Dies(AscendingAllocator):\n    @hookimpl\n"
+        "    def pvmm_promise(self, boot):\n        os._exit(5)\n"
+    )
+    result = paravirt_mm("run", "qemu-512m", "-a", f"{tmp_path}/mine.py:Dies", "--image", core)
+    assert result.returncode == 4
+    assert not core.exists()
+    assert "ended with exit code 5" in result.stdout
+
+
+# -- report and picture ----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
+    """Pages and pictures are not made; what they would be made of is kept."""
+    given: list[tuple[Any, ...]] = []
+
+    def page(subjects: Any, registry: Any, problems: Any) -> str:
+        given.append((len(subjects), len(problems)))
+        return "x" * 1_234_567
+
+    monkeypatch.setattr("paravirt_mm.view.page.page", page)
+    return given
+
+
+def test_a_report_says_what_it_is_about_and_what_is_missing(
+    paravirt_mm: Run, drawn: list[tuple[Any, ...]], tmp_path: Path
+) -> None:
+    pytest.importorskip("vl_convert")
+    (tmp_path / "bad").write_text("nothing\n")
+    out = tmp_path / "out.html"
+    one = ("-a", HPA, *NATIVE, "-o", out)
+    result = paravirt_mm("report", "qemu-512m", *one)
+    assert (result.returncode, result.stdout) == (0, "")
+    assert result.stderr == f"{out}: 1 machine, 1.23 MB\n"
+    result = paravirt_mm("report", "qemu-512m", "pae-4g", tmp_path / "bad", *one)
+    assert result.returncode == 3
+    assert result.stderr.endswith(f"{out}: 2 machines, 1.23 MB, 1 could not be read\n")
+    result = paravirt_mm("report", tmp_path / "bad", *one)
+    assert (result.returncode, drawn) == (3, [(1, 0), (2, 1)])
+    (tmp_path / "mine.py").write_text(
+        "import attrs\nfrom paravirt_mm import hookimpl\n"
+        "from paravirt_mm.testing import AscendingAllocator\n"
+        "@attrs.frozen\nclass Fails(AscendingAllocator):\n    @hookimpl\n"
+        "    def pvmm_promise(self, boot):\n        raise ValueError('no idea')\n"
+    )
+    fails = ("-a", f"{tmp_path}/mine.py:Fails", "--traceback")
+    result = paravirt_mm("report", "qemu-512m", *one, *fails)
+    assert result.returncode == 4  # though another scenario ended well
+    assert "raise ValueError('no idea')" in result.stderr
+    result = paravirt_mm("picture", "qemu-512m", *NATIVE, "-o", tmp_path / "x.svg", *fails)
+    assert result.returncode == 4
+    assert "raise ValueError('no idea')" in result.stderr
+    assert "paravirt-mm: not drawn: error: plugin " in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("qemu-512m", "-o", "x.gif"), "'x.gif': use a name that ends in .svg or .png"),
+        (("qemu-512m", "-o", "x.png", "-t", "auto"), "auto is for maps as SVG"),
+        (("qemu-512m", "-w", "flips", "-o", "x.svg", "-t", "auto"), "auto is for maps as SVG"),
+        (("qemu-512m", "pae-4g", "-o", "x.svg"), "a map is of one machine"),
+        (("-o", "x.svg"), "a map is of one machine"),
+        (("qemu-512m", "-w", "pie", "-o", "x.svg"), "'pie' is not one of"),
+    ],
+)
+def test_pictures_that_cannot_be_are_refused(
+    arguments: tuple[str, ...], words: str, paravirt_mm: Run
+) -> None:
+    result = paravirt_mm("picture", *arguments)
+    assert result.returncode == 2
+    assert words in " ".join(result.stderr.split())
+
+
+def test_a_picture_is_written_as_its_name_says(
+    paravirt_mm: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that needs the extra says so before anything runs; a map as SVG never does."""
+    needed: list[str] = []
+    monkeypatch.setattr("paravirt_mm.view.charts.require_extra", lambda: needed.append("extra"))
+    monkeypatch.setattr("paravirt_mm.view.charts.png", lambda text: b"PNG of " + text.encode())
+    monkeypatch.setattr("paravirt_mm.view.charts.svg", lambda drawing, theme: drawing.name)
+    one = ("qemu-512m", "-a", OLD, *NATIVE, "-o")
+    results = [
+        paravirt_mm("picture", *one, tmp_path / "map.svg", "-t", "auto"),
+        paravirt_mm("picture", *one, tmp_path / "MAP.PNG"),
+        paravirt_mm("picture", *one, tmp_path / "guess.svg", "-w", "guess"),
+        paravirt_mm("picture", *one, tmp_path / "guess.png", "-w", "guess"),
+    ]
+    assert [one.returncode for one in results] == [0] * 4
+    assert needed == ["extra"] * 3
+    assert (tmp_path / "map.svg").read_text().startswith("<svg")
+    assert (tmp_path / "MAP.PNG").read_bytes().startswith(b"PNG of <svg")
+    assert (tmp_path / "guess.svg").read_text() == "guess\n"
+    assert (tmp_path / "guess.png").read_bytes() == b"PNG of guess"
+    nothing = paravirt_mm("picture", *one, tmp_path / "x.svg", "-w", "hypercalls")
+    assert nothing.returncode == 3
+    assert "there is nothing to draw for 'hypercalls' on these machines" in nothing.stderr
+    unread = paravirt_mm("picture", tmp_path / "none", "-o", tmp_path / "x.svg")
+    assert unread.returncode == 3
+    some = ("-w", "guess", tmp_path / "none", *one, tmp_path / "y.svg")
+    assert paravirt_mm("picture", *some).returncode == 3
+    assert (tmp_path / "y.svg").exists()
+    monkeypatch.setattr(picture, "expect_writable", lambda _: None)
+    full = paravirt_mm("picture", *one, "/dev/full/x.png")
+    assert full.returncode == 3
+    assert "/dev/full/x.png: cannot be written: Not a directory" in full.stderr
+
+
+# -- plugins ---------------------------------------------------------------------------------------
+
+
+@attrs.frozen
+class Bare:
+    pvmm_api: ClassVar[int] = API_VERSION
+
+    @hookimpl
+    def pvmm_observe(self, event: object) -> None:
+        pass
+
+
+def test_a_plugin_that_says_nothing_of_itself() -> None:
+    Bare.__doc__ = None
+    plugin = Plugin("bare", Bare, "far-away", "2")
+    assert _page(plugin) == (
+        "bare: observer of far-away 2\n\n  hooks: pvmm_observe\n  checked against:\n    not"
+    )
+    assert _line(plugin) == "observer  bare            far-away 2              "
+    assert _record(plugin)["about"] == ""
+
+
+def test_lines_of_plugins_are_bounded_and_wrapped() -> None:
+    @attrs.frozen
+    class Long(Bare):
+        """Words."""
+
+        option: str = attrs.field(default="y" * 5000, metadata={"help": "word " * 60})
+
+    plugin = Plugin("long", Long)
+    assert len(_line(plugin)) == 4000
+    lines = _page(plugin).splitlines()
+    assert max(map(len, lines)) == 1000
+    told = [line for line in lines if line.startswith("      word")]
+    assert max(map(len, told)) <= 96
+    assert sum(line.count("word") for line in told) == 60
+
+
+def test_without_any_plugin_it_says_so(paravirt_mm: Run) -> None:
+    result = paravirt_mm("--only", "nonsense", "plugins")
+    assert (result.returncode, result.stdout) == (0, "")
+    assert result.stderr == "paravirt-mm: no plugin is installed\n"
+    assert not paravirt_mm("--only", "native", "plugins").stderr
+    named = paravirt_mm("plugins", "nonsense")
+    assert named.returncode == 2
+    assert default_registry().get("native").name in named.stderr
