@@ -18,7 +18,7 @@ import attrs
 import pytest
 
 from paravirt_mm import GdbError
-from paravirt_mm_xen.dom0 import boot
+from paravirt_mm_xen.dom0 import boot, kept
 from paravirt_mm_xen.dom0.host import Host
 from paravirt_mm_xen.dom0.recording import Dom0Recording, Kind, MappedRange, Request
 from paravirt_mm_xen.live.errors import MissingPieceError, XenBootError
@@ -401,6 +401,15 @@ def test_as_many_requests_as_are_read(record: Any) -> None:
     assert [call.index for call in recording.calls] == [*range(512)] * 2
     with pytest.raises(XenBootError, match=r"6.1.0: a hypercall with 1025 requests"):
         record([BEGIN, hypercall(1, ARGUMENTS, 1025)], {ARGUMENTS: many})
+
+
+def test_limits_are_those_of_the_security_policy() -> None:
+    policy = (Path(__file__).parents[3] / "SECURITY.md").read_text()
+    (row,) = (row for row in policy.splitlines() if row.startswith("| a boot of a dom0"))
+    seconds = f"{boot.SECONDS:g} s ({kept.SECONDS:g} s as a row of a comparison)"
+    assert f"{seconds}, {boot.MAX_STOPS:,} stops, {boot.MAX_REQUESTS} requests" in row
+    # The row must be told of as one that came to nothing, not end with the whole scenario.
+    assert kept.SECONDS < boot.SECONDS
 
 
 def test_boots_that_do_not_get_there(record: Any, monkeypatch: pytest.MonkeyPatch) -> None:
