@@ -371,8 +371,9 @@ class _Walker:
     def _is_leaf(self, level: int, entries: U64) -> npt.NDArray[np.bool_]:
         if level == 1:
             return np.ones(len(entries), dtype=np.bool_)
-        if level not in self.mode.large_levels or (self.mode.entry_bytes == 4 and not self.cpu.pse):
+        if self.mode.entry_bytes == 4 and not self.cpu.pse:
             return np.zeros(len(entries), dtype=np.bool_)
+        # Where there are no large pages the bit is reserved, whatever the entry were with it.
         leaf: npt.NDArray[np.bool_] = (entries & np.uint64(PSE)) != 0
         return leaf
 

@@ -459,8 +459,7 @@ def test_a_canvas_is_painted_where_it_is_asked_to_and_nowhere_else() -> None:
         for first in range(40):
             for last in range(first, 40):
                 view = np.zeros((5, 8), dtype="<u4")
-                canvas = _Canvas(view, 0x8000, 16)
-                canvas.shift(shift)
+                canvas = _Canvas(view, 0x8000, 16, shift)
                 places = [0x8000 + 16 * (n - shift) for n in (first, last)]
                 canvas.paint(places[0], places[1], 0x7FFF_0067, step)
                 assert view.reshape(-1).tolist() == [
