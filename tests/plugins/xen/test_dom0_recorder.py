@@ -434,14 +434,15 @@ def test_boots_that_do_not_get_there(record: Any, monkeypatch: pytest.MonkeyPatc
 def test_a_map_is_exchanged_before_xen_begins(record: Any) -> None:
     """The loader's information names it at 44: its length, then where it is."""
     e820 = tuple((n << 20, (n << 20) + 0x1000 * (n + 1), 1 + n % 2) for n in range(50))
-    host = Host(512, 65536, e820)
-    recording, gdb = record([{"rip": 0x20_0000, "rbx": 0xDEAD_0000_9000}, BEGIN], host=host)
+    host = Host(512, 65535, e820)
+    recording, gdb = record([{"rip": 0x20_0000, "rbx": 0xDEAD_0000_9001}, BEGIN], host=host)
     assert recording.e820 == e820
+    assert (recording.pages, recording.dom0_mib) == (65535, 255)  # whole MiB of them
     given = b"".join(struct.pack("<IQQI", 20, low, high - low, kind) for low, high, kind in e820)
     (first, one), (second, two), told = gdb.did
     assert (first, one + two, second) == (0x10000, given, 0x10000 + len(one))
     assert len(one) == 0x400
-    assert told == (0x9000 + 44, struct.pack("<II", 50 * 24, 0x10000))
+    assert told == (0x9001 + 44, struct.pack("<II", 50 * 24, 0x10000))
     assert 0x20_0000 not in gdb.breakpoints
 
 
