@@ -252,7 +252,7 @@ def _split_up(choose: Choices, machine: Machine, ratio: Fraction) -> Machine:
     evenly = align_down((high - low) // (more + 1), PAGE_SIZE)
     apart = choose.one_of((evenly, evenly, 2 * PAGE_SIZE, min(evenly, 2 * MIB)))
     gaps = [(high - n * apart, high - n * apart + PAGE_SIZE) for n in range(1, more + 1)]
-    if choose.one_of((True, False)):
+    if choose.one_of(_ONE_IN_TWO):
         return _taking(machine, gaps)
     return _with_map(machine, [*_raw(machine), *((*gap, E820Type.RESERVED) for gap in gaps)])
 

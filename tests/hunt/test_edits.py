@@ -290,6 +290,46 @@ def test_memory_grows_by_a_ratio_on_its_last_piece() -> None:
         assert ram(after).end == 1 << MODES["i386"].physical_bits
 
 
+def test_memory_is_split_into_so_many_times_as_many_pieces() -> None:
+    """By pages that are missing or taken, evenly apart or close together below the piece's end; no
+    closer than a page between two, nor near the kernel.
+    """
+    base = machine((0, 64 * MIB, RAM), (128 * MIB, 192 * MIB, RAM))
+    room = END + 8 * MIB
+    kinds, aparts = set(), set()
+    for after in every(lambda choose: edits._split_up(choose, base, Fraction(5))):
+        gaps = list(taken(after)) or less(base, after)
+        kinds.add(bool(after.reserved))
+        assert len(gaps) == 8, "of two pieces ten"
+        if not after.reserved:
+            assert len(list(ram(after))) == 10
+            assert {e.type for e in after.memory_map} == {RAM, RESERVED}
+        assert {high - low for low, high in gaps} == {PAGE}
+        (apart,) = {b - a for (a, _), (b, _) in pairwise(gaps)}
+        last = gaps[-1][0]
+        high = 64 * MIB if last < 64 * MIB else 192 * MIB
+        low = room if high == 64 * MIB else 128 * MIB
+        assert last == high - apart
+        assert gaps[0][0] >= low
+        aparts.add((high, apart))
+    assert kinds == {True, False}
+    even = {
+        64 * MIB: (64 * MIB - room) // 9 // PAGE * PAGE,
+        192 * MIB: 64 * MIB // 9 // PAGE * PAGE,
+    }
+    assert aparts == {
+        (high, apart) for high, most in even.items() for apart in (most, 2 * PAGE, 2 * MIB)
+    }
+    for ratio in (Fraction(1), Fraction(1, 2), Fraction(5, 4)):
+        assert all(m is base for m in every(lambda c, r=ratio: edits._split_up(c, base, r)))
+    one = machine((0, MIB, RAM), (2 * MIB, GIB, RAM), (2 * GIB, 2 * GIB + 20 * PAGE, RAM))
+    counts = {
+        len(list(taken(m)) or less(one, m))
+        for m in every(lambda c: edits._split_up(c, one, Fraction(10**9)))
+    }
+    assert counts == {256 // 2 - 1, edits.MAX_PIECES, 9}, "a page between two of them"
+
+
 # -- what is taken -------------------------------------------------------------------------------
 
 
@@ -441,7 +481,9 @@ def test_what_is_taken_spares_the_kernel() -> None:
     assert edits._taking(base, [(MIB, 64 * MIB)], MIB).reserved[1:][0] == (MIB, 16 * MIB)
 
 
-def test_as_much_of_the_top_is_taken_as_so_many_tables_map() -> None:
+def test_as_much_of_the_top_is_taken_as_so_many_tables_map(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """One to 128 tables, a few pages off, whole pages or whole tables; large pages may be gone."""
     base = machine((0, 8 * GIB, RAM))
     counts, free_ends = set(), set()
@@ -464,6 +506,13 @@ def test_as_much_of_the_top_is_taken_as_so_many_tables_map() -> None:
         free_ends.add(low % span // PAGE)
         counts.add((small_pages, round((high - low) / span)))
     assert {n for small_pages, n in counts if small_pages} >= {1, 5, 8, 16, 32, 64, 128}
+    monkeypatch.setattr(edits, "_few", lambda _: 0)
+    exactly = {
+        (8 * GIB - m.reserved[-1][0]) / (2 * MIB)
+        for m in every(lambda choose: edits._take_the_top(choose, base))
+        if not m.features.pse
+    }
+    assert exactly == {n - less for n in (8, 16, 32, 64, 128) for less in (0, 3, 7)}
     assert max(n for small_pages, n in counts if small_pages) == 129  # 512 pages more
     assert {0, 1, 63, 512 - 63, 511} <= free_ends
 
@@ -705,9 +754,11 @@ def test_one_to_three_changes_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(edits, "_CHANGES", (lambda _, one: attrs.evolve(one, name="other"),))
     monkeypatch.setattr(edits, "_at_mark", lambda _c, one, _: attrs.evolve(one, name="mark"))
     monkeypatch.setattr(edits, "_resized", lambda _c, one, _: attrs.evolve(one, name="ratio"))
+    monkeypatch.setattr(edits, "_split_up", lambda _c, one, _: attrs.evolve(one, name="pieces"))
     for marks, ratios, names in (
-        ((), (), {"other"}), ((1,), (), {"other", "mark"}), ((), (2,), {"other", "ratio"}),
-        ((1,), (2,), {"other", "mark", "ratio"}),
+        ((), (), {"other"}), ((1,), (), {"other", "mark"}),
+        ((), (2,), {"other", "ratio", "pieces"}),
+        ((1,), (2,), {"other", "mark", "ratio", "pieces"}),
     ):  # fmt: skip
         found = {m.name for m in every(lambda c, m=marks, r=ratios: changed(c, base, m, r))}
         assert found == names

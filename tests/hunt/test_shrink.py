@@ -298,6 +298,11 @@ def test_reservations_shrink_and_never_grow() -> None:
     assert all(low <= a < b <= high for a, b in taken)
     assert {(low, 0x5000000), (low, low + 0x1000)} <= taken
     assert {(low, low + (high - low) // share) for share in (2, 4, 16)} <= taken
+    for m in asked_of(RICH):
+        if len(m.reserved) == 3:
+            assert len({*m.reserved} - {*RICH.reserved}) <= 1 or m.memory_map != RICH.memory_map
+        elif m.memory_map == RICH.memory_map:
+            assert {*m.reserved} < {*RICH.reserved}, "one shrinks, or some go"
 
 
 def test_what_lies_above_slides_down_with_an_edge() -> None:
@@ -320,6 +325,19 @@ def test_what_lies_above_slides_down_with_an_edge() -> None:
     slid = next(m for m in seen if m.memory_map.ram().end == top - 2 * GIB)
     assert [(e.start, e.end) for e in slid.memory_map][-1] == (GIB, top - 2 * GIB)
     assert slid.reserved == ((0x2000000, 0x2001000), (3 * GIB, 3 * GIB + 4096))
+
+
+def test_what_slides_by_whole_pages_lies_on_nothing() -> None:
+    low, start, end = (1 << 26) + 1, 2 * GIB + 0x123, 4 * GIB + 0x1001
+    uneven = [(0, low, E820Type.RAM), (start, end, E820Type.RAM)]
+    machine = Machine("uneven", MemoryMap.sanitise(uneven))
+    gap = start - low
+    slid = {
+        m.memory_map.entries[1].start
+        for m in asked_of(machine)
+        if len(m.memory_map) == 2 and m.memory_map.ram().total == machine.memory_map.ram().total
+    }
+    assert {start - by // 4096 * 4096 for by in (gap, gap // 2)} == slid
 
 
 def test_half_of_many_entries_or_reservations_goes_at_once() -> None:
