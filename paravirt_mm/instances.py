@@ -8,10 +8,12 @@ import inspect
 import os
 import sys
 from collections.abc import Callable, Generator, Iterable, Iterator
+from functools import cache
 from types import GeneratorType
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
+from paravirt_mm import hookspecs
 from paravirt_mm.engine.contract import ContractBroken
 from paravirt_mm.engine.panic import KernelPanic
 from paravirt_mm.errors import INTERRUPTIONS
@@ -67,10 +69,21 @@ def _looked_up(factory: type[Any]) -> dict[str, tuple[str, ...]]:
     }
 
 
+@cache
+def parameters_of(hook: str) -> tuple[str, ...]:
+    """Return the parameters that a hook may take, as hookspecs.py has them."""
+    return tuple(inspect.signature(getattr(hookspecs, hook)).parameters)
+
+
+@cache
+def _not_among(hook: str, taken: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(name for name in parameters_of(hook) if name not in taken)
+
+
 class Hook:
     """One hook of one plugin, ready to be called."""
 
-    __slots__ = ("_function", "_parameters", "_traced", "name", "plugin")
+    __slots__ = ("_function", "_not_taken", "_traced", "name", "plugin")
 
     def __init__(
         self, plugin: str, instance: Any, name: str, parameters: tuple[str, ...], traced: bool
@@ -78,21 +91,22 @@ class Hook:
         self.plugin = plugin
         self.name = name
         self._function: Callable[..., Any] = getattr(instance, name)
-        self._parameters = parameters
+        self._not_taken = _not_among(name, parameters)
         self._traced = traced
 
     def __call__(self, arguments: dict[str, Any]) -> Any:
-        """Call it. Raises `HookFailed` for whatever it raises, but for a panic in an allocator."""
+        """Call it with those of the arguments that it takes; the others are dropped from them.
+        Raises `HookFailed` for whatever it raises, but for a panic in an allocator.
+        """
+        for name in self._not_taken:
+            arguments.pop(name, None)
         try:
-            taken = arguments
-            if len(self._parameters) != len(arguments):
-                taken = {name: arguments[name] for name in self._parameters}
-            answer = self._function(**taken)
+            answer = self._function(**arguments)
         except BaseException as error:
             if self._passes(error):
                 raise
             raise HookFailed(self.plugin, self.name, error) from error
-        if isinstance(answer, GeneratorType):
+        if type(answer) is GeneratorType:
             answer = self._guarded(answer)
         if self._traced:
             self._show(arguments, answer)
@@ -130,21 +144,32 @@ class Hook:
 
     def _show(self, arguments: dict[str, Any], answer: Any) -> None:
         given = ", ".join(
-            f"{name}={arguments[name]!r}" for name in self._parameters if name != "boot"
+            f"{name}={value!r}" for name, value in arguments.items() if name != "boot"
         )
         print(f"{self.plugin}.{self.name}({given}) -> {answer!r}", file=sys.stderr)
 
 
 class _Hooks(dict[str, list[Hook]]):
-    """Hooks by name, each found when it is first asked for."""
+    """Hooks of some plugins by name, each made when it is first asked for."""
 
-    def __init__(self, find: Callable[[str], list[Hook]]) -> None:
-        super().__init__()
-        self._find = find
+    def __init__(self, plugins: Iterable[tuple[str, Any]], traced: bool) -> None:
+        self._traced = traced
+        self._plugins = [
+            (plugin, instance, implemented(type(instance))) for plugin, instance in plugins
+        ]
 
     def __missing__(self, name: str) -> list[Hook]:
-        found = self[name] = self._find(name)
+        found = self[name] = []
+        for plugin, instance, hooks in self._plugins:
+            if name in hooks:
+                found.append(Hook(plugin, instance, name, hooks[name], self._traced))
         return found
+
+    def forget(self, gone: str) -> None:
+        """Leave the hooks of a plugin out from now on."""
+        self._plugins = [one for one in self._plugins if one[0] != gone]
+        for hooks in self.values():
+            hooks[:] = [one for one in hooks if one.plugin != gone]
 
 
 class Instances:
@@ -154,24 +179,13 @@ class Instances:
         self, plugins: Iterable[tuple[str, Any]], observers: Iterable[tuple[str, Any]] = ()
     ) -> None:
         watching = list(observers)
-        self._plugins = [
-            (plugin, instance, implemented(type(instance)))
-            for plugin, instance in [*plugins, *watching]
-        ]
-        self._watching = {plugin for plugin, _ in watching}
-        self._traced = os.environ.get(TRACE_VARIABLE) == "1"
-        self._hooks = _Hooks(self._of)
+        traced = os.environ.get(TRACE_VARIABLE) == "1"
+        self._hooks = _Hooks([*plugins, *watching], traced)
         """Those that were asked for."""
+        self._watching = {plugin for plugin, _ in watching}
         self._observers = self._hooks["pvmm_observe"]
         self.left_out: list[str] = []
         """What observers did to be left out."""
-
-    def _of(self, hook: str) -> list[Hook]:
-        return [
-            Hook(plugin, instance, hook, hooks[hook], self._traced)
-            for plugin, instance, hooks in self._plugins
-            if hook in hooks
-        ]
 
     def call(self, hook: str, **arguments: Any) -> Any:
         """Return the answer of the one plugin that implements a hook; None: none does."""
@@ -191,7 +205,7 @@ class Instances:
         """
         for one in list(self._hooks[hook]):
             try:
-                answer = one(arguments)
+                answer = one({**arguments})
                 found = None if answer is None else read(answer)
             except (HookFailed, ContractBroken) as failed:
                 if isinstance(failed, ContractBroken):
@@ -219,9 +233,7 @@ class Instances:
         if plugin not in self._watching:
             raise failed
         self.left_out.append(f"observer {plugin} is left out: {failed}")
-        self._plugins = [one for one in self._plugins if one[0] != plugin]
-        for hooks in self._hooks.values():
-            hooks[:] = [one for one in hooks if one.plugin != plugin]
+        self._hooks.forget(plugin)
 
     def implementer(self, hook: str) -> str:
         """Return the name of the plugin that a hook's answer came from."""

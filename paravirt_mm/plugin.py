@@ -11,7 +11,6 @@ import inspect
 import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from functools import cache
 from typing import Any
 
 import attrs
@@ -19,7 +18,7 @@ import attrs
 from paravirt_mm import hookspecs
 from paravirt_mm.errors import INTERRUPTIONS
 from paravirt_mm.hookspecs import API_MINOR, API_VERSION, HOOKS, PREFIX, PROJECT, Role
-from paravirt_mm.instances import implemented
+from paravirt_mm.instances import implemented, parameters_of
 from paravirt_mm.options import create
 from paravirt_mm.printable import printable
 
@@ -96,12 +95,6 @@ def role_of(hooks: Iterable[str]) -> Role:
     if "pvmm_map_steps" in hooks:
         return Role.ALLOCATOR
     return Role.BACKEND if "pvmm_boot_state" in hooks else Role.OBSERVER
-
-
-@cache
-def _parameters(hook: str) -> tuple[str, ...]:
-    """Return the parameters that a hook may take, as hookspecs.py has them."""
-    return tuple(inspect.signature(getattr(hookspecs, hook)).parameters)
 
 
 def problems(name: str, factory: object) -> list[str]:
@@ -184,8 +177,8 @@ def _hook_problems(factory: type[Any]) -> Iterator[str]:
 def _parameter_problems(hook: str, method: Callable[..., Any]) -> Iterator[str]:
     """Yield what is wrong with the parameters of a method that answers ``hook``."""
     for parameter in list(inspect.signature(method).parameters.values())[1:]:
-        if parameter.name not in _parameters(hook):
-            allowed = ", ".join(_parameters(hook)) or "none"
+        if parameter.name not in parameters_of(hook):
+            allowed = ", ".join(parameters_of(hook)) or "none"
             yield f"{hook} takes {parameter.name!r}; it may take: {allowed}"
         elif parameter.default is not parameter.empty:
             yield (

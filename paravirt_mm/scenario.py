@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import chain
 from types import MappingProxyType
 from typing import Any
@@ -128,12 +129,13 @@ class Scenario:
             if is_small(trace):
                 findings += tuple(check_image(trace))
         ended = _early_end(trace)
-        run = self._run(trace, ended or _verdict(findings), findings=findings, thorough=thorough)
+        judged = partial(self._run, trace, thorough=thorough)
+        run = judged(ended or _verdict(findings), findings)
         if ended is None:
             added = [more for _, more in instances.each("pvmm_check", contract.findings, run=run)]
             if any(added):
                 findings += tuple(chain(*added))
-                run = attrs.evolve(run, verdict=_verdict(findings), findings=findings)
+                run = judged(_verdict(findings), findings)
         extra = {
             f"{plugin.rpartition(':')[2]}.{name}": value
             for plugin, figures in instances.each("pvmm_figures", contract.figures, run=run)
@@ -141,11 +143,13 @@ class Scenario:
         }
         if extra or instances.left_out:
             left_out = tuple(instances.left_out)
-            run = attrs.evolve(run, extra=MappingProxyType(extra), left_out=left_out)
+            run = judged(run.verdict, findings, extra=MappingProxyType(extra), left_out=left_out)
         return run
 
-    def _run(self, trace: Trace, verdict: Verdict, **more: Any) -> Run:
-        return Run(self.machine, self.allocator, self.backend, trace, verdict, **more)
+    def _run(
+        self, trace: Trace, verdict: Verdict, findings: tuple[Finding, ...] = (), **more: Any
+    ) -> Run:
+        return Run(self.machine, self.allocator, self.backend, trace, verdict, findings, **more)
 
     def _error(
         self,

@@ -9,8 +9,6 @@ from collections.abc import Callable, Generator, Iterable
 from functools import lru_cache
 from typing import Any, Protocol
 
-import attrs
-
 from paravirt_mm.engine import contract
 from paravirt_mm.engine.answers import Cost, EntryKind, EntryWrite, Refusal
 from paravirt_mm.engine.boot import Boot
@@ -29,7 +27,7 @@ from paravirt_mm.engine.steps import (
     StepResult,
     TableDemand,
 )
-from paravirt_mm.engine.tables import Batch, EntryCount, MapPlan, tables_by_level
+from paravirt_mm.engine.tables import Batch, EntryCount, MapPlan
 from paravirt_mm.engine.trace import (
     EntriesWritten,
     Event,
@@ -58,7 +56,7 @@ from paravirt_mm.machine.paging import PAGE_SHIFT
 
 StepGenerator = Generator[Step, StepResult, None]
 
-_FREE = Cost()
+_FREE, _LOADED = Cost(), Cost(flushes=1)
 # There are few different ones.
 _entry_write = lru_cache(maxsize=4096)(EntryWrite)
 
@@ -119,7 +117,7 @@ def link(machine: Machine, hooks: Hooks) -> Machine:
         recorded = contract.recorded(answer)
     answer = hooks.call("pvmm_kernel_image", machine=machine, features=features, recorded=recorded)
     kernel = contract.image(machine, answer)
-    return machine if kernel is machine.kernel else attrs.evolve(machine, kernel=kernel)
+    return machine if kernel is machine.kernel else machine.linked_with(kernel)
 
 
 class _Run:
@@ -250,8 +248,7 @@ class _Run:
         """Make the tables of a plan, fill them, and fill the entries of tables that were there."""
         pages: tuple[TablePages, ...] = ()
         if plan.spans:
-            by_level = tables_by_level(self.mode, plan.spans)
-            pages = self._allocate(step, TableDemand(plan.start, plan.end, by_level))
+            pages = self._allocate(step, TableDemand(plan.start, plan.end, plan.by_level))
         batch = self.now.tree.commit(plan, self.now.next_index, pages)
         life = self._born(batch, plan)
         for entries in plan.filled:
@@ -304,7 +301,9 @@ class _Run:
                 owner in self.now.handed_over,
                 kind is EntryKind.LEAF or self.now.ledger.is_readonly(batch.runs),
             )
-            cost = self._ask("pvmm_write_entries", None, write=write) or _FREE
+            answer = self.hooks.call("pvmm_write_entries", boot=self.boot, write=write)
+            if answer is not None:
+                cost = contract.cost("pvmm_write_entries", self.mode, answer)
         self._emit(EntriesWritten(batch.index, level, kind, count, owner, cost))
 
     def _map_readonly(self, start: int, end: int) -> tuple[tuple[int, int], ...]:
@@ -343,8 +342,9 @@ class _Run:
             return
         self._emit(SurplusReleased(released))
         # The kernel does not look which of them it had mapped read-only.
-        cost = self._ask("pvmm_make_writable", None, pages=released)
-        if cost is not None:
+        answer = self.hooks.call("pvmm_make_writable", boot=self.boot, pages=released)
+        if answer is not None:
+            cost = contract.cost("pvmm_make_writable", self.mode, answer)
             flipped = sum(
                 self.now.ledger.set_readonly(*run.pfns, readonly=False) for run in released
             )
@@ -356,13 +356,15 @@ class _Run:
         for life in lives:
             batch = life.batch
             if batch.count and self._is_told:
-                cost = self._ask("pvmm_make_readonly", batch, tables=batch)
-                if cost is not None:
+                answer = self.hooks.call("pvmm_make_readonly", boot=self.boot, tables=batch)
+                if answer is not None:
+                    cost = contract.cost("pvmm_make_readonly", self.mode, answer, batch.by_level)
                     for run in batch.runs:
                         self.now.ledger.set_readonly(*run.pfns, readonly=True)
                     self._emit(MadeReadonly(batch, cost))
-                cost = self._ask("pvmm_pin_tables", batch, tables=batch)
-                if cost is not None:
+                answer = self.hooks.call("pvmm_pin_tables", boot=self.boot, tables=batch)
+                if answer is not None:
+                    cost = contract.cost("pvmm_pin_tables", self.mode, answer, batch.by_level)
                     life.pinned = frozenset(cost.pinned)
                     self._emit(TablesPinned(batch, cost))
             self.now.handed_over.add(batch.index)
@@ -390,7 +392,7 @@ class _Run:
         # Under a parent that waits too the entry is written now; others are what attaches it.
         links = []
         for entries in life.links:
-            if self._are_attached([entries]):
+            if entries.owner in self.now.attached:
                 links.append(entries)
             else:
                 self._write(
@@ -432,26 +434,14 @@ class _Run:
         return StepResult(tables=_tables(lives))
 
     def _activate(self, _step: ActivateRoot) -> StepResult:
-        cost = self._ask("pvmm_activate_cr3", None, root=self._root) or Cost(flushes=1)
+        answer = self.hooks.call("pvmm_activate_cr3", boot=self.boot, root=self._root)
+        cost = _LOADED if answer is None else contract.cost("pvmm_activate_cr3", self.mode, answer)
         if not self._tree_is_live:
             self._tree_is_live = True
-            for span in list(self.now.reachable):
-                self.now.reachable.discard(*span)
+            self.now.reachable.empty()
             self.now.reachable.update(self.now.tree.mapped())
         self._emit(RootActivated(self._root, cost))
         return StepResult()
-
-    # -- questions to plugins -----------------------------------------------------------------
-
-    def _ask(self, hook: str, new: Batch | None, **arguments: Any) -> Cost | None:
-        """Ask the backend, of ``new`` tables if of any; a refusal ends the run."""
-        answer = self.hooks.call(hook, boot=self.boot, **arguments)
-        if answer is None:
-            return None
-        answer = contract.cost(hook, self.mode, answer, None if new is None else new.by_level)
-        if isinstance(answer, Refusal):
-            raise Rejected(answer.operation, answer.code)
-        return answer
 
 
 def _tables(lives: Iterable[BatchLife]) -> int:

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Generator, Iterable, Mapping
-from itertools import pairwise
-from operator import attrgetter
+from functools import reduce
+from itertools import chain, pairwise
+from operator import attrgetter, lt, or_
 from typing import Any, NoReturn, TypeGuard, TypeVar
 
 from paravirt_mm.engine.answers import Cost, Refusal, Way
@@ -31,6 +32,7 @@ from paravirt_mm.engine.steps import (
     StepResult,
     TableDemand,
 )
+from paravirt_mm.errors import Rejected
 from paravirt_mm.machine.model import BootState, CpuFeatures, KernelImage, Machine, Span
 from paravirt_mm.machine.paging import PAGE_SIZE, PagingMode
 
@@ -215,9 +217,13 @@ def boot_state(machine: Machine, answer: Any) -> BootState | Refusal:
         return refusal(told, answer)
     state = told.of(answer, BootState, "the answer")
     end = 1 << machine.mode.physical_bits
-    for name in ("mapped", "reserved", "boot_tables", "direct_mapped"):
-        align = PAGE_SIZE if name in ("boot_tables", "direct_mapped") else 1
-        told.spans(getattr(state, name), f"BootState.{name}", end, align, ordered=False)
+    if not (
+        _are_spans((state.mapped, state.reserved), end, 1)
+        and _are_spans((state.boot_tables, state.direct_mapped), end, PAGE_SIZE)
+    ):
+        for name in ("mapped", "reserved", "boot_tables", "direct_mapped"):
+            align = PAGE_SIZE if name in ("boot_tables", "direct_mapped") else 1
+            told.spans(getattr(state, name), f"BootState.{name}", end, align, ordered=False)
     if state.boot_tables:
         taken = state.taken(machine)
         for low, high in state.boot_tables:
@@ -235,18 +241,48 @@ def boot_state(machine: Machine, answer: Any) -> BootState | Refusal:
         told.number(level, "a level of BootState.table_pages", 1, root)
         told.numbers(pfns, f"BootState.table_pages[{level}]", 0, MAX_PFN)
     told.of(state.typed, bool, "BootState.typed")
-    for item in told.items(state.places, "BootState.places"):
+    _check_places(told, state.places, end)
+    return state
+
+
+def _check_places(told: Answer, places: Any, end: int) -> None:
+    for item in told.items(places, "BootState.places"):
         if not isinstance(item, tuple) or len(item) != 2 or not isinstance(item[0], str):
             told.refuse("BootState.places must hold (name, (start, end))", item)
-        told.span(item[1], f"place {item[0]!r}", end, align=1)
-    return state
+    if not _are_spans((tuple([span for _, span in places]),), end, 1):
+        for name, span in places:
+            told.span(span, f"place {name!r}", end, align=1)
+
+
+def _are_spans(values: tuple[Any, ...], end: int, align: int) -> bool:
+    """Tell at a glance that all of some tuples are right spans; where they are not, each is to be
+    looked at.
+    """
+    if {*map(type, values)} != {tuple}:
+        return False
+    spans = [*chain.from_iterable(values)]
+    if not spans:
+        return True
+    if {*map(type, spans)} != {tuple} or {*map(len, spans)} != {2}:
+        return False
+    edges = [*chain.from_iterable(spans)]
+    return (
+        {*map(type, edges)} == {int}
+        and min(edges) >= 0
+        and max(edges) <= end
+        and all(map(lt, edges[::2], edges[1::2]))
+        and not reduce(or_, edges) % align
+    )
 
 
 def kernel_image(told: Answer, value: Any, what: str, end: int) -> KernelImage:
     """Check where a kernel is said to lie."""
     kernel = told.of(value, KernelImage, what)
-    for name in ("start", "end", "brk_start", "brk_end"):
-        told.number(getattr(kernel, name), f"{what}.{name}", 0, end)
+    edges = kernel.start, kernel.end, kernel.brk_start, kernel.brk_end
+    # What is wrong is looked for only where something is.
+    if {*map(type, edges)} != {int} or min(edges) < 0 or max(edges) > end:
+        for name in ("start", "end", "brk_start", "brk_end"):
+            told.number(getattr(kernel, name), f"{what}.{name}", 0, end)
     if kernel.start > kernel.end or kernel.brk_start > kernel.brk_end:
         told.refuse(f"{what} ends before it starts", kernel)
     return kernel
@@ -280,6 +316,8 @@ _MAP_FIELDS = {
     "hand_over": HandOver,
 }
 _map_fields = attrgetter(*_MAP_FIELDS)
+_ANYWHERE, _NEVER = Map(0, PAGE_SIZE).tables_from, Map(0, PAGE_SIZE).skip_empty_level
+"""What most steps leave as it is."""
 _MAP_KINDS = tuple(_MAP_FIELDS.values())
 
 
@@ -293,24 +331,37 @@ def step(mode: PagingMode, answer: Any) -> Step:
         if type(answer.label) is not str:
             told.of(answer.label, str, f"{kind.__name__}.label")
         return answer  # type: ignore[no-any-return]  # one of the labelled steps
-    told.span((answer.start, answer.end), "Map(start, end)", mode.physical_end)
+    _check_map(told, mode, answer)
+    return answer  # type: ignore[no-any-return]  # a Map
+
+
+def _check_map(told: Answer, mode: PagingMode, answer: Map) -> None:
+    start, end = answer.start, answer.end
+    # What is wrong is looked for only where something is.
+    if (
+        not type(start) is type(end) is int
+        or not 0 <= start < end <= mode.physical_end
+        or (start | end) % PAGE_SIZE
+    ):
+        told.span((start, end), "Map(start, end)", mode.physical_end)
     if tuple(map(type, _map_fields(answer))) != _MAP_KINDS:
         for name, wanted in _MAP_FIELDS.items():
             told.of(getattr(answer, name), wanted, f"Map.{name}")
-    window = told.items(answer.tables_from, "Map.tables_from")
-    if len(window) != 2:
-        told.refuse("Map.tables_from must be a pair (low, high) of bytes", answer.tables_from)
-    if {*map(type, window)} != {int} or not 0 <= min(window) <= max(window) <= MAX_COUNT:
-        for place, address in enumerate(window):
-            told.number(address, f"Map.tables_from[{place}]")
-    told.number(answer.skip_empty_level, "Map.skip_empty_level", 0, 5)
+    if answer.tables_from is not _ANYWHERE:
+        window = told.items(answer.tables_from, "Map.tables_from")
+        if len(window) != 2:
+            told.refuse("Map.tables_from must be a pair (low, high) of bytes", answer.tables_from)
+        if {*map(type, window)} != {int} or min(window) < 0 or max(window) > MAX_COUNT:
+            for place, address in enumerate(window):
+                told.number(address, f"Map.tables_from[{place}]")
+    if answer.skip_empty_level is not _NEVER:
+        told.number(answer.skip_empty_level, "Map.skip_empty_level", 0, 5)
     if answer.pieces == ():
-        return answer  # type: ignore[no-any-return]  # a Map
+        return
     for piece in told.items(answer.pieces, "Map.pieces"):
         told.of(piece, Piece, "a piece of Map.pieces")
         told.span((piece.start, piece.end), "a piece of Map.pieces", mode.physical_end)
         told.number(piece.level, "the level of a piece of Map.pieces", 1, mode.root_level)
-    return answer  # type: ignore[no-any-return]  # a Map
 
 
 # -- pages -----------------------------------------------------------------------------------------
@@ -319,13 +370,15 @@ def step(mode: PagingMode, answer: Any) -> Step:
 def _run(told: Answer, run: Any, what: str) -> PageRun:
     if type(run) is not PageRun:
         told.refuse(f"{what} must be a PageRun", run)
-    numbers = run.start, run.count, run.step
-    if {*map(type, numbers)} != {int} and not all(map(is_int, numbers)):
+    start, count, step = run.start, run.count, run.step
+    if not type(start) is type(count) is type(step) is int and not (
+        is_int(start) and is_int(count) and is_int(step)
+    ):
         told.refuse(f"{what} must hold whole numbers", run)
-    if run.step not in (1, -1):
+    if step not in (1, -1):
         told.refuse(f"{what}.step must be 1 or -1", run)
-    low, high = run.pfns
-    if run.count < 0 or (run.count and not 0 <= low < high <= MAX_PFN):
+    low, high = (start, start + count) if step == 1 else (start - count + 1, start + 1)
+    if count < 0 or (count and not 0 <= low < high <= MAX_PFN):
         told.refuse(f"{what} must hold pages of 0..{MAX_PFN:#x}", run)
     return run
 
@@ -349,11 +402,12 @@ def table_pages(answer: Any, demand: TableDemand) -> tuple[TablePages, ...]:
     for part in given:
         if type(part) is not TablePages:
             told.refuse("what it gives is not TablePages", part)
-        run = _run(told, part.run, "TablePages.run")
-        told.of(part.source, Source, "TablePages.source")
-        if run.count:
+        given_count = _run(told, part.run, "TablePages.run").count
+        if type(part.source) is not Source:
+            told.of(part.source, Source, "TablePages.source")
+        if given_count:
             pages.append(part)
-            count += run.count
+            count += given_count
     if count != (needed := demand.count):
         told.refuse(f"gave {count} pages where {needed} are needed")
     return tuple(pages)
@@ -389,33 +443,27 @@ def refusal(told: Answer, answer: Refusal) -> Refusal:
 
 def cost(
     hook: str, mode: PagingMode, answer: Any, pinnable: Mapping[int, int] | None = None
-) -> Cost | Refusal:
-    """Check what an operation costs, or that it is refused.
+) -> Cost:
+    """Check what an operation costs. Raises `Rejected` where it is refused.
 
     ``pinnable`` is how many tables of which level it is about; None: all there are.
     """
-    if not isinstance(answer, Cost):
-        told = Answer(hook)
+    known = _CHECKED.get(id(answer))
+    if known is not answer or known is None:
         if isinstance(answer, Refusal):
-            return refusal(told, answer)
+            refused = refusal(Answer(hook), answer)
+            raise Rejected(refused.operation, refused.code)
+        known = _checked(Answer(hook), answer)
+    # What is pinned is checked each time, unless it is all that there is of a level.
+    if known.pinned and not (pinnable and known.pinned.items() <= pinnable.items()):
+        _check_pinned(Answer(hook), mode, known.pinned, pinnable)
+    return known
+
+
+def _checked(told: Answer, answer: Any) -> Cost:
+    """Check all of a cost but how much is pinned, which depends on the tables at hand."""
+    if not isinstance(answer, Cost):
         told.refuse("the answer is not a Cost, a Refusal or None", answer)
-    # What is wrong is looked for only where something is.
-    hypercalls = answer.hypercalls
-    counts = (answer.batches, answer.flushes, *hypercalls.values())
-    if (
-        {*map(type, counts)} != {int}
-        or min(counts) < 0
-        or max(counts) > MAX_COUNT
-        or type(answer.way) is not Way
-        or {*map(type, hypercalls)} - {str}
-    ):
-        _check_cost(Answer(hook), answer)
-    if answer.pinned:
-        _check_pinned(Answer(hook), mode, answer.pinned, pinnable)
-    return answer
-
-
-def _check_cost(told: Answer, answer: Cost) -> None:
     # A Cost holds mappings whatever it is made of.
     for name, count in answer.hypercalls.items():
         told.of(name, str, "a kind in Cost.hypercalls")
@@ -423,6 +471,21 @@ def _check_cost(told: Answer, answer: Cost) -> None:
     told.number(answer.batches, "Cost.batches")
     told.of(answer.way, Way, "Cost.way")
     told.number(answer.flushes, "Cost.flushes")
+    for level, count in answer.pinned.items():
+        told.number(level, "a level of Cost.pinned", 0)
+        told.number(count, f"Cost.pinned[{level}]")
+    if type(answer) is Cost:
+        if len(_CHECKED) == _MAX_CHECKED:
+            _CHECKED.clear()
+        _CHECKED[id(answer)] = answer
+    return answer
+
+
+_CHECKED: dict[int, Cost] = {}
+"""Costs that were found right, by their identity: a cost never changes, and backends answer the
+same ones again and again.
+"""
+_MAX_CHECKED = 4096
 
 
 def _check_pinned(

@@ -8,11 +8,11 @@ in either direction, is one flip of that page (see the definition of ``flips`` i
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from functools import cache
 from typing import NamedTuple
 
 from paravirt_mm.engine.pages import PageRun
-from paravirt_mm.machine.ranges import RangeMap, ValuedRanges
+from paravirt_mm.machine.model import Span
+from paravirt_mm.machine.ranges import RangeMap, Ranges, RangeSet
 
 
 class PageStatus(NamedTuple):
@@ -22,36 +22,37 @@ class PageStatus(NamedTuple):
     flips: int
 
 
-# There are few different ones, and many runs of pages that have them.
-_status = cache(PageStatus)
-_UNTOUCHED = PageStatus(readonly=False, flips=0)
-
-
 class LedgerView:
     """Status by pfn, kept as runs, to read."""
 
-    __slots__ = ("_status",)
+    __slots__ = ("_flips", "_readonly")
 
-    def __init__(self, status: ValuedRanges[PageStatus]) -> None:
-        self._status = status
+    def __init__(self, readonly: Ranges, flips: list[Span]) -> None:
+        self._readonly = readonly
+        self._flips = flips
 
     def is_readonly(self, runs: Iterable[PageRun]) -> bool:
         """Tell whether every page of ``runs`` is read-only."""
-        for run in runs:
-            for _, _, status in self._status.segments(*run.pfns):
-                if status is None or not status.readonly:
-                    return False
-        return True
+        return False not in [self._readonly.covers(*run.pfns) for run in runs]
 
-    def readonly(self, low: int, high: int) -> Iterator[tuple[int, int]]:
+    def readonly(self, low: int, high: int) -> Iterator[Span]:
         """Yield the read-only pfn ranges inside ``[low, high)``, ascending."""
-        for start, end, status in self._status.within(low, high):
-            if status.readonly:
-                yield start, end
+        return self._readonly.within(low, high)
+
+    def flips(self) -> Iterator[Span]:
+        """Yield the pfn ranges that flipped, in the order in which they did."""
+        return iter(self._flips)
 
     def __iter__(self) -> Iterator[tuple[int, int, PageStatus]]:
-        """Yield ``(low, high, status)`` of every pfn that ever flipped, ascending."""
-        return iter(self._status)
+        """Yield ``(low, high, status)`` of every pfn that ever was read-only, ascending."""
+        found: RangeMap[PageStatus] = RangeMap()
+        for span in self._readonly:
+            found.set(*span, PageStatus(readonly=True, flips=0))
+        for span in self._flips:
+            for low, high, known in found.segments(*span):
+                readonly, flips = known or (False, 0)
+                found.set(low, high, PageStatus(readonly, flips + 1))
+        return iter(found)
 
 
 class Ledger(LedgerView):
@@ -59,25 +60,22 @@ class Ledger(LedgerView):
 
     __slots__ = ("_open",)
 
-    def __init__(self) -> None:
-        self._open: RangeMap[PageStatus] = RangeMap()
-        super().__init__(self._open.view())
+    def __init__(self, readonly: Iterable[Span] = ()) -> None:
+        """Begin with what is read-only since before the run: it has not flipped."""
+        self._open = RangeSet(readonly)
+        super().__init__(self._open.view(), [])
 
     def view(self) -> LedgerView:
         """Return the same statuses, as they stand at any time, without the means to change them."""
-        return LedgerView(self._status)
-
-    def start_readonly(self, low: int, high: int) -> None:
-        """Note that pfns ``[low, high)`` are read-only since before the run: no flip."""
-        self._open.set(low, high, PageStatus(readonly=True, flips=0))
+        return LedgerView(self._readonly, self._flips)
 
     def set_readonly(self, low: int, high: int, readonly: bool) -> int:
         """Make pfns ``[low, high)`` read-only or writable; return how many pages flipped."""
-        flipped = 0
-        for start, end, status in self._status.segments(low, high):
-            before = status or _UNTOUCHED
-            if before.readonly is readonly:
-                continue
-            self._open.set(start, end, _status(readonly, before.flips + 1))
-            flipped += end - start
-        return flipped
+        if readonly:
+            flipped = [*self._open.gaps(low, high)]
+            self._open.add(low, high)
+        else:
+            flipped = [*self._open.within(low, high)]
+            self._open.discard(low, high)
+        self._flips += flipped
+        return sum([end - start for start, end in flipped])

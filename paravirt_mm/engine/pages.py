@@ -39,7 +39,8 @@ class PageRun:
     @property
     def span(self) -> tuple[int, int]:
         """The bytes that the run covers."""
-        low, high = self.pfns
+        start, count = self.start, self.count
+        low, high = (start, start + count) if self.step == 1 else (start - count + 1, start + 1)
         return low << PAGE_SHIFT, high << PAGE_SHIFT
 
     def head(self, count: int) -> PageRun:

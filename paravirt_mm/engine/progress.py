@@ -77,12 +77,8 @@ class Progress:
                 self.tree.adopt(level, *span)
         for span in state.direct_mapped:
             self.tree.adopt_mapping(*span)
-        self.ledger = Ledger()
-        self.tables = RangeSet()
-        for start, end in state.boot_tables:
-            low, high = start >> PAGE_SHIFT, end >> PAGE_SHIFT
-            self.tables.add(low, high)
-            self.ledger.start_readonly(low, high)
+        boot_tables = [(low >> PAGE_SHIFT, high >> PAGE_SHIFT) for low, high in state.boot_tables]
+        self.tables, self.ledger = RangeSet(boot_tables), Ledger(boot_tables)
         self.reachable = RangeSet(state.mapped)
         self.next_index = 0
         self.handed_over, self.attached = {BOOT_TREE}, {BOOT_TREE}
@@ -91,7 +87,14 @@ class Progress:
 
     def waiting(self) -> Iterator[Batch]:
         """Yield the batches with tables that wait to be handed over or attached."""
-        return (life.batch for life in self.pending if life.batch.count)
+        return iter([life.batch for life in self.pending if life.batch.count])
+
+    def oldest_waiting(self) -> Batch | None:
+        """Return the first of the batches that wait."""
+        for life in self.pending:
+            if life.batch.count:
+                return life.batch
+        return None
 
     def take_reserved(self, run: PageRun) -> None:
         """Note that pages of the reservation are used now; the others stay in their order."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
+from typing import NamedTuple
 
 import attrs
 
@@ -55,7 +56,7 @@ def tables_by_level(
     for level in sorted(spans):
         size = sum([high - low for low, high in spans[level]])
         if size:
-            found.append((level, size // mode.table_span(level)))
+            found.append((level, size // mode.spans[level]))
     return tuple(found)
 
 
@@ -163,12 +164,13 @@ class EntryCount:
     count: int
 
 
-@attrs.frozen
-class MapPlan:
+class MapPlan(NamedTuple):
     """What mapping one piece would need and write; nothing is changed until it is committed.
 
     spans
         By level, the physical address ranges for which a table is missing.
+    by_level
+        How many tables that are, by level.
     leaves
         The new leaf entries.
     links
@@ -185,7 +187,8 @@ class MapPlan:
 
     start: int
     end: int
-    spans: Mapping[int, tuple[Span, ...]] = attrs.field(converter=sealed)
+    spans: Mapping[int, tuple[Span, ...]]
+    by_level: tuple[tuple[int, int], ...]
     leaves: tuple[Leaves, ...]
     links: tuple[EntryCount, ...]
     filled: tuple[EntryCount, ...]
@@ -196,7 +199,7 @@ class MapPlan:
     @property
     def mapped_end(self) -> int:
         """End of the last large or small page that covers the piece, in bytes."""
-        return max((leaf.end for leaf in self.leaves), default=self.reused_end)
+        return max([leaf.end for leaf in self.leaves], default=self.reused_end)
 
 
 class TreeView:
@@ -249,14 +252,13 @@ class TreeView:
                     for low, high, largest in parts
                     for part in only[1].within(low, high)
                 ]
-            span = self.mode.table_span(level)
-            size = done = 0
+            span, tables = self.mode.spans[level], self._tables[level]
+            done = 0
             for start, end, largest in parts:
                 if largest <= level:
                     first = max(done, start - start % span)
                     done = max(done, end + -end % span)
-                    size += self._tables[level].missing(first, done)
-            count += size // span
+                    count += tables.missing(first, done) // span
         return count
 
     def plan(
@@ -294,6 +296,7 @@ class _Walk:
     """One walk down the levels for one piece: what is there, what has to be new."""
 
     __slots__ = (
+        "by_level",
         "filled",
         "is_32bit",
         "known_leaves",
@@ -319,6 +322,7 @@ class _Walk:
         self.mode, self.tables, self.known_leaves, self.largest = mode, tables, leaves, largest
         self.is_32bit = mode.is_32bit
         self.spans: dict[int, list[Span]] = {}
+        self.by_level: dict[int, int] = {}
         self.leaves: list[Leaves] = []
         self.replaced: list[Leaves] = []
         # Entries of tables that there are, by level and batch, and by level those of new ones.
@@ -330,21 +334,22 @@ class _Walk:
 
     def descend(self, level: int, todo: list[_Part]) -> list[_Part]:
         """Look at the entries of ``level`` for ``todo``; return what tables below have to map."""
-        entry = self.mode.entry_span(level)
+        entry = self.mode.spans[level - 1]
         may_be_leaf = level <= self.largest and level in self.known_leaves
         # A 32-bit kernel sets a large page whatever is there, the startup code's tables included
         # (kernel_physical_mapping_init in arch/x86/mm/init_32.c).
         tables_stay = not (may_be_leaf and self.is_32bit)
+        tables = self.tables[level - 1]
         below: list[_Part] = []
         for low, high, owner in todo:
             first, last = low - low % entry, high + -high % entry
-            for start, end, table in self.tables[level - 1].segments(first, last):
+            for start, end, table in tables.segments(first, last):
                 if table is None or not tables_stay:
                     if may_be_leaf:
                         self._map_large(level, start, end, owner)
                         continue
-                    self._new_tables(level, start, end)
                     count = (end - start) // entry
+                    self._new_tables(level, start, end, count)
                     if owner is None:
                         self.new_links[level] = self.new_links.get(level, 0) + count
                     else:
@@ -361,11 +366,13 @@ class _Walk:
         for _, high in known.within(start, end) if known else ():
             self.reused_end = max(self.reused_end, high)
 
-    def _new_tables(self, level: int, start: int, end: int) -> None:
-        """Tables for ``[start, end)``, in place of the large pages that there are."""
+    def _new_tables(self, level: int, start: int, end: int, count: int) -> None:
+        """So many tables for ``[start, end)``, in place of the large pages that there are."""
         if known := self.known_leaves.get(level):
             self.replaced += (Leaves(level, *span) for span in known.within(start, end))
-        spans = self.spans.setdefault(level - 1, [])
+        below = level - 1
+        self.by_level[below] = self.by_level.get(below, 0) + count
+        spans = self.spans.setdefault(below, [])
         if spans and spans[-1][1] == start:
             start = spans.pop()[0]
         spans.append((start, end))
@@ -381,7 +388,7 @@ class _Walk:
     def _fill(self, level: int, start: int, end: int, owner: int | None) -> None:
         """New leaf entries of ``level`` for ``[start, end)``, in tables of one batch."""
         self.leaves.append(Leaves(level, start, end))
-        count = (end - start) // self.mode.entry_span(level)
+        count = (end - start) // self.mode.spans[level - 1]
         if owner is None:
             self.new_leaves[level] = self.new_leaves.get(level, 0) + count
         else:
@@ -393,17 +400,20 @@ class _Walk:
         return MapPlan(
             start=start,
             end=end,
-            spans={level: tuple(spans) for level, spans in self.spans.items()},
+            spans=sealed({level: tuple(spans) for level, spans in self.spans.items()}),
+            by_level=tuple(sorted(self.by_level.items())),
             leaves=tuple(self.leaves),
-            links=tuple([EntryCount(*held, count) for held, count in self.links.items()]),
-            filled=tuple([EntryCount(*held, count) for held, count in self.filled.items()]),
-            inside=(
-                *[(EntryKind.LEAF, *inside) for inside in self.new_leaves.items()],
-                *[(EntryKind.TABLE, *inside) for inside in sorted(self.new_links.items())],
-            ),
+            links=_entry_counts(self.links),
+            filled=_entry_counts(self.filled),
+            inside=tuple([(EntryKind.LEAF, *inside) for inside in self.new_leaves.items()])
+            + tuple([(EntryKind.TABLE, *inside) for inside in sorted(self.new_links.items())]),
             replaced=tuple(self.replaced),
             reused_end=self.reused_end,
         )
+
+
+def _entry_counts(counts: Mapping[tuple[int, int], int]) -> tuple[EntryCount, ...]:
+    return tuple([EntryCount(*held, count) for held, count in counts.items()]) if counts else ()
 
 
 class Tree(TreeView):
@@ -429,11 +439,11 @@ class Tree(TreeView):
 
     def start_anew(self, root: int) -> None:
         """Forget everything: a new tree begins, with the table of batch ``root``."""
-        everything = self.mode.table_span(self.mode.root_level)
         for tables in self._open_tables.values():
-            tables.clear(0, everything)
+            tables.empty()
         for leaves in self._open_leaves.values():
-            leaves.discard(0, everything)
+            leaves.empty()
+        everything = self.mode.table_span(self.mode.root_level)
         self._open_tables[self.mode.root_level].set(0, everything, root)
 
     def adopt(self, level: int, start: int, end: int) -> None:

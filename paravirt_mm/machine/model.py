@@ -155,6 +155,12 @@ class Machine(Shown):
         if not self.memory_map.ram_pages():
             raise InputError(f"machine {self.name!r} has no whole page of RAM in its memory map")
 
+    def linked_with(self, kernel: KernelImage) -> Machine:
+        """Return the machine with another kernel; what is worked out of its memory stays."""
+        machine = object.__new__(type(self))
+        machine.__dict__.update(self.__dict__, kernel=kernel)
+        return machine
+
     def with_kernel_at(self, start: int) -> Machine:
         """Return the machine with its kernel loaded at ``start``, and nothing left where it was.
 
@@ -265,9 +271,7 @@ class BootState:
 
         A platform that loads the kernel itself also says, in ``reserved``, where the initrd is.
         """
-        taken = RangeSet(machine.reserved)
-        taken.add(*self.kernel_of(machine).span)
+        taken = [*machine.reserved, self.kernel_of(machine).span, *self.reserved]
         if self.kernel is None and machine.initrd is not None:
-            taken.add(*machine.initrd)
-        taken.update(self.reserved)
-        return taken
+            taken.append(machine.initrd)
+        return RangeSet(sorted(taken))

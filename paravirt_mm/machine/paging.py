@@ -11,6 +11,8 @@ Source: Intel SDM volume 3, chapter "Paging"; the direct-map bases are those of 
 from __future__ import annotations
 
 from functools import cached_property
+from itertools import accumulate
+from operator import mul
 
 import attrs
 
@@ -50,19 +52,17 @@ class PagingMode:
         return len(self.index_bits)
 
     @cached_property
-    def _entry_shifts(self) -> tuple[int, ...]:
-        shifts = [PAGE_SHIFT]
-        for bits in self.index_bits:
-            shifts.append(shifts[-1] + bits)
-        return tuple(shifts)
+    def spans(self) -> tuple[int, ...]:
+        """Bytes that a page maps, and, from L1 upward, a table of each level."""
+        return tuple(accumulate((1 << bits for bits in self.index_bits), mul, initial=PAGE_SIZE))
 
     def entry_span(self, level: int) -> int:
         """Bytes that one entry of a table of ``level`` maps (level 1: 4096)."""
-        return 1 << self._entry_shifts[level - 1]
+        return self.spans[level - 1]
 
     def table_span(self, level: int) -> int:
         """Bytes that a whole table of ``level`` maps."""
-        return 1 << self._entry_shifts[level]
+        return self.spans[level]
 
     def entries(self, level: int) -> int:
         """Number of entries in a table of ``level``."""

@@ -156,6 +156,8 @@ class Ranges:
     def total_below(self, limit: int) -> int:
         """Return how many integers below ``limit`` are in the set."""
         place = bisect_left(self._edges, limit)
+        if not place:
+            return 0
         starts, ends = self._edges[:place:2], self._edges[1:place:2]
         return sum(ends) - sum(starts) + (limit if place & 1 else 0)
 
@@ -194,11 +196,14 @@ class RangeSet(Ranges):
     def __init__(self, ranges: Iterable[tuple[int, int]] = ()) -> None:
         edges = self._edges = []
         for start, end in ranges:
-            # Most come in order.
-            if start < end and (not edges or start > edges[-1]):
-                edges += (start, end)
-            else:
+            # Most come in order, or reach into the last one.
+            if not edges or start > edges[-1]:
+                if start < end:
+                    edges += (start, end)
+            elif start < edges[-2]:
                 self.add(start, end)
+            elif end > edges[-1]:
+                edges[-1] = end
 
     @classmethod
     def _apart(
@@ -242,6 +247,10 @@ class RangeSet(Ranges):
         last = bisect_right(edges, end, first)
         # A range that reaches in from outside ends, or begins, here.
         edges[first:last] = (start, end)[1 - (first & 1) : 1 + (last & 1)]
+
+    def empty(self) -> None:
+        """Remove everything."""
+        self._edges.clear()
 
     def update(self, ranges: Iterable[tuple[int, int]]) -> None:
         """Add every range of ``ranges``."""
@@ -339,3 +348,8 @@ class RangeMap(ValuedRanges[V]):
     def clear(self, start: int, end: int) -> None:
         """Forget the values of ``[start, end)``."""
         self.set(start, end, None)
+
+    def empty(self) -> None:
+        """Forget every value."""
+        self._edges.clear()
+        self._values[:] = [None]

@@ -6,13 +6,16 @@ Nothing here comes from the engine's state, so that two plugins can never be cou
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import accumulate, chain
+from operator import attrgetter, methodcaller
 from typing import Any, TypeVar
 
 from paravirt_mm.engine.answers import Cost, Way
 from paravirt_mm.engine.ledger import Ledger
-from paravirt_mm.engine.pages import PageRun, Source, page_count
+from paravirt_mm.engine.pages import PageRun, Source, TablePages, page_count
 from paravirt_mm.engine.steps import HandOver, Map
+from paravirt_mm.engine.tables import Batch
 from paravirt_mm.engine.trace import (
     EntriesWritten,
     MadeReadonly,
@@ -35,6 +38,10 @@ from paravirt_mm.measure import crashkernel
 
 K = TypeVar("K")
 
+_hypercalls, _batches, _flushes = map(attrgetter, ("hypercalls", "batches", "flushes"))
+_by_level, _pages = map(attrgetter, ("by_level", "pages"))
+_items = methodcaller("items")
+
 
 class Books:
     """What a trace adds up to. Page numbers are pfns, everything else bytes or counts."""
@@ -45,31 +52,31 @@ class Books:
         self.mode = start.machine.mode
         self.kernel = start.boot.kernel_of(start.machine)
         self.reserved_runs: list[PageRun] = []
-        self.by_source: defaultdict[Source, int] = defaultdict(int)
-        self.by_level: defaultdict[int, int] = defaultdict(int)
-        self.table_pages = RangeSet()
-        self.from_reservation = RangeSet()
-        self.contiguous_pages = 0
         self.missing_tables = 0
-        self.ledger = Ledger()
         self.pins: defaultdict[int, int] = defaultdict(int)
         self.validations: defaultdict[int, int] = defaultdict(int)
         self.writes: defaultdict[Way, int] = defaultdict(int)
-        self.hypercalls: defaultdict[str, int] = defaultdict(int)
         self.hypercalls_of_guess = 0
-        self.batches = 0
-        self.tlb_flushes = 0
         self.mapped_bytes: defaultdict[int, int] = defaultdict(int)
         self.rounds = 0
         self.peak_unhooked = 0
+        self._costs: list[Cost] = []
+        self._allocations: list[Batch] = []
+        self._ledger = Ledger(
+            [(low >> PAGE_SHIFT, high >> PAGE_SHIFT) for low, high in start.boot.boot_tables]
+        )
+        self._writable_again = False
         self._waiting = 0
         self._later = False
-        for low, high in start.boot.boot_tables:
-            self.ledger.start_readonly(low >> PAGE_SHIFT, high >> PAGE_SHIFT)
-        for event in trace.events:
-            if enter := _ENTRIES.get(type(event)):
+        for enter, event in zip(
+            map(_ENTRIES.get, map(type, trace.events)), trace.events, strict=True
+        ):
+            if enter is not None:
                 enter(self, event)
-        self._add_up(trace)
+        self._add_up_tables()
+        self._add_up_costs()
+        self._add_up_flips()
+        self._add_up_memory(trace)
 
     def _step(self, event: StepStarted) -> None:
         if isinstance(event.step, Map):
@@ -78,31 +85,33 @@ class Books:
 
     def _reserved(self, event: TablesReserved) -> None:
         self.reserved_runs += event.pages
-        self.contiguous_pages = max([self.contiguous_pages, *(run.count for run in event.pages)])
 
     def _written(self, event: EntriesWritten) -> None:
-        self.writes[event.cost.way] += event.count
-        self._spend(event.cost)
+        cost = event.cost
+        self.writes[cost.way] += event.count
+        self._costs.append(cost)
 
     def _mapped(self, event: RangeMapped) -> None:
         leaves = event.leaves
         self.mapped_bytes[leaves.level] += leaves.end - leaves.start
         for low, high in event.readonly:
-            self.ledger.set_readonly(low >> PAGE_SHIFT, high >> PAGE_SHIFT, readonly=True)
+            self._ledger.set_readonly(low >> PAGE_SHIFT, high >> PAGE_SHIFT, readonly=True)
 
-    def _readonly(self, event: MadeReadonly) -> None:
+    def _made_readonly(self, event: MadeReadonly) -> None:
         for run in event.batch.runs:
-            self.ledger.set_readonly(*run.pfns, readonly=True)
-        self._spend(event.cost)
+            self._ledger.set_readonly(*run.pfns, readonly=True)
+        self._costs.append(event.cost)
 
-    def _writable(self, event: MadeWritable) -> None:
+    def _made_writable(self, event: MadeWritable) -> None:
         for run in event.pages:
-            self.ledger.set_readonly(*run.pfns, readonly=False)
-        self._spend(event.cost)
+            self._ledger.set_readonly(*run.pfns, readonly=False)
+        self._writable_again = True
+        self._costs.append(event.cost)
         self.hypercalls_of_guess += sum(event.cost.hypercalls.values())
 
     def _attached(self, event: TablesAttached) -> None:
-        _add(self.validations, dict(event.validated))
+        for level, count in event.validated:
+            self.validations[level] += count
         if event.order is HandOver.LATER:
             self.rounds += self._waiting > 0
             self._waiting = 0
@@ -118,78 +127,77 @@ class Books:
 
     def _allocated(self, event: TablesAllocated) -> None:
         batch = event.batch
-        _add(self.by_level, batch.by_level)
-        for part in batch.pages:
-            self.by_source[part.source] += part.run.count
-            self.table_pages.add(*part.run.pfns)
-            if part.source is Source.RESERVATION:
-                self.from_reservation.add(*part.run.pfns)
-            else:
-                # One search and one reservation a page: nothing contiguous is demanded.
-                self.contiguous_pages = max(self.contiguous_pages, 1)
+        self._allocations.append(batch)
         if self._later or self.mode.root_level in batch.by_level:
             self._waiting += batch.count
-            self.peak_unhooked = max(self.peak_unhooked, self._waiting)
+            unfinished = self._waiting
         else:
             # Handed over one by one: unfinished is at most one table of each level, from the top
             # down to the leaf.
-            self.peak_unhooked = max(self.peak_unhooked, len(batch.by_level))
+            unfinished = len(batch.by_level)
+        if unfinished > self.peak_unhooked:
+            self.peak_unhooked = unfinished
 
     def _pinned(self, event: TablesPinned | RootActivated) -> None:
-        _add(self.pins, event.cost.pinned)
-        self._spend(event.cost)
+        for level, count in event.cost.pinned.items():
+            self.pins[level] += count
+        self._costs.append(event.cost)
 
-    def _spend(self, cost: Cost) -> None:
-        if cost.hypercalls:
-            _add(self.hypercalls, cost.hypercalls)
-        self.batches += cost.batches
-        self.tlb_flushes += cost.flushes
+    # -- what the whole trace tells -----------------------------------------------------------
 
-    def _add_up(self, trace: Trace) -> None:
-        """Work out what the sums and sets of the whole trace tell.
+    def _add_up_tables(self) -> None:
+        """Add up which pages became tables.
 
-        unused
-            Pfns that were set aside for tables and did not become any.
-        free
-            Bytes of RAM that are free when the run ends.
-        free_below, crash_room
-            By limit of a crash kernel, what is free below it, and the largest that fits there.
-        flips, flips_wasted, max_flips
-            Changes of pages between writable and not writable; those of pages that end the run
-            writable; the most that one page saw.
+        tables
+            Page-table pages in use at the end, those that exist since boot not counted.
+        reserved, used, unused
+            Pages that were set aside for tables, that became some, and (pfns) that did not.
+        contiguous_pages
+            The largest block that was demanded at once.
         """
+        parts: list[TablePages] = [*chain.from_iterable(map(_pages, self._allocations))]
+        self.by_level = _sums(chain.from_iterable(map(_items, map(_by_level, self._allocations))))
+        self.by_source = _sums([(part.source, part.run.count) for part in parts])
+        self.table_pages = RangeSet(sorted([part.run.pfns for part in parts]))
+        self.tables = sum(self.by_level.values())
+        self.reserved = page_count(self.reserved_runs)
+        self.used = self.by_source[Source.RESERVATION]
+        used = [part.run.pfns for part in parts if part.source is Source.RESERVATION]
         held = RangeSet([run.pfns for run in self.reserved_runs])
-        self.unused: Ranges = held.difference(self.from_reservation)
-        self.free = free_after(trace)
+        self.unused: Ranges = held.difference(RangeSet(sorted(used)))
+        # One search and one reservation a page, but of a block: nothing contiguous is demanded.
+        blocks = [run.count for run in self.reserved_runs]
+        self.contiguous_pages = max([int(len(used) < len(parts)), *blocks])
+
+    def _add_up_costs(self) -> None:
+        costs = self._costs
+        self.hypercalls = _sums(chain.from_iterable(map(_items, map(_hypercalls, costs))))
+        self.batches, self.tlb_flushes = sum(map(_batches, costs)), sum(map(_flushes, costs))
+
+    def _add_up_flips(self) -> None:
+        """Add up the changes of pages between writable and not writable: all; those of pages that
+        end the run writable; the most that one page saw.
+        """
+        flips = [*self._ledger.flips()]
+        self.flips = sum([high - low for low, high in flips])
+        self.flips_wasted, self.max_flips = 0, min(1, self.flips)
+        if self._writable_again:
+            lasting = [span for flip in flips for span in self._ledger.readonly(*flip)]
+            self.flips_wasted = self.flips - sum([high - low for low, high in lasting])
+            edges = sorted([edge for low, high in flips for edge in ((low, 1), (high, -1))])
+            self.max_flips = max(accumulate([change for _, change in edges]), default=0)
+
+    def _add_up_memory(self, trace: Trace) -> None:
+        """Work out, by limit of a crash kernel, what is free below it when the run ends, and the
+        largest that fits there.
+        """
+        free = free_after(trace)
         self.free_below: Mapping[int, Sequence[Span]] = {
-            limit: list(self.free.below(limit)) for _, limit in crashkernel.LIMITS
+            limit: list(free.below(limit)) for _, limit in crashkernel.LIMITS
         }
         self.crash_room: Mapping[int, int] = {
             limit: crashkernel.room(free) for limit, free in self.free_below.items()
         }
-        self.flips = self.flips_wasted = self.max_flips = 0
-        for low, high, status in self.ledger:
-            flips = (high - low) * status.flips
-            self.flips += flips
-            self.flips_wasted += 0 if status.readonly else flips
-            self.max_flips = max(self.max_flips, status.flips)
-
-    # -- derived ------------------------------------------------------------------------------
-
-    @property
-    def tables(self) -> int:
-        """Page-table pages in use at the end, those that exist since boot not counted."""
-        return sum(self.by_level.values())
-
-    @property
-    def reserved(self) -> int:
-        """Pages set aside for tables."""
-        return page_count(self.reserved_runs)
-
-    @property
-    def used(self) -> int:
-        """Reserved pages that became tables."""
-        return self.by_source[Source.RESERVATION]
 
 
 def free_after(trace: Trace) -> Ranges:
@@ -199,9 +207,12 @@ def free_after(trace: Trace) -> Ranges:
     return trace.start.machine.memory_map.ram_pages().difference(RangeSet(taken))
 
 
-def _add(sums: dict[K, int], more: Mapping[K, int]) -> None:
-    for key, count in more.items():
+def _sums(counts: Iterable[tuple[K, int]]) -> defaultdict[K, int]:
+    """Return the sum of the counts of each key."""
+    sums: defaultdict[K, int] = defaultdict(int)
+    for key, count in counts:
         sums[key] += count
+    return sums
 
 
 _ENTRIES: Mapping[type, Callable[[Books, Any], None]] = {
@@ -210,8 +221,8 @@ _ENTRIES: Mapping[type, Callable[[Books, Any], None]] = {
     TablesAllocated: Books._allocated,
     EntriesWritten: Books._written,
     RangeMapped: Books._mapped,
-    MadeReadonly: Books._readonly,
-    MadeWritable: Books._writable,
+    MadeReadonly: Books._made_readonly,
+    MadeWritable: Books._made_writable,
     TablesPinned: Books._pinned,
     TablesAttached: Books._attached,
     RootActivated: Books._activated,

@@ -29,6 +29,7 @@ from paravirt_mm import (
     bundled,
 )
 from paravirt_mm.engine import contract
+from paravirt_mm.errors import Rejected
 from paravirt_mm.machine.paging import GIB, I386, I386_PAE, MIB, PAGE_SIZE, X86_64
 
 MACHINE: Machine = attrs.evolve(
@@ -287,7 +288,6 @@ CHECKS: dict[str, tuple[Check, list[Any], list[tuple[Any, str]]]] = {
             Cost(),
             Cost({"mmu": 0}),
             Cost({"mmu": MOST}, MOST, {1: 4}, flushes=MOST),
-            Refusal("no", -1),
         ],
         [
             (None, "is not a Cost, a Refusal or None"),
@@ -336,7 +336,13 @@ def test_what_is_returned() -> None:
     kept = contract.table_pages(iter(runs_of(PageRun(-9, 0), PageRun(5, 1))), demand(1))
     assert kept == tuple(runs_of(PageRun(5, 1)))
     # Of nothing in particular any number may be pinned.
-    assert contract.cost("x", X86_64, Cost(pinned={4: MOST})) == Cost(pinned={4: MOST})
+    everything = Cost(pinned={4: MOST})
+    assert contract.cost("x", X86_64, everything) is everything
+    # What was right once may be too much of other tables.
+    with pytest.raises(contract.ContractBroken, match=r"pinned\[4\] is not in 0..1"):
+        contract.cost("x", X86_64, everything, {4: 1})
+    with pytest.raises(Rejected, match="no"):
+        contract.cost("x", X86_64, Refusal("no", -1))
 
 
 def test_answers_without_end_are_cut_off() -> None:

@@ -19,12 +19,9 @@ def test_flips_are_counted_page_by_page(
     at: tuple[int, int],
 ) -> None:
     """A flip is a change of one page, in either direction; being read-only since boot is none."""
-    ledger = Ledger()
-    readonly: set[int] = set()
+    ledger = Ledger(boot)
+    readonly = {page for low, high in boot for page in range(low, high)}
     flips: dict[int, int] = {}
-    for low, high in boot:
-        ledger.start_readonly(low, high)
-        readonly |= set(range(low, high))
     for (low, high), to_readonly in ops:
         flipped = 0
         for page in range(low, high):

@@ -108,6 +108,12 @@ def _calls(kind: str, count: int, batches: int = 0, way: Way = Way.DIRECT) -> Co
     return Cost(hypercalls={kind: count}, batches=batches, way=way)
 
 
+@lru_cache(maxsize=4096)
+def _pins(leaf_tables: int, batches: int) -> Cost:
+    """Return what it costs to pin some L1 tables."""
+    return Cost({"mmuext_op": leaf_tables}, batches, pinned={1: leaf_tables})
+
+
 class TableEntries(StrEnum):
     """How an entry that refers to a table gets into one that the hypervisor does not know yet."""
 
@@ -295,11 +301,12 @@ class Xen:
             for level in range(1, mode.root_level)
         }
         # The boot stack is free: the kernel has one of its own from its first instructions on.
-        taken = RangeSet([static])
-        taken.update(span for part, span in layout.places if part is not Part.BOOT_STACK)
-        taken.update(_behind(machine.memory_map, pages))
+        places = layout.places
+        kept = [static, *[span for part, span in places if part is not Part.BOOT_STACK]]
+        kept += _behind(machine.memory_map, pages)
         if (self._release or ()) >= EXTRA_RESERVED_SINCE:
-            taken.update(extra_memory(machine.memory_map))
+            kept += extra_memory(machine.memory_map)
+        taken = RangeSet(sorted(kept))
         # RAM that the mode has no addresses for is nobody's: it cannot be kept for anybody.
         reach = 1 << mode.physical_bits
         taken.discard(reach, max(taken.end, reach))
@@ -309,7 +316,7 @@ class Xen:
             features=self.pvmm_features(machine),
             kernel=kernel,
             reserved=tuple(
-                (align_down(low, PAGE_SIZE), align_up(high, PAGE_SIZE)) for low, high in taken
+                [(align_down(low, PAGE_SIZE), align_up(high, PAGE_SIZE)) for low, high in taken]
             ),
             # The builder's, and the kernel's own into which they are grafted.
             boot_tables=(layout.page_tables, static),
@@ -317,7 +324,7 @@ class Xen:
             table_pages=MappingProxyType(table_pages(mode, layout, static, self.domain, identity)),
             direct_mapped=((0, end),),
             typed=True,
-            places=layout.places,
+            places=places,
         )
 
     def _identity_tables(self, machine: Machine, end: int) -> int:
@@ -341,8 +348,8 @@ class Xen:
         """Leaf entries are stores, which Xen emulates in a table that it knows, or go through it
         (4.19 to 5.15); entries that refer to tables go through it.
         """
-        if self._charges is not None:
-            return self._charges.written(write)
+        if self._booted:
+            return self._booted[-1].charges.written(write)
         if write.kind is EntryKind.LEAF:
             if write.live and write.level > 1:
                 return Refusal(f"mmu_update: large page in an L{write.level} entry", EINVAL)
@@ -363,8 +370,8 @@ class Xen:
 
         A page that is not mapped yet needs none; its mapping will be read-only from the start.
         """
-        if self._charges is not None:
-            return self._charges.made_readonly(tables)
+        if self._booted:
+            return self._booted[-1].charges.made_readonly(tables)
         mapped = _mapped(boot, tables.runs)
         if not mapped:
             return _STORED
@@ -373,8 +380,8 @@ class Xen:
     @hookimpl
     def pvmm_pin_tables(self, boot: Boot, tables: Batch) -> Cost | Refusal | None:
         """Pin L1 tables; tables above are validated when they are attached."""
-        if self._charges is not None:
-            return self._charges.pinned(tables)
+        if self._booted:
+            return self._booted[-1].charges.pinned(tables)
         leaf_tables = tables.tables(1)
         root = boot.mode.root_level
         large = [level for level in tables.leaf_levels if level > 1 and tables.tables(level)]
@@ -388,11 +395,7 @@ class Xen:
             return Refusal("MMUEXT_PIN_TABLE: page is mapped writable", EINVAL)
         if not leaf_tables:
             return None
-        return Cost(
-            hypercalls={"mmuext_op": leaf_tables},
-            batches=_batches(boot, leaf_tables),
-            pinned={1: leaf_tables},
-        )
+        return _pins(leaf_tables, _batches(boot, leaf_tables))
 
     @hookimpl
     def pvmm_make_writable(self, boot: Boot, pages: Sequence[PageRun]) -> Cost | None:
@@ -410,8 +413,8 @@ class Xen:
 
         Linux loads the root that it has once more and flushes the TLB (end of init_mem_mapping).
         """
-        if self._charges is not None:
-            return self._charges.at_the_end()
+        if self._booted:
+            return self._booted[-1].charges.at_the_end()
         if root is None:
             return Cost(hypercalls={"mmuext_op": 2}, flushes=2)
         if not boot.ledger.is_readonly(root.runs):
@@ -448,12 +451,14 @@ class Xen:
         return figures
 
     def _collision_figures(self, machine: Machine, state: BootState) -> dict[str, int | str]:
+        if self._has_room(machine, state):
+            return {"dom0_collisions": 0}
         places = [(part, span) for part, span in state.places if isinstance(part, Part)]
         found = self._on_no_ram(machine, places)
         if self._release is not None:
             told = summary(found, self._release)
         else:
-            needed = "" if self._has_room(machine, state) else self._releases_that_boot(machine)
+            needed = self._releases_that_boot(machine)
             told = ": ".join(filter(None, [", ".join(map(str, found)), needed]))
         figures: dict[str, int | str] = {"dom0_collisions": len(found)}
         return {**figures, "dom0_stands_on": told} if told else figures
@@ -462,7 +467,8 @@ class Xen:
         """Tell whether there is nothing but RAM wherever any kernel's domain could lie: that spares
         working it out for each.
         """
-        end = max(high for _, high in (*state.direct_mapped, *(span for _, span in state.places)))
+        spans = *state.direct_mapped, *[span for _, span in state.places]
+        end = max([high for _, high in spans])
         return self._host(machine).ram_pages().covers(ISA_END, 3 * first_allocation(end))
 
     def _host(self, machine: Machine) -> MemoryMap:
@@ -568,12 +574,11 @@ def _boots(found: list[Collision] | None, release: Version) -> bool:
 
 
 def _behind(memory: MemoryMap, pages: int) -> Iterator[Span]:
-    """Yield the RAM that is left when the lowest ``pages`` pages of it are a domain's, with ranges
-    that end before they begin where nothing is.
-    """
+    """Yield the RAM that is left when the lowest ``pages`` pages of it are a domain's."""
     room = pages * PAGE_SIZE
     for low, high in memory.ram_pages():
-        yield low + room, high
+        if high - low > room:
+            yield low + room, high
         room = max(0, room - (high - low))
 
 

@@ -40,7 +40,7 @@ def cleared_entries(trace: RunTrace) -> Mapping[int, int]:
     mode = start.machine.mode
     if mode.is_32bit:
         return {}
-    steps = [event.step for event in trace.events if type(event) is StepStarted]
+    steps = [event.step for event in trace.of(StepStarted)]
     calls = [step for step in steps if isinstance(step, Map) and step.hand_over is HandOver.EACH]
     if not calls:
         return dict.fromkeys(range(2, mode.root_level), 0)
