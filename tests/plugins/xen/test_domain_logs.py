@@ -19,6 +19,7 @@ from paravirt_mm import (
     KernelImage,
     Machine,
     MemoryMap,
+    PagingMode,
     Place,
     Scenario,
     SpecError,
@@ -438,6 +439,21 @@ def test_what_an_old_dom0_is_clipped_to() -> None:
     assert unmapped.clipped.pages == ((2 << 30) - behind) // 16
     few = attrs.evolve(unmapped, pages=1 << 16)
     assert few.clipped is few
+
+
+@pytest.mark.parametrize(
+    ("mode", "bits", "fits"), [(X86_64, 64, False), (PAE, 32, False), (PAE, 64, True)]
+)
+def test_what_ends_with_the_last_address(mode: PagingMode, bits: int, fits: bool) -> None:
+    """dom0_compute_nr_pages finds it beyond the end where the end, in as many bits, is 0 again:
+    then there are more pages than were given, by half of what kernel and initrd take of the list.
+    """
+    entry = 4 if mode.is_32bit else 8
+    addresses = 1 << 30 if mode.is_32bit else 2 << 30
+    given = _given(mode=mode, hypervisor_bits=bits, pages=(addresses // 2 - 2 * MIB) // entry)
+    assert given.clipped.pages == given.pages + (0 if fits else MIB // entry)
+    one_less = attrs.evolve(given, pages=given.pages - 1)
+    assert one_less.clipped is one_less
 
 
 def test_linux_keeps_the_first_page() -> None:

@@ -172,13 +172,16 @@ class Given:
     @property
     def clipped(self) -> Given:
         """The same with no more pages than leave room for Linux's own tables if the p2m list lies
-        inside the initial mapping: they take as much again (dom0_compute_nr_pages).
+        inside the initial mapping: they take as much again (dom0_compute_nr_pages). As there, that
+        may be a few more than were given, and what ends with the last address fits only where the
+        hypervisor's own numbers go on behind it.
         """
         addresses = (1 << (32 if self.mode.is_32bit else 64)) - self.virtual_base
         end = align_up(self.kernel[1], PAGE_SIZE)
         if self.initrd_mapped:
             end += align_up(self.initrd_bytes, PAGE_SIZE)
-        if 2 * (end + self.p2m_bytes) < addresses:
+        left = addresses - 2 * (end + self.p2m_bytes)
+        if left > 0 or (left == 0 and self.mode.is_32bit and self.hypervisor_bits == 64):
             return self
         return attrs.evolve(self, pages=(addresses - end) // (2 * self._p2m_entry))
 
