@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -30,21 +31,36 @@ def started(qemu: Path, script: str, seconds: float = 30) -> boot._Machine:
     ("script", "seconds", "says"),
     [
         (
+            "echo warning >&2; "
             "echo \"qemu-system-x86_64: cannot set up guest memory 'pc.ram': "
-            'Cannot allocate memory" >&2',
+            'Cannot allocate memory" >&2; echo >&2',
             30,
             "QEMU: cannot set up guest memory 'pc.ram': Cannot allocate memory: take a machine "
             "with less RAM",
         ),
         ("exec sleep 60", 0.2, r"within 0.2 s: it hangs, or needs more time \(linux:timeout="),
         ("exit 3", 30, "QEMU closed its gdb connection"),
+        ("printf '%0300d' 0 >&2; exit 3", 30, "QEMU: 0{199}…$"),
     ],
 )
 def test_qemu_that_does_not_start(stand_in: Path, script: str, seconds: float, says: str) -> None:
-    with pytest.raises(XenBootError, match=says) as raised:
+    before = os.listdir("/proc/self/fd")
+    with pytest.raises(XenBootError) as raised:
         started(stand_in, script, seconds)
+    assert os.listdir("/proc/self/fd") == before
     assert raised.value.reason.startswith("QEMU did not start: ")
+    assert re.search(says, raised.value.reason)
     assert "\n" not in raised.value.reason
+
+
+def test_what_is_no_program_is_told(stand_in: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(boot, "die_with_parent", list)
+    stand_in.mkdir()
+    before = os.listdir("/proc/self/fd")
+    with pytest.raises(XenBootError, match="qemu-system-x86_64 cannot be started: ") as raised:
+        boot._Machine(stand_in, stand_in, stand_in.parent / "work", plain_host(), 1, "")
+    assert os.listdir("/proc/self/fd") == before
+    assert "Permission denied" in raised.value.reason
 
 
 def test_what_xen_said_last_is_why(stand_in: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -59,6 +75,9 @@ def test_what_xen_said_last_is_why(stand_in: Path, monkeypatch: pytest.MonkeyPat
         assert machine.why(GdbError("closed")) == "closed"
         log.write_text(f"(XEN) Panic on CPU 0:\n(XEN) {words}\n(XEN) ****\n")
         assert machine.why(GdbError("closed")) == f"Xen gave up: {words}"
+        log.write_text(f"(XEN) Panic on CPU 12:\n(XEN) {'x' * 300}\n(XEN) ****\n")
+        assert machine.why(GdbError("closed")) == f"Xen gave up: {'x' * 199}…"
+        log.write_text(f"(XEN) Panic on CPU 0:\n(XEN) {words}\n(XEN) ****\n")
         assert machine.tail() == ("(XEN) Panic on CPU 0:", f"(XEN) {words}", "(XEN) ****")
         log.write_text("".join(f"(XEN) line {n}\r\n" for n in range(20)))
         assert machine.tail() == tuple(f"(XEN) line {n}" for n in range(8, 20))

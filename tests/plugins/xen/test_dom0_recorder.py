@@ -38,6 +38,7 @@ SYMBOLS = {
     "pgt_buf_end": BRK_END,
     "pgt_buf_top": BRK_TOP,
 }
+HOST = Host(512, 65536)
 FIRST_FRAME = 0x1000
 """Machine frame n + this one is the domain's page n + 0x200."""
 
@@ -154,7 +155,8 @@ def record(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
         memory: Mapping[int, bytes] | None = None,
         *,
         symbols: Mapping[str, int] = SYMBOLS,
-        host: Host | None = None,
+        host: Host | None = HOST,
+        console: str = "(XEN) Xen version 4.17.7 (Debian)\nLinux version\n",
     ) -> tuple[Dom0Recording, Gdb]:
         gdb = Gdb(stops)
         tables(gdb)
@@ -170,6 +172,7 @@ def record(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
             def __init__(self, _qemu: Path, _xen: Path, directory: Path, *_: object) -> None:
                 self.gdb = gdb
                 gdb.directory = directory
+                assert (directory / "vmlinux").read_bytes() == b"unpacked"
 
             def __enter__(self) -> Machine:
                 return self
@@ -177,7 +180,7 @@ def record(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
             def __exit__(self, *_: object) -> None: ...
 
             def console(self) -> str:
-                return "(XEN) Xen version 4.17.7 (Debian)\nLinux version\n"
+                return console
 
             def tail(self) -> tuple[str, ...]:
                 return ("last words",)
@@ -187,7 +190,7 @@ def record(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
 
         kernel = SimpleNamespace(
             symbols=dict(symbols), release="6.1.0", version="6.1.0 (somebody)",
-            physical_range=(0x100_0000, 0x300_0000), unpacked=lambda: b"",
+            physical_range=(0x100_0000, 0x300_0000), unpacked=lambda: b"unpacked",
         )  # fmt: skip
         xen = tmp_path / "xen.elf"
         xen.write_bytes(bytes(24) + struct.pack("<I", 0x20_0000) + bytes(8))
@@ -195,7 +198,7 @@ def record(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
         monkeypatch.setattr(boot, "unpack_hypervisor", lambda *_: xen)
         monkeypatch.setattr(boot, "_Machine", Machine)
         pieces: Any = SimpleNamespace(qemu=tmp_path / "qemu")
-        return boot.record(tmp_path / "vmlinuz", pieces, host or Host(512, 65536)), gdb
+        return boot.record(tmp_path / "vmlinuz", pieces, host), gdb
 
     return run
 
@@ -357,6 +360,12 @@ def test_frames_of_40_bits_are_looked_up(record: Any, bit: int) -> None:
     assert (flip.flags, update.flags) == (0xFFF0_0000_0000_0061, 0x8010_0000_0000_0063)
 
 
+def test_a_host_that_nobody_names_has_as_much_as_a_dom0_needs(record: Any) -> None:
+    recording, _ = record([BEGIN], host=None, console="no word of Xen's\n")
+    assert (recording.host_mib, recording.dom0_mib, recording.e820) == (1024, 512, ())
+    assert recording.xen == ""
+
+
 def test_tables_that_no_other_refers_to_have_numbers_too(record: Any) -> None:
     """Built, and given back before the end: level 0."""
     memory = {ARGUMENTS: updates((frame(0x90) << 12 | 8, 0))}
@@ -452,6 +461,10 @@ def without(names: str) -> Iterator[tuple[str, dict[str, int]]]:
 def test_kernels_that_cannot_be_a_dom0(record: Any, name: str, symbols: dict[str, int]) -> None:
     with pytest.raises(MissingPieceError, match=f"6.1.0 has no {name}"):
         record([BEGIN], symbols=symbols)
+    fewer = {key: at for key, at in symbols.items() if key not in ("startup_xen", "pgt_buf_top")}
+    first = min(name, "pgt_buf_top", key=[*boot._NEEDED, "startup_xen", "hypercall_page"].index)
+    with pytest.raises(MissingPieceError, match=f"6.1.0 has no {first}"):
+        record([BEGIN], symbols=fewer)
 
 
 @pytest.mark.parametrize(

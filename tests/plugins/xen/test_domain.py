@@ -276,6 +276,19 @@ def test_what_does_not_fit_into_the_addresses_is_refused() -> None:
     assert unnamed.places == state.places
 
 
+@pytest.mark.parametrize("mode", ["i386-pae", "x86_64"])
+def test_a_mapping_may_end_where_the_addresses_do(mode: str) -> None:
+    """The last GiB of 32 bits, the last 2 GiB of 64: an end of its own behind them is none."""
+    room, left = (1 << 30, 4 << 20) if mode == "i386-pae" else (2 << 30, 8 << 20)
+    kernel = 16 << 20, room - left
+    given = Given(mode=MODES[mode], kernel=kernel, pages=1 << 16, p2m=P2mPlace.HIGH)
+    layout = arrange(given)
+    assert layout.end == room
+    assert layout.start_info[1] - layout.start_info[0] == 0x4B8  # Xen itself has 64 bits
+    with pytest.raises(TooLarge, match=f"an initial mapping of {room + (4 << 20):#x} bytes"):
+        arrange(attrs.evolve(given, kernel=(16 << 20, room - left + (4 << 20))))
+
+
 def test_an_old_kernel_gets_no_more_memory_than_its_list_can_name() -> None:
     """Xen since 4.0: "Dom0 memory clipped to ... pages"; what is left is the balloon's."""
     machine = attrs.evolve(
