@@ -154,7 +154,7 @@ class Xen:
         The release of Xen, for example ``4.1``: what its builders do differently. Without it: what
         the newest do.
     replay_limit
-        Thorough runs of guests up to this size (MiB of RAM) are replayed on the model of the
+        Thorough runs of guests up to this size (MiB of RAM; 512) are replayed on the model of the
         hypervisor; 0: none.
     hypervisor
         Where the Debian packages of a real Xen are unpacked, or a version that tools/fetch-xen.sh
@@ -172,6 +172,7 @@ class Xen:
     replay_limit: int = 512
     hypervisor: str | None = None
     _booted: list[Booted] = attrs.field(init=False, factory=list, repr=False, eq=False)
+    """None or one."""
 
     def __attrs_post_init__(self) -> None:
         if self.hypervisor is not None and self.domain is not DomainKind.DOM0:
@@ -187,8 +188,8 @@ class Xen:
         """The kernel's release as numbers: of the one that booted, or the one that is named. Raises
         `SpecError` where it is none.
         """
-        if self._booted:
-            return parse_release(self._booted[-1].recording.release)
+        for booted in self._booted:
+            return parse_release(booted.recording.release)
         return None if self.kernel is None else parse_release(self.kernel)
 
     @property
@@ -200,7 +201,7 @@ class Xen:
     @property
     def _charges(self) -> Charges | None:
         """What a real kernel asked for, where one booted."""
-        return self._booted[-1].charges if self._booted else None
+        return next((booted.charges for booted in self._booted), None)
 
     def _given(self, machine: Machine, release: Version | None) -> Given:
         """Return what the builder is given for a domain that owns all RAM of a machine, with a
@@ -249,7 +250,7 @@ class Xen:
 
         recording = recorded(kernel_file, self.hypervisor, host_of(machine))
         boot = recorded_boot(recording, machine)
-        self._booted.append(Booted(recording, Charges.of(recording)))
+        self._booted[:] = [Booted(recording, Charges.of(recording))]
         return boot
 
     @hookimpl
@@ -443,9 +444,9 @@ class Xen:
             "model": self._told_of_model(run),
             "hypercalls_clearing": sum(cleared.values()),
         }
-        if self._booted:
-            booted = self._booted[-1].recording
-            figures["booted"] = f"Linux {booted.release} on Xen {booted.xen}"
+        for booted in self._booted:
+            recording = booted.recording
+            figures["booted"] = f"Linux {recording.release} on Xen {recording.xen}"
         if self.domain is DomainKind.DOM0:
             figures.update(self._collision_figures(machine, run.trace.start.boot))
         return figures

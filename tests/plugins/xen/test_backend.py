@@ -321,6 +321,8 @@ def test_large_leaves_matter_where_there_is_a_table_for_them() -> None:
 @pytest.mark.parametrize("limit", [0, 4096])
 def test_limits_of_replay_limit(limit: int) -> None:
     assert Xen(replay_limit=limit).replay_limit == limit
+    assert "(MiB of RAM; 512)" in (Xen.__doc__ or "")
+    assert Xen().replay_limit == 512
     for other in (-1, 4097):
         with pytest.raises(SpecError, match=r"not in 0\.\.4096"):
             Xen(replay_limit=other)
