@@ -9,9 +9,9 @@ import click
 from paravirt_mm.cli import scenarios
 from paravirt_mm.cli.choosing import here_option, machines, wanted
 from paravirt_mm.cli.output import emit, expect_writable, progress
+from paravirt_mm.counted import counted
 from paravirt_mm.errors import ExitCode, InputError
 from paravirt_mm.registry import default_registry
-from paravirt_mm.report.values import count_text
 from paravirt_mm.run import Outcome
 
 
@@ -66,7 +66,7 @@ def command(
         return ExitCode.BAD_INPUT
     emit(page(subjects, registry, problems), output)
     size = output.stat().st_size
-    told = count_text(len(subjects), "machine")
+    told = counted(len(subjects), "machine")
     left = f", {len(problems)} could not be read" if problems else ""
     click.echo(f"{output}: {told}, {size / 1e6:.2f} MB{left}", err=True)
     if any(each.row.outcome is Outcome.ERROR for one in subjects for each in one.exhibits):

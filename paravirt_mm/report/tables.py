@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 import attrs
 
 from paravirt_mm.comparison import Row
+from paravirt_mm.counted import counted
 from paravirt_mm.evidence import NOT
 from paravirt_mm.machine.model import Machine
 from paravirt_mm.measure.figures import FIGURES, Group
@@ -18,7 +19,7 @@ from paravirt_mm.printable import printable
 from paravirt_mm.report.markup import tabulated, words
 from paravirt_mm.report.merit import Merit, judged
 from paravirt_mm.report.paper import PLAIN, Paper
-from paravirt_mm.report.values import MISSING, count_text, headers, show, size
+from paravirt_mm.report.values import MISSING, headers, show, size
 from paravirt_mm.run import Outcome
 
 GAP = 2
@@ -63,7 +64,7 @@ def labels(specs: Iterable[str]) -> dict[str, str]:
 def machine_title(machine: Machine) -> str:
     """Return a line about a machine; of a 32-bit one also what its lowmem takes and leaves out."""
     ram = size(machine.memory_map.ram_pages().total)
-    pieces = count_text(len(machine.memory_map.ram_pages()), "piece")
+    pieces = counted(len(machine.memory_map.ram_pages()), "piece")
     title = machine.provenance.title or machine.name
     lines = [printable(f"{title}: {ram} RAM, {pieces}, {machine.mode.title}")]
     lowmem = lowmem32(machine)

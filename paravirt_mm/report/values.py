@@ -18,11 +18,6 @@ def size(value: int) -> str:
     return str(value)
 
 
-def count_text(number: int, one: str, many: str = "") -> str:
-    """Return a number with its noun: 1 page, 2 pages."""
-    return f"{number:,} {one if number == 1 else many or one + 's'}"
-
-
 def show(figure: Figure, value: Value) -> str:
     """Return a figure's value as a cell of a table."""
     if value is None:

@@ -10,11 +10,12 @@ from xml.etree import ElementTree
 
 import attrs
 
+from paravirt_mm.counted import counted
 from paravirt_mm.machine.model import Machine, Span
 from paravirt_mm.machine.paging import PAGE_SHIFT, PAGE_SIZE
 from paravirt_mm.options import PluginSpec
 from paravirt_mm.report.tables import label
-from paravirt_mm.report.values import count_text, size
+from paravirt_mm.report.values import size
 from paravirt_mm.view.palette import E820_COLOURS, Theme, both, colour
 from paravirt_mm.view.scene import LINES, MAX_NAME, Scene, TableArea, placed, thinned
 from paravirt_mm.view.story import bounded
@@ -282,7 +283,7 @@ def _counts(each: Scene) -> str:
     if not tables:
         return "no tables"
     idle = sum(high - low for low, high in each.idle) >> PAGE_SHIFT
-    told = f"{count_text(tables, 'table')}, {size(tables * PAGE_SIZE)}"
+    told = f"{counted(tables, 'table')}, {size(tables * PAGE_SIZE)}"
     return f"{told}; {idle:,} more pages set aside in vain" if idle else told
 
 

@@ -16,12 +16,13 @@ from typing import Any
 import attrs
 
 from paravirt_mm._version import __version__
+from paravirt_mm.counted import counted
 from paravirt_mm.machine.model import Machine
 from paravirt_mm.measure.figures import FIGURES
 from paravirt_mm.registry import Registry, default_registry
 from paravirt_mm.report.merit import merit
 from paravirt_mm.report.summary import summed_over
-from paravirt_mm.report.values import count_text, size
+from paravirt_mm.report.values import size
 from paravirt_mm.view.charts import Drawing, asset, drawings, library, svg
 from paravirt_mm.view.palette import Theme, properties
 from paravirt_mm.view.scene import LINES, MAX_NAME, Frame, Scene, thinned
@@ -58,7 +59,7 @@ def page(
         style=style,
         data=as_script_data(_data(subjects, registry or default_registry(), pictures)),
         title=_title(subjects),
-        machines=count_text(len(subjects), "machine"),
+        machines=counted(len(subjects), "machine"),
         allocators=_names(first, "allocator"),
         backends=_names(first, "backend"),
         sentences=sentences(sums),
@@ -114,7 +115,7 @@ def _title(subjects: Sequence[Subject]) -> str:
     if len(subjects) == 1:
         machine = subjects[0].machine
         return bounded(machine.provenance.title or machine.name, MAX_NAME)
-    return count_text(len(subjects), "machine")
+    return counted(len(subjects), "machine")
 
 
 def _names(subject: Subject | None, what: str) -> list[str]:
@@ -208,7 +209,7 @@ def _facts(machine: Machine) -> list[list[str]]:
     sizes = ", ".join(mode.page_name(n) for n in range(1, features.largest_level(mode) + 1))
     facts = [
         ["RAM", f"{size(machine.memory_map.ram_pages().total)} in "
-         f"{count_text(len(machine.memory_map.ram_pages()), 'piece')}"],
+         f"{counted(len(machine.memory_map.ram_pages()), 'piece')}"],
         ["Paging", f"{mode.title}; pages of {sizes}; NX {'yes' if features.nx else 'no'}"],
         ["Direct map ends at", f"{machine.map_limit:#x}"],
         ["Kernel", f"{machine.kernel.start:#x}-{machine.kernel.end:#x}"],

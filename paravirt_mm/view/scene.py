@@ -15,6 +15,7 @@ from itertools import pairwise
 
 import attrs
 
+from paravirt_mm.counted import counted
 from paravirt_mm.engine.pages import PageRun
 from paravirt_mm.engine.steps import NewRoot
 from paravirt_mm.engine.tables import Batch
@@ -35,7 +36,6 @@ from paravirt_mm.engine.trace import (
 from paravirt_mm.machine.model import Machine, Span
 from paravirt_mm.machine.paging import GIB, MIB, PAGE_SHIFT
 from paravirt_mm.machine.ranges import RangeSet
-from paravirt_mm.report.values import count_text
 from paravirt_mm.run import Run
 from paravirt_mm.view.story import Chapter, below_root, bounded, chapters, merged
 
@@ -234,7 +234,7 @@ def _joined(told: Sequence[Chapter]) -> Chapter:
         seed=first.seed,
         title=f"steps {first.number} to {last.number}, together",
         sentences=(
-            f"{count_text(len(told), 'step')} that this picture does not keep apart; "
+            f"{counted(len(told), 'step')} that this picture does not keep apart; "
             "`paravirt-mm run --trace` has each.",
         ),
         first=first.first,

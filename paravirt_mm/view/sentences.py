@@ -10,8 +10,9 @@ from collections.abc import Sequence
 
 import attrs
 
+from paravirt_mm.counted import counted
 from paravirt_mm.report.summary import Total
-from paravirt_mm.report.values import count_text, size
+from paravirt_mm.report.values import size
 
 
 @attrs.frozen
@@ -60,7 +61,7 @@ def _about_the_guess(totals: Sequence[Total], knowing: Sequence[str]) -> str:
         worst = _worst_guess([total for total in totals if total.backend == backend])
         if worst.reserved:
             parts.append(
-                f"{worst.allocator} set {count_text(worst.reserved, 'page')} aside for tables "
+                f"{worst.allocator} set {counted(worst.reserved, 'page')} aside for tables "
                 f"under {backend} and needed {worst.reserved - worst.waste:,}"
             )
     if not parts:
@@ -77,10 +78,10 @@ def _about_status(totals: Sequence[Total], knowing: Sequence[str]) -> str:
     best = min(changing, key=lambda t: (t.flips_a_table or 0, t.allocator not in knowing))
     told = (
         f"under {worst.backend} {worst.allocator} changed pages "
-        f"{count_text(worst.flips, 'time')} for {count_text(worst.tables, 'table')}"
+        f"{counted(worst.flips, 'time')} for {counted(worst.tables, 'table')}"
     )
     if worst.flips_wasted:
-        told += f", {count_text(worst.flips_wasted, 'time')} for nothing"
+        told += f", {counted(worst.flips_wasted, 'time')} for nothing"
     if best is not worst:
         told += f"; {best.allocator} changed {best.flips_a_table or 0:.2f} a table"
         told += ", none for nothing" if not best.flips_wasted else ""
@@ -109,7 +110,7 @@ def _about_low_memory(
     else:
         told = "no allocator put a table below 16M"
     failed = [
-        f"{total.allocator} under {total.backend} gives up on {count_text(total.failed, 'machine')}"
+        f"{total.allocator} under {total.backend} gives up on {counted(total.failed, 'machine')}"
         for total in totals
         if total.failed
     ]

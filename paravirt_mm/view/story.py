@@ -14,6 +14,7 @@ from functools import singledispatchmethod
 
 import attrs
 
+from paravirt_mm.counted import counted
 from paravirt_mm.engine.answers import Way
 from paravirt_mm.engine.pages import PageRun, Source, page_count
 from paravirt_mm.engine.steps import (
@@ -48,7 +49,7 @@ from paravirt_mm.machine.model import Span
 from paravirt_mm.machine.paging import PAGE_SIZE
 from paravirt_mm.machine.ranges import RangeSet
 from paravirt_mm.printable import printable
-from paravirt_mm.report.values import count_text, size
+from paravirt_mm.report.values import size
 from paravirt_mm.run import Run
 
 SEVEN_STEPS = {
@@ -139,7 +140,7 @@ def _levels(counts: Counter[int]) -> str:
 def _where(runs: Sequence[PageRun]) -> str:
     """Return where pages lie, the first few runs of them."""
     told = [f"{run.span[0]:#x}-{run.span[1]:#x}" for run in runs[:3]]
-    more = f" and {count_text(len(runs) - 3, 'more place')}" if len(runs) > 3 else ""
+    more = f" and {counted(len(runs) - 3, 'more place')}" if len(runs) > 3 else ""
     return ", ".join(told) + more
 
 
@@ -197,7 +198,7 @@ class _Teller:
         for source, runs in self._taken.items():
             pages = page_count(runs)
             yield (
-                f"{count_text(pages, 'page')} from {_PLACES[source]} "
+                f"{counted(pages, 'page')} from {_PLACES[source]} "
                 f"{'becomes a table' if pages == 1 else 'become tables'}: {_where(runs)}."
             )
         if self._tables:
@@ -209,7 +210,7 @@ class _Teller:
             yield f"Maps {size(total)}: {sizes}."
             if self._mapped_readonly:
                 pages = self._mapped_readonly // PAGE_SIZE
-                yield f"{count_text(pages, 'page')} of it {_are(pages)} mapped read-only."
+                yield f"{counted(pages, 'page')} of it {_are(pages)} mapped read-only."
         yield from self._asked_of_the_platform()
         yield from self._closing
         if self._mapped_spans and self._promised:
@@ -220,19 +221,19 @@ class _Teller:
 
     def _asked_of_the_platform(self) -> Iterator[str]:
         if self._readonly:
-            text = count_text(self._readonly, "table is", "tables are")
+            text = counted(self._readonly, "table", "are")
             yield f"{text} read-only before the platform hears of {_them(self._readonly)}."
         if self._pinned:
             yield f"The hypervisor checks and pins {_levels(self._pinned)}."
         if self._attached:
-            yield f"{count_text(self._attached, 'table joins', 'tables join')} the tree."
+            yield f"{counted(self._attached, 'table', 'join')} the tree."
         if self._validated:
             yield (
                 "The hypervisor checks, because a parent refers to "
                 f"{_them(self._validated.total())}: {_levels(self._validated)}."
             )
         if self._emulated:
-            stores = count_text(self._emulated, "store")
+            stores = counted(self._emulated, "store")
             yield f"{stores} to read-only tables trap and are emulated."
         if self._calls:
             kinds = ", ".join(f"{n:,} {bounded(kind, 40)}" for kind, n in self._calls.items())
@@ -260,7 +261,7 @@ class _Teller:
                 "Here a page must be read-only and checked by the hypervisor before it may be a "
                 "page table."
             )
-        pieces = count_text(len(merged(event.promised)), "piece")
+        pieces = counted(len(merged(event.promised)), "piece")
         self._opening.append(
             f"To be mapped in the end: {size(self._promised)} of memory in {pieces}."
         )
@@ -284,7 +285,7 @@ class _Teller:
     def _(self, event: TablesReserved) -> None:
         pages = page_count(event.pages)
         self._opening.append(
-            f"Set {count_text(pages, 'page')} ({size(pages * PAGE_SIZE)}) aside for tables, a "
+            f"Set {counted(pages, 'page')} ({size(pages * PAGE_SIZE)}) aside for tables, a "
             f"guess made before the first entry is written: {_where(event.pages)}."
         )
 
@@ -297,9 +298,7 @@ class _Teller:
     @tell.register
     def _(self, event: PagesTaken) -> None:
         pages = page_count(part.run for part in event.pages)
-        self._closing.append(
-            f"{count_text(pages, 'page was', 'pages were')} taken before one lacked."
-        )
+        self._closing.append(f"{counted(pages, 'page', 'were')} taken before one lacked.")
 
     @tell.register
     def _(self, event: EntriesWritten) -> None:
@@ -339,7 +338,7 @@ class _Teller:
     def _(self, event: SurplusReleased) -> None:
         pages = page_count(event.pages)
         self._closing.append(
-            f"The guess was {count_text(pages, 'page')} too large: {_where(event.pages)} "
+            f"The guess was {counted(pages, 'page')} too large: {_where(event.pages)} "
             f"{'goes' if len(event.pages) == 1 else 'go'} back unused."
         )
 
@@ -348,16 +347,16 @@ class _Teller:
         self._calls.update(event.cost.hypercalls)
         if event.flipped:
             self._closing.append(
-                f"{count_text(event.flipped, 'page')} of it had been made read-only and "
+                f"{counted(event.flipped, 'page')} of it had been made read-only and "
                 f"{_are(event.flipped)} made writable again: "
-                f"{count_text(2 * event.flipped, 'status change')} for nothing."
+                f"{counted(2 * event.flipped, 'status change')} for nothing."
             )
 
     @tell.register
     def _(self, event: Panicked) -> None:
         self._gave_up = True
         missing = event.missing_tables
-        lack = f"; {count_text(missing, 'table')} would have been missing" if missing else ""
+        lack = f"; {counted(missing, 'table')} would have been missing" if missing else ""
         self._closing.append(f"The kernel gives up: {bounded(event.reason)}{lack}.")
 
     @tell.register

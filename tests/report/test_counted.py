@@ -18,6 +18,7 @@ from paravirt_mm.counted import all_of, counted
         (2, "map entry", "2 map entries", "both map entries"),
         (3, "try", "3 tries", "all 3 tries"),
         (3, "key", "3 keys", "all 3 keys"),
+        (1234, "page", "1,234 pages", "all 1,234 pages"),
     ],
 )
 def test_words(number: int, noun: str, some: str, every: str) -> None:
@@ -32,6 +33,10 @@ def test_words(number: int, noun: str, some: str, every: str) -> None:
         (2, "log", "disagree", "2 logs disagree"),
         (1, "line", "match", "1 line matches"),
         (0, "line", "match", "0 lines match"),
+        (1, "table", "are", "1 table is"),
+        (2, "table", "are", "2 tables are"),
+        (1, "page", "were", "1 page was"),
+        (3, "page", "were", "3 pages were"),
     ],
 )
 def test_what_so_many_do(number: int, noun: str, verb: str, words: str) -> None:

@@ -11,10 +11,10 @@ from paravirt_mm import E820Type, Machine, MemoryMap, Outcome, Row
 from paravirt_mm.machine.model import Provenance
 from paravirt_mm.machine.paging import GIB, I386_PAE, KIB, MIB, TIB
 from paravirt_mm.measure.figures import FIGURES
-from paravirt_mm.report.crashkernels import crashkernels
+from paravirt_mm.report.crashkernels import as_columns, crashkernels
 from paravirt_mm.report.merit import Merit, judged, merit
 from paravirt_mm.report.paper import BOLD, GREEN, PLAIN, RED, RESET, Paper
-from paravirt_mm.report.summary import comparable, summary_table
+from paravirt_mm.report.summary import comparable, fitted, summary_table, totals
 from paravirt_mm.report.tables import (
     MAX_ASSUMED,
     assumptions,
@@ -25,7 +25,7 @@ from paravirt_mm.report.tables import (
     table,
     verification,
 )
-from paravirt_mm.report.values import count_text, show, size
+from paravirt_mm.report.values import show, size
 
 
 def machine(name: str = "one", *ram: tuple[int, int], **given: Any) -> Machine:
@@ -171,6 +171,7 @@ def test_assumptions_are_shown_up_to_a_number() -> None:
     assert told(0) == ""
     assert told(1) == r"Assumed: fact 0\x1b."
     assert told(MAX_ASSUMED).count("fact") == MAX_ASSUMED
+    assert "more" not in told(MAX_ASSUMED)
     assert told(MAX_ASSUMED + 2).count("fact") == MAX_ASSUMED
     assert told(MAX_ASSUMED + 2).endswith("; and 2 more (see `paravirt-mm machines`).")
 
@@ -192,10 +193,6 @@ def test_values_in_words() -> None:
         3 * GIB // 2: "1.5G", TIB: "1T", 64 * TIB: "64T",
     }  # fmt: skip
     assert {number: size(number) for number in sizes} == sizes
-    assert [count_text(n, "page") for n in (0, 1, 2, 1234)] == [
-        "0 pages", "1 page", "2 pages", "1,234 pages",
-    ]  # fmt: skip
-    assert [count_text(n, "entry", "entries") for n in (1, 2)] == ["1 entry", "2 entries"]
     by_unit = {figure.unit.name: figure for figure in FIGURES.values()}
     assert show(by_unit["ADDRESS"], 4096) == "0x1000"
     assert show(by_unit["BYTES"], 4096) == "4K"
@@ -275,6 +272,23 @@ def test_a_summary_leaves_out_its_last_columns_on_narrow_paper() -> None:
     narrow = summary_table(rows, paper=Paper(width=width - 1))
     assert "max<16M" not in narrow.splitlines()[0]
     assert narrow.endswith("left out for want of room: max<16M")
+    columns = {"a": ["1234567890"], "b": ["1"], "c": ["123"]}  # cells wider than their titles
+    width = len("1234567890  1  123")
+    for room, titles in ((width, "abc"), (width - 1, "ab"), (12, "a")):
+        head, *rest = fitted(columns, ["note"], "simple", Paper(width=room)).splitlines()
+        assert "".join(head.split()) == titles
+        assert ("left out" in " ".join(" ".join(rest).split())) == (titles != "abc")
+
+
+def test_sums_of_no_machine_are_nought() -> None:
+    (total,) = totals([row(outcome=PANIC, tables=3, tables_below_16m=4096)])
+    assert (total.machines, total.tables, total.waste, total.below_16m) == (0, 0, 0, 0)
+    assert (total.failed, total.flips_a_table) == (1, None)
+    (total,) = totals([row(outcome=OK, tables=4, flips=6)])
+    assert (total.machines, total.below_16m, total.flips_a_table) == (1, 0, 1.5)
+    assert total.failed == 0
+    (refused,) = totals([row(outcome=REJECTED)])
+    assert refused.failed == 0
 
 
 def test_crash_kernels_of_one_run_and_of_many() -> None:
@@ -298,6 +312,13 @@ def test_crash_kernels_of_one_run_and_of_many() -> None:
     ]
     assert text[-1].endswith("on every machine where a run could end.")
     assert crashkernels([failed]).splitlines()[2].split() == ["incremental", "native", "-", "-"]
+
+
+def test_crash_kernels_as_columns() -> None:
+    asked = {"1M": ((16 * MIB, 32 * MIB),), "1M@16M": ((16 * MIB, 16 * MIB),), "9G": ()}
+    assert list(as_columns(asked)) == [
+        ("crashkernel=1M", "16M..32M"), ("crashkernel=1M@16M", "fits"), ("crashkernel=9G", "no"),
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("place", [0, 1])
