@@ -290,6 +290,24 @@ def mutants(path: Path) -> list[Callable[[], Mutant]]:
     return [partial(_mutant, path, text, at) for at, _ in enumerate(_all(ast.parse(text)))]
 
 
+def again(log: Path, files: Iterable[Path]) -> list[Callable[[], Mutant]]:
+    """Return the mutants of these files that a log of `tools/mutate.py` says live, as far as they
+    can still be made.
+    """
+    lived: dict[Path, set[tuple[str, str, str]]] = {}
+    for line in log.read_text(encoding="utf-8").splitlines():
+        if found := re.fullmatch(r"LIVES (.+?):\d+:(.+?): (.+)  ->  (.+)", line):
+            lived.setdefault(TOP / found[1], set()).add((found[2], found[3], found[4]))
+    chosen: list[Callable[[], Mutant]] = []
+    for path in lived.keys() & files:
+        text = path.read_text(encoding="utf-8")
+        names = (names for names, _, _ in _named(ast.parse(text)))
+        chosen += [
+            partial(_mutant, path, text, at) for at, n in enumerate(names) if n in lived[path]
+        ]
+    return chosen
+
+
 def changes(path: Path) -> set[tuple[str, str, str]]:
     """Return what a file could become, as `Mutant.where`, `Mutant.was` and `Mutant.became`."""
     return {names for names, _, _ in _named(ast.parse(path.read_text(encoding="utf-8")))}

@@ -49,7 +49,7 @@ from pathlib import Path
 from types import CodeType, FrameType, FunctionType
 from typing import Any
 
-from mutants import TOP, Mutant, edits, mutants
+from mutants import TOP, Mutant, again, edits, mutants
 
 EQUIVALENT = Path(__file__).with_name("equivalent.txt")
 
@@ -559,6 +559,7 @@ def main() -> int:
     parser.add_argument(
         "--edits", type=Path, help="try these changes: a table of FILE, WAS, BECAME"
     )
+    parser.add_argument("--again", type=Path, help="try what lived, by a log of this program")
     parser.add_argument(
         "--slow", action="store_true", help="try what lives with the slow tests, too, on disk"
     )
@@ -576,6 +577,9 @@ def main() -> int:
     possible = len(makers)
     if given.edits:
         chosen = edits(given.edits, files)
+        possible = len(chosen)
+    if given.again:
+        chosen = again(given.again, files)
         possible = len(chosen)
     tests = given.tests or [test for path in given.paths for test in tests_for(path)]
     codes = [2]

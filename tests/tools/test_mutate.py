@@ -86,6 +86,20 @@ def test_changes_by_hand(mutate: Any, tmp_path: Path, monkeypatch: pytest.Monkey
     ]
 
 
+def test_what_lived_is_tried_again(
+    mutate: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By name, wherever it stands by now; what is gone, or in another file, is not."""
+    monkeypatch.setattr(sys.modules["mutants"], "TOP", tmp_path)
+    path, log = tmp_path / "m.py", tmp_path / "log"
+    path.write_text("\n\n" + SOURCE.replace("g(a)", "h(a)"))
+    log.write_text(
+        "LIVES m.py:3:f: not b  ->  b\nLIVES m.py:4:f: g(a)  ->  pass\n"
+        "LIVES other.py:3:f: not b  ->  b\nLIVES m.py:3:g: not b  ->  b\nm.py:5:f: 2  ->  3\n"
+    )
+    assert [make().what for make in mutate.again(log, [path])] == [("m.py", "f", "not b", "b")]
+
+
 def test_types_are_no_code(mutate: Any, tmp_path: Path) -> None:
     path = tmp_path / "m.py"
     path.write_text("def f(a: 'max | 3') -> 'min': ...\n")
