@@ -18,7 +18,7 @@ import pytest
 from paravirt_mm.errors import SpecError
 from paravirt_mm.sweep.cluster import connect, describe, differences
 
-from .conftest import FAST, Sweep, command, content, wait_for_chunks
+from .fixtures import FAST, Sweep, command, content, wait_for_chunks
 
 needs_dask = pytest.mark.skipif(
     find_spec("distributed") is None, reason="needs the extra 'cluster'"

@@ -16,7 +16,7 @@ import pytest
 from paravirt_mm.errors import InputError
 from paravirt_mm.sweep.questions import ask
 
-from .conftest import Sweep
+from .fixtures import Sweep
 from .test_isolation import ODD
 
 pytestmark = pytest.mark.slow
@@ -132,7 +132,7 @@ def test_a_question_without_end_is_ended(tmp_path: Path) -> None:
 def test_an_archive_that_cannot_be_divided_costs_its_own_rows(tmp_path: Path, sweep: Sweep) -> None:
     """Cut in the middle of a header: what came before is swept, the rest says why."""
     archive = shutil.make_archive(
-        str(tmp_path / "logs"), "tar", str(Path(__file__).parent), "conftest.py"
+        str(tmp_path / "logs"), "tar", str(Path(__file__).parent), "fixtures.py"
     )
     data = Path(archive).read_bytes()
     bad = tmp_path / "bad.tar"

@@ -12,7 +12,7 @@ import pytest
 
 from paravirt_mm.sweep.questions import ask, select
 
-from .conftest import Sweep, rows
+from .fixtures import Sweep, rows
 
 ODD = """
 import os, time

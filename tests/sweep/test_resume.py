@@ -11,7 +11,7 @@ import pytest
 
 from paravirt_mm.sweep.questions import select
 
-from .conftest import FAST, Sweep, command, content, wait_for_chunks
+from .fixtures import FAST, Sweep, command, content, wait_for_chunks
 
 SWEEP = ("--generate", 60, "--seed", 3, "--chunk", 2, "-j", 2, *FAST)
 

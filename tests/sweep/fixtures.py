@@ -15,8 +15,6 @@ import pytest
 
 from paravirt_mm.sweep.questions import select
 
-pytest.importorskip("duckdb", reason="needs the extra 'sweep'")
-
 Sweep = Callable[..., "subprocess.CompletedProcess[str]"]
 
 FAST = ("-a", "incremental:variant=linux,kernel=4.19", "-a", "legacy_linear:kernel=3.6")
