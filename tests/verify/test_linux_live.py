@@ -1108,7 +1108,17 @@ ISA_END_GIVEN = b"\xbe" + (MIB).to_bytes(4, "little")
 """``mov esi, 0x100000``: init_mem_mapping's first range ends there."""
 
 
+OLDEST_AND_NEWEST = [*dict.fromkeys((images()[0], images()[-1]))]
+
+
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    "kernel",
+    OLDEST_AND_NEWEST,
+    ids=lambda path: path.name if path else "none",
+    indirect=True,
+    scope="session",
+)
 def test_live_constant_that_was_patched_is_found(
     kernel: Kernel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
