@@ -36,7 +36,7 @@ from paravirt_mm.plugin import (
     warn_of_deprecated,
 )
 from paravirt_mm.strangers import NAMED, UNASKED, Tried, tried
-from paravirt_mm.untouched import no_output, unchanged
+from paravirt_mm.untouched import named, no_output, unchanged
 
 T = TypeVar("T")
 
@@ -105,7 +105,7 @@ class Registry:
     def plugins(self) -> dict[str, Plugin]:
         """Every usable plugin, by name; imports those that were not needed yet."""
         self._try_strangers(patient=True)
-        for name in sorted(self._points):
+        for name in [*self._points]:
             self._load(name)
         return self._plugins
 
@@ -125,7 +125,7 @@ class Registry:
             return
         todo = {
             name: found.point
-            for name, found in sorted(self._points.items())
+            for name, found in self._points.items()
             if found.strange and (not names or name in names) and not self._known(name, patient)
         }
         for name, what in tried(todo, _problems, NAMED if patient else UNASKED):
@@ -168,7 +168,7 @@ class Registry:
                 with no_output(), unchanged() as touched:
                     factory = found.point.load()
                 if touched:
-                    raise ImportError(f"it replaces {', '.join(sorted(set(touched))[:5])}")
+                    raise ImportError(f"it replaces {named(touched)}")
             else:
                 factory = found.point.load()
         except INTERRUPTIONS:
@@ -223,7 +223,7 @@ class Registry:
         that tells the child from its parent could always break that trust.
         """
         self._try_strangers(patient=False)
-        for name in sorted({*self._points, *self._plugins}):
+        for name in [*self._points]:
             known = self._tried.get(name)
             if known is None or hook in known.hooks:
                 self._load(name)
@@ -303,7 +303,7 @@ class Registry:
 
     def _roles(self) -> dict[str, Role]:
         """Return the names of all usable plugins, importing no stranger for that."""
-        for name, found in sorted(self._points.items()):
+        for name, found in [*self._points.items()]:
             if not found.strange or not self.careful:
                 self._load(name)
         roles = {name: role_of(self._tried[name].hooks) for name in self._points}

@@ -24,7 +24,7 @@ from paravirt_mm.options import PluginSpec
 from paravirt_mm.plugin import class_problems, name_for, role_of
 from paravirt_mm.registry import Registry, default_registry
 from paravirt_mm.run import Outcome, Run, Verdict
-from paravirt_mm.untouched import unchanged
+from paravirt_mm.untouched import named, unchanged
 
 
 @attrs.frozen
@@ -167,8 +167,7 @@ class Scenario:
 
 def replaced(suspects: Sequence[str], touched: Sequence[str]) -> str:
     """Return the error of plugins while which ran something of ours was replaced."""
-    what = ", ".join(sorted(set(touched))[:5])
-    return str(PluginError(", ".join(suspects), f"replaces {what} while it runs"))
+    return str(PluginError(", ".join(suspects), f"replaces {named(touched)} while it runs"))
 
 
 def _early_end(trace: Trace) -> Verdict | None:

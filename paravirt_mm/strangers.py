@@ -17,7 +17,7 @@ import attrs
 from paravirt_mm.errors import Ended
 from paravirt_mm.guard import MIB, Limits, Stopped, together
 from paravirt_mm.instances import implemented, in_one_line
-from paravirt_mm.untouched import side_effects, unchanged
+from paravirt_mm.untouched import named, side_effects, unchanged
 
 NAMED = Limits(cpu=20.0, wall=30.0)
 """What importing a plugin may cost that somebody named."""
@@ -92,6 +92,6 @@ def _try(name: str, point: Loads, problems: Callable[[str, object], list[str]]) 
     if left is not None:
         return Tried(f"cannot be loaded from {point.value}: {left}")
     if touched:
-        return Tried(f"importing it replaces {', '.join(sorted(set(touched))[:5])}")
+        return Tried(f"importing it replaces {named(touched)}")
     hooks = tuple(implemented(factory)) if isinstance(factory, type) and not wrong else ()
     return Tried("; ".join(wrong), hooks)

@@ -17,7 +17,7 @@ import signal
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from types import ModuleType
@@ -114,6 +114,11 @@ def unchanged(*, dice: bool = True) -> Iterator[list[str]]:
                 if setting.get() != before:
                     setting.set(before)
         touched += modules.put_back()
+
+
+def named(touched: Iterable[str]) -> str:
+    """Return what was replaced in a few words: the first five names."""
+    return ", ".join(sorted(set(touched))[:5])
 
 
 class _Space:
