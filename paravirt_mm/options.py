@@ -113,7 +113,7 @@ def _truth(text: str) -> bool:
 
 
 def _nothing(text: str) -> None:
-    if text.lower() not in ("none", ""):
+    if text.lower() not in {"none", ""}:
         raise ValueError(text)
 
 
@@ -127,10 +127,10 @@ def _member(text: str, kind: type[enum.Enum]) -> enum.Enum:
             members = [_member(part.strip(), kind) for part in text.split("|")]
             return functools.reduce(operator.or_, members)
     for member in kind:
-        if text in (str(member.value), member.name):
+        if text in {str(member.value), member.name}:
             return member
     for member in kind:
-        if text.lower() in (str(member.value).lower(), member.name.lower()):
+        if text.lower() in {str(member.value).lower(), member.name.lower()}:
             return member
     raise ValueError(text)
 
@@ -199,6 +199,7 @@ def _plain(convert: Callable[[str], T]) -> Callable[[Any, Any], T]:
     return lambda value, _: convert(str(value))
 
 
+_UNIONS = {typing.Union, types.UnionType}
 _MAPPINGS = (dict, *map(typing.get_origin, (Mapping[int, int],)))
 _SEQUENCES = (list, set, frozenset, tuple, *map(typing.get_origin, (Iterable[int],)))
 _CONVERTER = cattrs.Converter()
@@ -214,10 +215,10 @@ for _kind, _convert in (
     _CONVERTER.register_structure_hook(_kind, _plain(_convert))
 for _predicate, _read in (
     (_origin_is(Literal), _literal),
-    (_origin_is(typing.Union, types.UnionType), _one_of),
+    (_origin_is(*_UNIONS), _one_of),
     (_origin_is(*_SEQUENCES), _sequence),
     (_origin_is(*_MAPPINGS), _mapping),
-    (lambda kind: kind in (Any, object), lambda value, _: value),
+    (lambda kind: kind is Any or kind is object, lambda value, _: value),
 ):
     _CONVERTER.register_structure_hook_func(_predicate, _read)
 
@@ -291,7 +292,7 @@ def expected(kind: Any) -> str:
         return "one of " + ", ".join(as_text(member) for member in kind)
     if origin is Literal:
         return "one of " + ", ".join(map(str, args))
-    if origin in (typing.Union, types.UnionType):
+    if origin in _UNIONS:
         return " or ".join(expected(member) for member in sorted(args, key=_place)[::-1])
     if origin in _SEQUENCES:
         items = [expected(arg) for arg in args if arg is not ...] or ["text"]
@@ -353,7 +354,7 @@ def _schema(kind: Any) -> dict[str, Any]:
         return {"enum": [as_text(member) for member in kind]}
     if origin is Literal:
         return {"enum": [_json(one) for one in args]}
-    if origin in (typing.Union, types.UnionType):
+    if origin in _UNIONS:
         return {"anyOf": [_schema(one) for one in args]}
     if origin in _SEQUENCES:
         items = [one for one in args if one is not ...]

@@ -289,13 +289,13 @@ class Registry:
         """
         self._load(name)
         plugin = self._plugins.get(name)
-        if plugin is not None and role in (None, plugin.role):
+        if plugin is not None and role in {None, plugin.role}:
             return plugin
         for broken in self.broken:
             if broken.name == name and plugin is None:
                 raise PluginError(name, broken.problem)
         self._try_strangers(patient=False)
-        names = sorted(n for n, has in self._roles().items() if role in (None, has))
+        names = sorted(n for n, has in self._roles().items() if role in {None, has})
         close = difflib.get_close_matches(name, names, 1)
         hint = f"; did you mean {close[0]!r}?" if close else ""
         there = f"there are: {', '.join(names)}" if names else "none is installed"

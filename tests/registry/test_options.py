@@ -14,9 +14,10 @@ import pytest
 
 from paravirt_mm import PluginSpec, SpecError
 from paravirt_mm.errors import PluginError
-from paravirt_mm.options import described
+from paravirt_mm.options import as_text, described
+from paravirt_mm.plugin import Plugin
 from paravirt_mm.registry import Registry
-from paravirt_mm.testing import AscendingAllocator, registry_with
+from paravirt_mm.testing import AscendingAllocator, PlainPlatform, registry_with
 
 
 class Colour(Enum):
@@ -105,6 +106,10 @@ class Options(AscendingAllocator):
     mapped: Mapping[int, bool] = attrs.field(factory=lambda: {1: True, 2: False})
     copied: int = attrs.field(default=attrs.Factory(lambda self: self.told, takes_self=True))
     worked_out: int = attrs.field(default=9, init=False)
+    day: datetime.date | str = "never"
+    stamp: datetime.date | float = 0.5
+    only: tuple[int] = (1,)
+    any_of_them: Any = None
 
 
 RIGHT: list[tuple[str, Any]] = [
@@ -182,6 +187,13 @@ RIGHT: list[tuple[str, Any]] = [
     ("mixed=4", 4),
     ("any_map=a:b", {"a": "b"}),
     ("copied=5", 5),
+    ("day=2012-10-04", datetime.date(2012, 10, 4)),  # text takes everything, and so comes last
+    ("day=today", "today"),
+    ("stamp=20121004", 20121004.0),  # a number before what happens to be written like one
+    ("stamp=2012-10-04", datetime.date(2012, 10, 4)),
+    ("only=5", (5,)),
+    ("any_of_them=x", "x"),
+    ("names=( )", []),
 ]
 
 
@@ -291,6 +303,26 @@ def test_options_describe_themselves() -> None:
     assert told["bare"].accepts == "text, with ';' between"
     assert told["moment"].accepts == "datetime"
     assert told["number"].help == ""
+    assert told["anything"].accepts == told["any_of_them"].accepts == "text"
+
+
+def test_options_describe_themselves_whoever_asks_first() -> None:
+    """Also those of a class that no registry has seen, and that says nothing of itself."""
+
+    @attrs.frozen
+    class Silent:
+        size: int | None = None
+
+    assert Silent.__doc__ is None
+    (size,) = described(Silent)
+    assert (size.accepts, size.help) == ("a whole number (also 0x10, 2M) or none", "")
+    assert size.schema == {"anyOf": [{"type": "integer"}, {"type": "null"}], "default": None}
+    with pytest.raises(SpecError, match=r"plain has no option 'x' \(options: none\)"):
+        Plugin("plain", PlainPlatform).create({"x": "1"})
+
+
+def test_members_of_flags_are_told_together_or_not_at_all() -> None:
+    assert [as_text(one) for one in (Bits.A, Bits.A | Bits.B, Bits(0))] == ["a", "a|b", ""]
 
 
 # -- specs as text ---------------------------------------------------------------------------------
@@ -345,6 +377,12 @@ class Particular(AscendingAllocator):
             raise KeyError("six", "seven")
         if self.size == 5:
             raise PluginError("mine", "is at fault")
+        if self.size == 7:
+            raise ValueError("mine or not")
+        if self.size == 8:
+            raise SpecError("8 is odd")
+        if self.size == 9:
+            raise ValueError(4, 5)
 
 
 @pytest.mark.parametrize(
@@ -355,6 +393,9 @@ class Particular(AscendingAllocator):
         (4, SpecError, "mine: four (size='4')"),
         (6, SpecError, "mine: six (size='6')"),
         (5, PluginError, "plugin mine: is at fault"),
+        (7, SpecError, "mine: mine or not (size='7')"),
+        (8, SpecError, "mine: 8 is odd (size='8')"),
+        (9, SpecError, "mine: (4, 5) (size='9')"),
     ],
 )
 def test_what_a_plugin_says_of_its_options(size: int, kind: type[Exception], words: str) -> None:
@@ -362,6 +403,16 @@ def test_what_a_plugin_says_of_its_options(size: int, kind: type[Exception], wor
     with pytest.raises(kind) as error:
         plugin.create({"size": str(size)})
     assert str(error.value) == words
+
+
+def test_what_fails_by_default_says_that() -> None:
+    @attrs.frozen
+    class Fails:
+        def __attrs_post_init__(self) -> None:
+            raise ValueError("no idea")
+
+    with pytest.raises(SpecError, match=r"^mine: no idea \(default options\)$"):
+        Plugin("mine", Fails).create()
 
 
 # -- classes without an entry point ----------------------------------------------------------------
