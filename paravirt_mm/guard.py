@@ -348,8 +348,8 @@ class _Forked:
         """End it."""
         if self._pid:
             with suppress(ProcessLookupError):
-                (os.killpg if self._with_group else os.kill)(self._pid, signal.SIGKILL)
-            self._reap()
+                os.kill(self._pid, signal.SIGKILL)
+            self._reap()  # which ends what it started, too
         self.connection.close()
 
 

@@ -28,7 +28,7 @@ from paravirt_mm import (
 )
 from paravirt_mm.cli import output
 from paravirt_mm.cli.diff import command
-from paravirt_mm.diff import Pair, compared, kinds, pairs, random_machines, survey
+from paravirt_mm.diff import Pair, compared, is_real, kinds, pairs, random_machines, survey
 from paravirt_mm.differences import ASPECTS, differences
 from paravirt_mm.engine.trace import TablesAllocated
 from paravirt_mm.guard import is_child
@@ -137,6 +137,16 @@ def test_two_real_kernels_differ_in_what_is_known(boots: None, name: str) -> Non
     if name == "closed-brk":
         expected.add("end")
     assert set(told) == expected
+
+
+def test_a_real_kernel_runs_first_and_says_where_a_model_lies(boots: None) -> None:
+    real, model, machine = f"linux:image={OLD_IMAGE}", "incremental:kernel=5.10.223", MAPS["tiny"]
+    for a, b, order in ((real, model, [0, 1]), (model, real, [1, 0]), (model, model, [0, 1])):
+        runs = list(Pair(a, b, "native").runs(machine))
+        assert [number for number, _ in runs] == order
+        lies = {run.trace.start.boot.kernel_of(run.trace.start.machine) for _, run in runs}
+        assert len(lies) == 1
+    assert (is_real(real), is_real(model)) == (True, False)
 
 
 @pytest.mark.slow

@@ -24,7 +24,8 @@ from paravirt_mm import (
     bundled,
     hookimpl,
 )
-from paravirt_mm.differences import Difference, _figure_differences, differences
+from paravirt_mm.differences import Difference, _Done, _figure_differences, differences
+from paravirt_mm.engine.trace import RangeSplit, Trace
 from paravirt_mm.machine.paging import MIB, PAGE_SIZE
 from paravirt_mm.machine.ranges import align_down, align_up
 from paravirt_mm.testing import AscendingAllocator, PlainPlatform, registry_with
@@ -147,6 +148,26 @@ def test_places_that_are_nothing_to_the_kernel_are_told() -> None:
     found = told(run("placed:further=0x1000"), run("placed:further=0x3000"))
     end = align_up(QEMU.kernel.span[1], PAGE_SIZE)
     assert found["steps"] == tuple(f"1: 0x100000 to {end + more:#x}" for more in (0x1000, 0x3000))
+
+
+def test_a_range_that_only_one_maps_is_told_beside_nothing() -> None:
+    more, less = run(), run(backend="plain")
+    events = [one for one in less.trace if not (isinstance(one, RangeSplit) and one.end > 64 * MIB)]
+    less = attrs.evolve(less, trace=Trace(events))
+    told_ = next(one for one in differences(more, less) if one.aspect == "steps")
+    assert (told_.a, told_.b) == ("3: 0x4000000 to 0x10000000", "3: nothing")
+    back = next(one for one in differences(less, more) if one.aspect == "steps")
+    assert (back.a, back.b) == (told_.b, told_.a)
+
+
+def test_before_the_end_of_brk_a_place_is_its_address() -> None:
+    """Behind it, what is as far behind is the same, wherever the two kernels end."""
+    first, second = (_Done(run(machine=with_kernel(end))) for end in (32 * MIB, 34 * MIB))
+    for behind, same in ((-1, False), (0, True), (1, True)):
+        pages = [PageRun((done.kernel.brk_end >> 12) + behind, 1) for done in (first, second)]
+        places = first.page(pages[0], 0), second.page(pages[1], 0)
+        assert places[0].same(places[1]) is same
+    assert first.page(pages[0], 0).same(second.page(pages[0], 0))
 
 
 def test_of_unequal_kernels_only_what_does_not_follow_is_told() -> None:

@@ -435,6 +435,19 @@ def test_work_that_forks_answers_once(fails: bool) -> None:
     assert call(work) == "the first"
 
 
+def test_patience_ends_with_the_time_that_was_spent_waiting() -> None:
+    ours, theirs = Pipe(duplex=False)
+    with ours, theirs:
+        patience = Patience(ours, Limits(wall=2.0))
+        assert [patience.waited(seconds) for seconds in (0.5, 1.0, 0.5, 0.1)] == [
+            False, False, True, True,
+        ]  # fmt: skip
+        theirs.send("alive")
+        assert patience.next(lambda: 0) == "alive"
+        assert patience.left == 2.0
+        assert not Patience(ours, Limits()).waited(1e9)
+
+
 def test_each_of_several_has_its_own_time() -> None:
     """One that keeps talking does not hide one that says nothing."""
 

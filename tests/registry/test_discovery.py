@@ -49,6 +49,8 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
 
 def test_third_party_plugin_is_found(install: Install) -> None:
     install("pvmm-good-one", "1.2", {"good_one": "pvmm_good_one:Good"})
+    with pytest.raises(SpecError, match=r"no plugin 'good_on'; did you mean 'good_one'\?"):
+        Registry.discover().get("good_on")
     registry = Registry.discover()
     plugin = registry.plugins["good_one"]
     assert issubclass(plugin.factory, AscendingAllocator)
