@@ -65,7 +65,7 @@ class Shape:
     """The fields of an operation, and the operations that a batch of this kind may hold."""
 
     fields: tuple[Field, ...]
-    members: frozenset[str] = frozenset()
+    members: tuple[str, ...] = ()
 
 
 FLUSHES = {"local": 6, "local_page": 7, "all": 10, "all_page": 11}
@@ -111,12 +111,10 @@ SHAPES: dict[str, Shape] = {
     "mmu_update_device": Shape((Field.PAGE, Field.INDEX, Field.DEVICE, Field.FLAGS)),
     "assist": Shape((Field.ASSIST, Field.PRESERVE)),
     "mmu_update_batch": Shape((Field.UPDATES,)),
-    "mmuext_batch": Shape(
-        (Field.MEMBERS,), frozenset({"pin", "unpin", "new_baseptr", "tlb_flush"})
-    ),
+    "mmuext_batch": Shape((Field.MEMBERS,), ("new_baseptr", "pin", "tlb_flush", "unpin")),
     "multicall": Shape(
         (Field.MEMBERS,),
-        frozenset({"pin", "unpin", "update_va_mapping", "update_va", "mmu_update", "tlb_flush"}),
+        ("mmu_update", "pin", "tlb_flush", "unpin", "update_va", "update_va_mapping"),
     ),
 }
 
@@ -220,13 +218,13 @@ def _is_int(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _problem(operation: Operation, pages: int, allowed: frozenset[str] | None = None) -> str:
+def _problem(operation: Operation, pages: int, allowed: Sequence[str] | None = None) -> str:
     """What is wrong with an operation, or an empty string."""
     shape = SHAPES.get(operation[0]) if isinstance(operation[0], str) else None
     if shape is None:
         return "no such operation"
     if allowed is not None and operation[0] not in allowed:
-        return f"may not be a member of this batch (only {', '.join(sorted(allowed))})"
+        return f"may not be a member of this batch (only {', '.join(allowed)})"
     if len(operation) != len(shape.fields) + 1:
         return f"has {len(operation) - 1} fields, not {len(shape.fields)}"
     for field, value in zip(shape.fields, operation[1:], strict=True):

@@ -80,7 +80,7 @@ def _field(field: Field, name: str) -> dict[str, Any]:
         update = _tuple([_FIELDS[field] for field in SHAPES["mmu_update"].fields])
         return _members(update)
     if field is Field.MEMBERS:
-        members = sorted(SHAPES[name].members)
+        members = SHAPES[name].members
         return _members({"oneOf": [{"$ref": f"#/$defs/{member}"} for member in members]})
     return _FIELDS[field]
 
