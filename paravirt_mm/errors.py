@@ -2,8 +2,21 @@
 
 from __future__ import annotations
 
+import shlex
 from enum import IntEnum
+from pathlib import Path
 from typing import Any
+
+_HOME = Path(__file__).resolve().parents[1]
+
+
+def install(extra: str) -> str:
+    """Return the command that installs one of the package's extras: that of the checkout, where the
+    package runs from one.
+    """
+    if (_HOME / "pyproject.toml").is_file():
+        return f"pip install -e {shlex.quote(f'{_HOME}[{extra}]')}"
+    return f"pip install 'paravirt-mm[{extra}]'"
 
 
 class ParavirtMmError(Exception):

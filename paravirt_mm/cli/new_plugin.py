@@ -12,9 +12,8 @@ from typing import Any
 import click
 
 from paravirt_mm._version import __version__
-from paravirt_mm.errors import InputError, SpecError
+from paravirt_mm.errors import InputError, SpecError, install
 
-NEEDS = "needs copier: pip install 'paravirt-mm[new]'"
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,39}")
 _ANSWERS = ".paravirt-mm-plugin.yml"
 
@@ -40,7 +39,7 @@ def command(name: str | None, role: str | None, output: Path | None, update: boo
     try:
         import copier
     except ImportError:
-        raise SpecError(NEEDS) from None
+        raise SpecError(f"needs copier: {install('new')}") from None
     if update:
         _update(copier, output or Path())
         return

@@ -22,7 +22,7 @@ CHARTS = ("difference", "guess", "flips", "low-memory", "hypercalls")
 _NEEDS_TEXT = "use a name that ends in .svg or .png"
 
 
-@click.command(epilog="Charts and PNG need the extra: pip install 'paravirt-mm[report]'.")
+@click.command(epilog="Charts and PNG need the extra 'report' (in a checkout: make install).")
 @click.argument("inputs", metavar="[LOG|MACHINE]...", nargs=-1)
 @click.option(
     "-o", "--output", required=True, type=click.Path(dir_okay=False, path_type=Path),

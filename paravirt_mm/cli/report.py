@@ -15,7 +15,7 @@ from paravirt_mm.registry import default_registry
 from paravirt_mm.run import Outcome
 
 
-@click.command(epilog="Needs the extra: pip install 'paravirt-mm[report]'.")
+@click.command(epilog="Needs the extra 'report' (in a checkout: make install).")
 @click.argument("inputs", metavar="[LOG|MACHINE]...", nargs=-1)
 @click.option(
     "-o", "--output", type=click.Path(dir_okay=False, path_type=Path), default=Path("report.html"),

@@ -17,6 +17,10 @@ from paravirt_mm.machine.paging import GIB, ISA_END, KIB, MIB, MODES, PAGE_SIZE,
 from paravirt_mm.machine.ranges import RangeSet, align_down, align_up
 from paravirt_mm.sources.generated import ROOM_AFTER_KERNEL, Choices
 
+_ONE_IN_TWO = (True, False)
+_ONE_IN_THREE = (True, False, False)
+_TWO_IN_THREE = (True, True, False)
+_UP_OR_DOWN = (1, -1)
 _NUDGES = (1, 512, PAGE_SIZE, 64 * KIB, 2 * MIB, 4 * MIB, 64 * MIB, GIB)
 _SIZES = (PAGE_SIZE, 64 * KIB, 2 * MIB, 64 * MIB, GIB, 64 * GIB, TIB)
 _FILLINGS = (None, E820Type.RESERVED, E820Type.ACPI, E820Type.NVS, E820Type.UNUSABLE)
@@ -59,10 +63,10 @@ def changed(
     """
     for _ in range(choose.one_of((1, 1, 2, 3))):
         try:
-            if bool(ratios) and choose.one_of((True, False, False)):
+            if bool(ratios) and choose.one_of(_ONE_IN_THREE):
                 resize = choose.one_of((_resized, _resized, _split_up))
                 after = resize(choose, machine, choose.one_of(ratios))
-            elif bool(marks) and choose.one_of((True, False, False)):
+            elif bool(marks) and choose.one_of(_ONE_IN_THREE):
                 after = _at_mark(choose, machine, marks)
             else:
                 after = choose.one_of(_CHANGES)(choose, machine)
@@ -108,8 +112,8 @@ def _move_edge(choose: Choices, machine: Machine) -> Machine:
     raw = _raw(machine)
     number = choose.integer(0, len(raw) - 1)
     start, end, kind = raw[number]
-    by = choose.one_of(_NUDGES) * choose.one_of((1, -1)) * choose.integer(1, 8)
-    if choose.one_of((True, False)):
+    by = choose.one_of(_NUDGES) * choose.one_of(_UP_OR_DOWN) * choose.integer(1, 8)
+    if choose.one_of(_ONE_IN_TWO):
         end += by
     else:
         start = max(0, start + by)
@@ -220,7 +224,7 @@ def _resized(choose: Choices, machine: Machine, ratio: Fraction) -> Machine:
     ram = machine.memory_map.ram_pages()
     limit = min(1 << machine.mode.physical_bits, MAX_ADDRESS)
     end = int(ram.end * ratio)
-    if choose.one_of((True, False)):
+    if choose.one_of(_ONE_IN_TWO):
         wanted = int(ram.total * ratio)
         end = ram.end + wanted - ram.total
         for low, high in ram:
@@ -248,7 +252,7 @@ def _split_up(choose: Choices, machine: Machine, ratio: Fraction) -> Machine:
     evenly = align_down((high - low) // (more + 1), PAGE_SIZE)
     apart = choose.one_of((evenly, evenly, 2 * PAGE_SIZE, min(evenly, 2 * MIB)))
     gaps = [(high - n * apart, high - n * apart + PAGE_SIZE) for n in range(1, more + 1)]
-    if choose.one_of((True, False)):
+    if choose.one_of(_ONE_IN_TWO):
         return _taking(machine, gaps)
     return _with_map(machine, [*_raw(machine), *((*gap, E820Type.RESERVED) for gap in gaps)])
 
@@ -297,7 +301,7 @@ def _initrd(choose: Choices, machine: Machine) -> Machine:
     if not size:
         return without
     limit = machine.mode.lowmem_limit or 4 * GIB
-    if choose.one_of((True, False)):
+    if choose.one_of(_ONE_IN_TWO):
         limit = max(1, align_down(choose.one_of(_edges(without)), PAGE_SIZE) - _few(choose))
     behind = align_up(machine.kernel.span[1], PAGE_SIZE)
     for low, high in machine.memory_map.ram().descending(behind, limit):
@@ -324,7 +328,7 @@ def _take_beside(choose: Choices, machine: Machine) -> Machine:
     """Take a page or so at an edge of something, or a few pages off: what is free between them is
     small, and may end amid a page.
     """
-    edge = choose.one_of(_edges(machine)) + _few(choose) * choose.one_of((1, -1))
+    edge = choose.one_of(_edges(machine)) + _few(choose) * choose.one_of(_UP_OR_DOWN)
     size = choose.one_of((PAGE_SIZE, PAGE_SIZE, 1, PAGE_SIZE + 1, 64 * KIB, 2 * MIB))
     start = max(0, edge - choose.one_of((0, size)))
     return _taking(machine, [(start, start + size)])
@@ -352,8 +356,8 @@ def _taking(machine: Machine, spans: Sequence[Span], kernel_end: int = 0) -> Mac
 
 
 def _features(choose: Choices, machine: Machine) -> Machine:
-    pse = choose.one_of((True, False))
-    huge = pse and 3 in machine.mode.large_levels and choose.one_of((True, False))
+    pse = choose.one_of(_ONE_IN_TWO)
+    huge = pse and 3 in machine.mode.large_levels and choose.one_of(_ONE_IN_TWO)
     return attrs.evolve(machine, features=attrs.evolve(machine.features, pse=pse, gbpages=huge))
 
 
@@ -433,12 +437,12 @@ def _border(choose: Choices, machine: Machine) -> int:
     units = [machine.mode.entry_span(level) for level in range(2, machine.mode.root_level + 1)]
     unit = choose.one_of((*units, 64 * MIB, 512 * MIB, GIB))
     first, last = align_up(low, unit) // unit, high // unit
-    if first <= last and choose.one_of((True, True, False)):
+    if first <= last and choose.one_of(_TWO_IN_THREE):
         border = unit * choose.one_of((first, last, choose.integer(first, last)))
     else:
         edges = (*_edges(machine), machine.kernel.brk_start, machine.kernel.brk_start)
         border = choose.one_of(edges) + unit * choose.one_of((1, 1, 2))
-    return max(0, border + _few(choose) * choose.one_of((1, -1)))
+    return max(0, border + _few(choose) * choose.one_of(_UP_OR_DOWN))
 
 
 def _hole_at_border(choose: Choices, machine: Machine) -> Machine:
@@ -455,14 +459,14 @@ def _take_the_top(choose: Choices, machine: Machine) -> Machine:
     """Take as much of the highest RAM as so many tables map, a few pages more or less: what is
     mapped first is no memory for more tables.
     """
-    if choose.one_of((True, False)):
+    if choose.one_of(_ONE_IN_TWO):
         machine = attrs.evolve(
             machine, features=attrs.evolve(machine.features, pse=False, gbpages=False)
         )
     tables = 1 + choose.one_of((7, 15, 31, 63, 127)) - choose.integer(0, 7)
     span = machine.mode.table_span(machine.features.largest_level(machine.mode))
     low, high = next(machine.memory_map.ram_pages().descending(0, machine.map_limit))
-    start = high - tables * span + _few(choose) * choose.one_of((1, -1))
+    start = high - tables * span + _few(choose) * choose.one_of(_UP_OR_DOWN)
     start = max(align_down(start, choose.one_of((PAGE_SIZE, span))), low)
     return _taking(machine, [(start, high)], machine.kernel.span[1] + ROOM_AFTER_KERNEL)
 
@@ -485,7 +489,11 @@ def _grow_kernel(choose: Choices, machine: Machine) -> Machine:
     """Let brk begin, or end, at the border of a large page or a few pages off it."""
     kernel = machine.kernel
     edge = choose.one_of((kernel.brk_start, kernel.brk_end))
-    by = align_up(edge, machine.mode.entry_span(2)) + _few(choose) * choose.one_of((1, -1)) - edge
+    by = (
+        align_up(edge, machine.mode.entry_span(2))
+        + _few(choose) * choose.one_of(_UP_OR_DOWN)
+        - edge
+    )
     return machine if by < 0 else _grown(machine, by)
 
 

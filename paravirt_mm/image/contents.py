@@ -333,9 +333,9 @@ class Image:
             view, index = out[::-1], count - skip - len(out)
         low = int(tables.base[row]) + index * span
         high = low + len(out) * span
-        canvas = _Canvas(view, low, self.mode.entry_span(level))
-        if level == self.mode.root_level:
-            canvas.shift((self.direct_map_base % span) // self.mode.entry_span(level))
+        # In the root the direct map begins anywhere, in a table below always with the first entry.
+        shift = (self.direct_map_base % span) // self.mode.entry_span(level)
+        canvas = _Canvas(view, low, self.mode.entry_span(level), shift)
         out[...] = 0
         if level > 1:
             self._refer(canvas, level, low, high, int(tables.owner[row]))
@@ -375,23 +375,21 @@ class Image:
 
 
 class _Canvas:
-    """Tables side by side, by ascending address from ``base``, painted with runs of entries."""
+    """Tables side by side, by ascending address from ``base``, painted with runs of entries, the
+    first of them entry number ``shift``.
+    """
 
-    def __init__(self, view: Entries, base: int, entry_span: int) -> None:
+    def __init__(self, view: Entries, base: int, entry_span: int, shift: int) -> None:
         self._view = view
         self._base = base
-        self._offset = 0
+        self._shift = shift
         self.entry_span = entry_span
-
-    def shift(self, entries: int) -> None:
-        """Begin ``entries`` entries later: where in the root the direct map starts."""
-        self._offset = entries
 
     def paint(self, start: int, end: int, first: int, step: int) -> None:
         """Set the entries for bytes ``[start, end)`` to ``first``, ``first + step``, and so on."""
         width = self._view.shape[1]
-        k = (start - self._base) // self.entry_span + self._offset
-        stop = (end - self._base) // self.entry_span + self._offset
+        k = (start - self._base) // self.entry_span + self._shift
+        stop = (end - self._base) // self.entry_span + self._shift
         while k < stop:
             row, column = divmod(k, width)
             if not column and stop - k >= width:

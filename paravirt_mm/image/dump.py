@@ -309,7 +309,7 @@ class _ElfReader:
             name_size, size, _kind = NHDR.unpack_from(data, at)
             self.note_count += 1
             at += NHDR.size
-            name = data[at : at + min(name_size, 32)].partition(b"\0")[0]
+            name = data[at : at + name_size].partition(b"\0")[0]
             at += -(-name_size // 4) * 4
             content = data[at : at + size]
             at += -(-size // 4) * 4

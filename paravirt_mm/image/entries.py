@@ -91,13 +91,11 @@ class EntryFormat:
     def leaf_reserved(self, level: int) -> int:
         """Bits that must be 0 in a leaf entry of ``level``, beside ``reserved``.
 
-        Below the address of a large page all is reserved but `PAT_LARGE`; a 2-level CPU with
-        PSE-36 uses bits 13 to 20 of a 4 MiB entry as address bits 32 to 39.
+        Below the address of a large page all is reserved but `PAT_LARGE`. In a 4 MiB entry it
+        depends on the CPU (PSE-36) what is.
         """
-        if level == 1:
+        if level == 1 or self.mode.entry_bytes == 4:
             return 0
-        if self.mode.entry_bytes == 4:
-            return 1 << 21
         return (self.mode.entry_span(level) - 1) & ~(PAT_LARGE | (PAGE_SIZE - 1))
 
     def above(self, physical_bits: int) -> int:

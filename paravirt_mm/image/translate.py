@@ -89,9 +89,8 @@ def translate(
         entry = int.from_bytes(page[index * size : (index + 1) * size], "little")
         if not entry & PRESENT:
             return PageFault(address, level, entry, code)
-        leaf = level == 1 or bool(
-            entry & PSE and level in mode.large_levels and (size == 8 or cpu.pse)
-        )
+        # Where there are no large pages PSE is reserved, whatever the entry were with it.
+        leaf = level == 1 or bool(entry & PSE and (size == 8 or cpu.pse))
         if entry & reserved_bits(entry_format, level, cpu)[leaf]:
             return PageFault(address, level, entry, code | FAULT_PRESENT | FAULT_RESERVED)
         if entry_format.permissions[level]:

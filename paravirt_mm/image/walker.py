@@ -371,8 +371,9 @@ class _Walker:
     def _is_leaf(self, level: int, entries: U64) -> npt.NDArray[np.bool_]:
         if level == 1:
             return np.ones(len(entries), dtype=np.bool_)
-        if level not in self.mode.large_levels or (self.mode.entry_bytes == 4 and not self.cpu.pse):
+        if self.mode.entry_bytes == 4 and not self.cpu.pse:
             return np.zeros(len(entries), dtype=np.bool_)
+        # Where there are no large pages the bit is reserved, whatever the entry were with it.
         leaf: npt.NDArray[np.bool_] = (entries & np.uint64(PSE)) != 0
         return leaf
 
@@ -515,9 +516,9 @@ def reserved_bits(entry_format: EntryFormat, level: int, cpu: Cpu) -> tuple[int,
     if level == 3 and not cpu.gbpages:
         leaf |= PSE
     if entry_format.mode.entry_bytes == 4 and level == 2:
-        # PSE-36: address bits 32 to 39 lie in bits 13 to 20; those that the CPU lacks are reserved.
-        missing = 40 - max(32, min(cpu.physical_bits, 40))
-        leaf |= ((1 << missing) - 1) << (21 - missing)
+        # PSE-36: address bits 32 to 39 lie in bits 13 to 20. Reserved are those that the CPU lacks,
+        # and bit 21.
+        leaf |= (1 << 22) - (1 << min(max(cpu.physical_bits, 32), 40) - 32 + 13)
     return common, leaf
 
 

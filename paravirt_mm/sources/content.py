@@ -21,7 +21,7 @@ from typing import Any, BinaryIO, cast
 
 import attrs
 
-from paravirt_mm.errors import InputError
+from paravirt_mm.errors import InputError, install
 from paravirt_mm.printable import printable
 
 Spec = str | Path
@@ -258,8 +258,8 @@ def _zstd(source: str) -> Any:
         with suppress(ImportError):
             return importlib.import_module(name)
     raise InputError(
-        "compressed with zstd, which this Python cannot read: pip install 'paravirt-mm[zstd]', or"
-        " unpack it with `zstd -d`",
+        f"compressed with zstd, which this Python cannot read: {install('zstd')}, or unpack it with"
+        " `zstd -d`",
         source,
     )
 

@@ -15,10 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from paravirt_mm._version import __version__
-from paravirt_mm.errors import SpecError
+from paravirt_mm.errors import SpecError, install
 from paravirt_mm.registry import default_registry
 
-NEEDS = "needs dask.distributed: pip install 'paravirt-mm[cluster]'"
 CONNECT_SECONDS = 20
 
 
@@ -60,7 +59,7 @@ def connect(address: str, paths: Sequence[str]) -> Iterator[tuple[Executor, int]
     try:
         distributed: Any = import_module("distributed")
     except ImportError:
-        raise SpecError(NEEDS) from None
+        raise SpecError(f"needs dask.distributed: {install('cluster')}") from None
     try:
         client = distributed.Client(address, timeout=CONNECT_SECONDS, set_as_default=False)
     except (OSError, TimeoutError, ValueError) as error:

@@ -33,7 +33,7 @@ from typing import Any
 import numpy as np
 
 from paravirt_mm._version import __version__
-from paravirt_mm.errors import InputError, SpecError
+from paravirt_mm.errors import InputError, SpecError, install
 from paravirt_mm.machine.paging import GIB, TIB
 from paravirt_mm.measure.figures import FIGURES, Unit
 from paravirt_mm.printable import printable
@@ -44,7 +44,6 @@ from paravirt_mm.sweep.settings import ChunkResult, MachineRecord, RunRecord, Se
 FORMAT = "1"
 """Raised when a table changes in a way that breaks queries."""
 
-NEEDS = "needs DuckDB: pip install 'paravirt-mm[sweep]'"
 
 _TYPES = {
     Unit.RATIO: "DOUBLE",
@@ -276,7 +275,7 @@ def connect(path: Path, read_only: bool) -> Any:
     try:
         import duckdb
     except ImportError:
-        raise SpecError(NEEDS) from None
+        raise SpecError(f"needs DuckDB: {install('sweep')}") from None
     if read_only and not path.is_file():
         raise InputError("no such file", str(path))
     closed: dict[str, str | bool | int | float | list[str]] = {

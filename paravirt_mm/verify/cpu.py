@@ -29,7 +29,7 @@ from typing import Any
 import attrs
 
 from paravirt_mm.engine.trace import Trace
-from paravirt_mm.errors import ParavirtMmError, SpecError
+from paravirt_mm.errors import ParavirtMmError, SpecError, install
 from paravirt_mm.image.dump import Dump, open_dump
 from paravirt_mm.image.elf import control_registers, write_core
 from paravirt_mm.image.entries import ACCESSED, DIRTY, FORMATS, NX, PRESENT, RW
@@ -278,7 +278,7 @@ class EmulatedCpu:
             x86_const: Any = import_module("unicorn.x86_const")
         except ImportError as error:
             raise NoEmulator(
-                "unicorn is not installed; install paravirt-mm[cpu] to let a CPU walk the tables"
+                f"unicorn, the CPU that walks the tables, is not installed: {install('cpu')}"
             ) from error
         self._unicorn = unicorn
         self._x86 = x86_const

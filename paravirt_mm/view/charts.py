@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
-from paravirt_mm.errors import SpecError
+from paravirt_mm.errors import SpecError, install
 from paravirt_mm.report.summary import Total, comparable
 from paravirt_mm.view.palette import Theme, colour
 from paravirt_mm.view.scene import MAX_NAME
@@ -145,9 +145,7 @@ def library(name: str) -> Any:
     try:
         return import_module(name)
     except ImportError as error:
-        raise SpecError(
-            f"charts, PNG and the report need {name}: pip install 'paravirt-mm[report]'"
-        ) from error
+        raise SpecError(f"charts, PNG and the report need {name}: {install('report')}") from error
 
 
 def _vega_lite() -> str:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from contextlib import suppress
 from fractions import Fraction
+from itertools import pairwise
 
 import attrs
 import pytest
 from hypothesis import given, strategies as st
 
 from paravirt_mm import MODES, CpuFeatures, E820Type, KernelImage, Machine, MemoryMap, bundled
+from paravirt_mm.errors import InputError
 from paravirt_mm.hunt.edits import changed, is_sound
-from paravirt_mm.hunt.shrink import measure, shrink
+from paravirt_mm.hunt.shrink import measure, shrink, shrink_by
+from paravirt_mm.machine.model import DEFAULT_KERNEL, Provenance
 from paravirt_mm.sources.generated import Seeded
 
 GIB = 1 << 30
@@ -187,3 +192,220 @@ def test_how_simple_a_machine_is():
         taken = attrs.evolve(plain, reserved=((0, edge),))
         assert measure(taken)[2] == uneven
     assert measure(plain) < measure(attrs.evolve(plain, initrd=(1 << 20, 2 << 20)))
+
+
+# -- every reduction is tried, and none is left ----------------------------------------------------
+
+RICH = Machine(
+    "rich",
+    MemoryMap.sanitise(
+        [
+            (0x1000, 0x9F123, E820Type.RAM),
+            (0xF0000, 1 << 20, E820Type.RESERVED),
+            (1 << 20, 3 * GIB + 0x5000, E820Type.RAM),
+            (3 * GIB + 0x5000, 3 * GIB + 0x9000, E820Type.NVS),
+            (5 * GIB, 9 * GIB + 0x123, E820Type.RAM),
+        ]
+    ),
+    reserved=((0x3000000, 0x3001000), (0x4000000, 0x5000123), (6 * GIB, 7 * GIB)),
+    initrd=(0x6000000, 0x7000000),
+    kernel=KernelImage(32 << 20, 40 << 20, 40 << 20, (40 << 20) + 0x8000),
+    features=CpuFeatures(gbpages=True, nx=True),
+    max_pfn_hint=(9 * GIB) >> 12,
+)
+
+
+def asked_of(machine: Machine) -> list[Machine]:
+    """What is tried where nothing will do."""
+    seen: list[Machine] = []
+    small, tries = shrink(machine, lambda m: bool(seen.append(m)))
+    assert tries == len(seen)
+    assert attrs.evolve(small, provenance=machine.provenance) == machine
+    return seen
+
+
+def reductions(machine: Machine) -> list[Machine]:
+    """What the words of `shrink` promise, without its help: an entry or a reservation less, two
+    entries as one, nothing unusual, edges at the next page, large page or GiB.
+    """
+    raw = [(e.start, e.end, e.type) for e in machine.memory_map]
+    maps = [raw[:n] + raw[n + 1 :] for n in range(len(raw))]
+    for n, ((start, _, kind), (_, end, other)) in enumerate(pairwise(raw)):
+        maps += [[*raw[:n], (start, end, one), *raw[n + 2 :]] for one in (kind, other)]
+    for n, (start, end, kind) in enumerate(raw):
+        maps.append([*raw[:n], (start, end, E820Type.RESERVED), *raw[n + 1 :]])
+        maps.append([*raw[:n], (raw[n - 1][1] if n else 0, end, kind), *raw[n + 1 :]])
+        for unit in (GIB, 2 << 20, 4096):
+            up, down = -(-start // unit) * unit, end // unit * unit
+            for edges in ((up, end), (start // unit * unit, end), (start, down),
+                          (start, -(-end // unit) * unit)):  # fmt: skip
+                maps.append([*raw[:n], (*edges, kind), *raw[n + 1 :]])
+        for share in (2, 4, 16):
+            maps.append([*raw[:n], (start, start + (end - start) // share, kind), *raw[n + 1 :]])
+        maps.append([*raw[:n], (start, end - 4096, kind), *raw[n + 1 :]])
+        maps.append([*raw[:n], (start, start + 4096, kind), *raw[n + 1 :]])
+    found = []
+    for entries in maps:
+        with suppress(InputError):  # without RAM it is no machine
+            found.append(attrs.evolve(machine, memory_map=MemoryMap.sanitise(entries)))
+    taken = machine.reserved
+    rests = [taken[:n] + taken[n + 1 :] for n in range(len(taken))]
+    found += [attrs.evolve(machine, reserved=rest) for rest in rests]
+    plain = CpuFeatures(nx=machine.mode.has_nx)
+    found += [
+        attrs.evolve(machine, reserved=()),
+        attrs.evolve(machine, initrd=None),
+        attrs.evolve(machine, max_pfn_hint=None, max_low_pfn_hint=None),
+        attrs.evolve(machine, kernel=DEFAULT_KERNEL),
+        attrs.evolve(machine, kernel=machine.kernel.at(DEFAULT_KERNEL.start)),
+        attrs.evolve(machine, features=plain),
+        attrs.evolve(machine, features=attrs.evolve(machine.features, gbpages=False)),
+        attrs.evolve(machine, features=attrs.evolve(machine.features, pse=True)),
+    ]
+    return [
+        one
+        for one in found
+        if measure(one) < measure(machine) and is_sound(one, 0) and list(one.memory_map.ram_pages())
+    ]
+
+
+def essence(machine: Machine) -> Machine:
+    return attrs.evolve(machine, name="", provenance=Provenance(source=""))
+
+
+@pytest.mark.parametrize(
+    "machine",
+    [
+        RICH,
+        attrs.evolve(RICH, initrd=None, reserved=()),
+        attrs.evolve(RICH, features=CpuFeatures(pse=False)),
+    ],
+)
+def test_every_reduction_is_tried(machine: Machine) -> None:
+    seen = {essence(m) for m in asked_of(machine)}
+    expected = {essence(m) for m in reductions(machine)}
+    assert len(expected) > 20
+    assert expected <= seen
+    for one in seen:
+        assert measure(one) < measure(machine)
+        assert is_sound(one, 0)
+
+
+def test_reservations_shrink_and_never_grow() -> None:
+    low, high = 0x4000000, 0x5000123
+    one = attrs.evolve(RICH, reserved=((low, high),))
+    taken = {span for m in asked_of(one) if m.memory_map == one.memory_map for span in m.reserved}
+    assert all(low <= a < b <= high for a, b in taken)
+    assert {(low, 0x5000000), (low, low + 0x1000)} <= taken
+    assert {(low, low + (high - low) // share) for share in (2, 4, 16)} <= taken
+    for m in asked_of(RICH):
+        if len(m.reserved) == 3:
+            assert len({*m.reserved} - {*RICH.reserved}) <= 1 or m.memory_map != RICH.memory_map
+        elif m.memory_map == RICH.memory_map:
+            assert {*m.reserved} < {*RICH.reserved}, "one shrinks, or some go"
+
+
+def test_what_lies_above_slides_down_with_an_edge() -> None:
+    """The whole gap or half of it, or a part of the entry; what lies higher keeps its size."""
+    top = 6 * GIB + 0x1001
+    spans = [(0, 1 << 26), (GIB, 2 * GIB), (4 * GIB, top)]
+    machine = Machine(
+        "gaps",
+        MemoryMap.sanitise([(*span, E820Type.RAM) for span in spans]),
+        reserved=((0x2000000, 0x2001000), (5 * GIB, 5 * GIB + 4096)),
+    )
+    seen = asked_of(machine)
+    tops = {m.memory_map.ram().end for m in seen}
+    assert {top - 2 * GIB, top - GIB} <= tops, "all of the gap, and half of it"
+    shares = {(2 * GIB + 0x1001) // part // 4096 * 4096 for part in (2, 4)}
+    assert {top - share for share in shares} <= tops
+    alone = attrs.evolve(machine, memory_map=MemoryMap.sanitise([(0, top, E820Type.RAM)]))
+    tops = {m.memory_map.ram().end for m in asked_of(alone)}
+    assert {top - top // part // 4096 * 4096 for part in (2, 4, 16)} <= tops
+    slid = next(m for m in seen if m.memory_map.ram().end == top - 2 * GIB)
+    assert [(e.start, e.end) for e in slid.memory_map][-1] == (GIB, top - 2 * GIB)
+    assert slid.reserved == ((0x2000000, 0x2001000), (3 * GIB, 3 * GIB + 4096))
+
+
+def test_what_slides_by_whole_pages_lies_on_nothing() -> None:
+    low, start, end = (1 << 26) + 1, 2 * GIB + 0x123, 4 * GIB + 0x1001
+    uneven = [(0, low, E820Type.RAM), (start, end, E820Type.RAM)]
+    machine = Machine("uneven", MemoryMap.sanitise(uneven))
+    gap = start - low
+    slid = {
+        m.memory_map.entries[1].start
+        for m in asked_of(machine)
+        if len(m.memory_map) == 2 and m.memory_map.ram().total == machine.memory_map.ram().total
+    }
+    assert {start - by // 4096 * 4096 for by in (gap, gap // 2)} == slid
+
+
+def test_half_of_many_entries_or_reservations_goes_at_once() -> None:
+    pieces = [(n << 24, (n << 24) + (1 << 23), E820Type.RAM) for n in range(4, 11)]
+    machine = Machine("many", MemoryMap.sanitise([(0, 1 << 26, E820Type.RAM), *pieces]))
+    left = {len(m.memory_map) for m in asked_of(machine)}
+    assert {len(machine.memory_map) - n for n in (4, 2, 1)} <= left or min(left) <= 4
+    assert len(machine.memory_map) - 1 in left
+    taken = tuple((n << 20, (n << 20) + 4096) for n in range(40, 48))
+    full = attrs.evolve(machine, reserved=taken)
+    assert {8 - n for n in (8, 4, 2, 1)} <= {len(m.reserved) for m in asked_of(full)}
+
+
+QUESTIONS = [
+    lambda m: len(m.memory_map) >= 3,
+    lambda m: m.memory_map.ram().end > 3 * GIB,
+    lambda m: m.memory_map.ram_pages().total % (64 << 20) == 12288,
+    lambda m: len(m.reserved) >= 2 and m.kernel.start > 1 << 24,
+    lambda m: m.initrd is not None and not m.features.pse,
+    lambda m: sum(m.kernel.span) % 3 == 0,
+]
+
+
+@pytest.mark.parametrize("question", QUESTIONS)
+def test_what_is_left_cannot_be_reduced_by_one_step(question) -> None:
+    """It meets the condition, and no single documented reduction of it does."""
+    starts = [changed(Seeded(f"{n}"), bundled(name)) for n in range(12)
+              for name in ("lenovo-x230-8g", "pae-4g", "qemu-512m")]  # fmt: skip
+    starts.append(attrs.evolve(RICH, features=CpuFeatures(pse=False)))
+    some = [machine for machine in starts if question(machine)][:3]
+    assert some or question is QUESTIONS[2]
+    for machine in some:
+        small, tries = shrink(machine, question)
+        assert question(small)
+        assert 0 < tries < 4000
+        assert measure(small) <= measure(machine)
+        assert small.provenance.source == "found by a hunt"
+        assert not [one for one in reductions(small) if question(one)]
+
+
+def test_several_are_looked_at_at_a_time() -> None:
+    """As many as are asked for, and no more than are left; the first that will do is taken."""
+    sizes: list[int] = []
+
+    def none(candidates: Sequence[Machine]) -> int | None:
+        sizes.append(len(candidates))
+        return None
+
+    _, tries = shrink_by(RICH, none, 5, max_tries=13)
+    assert (sizes, tries) == ([5, 5, 3], 13)
+    plain = attrs.evolve(RICH, provenance=Provenance(source="found by a hunt"))
+    taken: list[Machine] = []
+
+    def second(candidates: Sequence[Machine]) -> int | None:
+        if taken:
+            return None
+        taken.append(candidates[1])
+        return 1
+
+    small, _ = shrink_by(plain, second, 4)
+    assert small == taken[0]
+
+
+def test_a_machine_that_cannot_be_run_does_not_count() -> None:
+    def refuses(machine: Machine) -> bool:
+        if machine.reserved:
+            raise InputError("no")
+        return True
+
+    small, _ = shrink(RICH, refuses)
+    assert small.reserved == ()

@@ -298,10 +298,15 @@ def test_cpu_without_nx(small_run: Callable[..., Run]) -> None:
 
 def test_machine_frames(small_run: Callable[..., Run]) -> None:
     run = small_run("x86_64", "incremental:variant=hpa", "xen")
-    plain, translated = (
-        pages_of(Image(run.trace, translate))
-        for translate in (None, lambda frames: frames + np.uint64(0x5000))
-    )
+    seen: list[int] = []
+
+    def translate(frames: Any) -> Any:
+        seen.extend(frames.tolist())
+        return frames + np.uint64(0x5000)
+
+    plain, translated = (pages_of(Image(run.trace, each)) for each in (None, translate))
+    entries = [entry for page in plain.values() for entry in page if entry & 1]
+    assert sorted(seen) == sorted(entry >> 12 & 0xFF_FFFF_FFFF for entry in entries)
     for pfn, entries in plain.items():
         for entry, other in zip(entries, translated[pfn], strict=True):
             assert other == (entry + (0x5000 << 12) if entry & 1 else 0)
@@ -459,8 +464,7 @@ def test_a_canvas_is_painted_where_it_is_asked_to_and_nowhere_else() -> None:
         for first in range(40):
             for last in range(first, 40):
                 view = np.zeros((5, 8), dtype="<u4")
-                canvas = _Canvas(view, 0x8000, 16)
-                canvas.shift(shift)
+                canvas = _Canvas(view, 0x8000, 16, shift)
                 places = [0x8000 + 16 * (n - shift) for n in (first, last)]
                 canvas.paint(places[0], places[1], 0x7FFF_0067, step)
                 assert view.reshape(-1).tolist() == [

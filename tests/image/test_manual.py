@@ -329,6 +329,10 @@ def test_tables_since_boot_lie_at_the_end_of_the_kernel(make_machine: Any) -> No
     wanted = [(4, 0), (3, 0), (2, 0), (2, GIB), (1, 2 * MIB), (1, 4 * MIB)]
     got = boot_tables(machine, RangeSet(), tables=tables)
     assert got == [(*place, end - 1 - n) for n, place in enumerate(wanted)]
+    for amid in (1, 4095):  # where the image ends amid a page, that one may be another's, too
+        brk = machine.kernel.end + 8192
+        kernel = KernelImage(machine.kernel.start, machine.kernel.end + amid, brk, brk)
+        assert boot_tables(machine, RangeSet(), tables=tables, kernel=kernel) == got
     known = {2: (7, 9), 4: (5,)}
     got = boot_tables(machine, RangeSet(), tables=tables, table_pages=known)
     assert [pfn for _, _, pfn in got] == [5, end - 1, 7, 9, end - 2, end - 3]

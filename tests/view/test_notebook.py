@@ -5,14 +5,35 @@ from __future__ import annotations
 import ast
 import json
 import sys
+from html import escape
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+import attrs
 import pytest
 
-from paravirt_mm import Comparison, ParavirtMmError, Run, bundled, frame
-from paravirt_mm.view.survey import Subject
+from paravirt_mm import (
+    Comparison,
+    E820Type,
+    Machine,
+    MemoryMap,
+    ParavirtMmError,
+    Run,
+    Scenario,
+    Trace,
+    bundled,
+    frame,
+)
+from paravirt_mm.report.summary import summary_table
+from paravirt_mm.report.tables import figure_tables
+from paravirt_mm.view.memory_map import memory_map
+from paravirt_mm.view.notebook import html, picture
+from paravirt_mm.view.palette import Theme
+from paravirt_mm.view.scene import scene
+from paravirt_mm.view.sentences import sentences
+from paravirt_mm.view.story import chapters
+from paravirt_mm.view.survey import Subject, totals
 
 
 @pytest.mark.slow
@@ -29,6 +50,77 @@ def test_things_show_themselves(runs: dict[tuple[str, str], Run], subjects: list
         picture = thing._repr_svg_()
         assert picture is not None
         ElementTree.fromstring(picture)  # noqa: S314 - our own picture
+
+
+def test_what_is_shown_of_machines_runs_and_comparisons(
+    runs: dict[tuple[str, str], Run], subjects: list[Subject]
+) -> None:
+    """A machine its map; a run its verdict, map and steps; of one machine figures and a map, of
+    several sums. Each says what it is about, and a refused run shows the machine alone.
+    """
+    machine = bundled("pae-4g")
+    assert html(machine).startswith("<p><b>pae-4g</b><br>")
+    assert html(machine).endswith("</svg>")
+    assert picture(machine) == memory_map(machine, theme=Theme.LIGHT)
+    run = runs["incremental:variant=hpa", "xen"]
+    told = html(run)
+    assert told.startswith("<p><b>incremental:variant=hpa under xen on lenovo-x230-8g</b>: ok</p>")
+    assert picture(run) == memory_map(run.machine, [scene(run)], theme=Theme.LIGHT)
+    steps = chapters(run)
+    assert told.count("<ul>") == len(steps)
+    assert told.count("<li>") == len(steps) + sum(len(one.sentences) for one in steps)
+    refused = Scenario.of(bundled("asus-l8400-256m"), "incremental", "xen").run()
+    assert "domain builder" in html(refused)
+    assert "<svg" in html(refused)
+    one = Comparison(tuple(subjects[1:2]))
+    scenes = [each.scene for each in subjects[1].exhibits]
+    mapped = memory_map(subjects[1].machine, scenes, theme=Theme.LIGHT)
+    assert picture(one) == mapped
+    assert html(one) == f"{figure_tables(one.rows, 'html')}{said(one)}{mapped}"
+    first, *others = subjects[1].exhibits
+    stopped = attrs.evolve(first, scene=attrs.evolve(first.scene, frames=()))
+    ran = memory_map(subjects[1].machine, scenes[1:], theme=Theme.LIGHT)
+    shown = attrs.evolve(subjects[1], exhibits=(stopped, *others))
+    assert picture(Comparison((shown,))) == ran, "of a run that broke off at once there is nothing"
+    nothing = attrs.evolve(run, trace=Trace())
+    assert picture(nothing) == memory_map(run.machine, theme=Theme.LIGHT)
+    with pytest.raises(TypeError):
+        html(7)
+    with pytest.raises(TypeError):
+        picture(7)
+
+
+def test_of_several_machines_a_chart_is_shown_where_it_can_be_drawn(
+    subjects: list[Subject], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    several = Comparison(tuple(subjects))
+    monkeypatch.setattr("paravirt_mm.view.notebook.svg", lambda drawing, theme: f"{drawing.name}!")
+    assert picture(several) == "difference!"
+    assert html(several) == f"{summary_table(several.rows, 'html')}{said(several)}difference!"
+    assert picture(Comparison(())) is None
+
+    def missing(*_: object) -> str:
+        raise ParavirtMmError("pip install it")
+
+    monkeypatch.setattr("paravirt_mm.view.notebook.svg", missing)
+    assert picture(several) is None
+    assert html(several).endswith("</ol>")
+
+
+def said(comparison: Comparison) -> str:
+    items = [
+        f"<li><b>{escape(one.about)}:</b> {escape(one.text)}</li>"
+        for one in sentences(totals(comparison.subjects))
+    ]
+    return f"<ol>{''.join(items)}</ol>"
+
+
+def test_of_very_many_steps_the_first_hundred_are_told() -> None:
+    spans = [(0, 1 << 25), *((n << 21, (n << 21) + (1 << 20)) for n in range(16, 130))]
+    memory = MemoryMap.sanitise([(*span, E820Type.RAM) for span in spans])
+    run = Scenario.of(Machine("many", memory), "chunk_end", "native").run()
+    assert len(chapters(run)) > 100
+    assert html(run).count("<ul>") == 100
 
 
 @pytest.mark.slow
@@ -68,6 +160,15 @@ def test_polars_will_do_and_nothing_is_said_in_words(
 
     monkeypatch.setitem(sys.modules, "polars", Polars)  # type: ignore[arg-type]
     assert frame(rows) == len(rows)
+
+    class Pandas:
+        class DataFrame:
+            @staticmethod
+            def from_records(records: list[dict[str, Any]]) -> str:
+                return f"pandas {len(records)}"
+
+    monkeypatch.setitem(sys.modules, "pandas", Pandas)  # type: ignore[arg-type]
+    assert frame(rows) == f"pandas {len(rows)}", "the first that is there"
 
 
 @pytest.mark.slow

@@ -44,6 +44,7 @@ def test_figures_stand_under_their_names(data: dict[str, Any], subjects: list[Su
         assert one["better"] == merit(one["name"])
     added = [name for name, shown in data["extra"] if name == shown]
     assert {"xen.hypercalls_clearing"} <= {*added}
+    assert not {*added} & {*names}, "each figure stands once"
     for told, subject in zip(data["machines"], subjects, strict=True):
         for scenario, each in zip(told["scenarios"], subject.exhibits, strict=True):
             row = each.row

@@ -12,9 +12,12 @@ import attrs
 import pytest
 
 from paravirt_mm import BootState, E820Type, Machine, Map, MemoryMap, Run, Scenario, bundled
+from paravirt_mm.engine.answers import Cost
 from paravirt_mm.engine.pages import PageRun
 from paravirt_mm.engine.steps import HandOver, NewRoot
 from paravirt_mm.engine.trace import (
+    EntriesWritten,
+    EntryKind,
     RangeMapped,
     RunStarted,
     StepStarted,
@@ -239,6 +242,10 @@ def test_lists_of_places_are_cut_after_three() -> None:
     teller.tell(RunStarted(machine(), many, "a", "b", (LOW,)))
     places = [text for text in teller.end() if text.startswith("p")]
     assert len(places) == 12
+    teller.begin()
+    calls = Cost(hypercalls={"c" * 100: 1})
+    teller.tell(EntriesWritten(0, 1, EntryKind.LEAF, 7, 0, calls))
+    assert next(iter(teller.end())) == f"Asked of the hypervisor: 1 {'c' * 39}…."
     assert {len(text.split(": ")[0]) for text in places} == {60}
 
 

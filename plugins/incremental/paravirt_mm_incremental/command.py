@@ -24,7 +24,7 @@ def bound(names: tuple[str, ...], words: bool, as_json: bool) -> int:
         from paravirt_mm_incremental import proof
     except ImportError as error:
         raise SpecError(
-            f"z3 is not installed ({error}): pip install 'paravirt-mm[proof]'"
+            f"z3 is not installed ({error}): take the extra 'proof' (in a checkout: make install)"
         ) from error
     asked = [proof.find(name) for name in names] or list(proof.statements())
     records: list[dict[str, Any]] = []

@@ -575,11 +575,12 @@ def _boots(found: list[Collision] | None, release: Version) -> bool:
 
 
 def _behind(memory: MemoryMap, pages: int) -> Iterator[Span]:
-    """Yield the RAM that is left when the lowest ``pages`` pages of it are a domain's."""
+    """Yield the RAM that is left when the lowest ``pages`` pages of it are a domain's, with ranges
+    that end before they begin where nothing is.
+    """
     room = pages * PAGE_SIZE
     for low, high in memory.ram_pages():
-        if high - low > room:
-            yield low + room, high
+        yield low + room, high
         room = max(0, room - (high - low))
 
 

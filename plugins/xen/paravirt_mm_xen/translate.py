@@ -246,14 +246,14 @@ class _Translator:
         self._expected: dict[int, int] = {}
         self._event = BOOT
         self._batches: dict[int, tuple[Key, ...]] = {}
-        self._each = True
+        self._each = False
         # Of the batch that is handed over table by table: leaf entries by table, in which way
         # entries of which level get in, which levels are pinned, and the events of all that.
         self._unfinished: dict[Key, list[Segment]] = {}
         self._ways: dict[int, tuple[Way, int]] = {}
         self._leaf_way = Way.DIRECT
         self._readonly_event: int | None = None
-        self._pins: tuple[frozenset[int], int] = (frozenset(), BOOT)
+        self._pins: tuple[frozenset[int], int]
         self._waiting_readonly: list[tuple[int, Batch]] = []
         self._waiting_pins: list[tuple[int, Batch, frozenset[int]]] = []
         self._tree = self._live = self._boot_tree()
@@ -327,10 +327,9 @@ class _Translator:
                 ]
                 # Only an L1 in use can be stored to.
                 passed = self._leaf_way is Way.HYPERCALL
-                if passed and level == 1:
+                if passed:
                     # RAM that waits for its frames gets empty entries (`empty_entries`).
                     entries = [entry for entry in entries if entry[2] not in self._frameless]
-                if passed:
                     self._ops += [("mmu_update", *entry, False) for entry in entries]
                 else:
                     self._ops += [("store", *entry) for entry in entries]
@@ -381,7 +380,7 @@ class _Translator:
             if key[0] == 1:
                 self._store_leaves(tree, key, list(_boot_leaves(state.direct_mapped, tables, key)))
         self._do("copy_kernel_slots", tree.root)
-        for key in reversed(keys):
+        for key in keys:
             self._link(tree, key, Way.DIRECT, BOOT)
         for low, high in state.boot_tables:
             for pfn in range(low >> PAGE_SHIFT, high >> PAGE_SHIFT):
@@ -415,7 +414,6 @@ class _Translator:
         self._batches[batch.index] = tuple(made)
         if self._each:
             self._unfinished = {key: [] for key in made}
-            self._ways = {}
             self._readonly_event = None
             self._pins = frozenset(), BOOT
 
@@ -577,7 +575,7 @@ def _boot_leaves(
 
 def _segments(start: int, end: int, readonly: RangeSet) -> Iterator[Segment]:
     position = start
-    for low, high in readonly.within(start, end) if start < end else ():
+    for low, high in readonly.within(start, end):
         if position < low:
             yield position, low, WRITABLE
         yield low, high, READ_ONLY

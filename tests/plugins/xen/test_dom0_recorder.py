@@ -18,7 +18,7 @@ import attrs
 import pytest
 
 from paravirt_mm import GdbError
-from paravirt_mm_xen.dom0 import boot
+from paravirt_mm_xen.dom0 import boot, kept
 from paravirt_mm_xen.dom0.host import Host
 from paravirt_mm_xen.dom0.recording import Dom0Recording, Kind, MappedRange, Request
 from paravirt_mm_xen.live.errors import MissingPieceError, XenBootError
@@ -412,6 +412,15 @@ def test_as_many_requests_as_are_read(record: Any) -> None:
         record([BEGIN, hypercall(1, ARGUMENTS, 1025)], {ARGUMENTS: many})
 
 
+def test_limits_are_those_of_the_security_policy() -> None:
+    policy = (Path(__file__).parents[3] / "SECURITY.md").read_text()
+    (row,) = (row for row in policy.splitlines() if row.startswith("| a boot of a dom0"))
+    seconds = f"{boot.SECONDS:g} s ({kept.SECONDS:g} s as a row of a comparison)"
+    assert f"{seconds}, {boot.MAX_STOPS:,} stops, {boot.MAX_REQUESTS} requests" in row
+    # The row must be told of as one that came to nothing, not end with the whole scenario.
+    assert kept.SECONDS < boot.SECONDS
+
+
 def test_boots_that_do_not_get_there(record: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     words = {ARGUMENTS: b"memory conflicts with E820 map\n\0more".ljust(200)}
     stop = {"rip": PANIC, "rdi": ARGUMENTS}
@@ -434,14 +443,15 @@ def test_boots_that_do_not_get_there(record: Any, monkeypatch: pytest.MonkeyPatc
 def test_a_map_is_exchanged_before_xen_begins(record: Any) -> None:
     """The loader's information names it at 44: its length, then where it is."""
     e820 = tuple((n << 20, (n << 20) + 0x1000 * (n + 1), 1 + n % 2) for n in range(50))
-    host = Host(512, 65536, e820)
-    recording, gdb = record([{"rip": 0x20_0000, "rbx": 0xDEAD_0000_9000}, BEGIN], host=host)
+    host = Host(512, 65535, e820)
+    recording, gdb = record([{"rip": 0x20_0000, "rbx": 0xDEAD_0000_9001}, BEGIN], host=host)
     assert recording.e820 == e820
+    assert (recording.pages, recording.dom0_mib) == (65535, 255)  # whole MiB of them
     given = b"".join(struct.pack("<IQQI", 20, low, high - low, kind) for low, high, kind in e820)
     (first, one), (second, two), told = gdb.did
     assert (first, one + two, second) == (0x10000, given, 0x10000 + len(one))
     assert len(one) == 0x400
-    assert told == (0x9000 + 44, struct.pack("<II", 50 * 24, 0x10000))
+    assert told == (0x9001 + 44, struct.pack("<II", 50 * 24, 0x10000))
     assert 0x20_0000 not in gdb.breakpoints
 
 

@@ -20,6 +20,7 @@ from paravirt_mm_xen.live import (
     OperationTrace,
     Pieces,
     XenBootError,
+    build,
     find_pieces,
     qemu,
 )
@@ -186,6 +187,22 @@ def test_commas_and_blanks_in_paths_do_not_reach_qemu() -> None:
 # ---- pieces ----
 
 
+def test_as_much_as_a_replay_takes(live: LiveXen, monkeypatch: pytest.MonkeyPatch) -> None:
+    policy = (Path(__file__).parents[3] / "SECURITY.md").read_text()
+    (row,) = (row for row in policy.splitlines() if row.startswith("| a replay under real Xen |"))
+    limits = f"{build.MAX_HYPERVISOR >> 20} MiB of hypervisor, {qemu.MAX_CONSOLE >> 20} MiB of"
+    assert f"{limits} console; {build.GCC_SECONDS} s for gcc" in row
+    said = f"(XEN) hello\n{GREETING}#0 i\n@end\n"
+    answer(live, said)
+    monkeypatch.setattr(qemu, "MAX_CONSOLE", len(said))
+    assert live.replay([TRACE]) == [(-22,)]
+    monkeypatch.setattr(qemu, "MAX_CONSOLE", len(said) - 1)
+    with pytest.raises(XenBootError, match=f"over {len(said) - 1} bytes on the console") as error:
+        live.replay([TRACE])
+    assert error.value.console == tuple(said.splitlines())
+    assert list(live.directory.iterdir()) == []
+
+
 @pytest.fixture
 def unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """What the two Debian packages unpack to, and a PATH with stand-ins for the programs."""
@@ -259,8 +276,15 @@ def test_a_missing_piece_names_its_package(unpacked: Path, lost: str, package: s
         find_pieces(unpacked)
 
 
-def test_the_hypervisor_is_unpacked(unpacked: Path, tmp_path: Path) -> None:
+def test_the_hypervisor_is_unpacked(
+    unpacked: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert unpack_hypervisor(find_pieces(unpacked), tmp_path).read_bytes() == b"\x7fELF of Xen"
+    monkeypatch.setattr(build, "MAX_HYPERVISOR", len(b"\x7fELF of Xen"))
+    assert unpack_hypervisor(find_pieces(unpacked), tmp_path).read_bytes() == b"\x7fELF of Xen"
+    monkeypatch.setattr(build, "MAX_HYPERVISOR", len(b"\x7fELF of Xen") - 1)
+    with pytest.raises(MissingPieceError, match="has more than 10 bytes"):
+        unpack_hypervisor(find_pieces(unpacked), tmp_path)
 
 
 # A packed file holds the time of day unless told otherwise, and the ids must not.
@@ -280,6 +304,10 @@ def test_a_compiler_that_fails_is_quoted(unpacked: Path, tmp_path: Path) -> None
     program(pieces.gcc, "echo 'main.c:1: error: no' >&2; exit 1")
     with pytest.raises(BuildError, match="error: no"):
         build_guest(pieces, tmp_path)
+    program(pieces.gcc, "printf 'a%03999dzz' 0 >&2; exit 1")
+    with pytest.raises(BuildError) as error:  # of what it says it is the end that counts
+        build_guest(pieces, tmp_path)
+    assert str(error.value) == f"gcc failed:\n{'0' * 3998}zz"
 
 
 def test_nothing_is_left_when_opening_fails(unpacked: Path) -> None:

@@ -7,7 +7,8 @@ import pytest
 from paravirt_mm_xen.mmu import entries
 from paravirt_mm_xen.mmu.codes import EINVAL, OK
 from paravirt_mm_xen.mmu.entries import PV32_PAE, PV64, PvMode
-from paravirt_mm_xen.mmu.hypercalls import Assist, Command, Hypervisor
+from paravirt_mm_xen.mmu.frames import Assist
+from paravirt_mm_xen.mmu.hypercalls import Command, Hypervisor
 
 
 def test_commands_of_mmuext_op() -> None:

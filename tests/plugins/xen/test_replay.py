@@ -10,19 +10,24 @@ import pytest
 
 from paravirt_mm import (
     BootState,
+    Cost,
     E820Type,
     Machine,
+    MadeReadonly,
     MadeWritable,
     MemoryMap,
     PageRun,
     RangeMapped,
     RangeSet,
+    RootActivated,
     Run,
     Scenario,
     TablesAllocated,
+    TablesPinned,
     Trace,
     bundled,
 )
+from paravirt_mm_xen import translate as translation
 from paravirt_mm_xen.backend import TableEntries, Xen
 from paravirt_mm_xen.empty_entries import cleared_entries
 from paravirt_mm_xen.replay import Counts, address_of, describe, findings, replay
@@ -109,6 +114,8 @@ def test_probes_look_at_both_ends_of_what_is_read_only(allocator: str) -> None:
         if operation[0] == "probe" and operation[2] == "write"
     }
     edges = {at for low, high in list(readonly)[:20] for at in (low, high - 4096)}
+    ram = trace.start.machine.memory_map.ram_pages()
+    edges |= {at for low, high in ram for at in (low, high - 4096)}
     edges = {at for at in edges if any(step.start <= at < step.end for step in _mapped(trace))}
     assert -114003 in probes.values()
     assert edges <= set(probes)
@@ -151,8 +158,8 @@ def test_operations_say_which_event_they_come_from() -> None:
     run = _run(64, "incremental:variant=hpa")
     found = translate(run.trace)
     hole = (MIB - (640 << 10)) >> 12
-    assert BOOT != PROBE
-    assert max(BOOT, PROBE) < 0  # no event of the run
+    assert (BOOT, PROBE) == (-1, -2)  # as `--json` tells it: no event of the run
+    stored: set[int] = set()
     assert set(found.events[: found.begin]) == {BOOT}
     assert set(found.events[found.end :]) == {PROBE}
     for number in range(found.begin, found.end):
@@ -160,11 +167,17 @@ def test_operations_say_which_event_they_come_from() -> None:
         name = found.trace.ops[number][0]
         if event in ("MadeReadonly", "TablesPinned"):
             # What is handed over is the batch's own, one event of several that wait together.
-            batch = run.trace.events[found.events[number]].batch
+            handed = run.trace.events[found.events[number]]
+            assert isinstance(handed, MadeReadonly | TablesPinned)
+            batch = handed.batch
             pages = {pfn - hole * (pfn > hole) for each in batch.runs for pfn in _pfns(each)}
             operation = found.trace.ops[number]
             for each in operation[1] if name == "multicall" else [operation]:
                 assert each[3 if name == "store" else 2] in pages
+            if name == "store":  # what the tree that is built maps writable until now
+                before = [op for op in found.trace.ops[:number] if op[:3] == operation[:3]]
+                assert [op[4] for op in before[-1:]] == [0x67]
+                stored.add(found.events[number])
         if number in found.stand_in:
             assert name in ("update_va_mapping", "copy_kernel_slots")
         elif name == "multicall":
@@ -173,6 +186,78 @@ def test_operations_say_which_event_they_come_from() -> None:
             assert event == ("MadeReadonly" if kinds == {"update_va"} else "TablesPinned")
         elif name == "mmu_update":
             assert event == "EntriesWritten"
+    assert stored
+
+
+@pytest.mark.parametrize("kind", [MadeReadonly, TablesPinned])
+def test_what_a_batch_was_not_given_it_does_not_have_of_the_one_before(
+    kind: type[MadeReadonly | TablesPinned],
+) -> None:
+    """Of the tables that Linux hands over one by one the last are not, in one respect."""
+    trace = _run(64, "incremental:variant=linux").trace
+    *before, last = trace.of(kind)
+    assert before
+    events = [event for event in trace if event is not last]
+    found = translate(Trace(events), probes=False)
+    hole = (MIB - (640 << 10)) >> 12
+    pages = {pfn - hole * (pfn > hole) for run in last.batch.runs for pfn in _pfns(run)}
+    wanted = {"pin"} if kind is TablesPinned else {"update_va_mapping", "update_va"}
+    assert not [op for op in found.trace.ops if op[0] in wanted and op[2] in pages]
+
+
+def test_a_root_that_is_not_pinned_is_only_loaded() -> None:
+    trace = _run(64, "incremental:variant=hpa").trace
+    events = [
+        attrs.evolve(event, cost=Cost()) if isinstance(event, RootActivated) else event
+        for event in trace
+    ]
+    found = translate(Trace(events))
+    levels = [op[1] for op in found.trace.ops[found.begin :] if op[0] == "pin"]
+    assert 4 not in levels
+    assert replay(found).refused is None
+
+
+def test_what_is_not_mapped_is_not_made_writable() -> None:
+    """Linux changes the mappings that there are; update_va_mapping of another would be refused."""
+    scenario = Scenario.of(guest_machine(64), "legacy_linear:kernel=3.6,good_end=end", "xen")
+    trace = scenario.run().trace
+    beyond = PageRun((64 * MIB) >> 12, 4)
+    events = [
+        attrs.evolve(event, pages=(*event.pages, beyond))
+        if isinstance(event, MadeWritable)
+        else event
+        for event in trace
+    ]
+    assert events != list(trace)
+    assert translate(Trace(events)).trace.ops == translate(trace).trace.ops
+
+
+def test_runs_that_are_too_large_for_a_trace(monkeypatch: pytest.MonkeyPatch) -> None:
+    trace = _run(64, "incremental:variant=linux").trace
+    found = translate(trace)
+    limits = {"MAX_PAGES": found.trace.pages, "MAX_OPERATIONS": len(found.trace.ops)}
+    for name, enough in limits.items():
+        with monkeypatch.context() as patch:
+            patch.setattr(translation, name, enough)
+            assert translate(trace).trace == found.trace
+            patch.setattr(translation, name, enough - 1)
+            with pytest.raises(NotReplayable, match=f"{enough} .* are more than {enough - 1}"):
+                translate(trace)
+
+
+def test_pages_are_numbered_where_there_is_ram() -> None:
+    frames = translation._Frames(RangeSet([(0, 0xA0000), (MIB, 2 * MIB)]))
+    pages = {0: 0, 0x9F: 0x9F, 0x100: 0xA0, 0x1FF: 0x19F}
+    assert {pfn: frames.page(pfn) for pfn in pages} == pages
+    for pfn in (0xA0, 0xFF, 0x200):
+        with pytest.raises(NotReplayable, match="is no RAM"):
+            frames.page(pfn)
+    assert list(frames.runs(0x9E000, 0x10_2000)) == [
+        (0x9E000, 0xA0000, 0x9E), (MIB, 0x10_2000, 0xA0)
+    ]  # fmt: skip
+    assert list(frames.runs(0x9E000, MIB)) == [(0x9E000, 0xA0000, 0x9E)]
+    assert list(frames.runs(0xA0000, MIB)) == []
+    assert list(frames.runs(0x10_1000, 3 * MIB)) == [(0x10_1000, 2 * MIB, 0xA1)]
 
 
 def test_a_run_ends_on_its_new_tree_and_is_probed_through_it() -> None:
@@ -373,6 +458,9 @@ def test_panics_are_replayed_up_to_there() -> None:
     assert str(run.verdict).startswith("panic")
     answered = replay(translate(run.trace))
     assert answered.refused is None
+    # What did not come to its end is not looked at.
+    assert PROBE in translate(run.trace).events
+    assert PROBE not in translate(Trace(run.trace.events[:-1])).events
 
 
 def test_table_entries_option() -> None:
@@ -404,6 +492,7 @@ def test_what_a_table_of_the_builder_maps() -> None:
     ]  # fmt: skip
     assert list(_boot_leaves(mapped, tables, (1, 2 * MIB))) == [(0x20_0000, 0x20_1000, 0x67)]
     assert list(_boot_leaves(mapped, tables, (1, 4 * MIB))) == []
+    assert list(_boot_leaves([(0x3000, 0x5000)], tables, (1, 0))) == [(0x3000, 0x5000, 0x65)]
 
 
 @pytest.mark.slow
@@ -448,3 +537,8 @@ def test_entries_of_tables_are_written_in_the_way_that_is_charged(way: TableEntr
     names = [operation[0] for operation in found.trace.ops[found.begin : found.end]]
     assert names.count("mmu_update") == run.figures["hypercalls_mmu_update"]
     assert (names.count("mmu_update") > 0) is (way is TableEntries.HYPERCALL)
+    # xen_set_pmd_hyper and its like (mmu_pv.c of 6.1) ask for MMU_NORMAL_UPDATE.
+    for kernel in ("4.18", "5.10"):
+        spec = f"incremental:variant=linux,kernel={kernel}", f"xen:kernel={kernel},replay_limit=0"
+        found = translate(Scenario.of(guest_machine(64), *spec).run().trace)
+        assert {op[5] for op in found.trace.ops if op[0] == "mmu_update"} == {False}

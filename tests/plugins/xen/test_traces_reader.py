@@ -167,6 +167,16 @@ def test_pages_that_lie_apart_are_where_they_are_in_a_whole_guest() -> None:
     assert [page for run in runs for page in run] == [5, 511, 2047, 2048, 2998, 2999, 3000]
     assert predict(trace) == TraceGuest(pages).answers(operations)
     assert predict(trace)[3] == 5 << 12 | 0x167
+    # Each in the range of an L1 of its own: as many tables as pages.
+    apart = OperationTrace("t", 20 << 9, tuple(("pin", 1, (n << 9) + 5) for n in range(20)))
+    assert predict(apart) == (-22,) * 20
+
+
+def test_a_number_that_is_no_integer_is_told_as_far_as_40_characters() -> None:
+    for digits in (38, 39):
+        with pytest.raises(InputError, match=r"here: not a JSON object: 1\.1+ is no") as error:
+            TraceReader().read(b'{"pages": 1.' + b"1" * digits + b"}", "here")
+        assert str(error.value).count("1") == 39
 
 
 def test_refuses_long_lines_and_many_traces(
@@ -350,10 +360,14 @@ def test_what_a_reader_remembers_is_bounded(monkeypatch: pytest.MonkeyPatch) -> 
     """Operations, of the traces since it forgot; and the words of a file that it repeats."""
     monkeypatch.setattr(traces, "MAX_KNOWN", 6)
     reader = TraceReader()
+    sizes = []
     for number in range(40):
         found = reader.read(line(ops=[["pin", 1, 3], ["write", 1, number, 0, 0]]), "here")
         assert found.trace.ops == (("pin", 1, 3), ("write", 1, number, 0, 0))
-        assert len(reader._known) <= 6 + 2
+        sizes.append(len(reader._known))
+    # What is seen again is known; it forgets before a trace, if there is more than enough.
+    assert sizes[:8] == [2, 3, 4, 5, 6, 7, 2, 3]
+    assert max(sizes) == 7
     kept = reader.read(line(id="n" * 101, xen="4." + "1" * 39), "here")
     assert (kept.trace.name, kept.hypervisor) == ("n" * 100, "4." + "1" * 38)
     short = reader.read(line(id="n" * 100, xen="4." + "1" * 38), "here")

@@ -35,8 +35,8 @@ _LINKER_FLAGS = (
     "-Wl,--build-id=none,--no-warn-rwx-segments",
 )
 _ELF_MAGIC = b"\x7fELF"
-_MAX_HYPERVISOR = 64 << 20
-_GCC_SECONDS = 120
+MAX_HYPERVISOR = 64 << 20  #: bytes, unpacked
+GCC_SECONDS = 120
 
 
 def build_guest(pieces: Pieces, directory: Path, flags: Sequence[str] = ()) -> Path:
@@ -64,11 +64,11 @@ def build_guest(pieces: Pieces, directory: Path, flags: Sequence[str] = ()) -> P
             capture_output=True,
             text=True,
             errors="replace",
-            timeout=_GCC_SECONDS,
+            timeout=GCC_SECONDS,
             stdin=subprocess.DEVNULL,
         )
     except subprocess.TimeoutExpired:
-        raise BuildError(f"gcc took more than {_GCC_SECONDS} s") from None
+        raise BuildError(f"gcc took more than {GCC_SECONDS} s") from None
     if result.returncode:
         raise BuildError(f"gcc failed:\n{result.stderr[-4000:]}")
     return image
@@ -82,9 +82,11 @@ def unpack_hypervisor(pieces: Pieces, directory: Path) -> Path:
         with source.open("rb") as raw, gzip.open(raw) as zipped:
             packed = raw.read(2) == b"\x1f\x8b"
             raw.seek(0)
-            image = (zipped if packed else raw).read(_MAX_HYPERVISOR)
+            image = (zipped if packed else raw).read(MAX_HYPERVISOR + 1)
     except (OSError, EOFError, zlib.error) as error:
         raise MissingPieceError(f"{source} cannot be read ({error})", remedy) from None
+    if len(image) > MAX_HYPERVISOR:
+        raise MissingPieceError(f"{source} has more than {MAX_HYPERVISOR} bytes", remedy)
     if not image.startswith(_ELF_MAGIC):
         raise MissingPieceError(f"{source} is not an ELF file", remedy)
     target = directory / "xen.elf"

@@ -17,7 +17,7 @@ from paravirt_mm_xen.live.errors import XenBootError
 
 CPU = "max,-smap"  # QEMU 7.2 mishandles SMAP on the way back to a PV guest
 _XEN_MEMORY_MIB = 192  # for Xen itself, besides the domain's
-_MAX_CONSOLE = 512 << 20
+MAX_CONSOLE = 512 << 20  #: bytes that a boot may print
 _TAIL_LINES = 15
 _END = re.compile(r"^@end$", re.MULTILINE)
 _TROUBLE = (
@@ -83,7 +83,10 @@ def run(boot: XenBoot, console: Path) -> str:
         except subprocess.TimeoutExpired:
             timed_out = True
     with console.open("rb") as printed:
-        text = printed.read(_MAX_CONSOLE).decode("ascii", "replace").replace("\r", "")
+        data = printed.read(MAX_CONSOLE + 1)
+    text = data.decode("ascii", "replace").replace("\r", "")
+    if len(data) > MAX_CONSOLE:
+        raise XenBootError(f"over {MAX_CONSOLE} bytes on the console", _tail(text))
     if timed_out:
         reason = f"no end after {boot.seconds:g} s: the guest or Xen hangs, or is too slow"
         raise XenBootError(_trouble(text) or reason, _tail(text))

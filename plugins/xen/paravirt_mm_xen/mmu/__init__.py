@@ -7,9 +7,8 @@ tells the whole in prose.
 from paravirt_mm_xen.mmu.boot import BootMapping, LargeMapping
 from paravirt_mm_xen.mmu.codes import DomainCrashedError
 from paravirt_mm_xen.mmu.entries import MODES, PV32_PAE, PV64, PvMode
-from paravirt_mm_xen.mmu.frames import Counters, Frame
+from paravirt_mm_xen.mmu.frames import Assist, Counters, Frame
 from paravirt_mm_xen.mmu.hypercalls import (
-    Assist,
     Command,
     Completion,
     Hypervisor,

@@ -29,7 +29,7 @@ from paravirt_mm_xen.mmu.entries import (
     PSE,
     RW,
 )
-from paravirt_mm_xen.mmu.frames import L1, TYPE, VALIDATED, WRITABLE_PAGETABLES, Domain
+from paravirt_mm_xen.mmu.frames import L1, TYPE, VALIDATED, Assist, Domain
 from paravirt_mm_xen.mmu.updates import read_entry, write_entry
 from paravirt_mm_xen.mmu.validation import (
     adjust_l1e,
@@ -39,7 +39,6 @@ from paravirt_mm_xen.mmu.validation import (
 )
 
 _L2_SHIFT = 21
-_NO_ENTRIES: dict[int, int] = {}
 _ADDRESSES = (1 << 64) - 1
 
 
@@ -55,15 +54,13 @@ def l1_table_of(d: Domain, va: int) -> tuple[int, bool] | None:
     mfn = d.cr3
     if mfn is None or va in d.mode.hypervisor_range:
         return None
-    contents = d.contents
     path = RW
     for shift in d.mode.walk:
-        entries = contents.get(mfn, _NO_ENTRIES)
         index = va >> shift & 511
-        entry = entries.get(index, 0)
+        entry = read_entry(d, mfn, index)
         if not entry & PRESENT or entry & PSE:
             return None
-        entries[index] = entry | ACCESSED
+        write_entry(d, mfn, index, entry | ACCESSED)
         path &= entry
         mfn = entry >> PAGE_SHIFT & MFN_MASK
     d.walks[va >> _L2_SHIFT] = found = mfn, path != 0
@@ -93,7 +90,7 @@ def store(d: Domain, va: int, value: int, size: int = 8) -> int:
 
     Raises ValueError for another size.
     """
-    if size != 8 and size not in (1, 2, 4):
+    if size not in (8, 4, 2, 1):
         raise ValueError(f"a store has 1, 2, 4 or 8 bytes, not {size}")
     if va % size:
         return _store_unaligned(d, va, value, size)
@@ -134,9 +131,7 @@ def _store_large(d: Domain, va: int, value: int, size: int) -> int:
     if large is None or not large[1]:
         return _fault(d, va, write=True, mapped=large is not None)
     mfn, index = large[0], _slot(va)
-    if size != 8:
-        value = _merge(read_entry(d, mfn, index), value, va, size)
-    write_entry(d, mfn, index, value)
+    write_entry(d, mfn, index, _merge(read_entry(d, mfn, index), value, va, size))
     d.counters.plain_stores += 1
     return OK
 
@@ -161,7 +156,7 @@ def _large_page(d: Domain, va: int) -> tuple[int, bool] | None:
 def emulates_stores(d: Domain) -> bool:
     """Whether Xen looks at a guest's stores to read-only pages at all: at those of dom0 for the
     sake of read-only devices, at others' where they ask for it (``fixup_page_fault``)."""
-    return d.privileged or WRITABLE_PAGETABLES in d.assists
+    return d.privileged or Assist.WRITABLE_PAGETABLES in d.assists
 
 
 def _load_unaligned(d: Domain, va: int) -> tuple[int, int]:

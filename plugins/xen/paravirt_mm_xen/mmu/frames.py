@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Container, Iterable, Sequence
 from copy import copy
+from enum import IntEnum
 from typing import Final
 
 from attrs import frozen
@@ -41,8 +42,18 @@ PAE_XEN_L2: Final = 1 << 6
 REFERENCE: Final = 1 << 7
 COUNT_SHIFT: Final = 7
 
-WRITABLE_PAGETABLES, M2P_STRICT = "writable_pagetables", "m2p_strict"
-"""Help that a guest may ask for by ``vm_assist`` and that page tables show."""
+
+class Assist(IntEnum):
+    """What ``vm_assist`` can turn on for a 64-bit guest (public ``xen.h``, ``VMASST_TYPE_*``)."""
+
+    FOUR_GB_SEGMENTS = 0
+    FOUR_GB_SEGMENTS_NOTIFY = 1
+    WRITABLE_PAGETABLES = 2
+    PAE_EXTENDED_CR3 = 3
+    ARCHITECTURAL_IOPL = 4
+    RUNSTATE_UPDATE_FLAG = 5
+    M2P_STRICT = 32
+
 
 _NAMES: Final = {NONE: "none", L1: "L1", L2: "L2", L3: "L3", L4: "L4", WRITABLE: "writable"}
 
@@ -184,8 +195,8 @@ class Domain:
         self.special = frozenset(special)
         self.nx = nx
         self.l1tf_safe = l1tf_safe
-        self.assists: set[str] = set()
-        """What the guest asked for: `WRITABLE_PAGETABLES`, `M2P_STRICT`."""
+        self.assists: set[int] = set()
+        """What the guest asked for: numbers of `Assist`."""
         unknown = 0 if nx else NX
         self.refused = {level: bits | unknown for level, bits in mode.refused.items()}
         """Bits refused by level: guests with device access may choose memory types."""

@@ -26,11 +26,10 @@ from paravirt_mm_xen.mmu.entries import M2P_SLOT, PAGE_SHIFT, PAGE_SIZE, PV64, R
 from paravirt_mm_xen.mmu.frames import (
     L1,
     L4,
-    M2P_STRICT,
     PINNED,
     TYPE,
     VALIDATED,
-    WRITABLE_PAGETABLES,
+    Assist,
     Counters,
     Domain,
     Frame,
@@ -55,24 +54,6 @@ NO_TRANSLATE: Final = 3
 _COMMAND: Final = 7
 _OFFSET: Final = PAGE_SIZE - 1
 _LDT_ENTRIES: Final = 8192
-
-
-class Assist(IntEnum):
-    """What ``vm_assist`` can turn on for a 64-bit guest (public ``xen.h``, ``VMASST_TYPE_*``)."""
-
-    FOUR_GB_SEGMENTS = 0
-    FOUR_GB_SEGMENTS_NOTIFY = 1
-    WRITABLE_PAGETABLES = 2
-    PAE_EXTENDED_CR3 = 3
-    ARCHITECTURAL_IOPL = 4
-    RUNSTATE_UPDATE_FLAG = 5
-    M2P_STRICT = 32
-
-
-_SEEN_ASSISTS: Final = {
-    Assist.WRITABLE_PAGETABLES: WRITABLE_PAGETABLES,
-    Assist.M2P_STRICT: M2P_STRICT,
-}
 
 
 class Command(IntEnum):
@@ -395,10 +376,10 @@ class Hypervisor:
                 return Completion(code, done)
         return Completion(OK, len(operations))
 
-    def _operate(self, command: int, arg1: int = 0, arg2: int = 0) -> int:
+    def _operate(self, command: int, *arguments: int) -> int:
         self._domain.counters.mmuext_operations += 1
         operation = _OPERATIONS.get(command)
-        return operation(self, arg1, arg2) if operation is not None else ENOSYS
+        return operation(self, *arguments) if operation is not None else ENOSYS
 
     def _pin(self, level: int, mfn: int) -> int:
         d = self._domain
@@ -417,7 +398,7 @@ class Hypervisor:
         d.type_info[mfn] = info | PINNED
         return OK
 
-    def _unpin(self, mfn: int, _: int) -> int:
+    def _unpin(self, mfn: int, *_: int) -> int:
         d = self._domain
         info = d.type_info.get(mfn, 0)
         if not info & PINNED:
@@ -426,13 +407,13 @@ class Hypervisor:
         put_table_type(d, mfn)
         return OK
 
-    def _load_kernel_root(self, mfn: int, _: int) -> int:
+    def _load_kernel_root(self, mfn: int, *_: int) -> int:
         d = self._domain
         old = d.cr3
         code = get_table_type(d, mfn, d.mode.root) if mfn in d.type_info else EINVAL
         if code:
             return code
-        if d.mode.root == L4 and M2P_STRICT not in d.assists:
+        if d.mode.root == L4 and Assist.M2P_STRICT not in d.assists:
             # Only now: a root for user space does not show the M2P table.
             d.contents[mfn].setdefault(M2P_SLOT, RO_M2P)
         d.cr3 = mfn
@@ -441,7 +422,7 @@ class Hypervisor:
             put_table_type(d, old)
         return OK
 
-    def _load_user_root(self, mfn: int, _: int) -> int:
+    def _load_user_root(self, mfn: int, *_: int) -> int:
         d = self._domain
         old = d.user_cr3
         if d.mode.root != L4:
@@ -450,14 +431,14 @@ class Hypervisor:
             code = get_table_type(d, mfn, L4) if mfn in d.type_info else EINVAL
             if code:
                 return code
-            if M2P_STRICT in d.assists:
+            if Assist.M2P_STRICT in d.assists:
                 d.contents[mfn].pop(M2P_SLOT, None)
         d.user_cr3 = mfn or None
         if old is not None:
             put_table_type(d, old)
         return OK
 
-    def _clear_page(self, mfn: int, _: int) -> int:
+    def _clear_page(self, mfn: int, *_: int) -> int:
         return self._fill_page(mfn, {})
 
     def _copy_page(self, mfn: int, source: int) -> int:
@@ -474,10 +455,10 @@ class Hypervisor:
         d.contents[mfn] = entries.copy()
         return OK
 
-    def _flush_cache(self, _: int, __: int) -> int:
+    def _flush_cache(self, *_: int) -> int:
         return OK if self._domain.privileged else EACCES
 
-    def _flush_all_caches(self, _: int, __: int) -> int:
+    def _flush_all_caches(self, *_: int) -> int:
         d = self._domain
         return OK if d.privileged else d.release.flush_all_caches_refusal
 
@@ -485,10 +466,10 @@ class Hypervisor:
         bad = va % PAGE_SIZE != 0 or va in self._domain.mode.hypervisor_range
         return EINVAL if entries > _LDT_ENTRIES or (entries and bad) else OK
 
-    def _flush_tlb(self, _: int, __: int) -> int:
+    def _flush_tlb(self, *_: int) -> int:
         return OK  # there is no TLB in the model
 
-    def _superpage(self, _: int, __: int) -> int:
+    def _superpage(self, *_: int) -> int:
         return EOPNOTSUPP
 
     # --- vm_assist --------------------------------------------------------------------------------
@@ -497,9 +478,7 @@ class Hypervisor:
         """``VMASST_CMD_enable`` or ``_disable`` for a type of `Assist`; EINVAL for another."""
         if assist not in _ASSISTS:
             return EINVAL
-        name = _SEEN_ASSISTS.get(Assist(assist))
-        if name is not None:
-            (self._domain.assists.add if enable else self._domain.assists.discard)(name)
+        (self._domain.assists.add if enable else self._domain.assists.discard)(assist)
         return OK
 
     # --- multicall --------------------------------------------------------------------------------
@@ -527,11 +506,11 @@ class Hypervisor:
             self._domain.counters.batched_entries += requests
 
 
-def _pin_at(level: int) -> Callable[[Hypervisor, int, int], int]:
-    return lambda hypervisor, mfn, _: hypervisor._pin(level, mfn)
+def _pin_at(level: int) -> Callable[..., int]:
+    return lambda hypervisor, mfn, *_: hypervisor._pin(level, mfn)
 
 
-_OPERATIONS: Final[dict[int, Callable[[Hypervisor, int, int], int]]] = {
+_OPERATIONS: Final[dict[int, Callable[..., int]]] = {
     Command.PIN_L1_TABLE: _pin_at(1),
     Command.PIN_L2_TABLE: _pin_at(2),
     Command.PIN_L3_TABLE: _pin_at(3),

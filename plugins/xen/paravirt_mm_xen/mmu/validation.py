@@ -50,7 +50,6 @@ from paravirt_mm_xen.mmu.frames import (
     L2,
     L3,
     L4,
-    M2P_STRICT,
     NONE,
     PAE_XEN_L2,
     PARTIAL,
@@ -58,6 +57,7 @@ from paravirt_mm_xen.mmu.frames import (
     TYPE,
     VALIDATED,
     WRITABLE,
+    Assist,
     Domain,
 )
 
@@ -266,7 +266,7 @@ def _write_xen_slots(d: Domain, mfn: int) -> None:
         entries.pop(slot, None)
     entries[SELF_MAP_SLOT] = mfn << PAGE_SHIFT | XEN_ENTRY | NX
     entries.update(XEN_L4_ENTRIES)
-    if M2P_STRICT in d.assists:
+    if Assist.M2P_STRICT in d.assists:
         entries[M2P_SLOT] = RO_M2P
     if not d.nx:
         for slot in XEN_L4_SLOTS:

@@ -91,7 +91,7 @@ class TraceReader:
     def __init__(self) -> None:
         self._pages = 0
         # By value and types: in Python 1 equals true, in a file it does not.
-        self._known: dict[tuple[Operation, tuple[type, ...]], Operation] = {}
+        self._known: dict[tuple[tuple[Any, type], ...], Operation] = {}
 
     def read(self, line: bytes, where: str) -> RecordedTrace:
         """The trace in `line`, which is at `where`.  Raises InputError when it is none."""
@@ -131,7 +131,7 @@ class TraceReader:
 
     def _check(self, number: int, raw: list[Any]) -> Operation:
         operation = tuple(raw)
-        key = operation, tuple(map(type, raw))
+        key = tuple((value, type(value)) for value in raw)
         try:
             known = self._known.get(key)
         except TypeError:  # a batch holds lists

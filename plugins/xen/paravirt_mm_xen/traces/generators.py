@@ -74,6 +74,9 @@ _EXTENSIONS = {
 _MMUEXT_MEMBERS = {"pin": 8, "unpin": 4, "tlb_flush": 2, "new_baseptr": 1}
 _MULTICALL_MEMBERS = {"update_va_mapping": 3, "mmu_update": 3, "pin": 2, "unpin": 2, "update_va": 1}
 
+_USES = {"change": 45, "store": 20, "look at": 10, "type": 10, "load": 5, "give up": 10}
+"""Of a tree that was handed over."""
+
 _VALUES = (0, 2, 0x1234 << 12, 8)  # none is present
 
 Fields = tuple[Any, ...]
@@ -369,20 +372,20 @@ def _use(draw: Draw, plan: TreePlan, data: Sequence[int]) -> Iterator[Operation]
         target, flags = _entry(draw, plan, data, level)
         if draw.chance(0.3):
             target, flags = 0, 0
-        what = draw.source.random()
-        if what < 0.45:
-            yield ("mmu_update", table, index, target, flags, draw.chance(0.3))
-        elif what < 0.65:
-            leaf = draw.source.choice(plan[1])
-            yield ("write", leaf, index, target, flags)
-        elif what < 0.75:
-            yield ("type", table) if draw.blind else ("read", table, draw.weighted(_INDEXES))
-        elif what < 0.85:
-            yield ("type", table)
-        elif what < 0.9:
-            yield ("new_baseptr", draw.source.choice(plan[max(plan)]))
-        else:
-            yield draw.source.choice((_writable(table), _read_only(table), ("unpin", table)))
+        match draw.name(_USES):
+            case "change":
+                yield ("mmu_update", table, index, target, flags, draw.chance(0.3))
+            case "store":
+                leaf = draw.source.choice(plan[1])
+                yield ("write", leaf, index, target, flags)
+            case "look at" if not draw.blind:
+                yield ("read", table, draw.weighted(_INDEXES))
+            case "load":
+                yield ("new_baseptr", draw.source.choice(plan[max(plan)]))
+            case "give up":
+                yield draw.source.choice((_writable(table), _read_only(table), ("unpin", table)))
+            case _:
+                yield ("type", table)
 
 
 def _take_down(draw: Draw, plan: TreePlan) -> Iterator[Operation]:

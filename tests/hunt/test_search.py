@@ -1,0 +1,357 @@
+"""What a search tries, keeps and tells: real machines first, then batches that a seed decides, half
+of them fresh, the others the nearest ones changed further.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import attrs
+import pytest
+
+from paravirt_mm import MODES, E820Type, Machine, MemoryMap, Outcome, Run, Scenario, bundled
+from paravirt_mm.engine.trace import RangeSplit, TablesAllocated
+from paravirt_mm.guard import Stopped
+from paravirt_mm.hunt import search
+from paravirt_mm.hunt.search import BATCH, KEPT, BatchResult, HuntResult, Quarry, hunt, run_batch
+from paravirt_mm.sources import bundled_machines
+from paravirt_mm.sources.generated import Seeded
+
+MIB = 1 << 20
+HPA = Quarry("incremental:variant=hpa", "native", "violation")
+SMALL = Machine(
+    "small", MemoryMap.sanitise([(0, 0x9F000, E820Type.RAM), (MIB, 64 * MIB, E820Type.RAM)])
+)
+TOP = Machine(
+    "top", MemoryMap.sanitise([(0, 0x9F000, E820Type.RAM), (MIB, 96 * MIB, E820Type.RAM)])
+)
+
+
+class Watching(Quarry):
+    """Notes what is tried."""
+
+    seen: list[Machine] = []  # noqa: RUF012 - reset by the fixture
+
+    def runs(self, machine: Machine, *, watched: bool = True) -> Any:
+        self.seen.append(machine)
+        return super().runs(machine, watched=watched)
+
+
+@pytest.fixture(autouse=True)
+def _fresh_notes() -> None:
+    Watching.seen = []
+
+
+def done(quarry: Quarry, number: int, seed: int = 0, most: int = BATCH,
+         stopped: Mapping[int, str] | None = None) -> BatchResult:  # fmt: skip
+    *_, result = search._tried(quarry, seed, number, stopped or {}, most)
+    assert isinstance(result, BatchResult)
+    return result
+
+
+# -- batches -------------------------------------------------------------------------------------
+
+
+def test_the_first_batch_tries_the_real_machines_as_they_are() -> None:
+    quarry = Watching("incremental:variant=hpa", "native", "violation", machines=(SMALL, TOP))
+    result = done(quarry, search._START)
+    assert Watching.seen == [SMALL, TOP]
+    assert (result.tries, result.found, result.errors) == (2, None, 0)
+    assert {*Quarry("a", "b", "c").start} == {*map(bundled, bundled_machines())}
+    Watching.seen = []
+    only = attrs.evolve(quarry, machines=(SMALL, bundled("pae-4g")), modes=("i386-pae",))
+    assert done(only, search._START).tries == 1
+    assert [m.name for m in Watching.seen] == ["pae-4g"]
+    Watching.seen = []
+    assert done(quarry, search._START, most=1).tries == 1
+
+
+def test_a_batch_is_half_fresh_machines_each_with_a_name_of_its_own() -> None:
+    quarry = Watching("incremental:variant=hpa", "native", "tables == 77.5", machines=(SMALL,))
+    result = done(quarry, 4, seed=9)
+    names = [machine.name for machine in Watching.seen]
+    fresh = [f"hunt-9-4-{n}" for n in range(1, BATCH // 2 + 1)]
+    assert names[: BATCH // 2] == fresh
+    assert {*names[BATCH // 2 :]} <= {*fresh}, "the others are those, changed"
+    assert result.tries == len(names) == BATCH
+    assert 0 < result.nearest < 1
+
+
+def test_a_seed_and_a_number_decide_what_is_tried() -> None:
+    quarry = Watching("incremental:variant=hpa", "native", "tables == 77", machines=(SMALL, TOP))
+    tried = []
+    for seed, number in ((3, 1), (3, 1), (3, 2), (4, 1)):
+        Watching.seen = []
+        result = done(quarry, number, seed, most=20)
+        tried.append((result.nearest, result.errors, tuple(Watching.seen[:20])))
+    assert tried[0] == tried[1]
+    assert len({*tried}) == 3
+
+
+@pytest.mark.slow
+def test_a_seed_tries_the_same_in_every_process() -> None:
+    """Whatever order its sets have."""
+    code = (
+        "from paravirt_mm import bundled\n"
+        "from paravirt_mm.hunt.search import Quarry, run_batch\n"
+        "from paravirt_mm.hunt.shrink import shrink\n"
+        "print(run_batch(Quarry('incremental:variant=hpa', 'native', 'tables == 77'), 3, 1))\n"
+        "print(shrink(bundled('pae-4g'), lambda m: len(m.memory_map.ram_pages()) >= 2))\n"
+    )
+    told = {
+        subprocess.run(
+            [sys.executable, "-c", code], env={**os.environ, "PYTHONHASHSEED": seed},
+            capture_output=True, text=True, check=True,
+        ).stdout
+        for seed in ("1", "2")
+    }  # fmt: skip
+    assert len(told) == 1
+
+
+def test_a_batch_ends_with_what_it_finds() -> None:
+    found = done(attrs.evolve(HPA, condition="tables > 0", machines=(SMALL, TOP)), search._START)
+    assert (found.found, found.tries, found.nearest) == (SMALL, 1, 0.0)
+    second = attrs.evolve(HPA, condition="machine.ram > 70000000", machines=(SMALL, TOP))
+    found = done(second, search._START)
+    assert (found.found, found.tries) == (TOP, 2)
+
+
+def test_what_had_to_be_stopped_is_an_error_of_a_plugin() -> None:
+    quarry = Watching("incremental:variant=hpa", "native", "violation", machines=(SMALL, TOP))
+    result = done(quarry, search._START, stopped={2: "it took 5 s"})
+    assert Watching.seen == [SMALL], "it is not run again"
+    assert (result.tries, result.errors) == (2, 1)
+    assert "it took 5 s" in result.error
+    both = done(quarry, search._START, stopped={1: "first", 2: "second"})
+    assert both.errors == 2
+    assert "first" in both.error
+
+
+def test_numbers_of_plugins_are_told_where_the_condition_asks_for_any() -> None:
+    asked = Quarry("incremental", "xen", "xen.model > 1", machines=(SMALL,))
+    assert "xen.hypercalls_clearing" in done(asked, search._START).figures
+    assert all("." in name for name in done(asked, search._START).figures)
+    assert done(attrs.evolve(asked, condition="violation"), search._START).figures == frozenset()
+
+
+def test_only_sound_machines_are_tried_in_another_mode() -> None:
+    quarry = Watching("incremental:variant=hpa", "native", "violation", modes=("i386",))
+    done(quarry, 0, most=40)
+    assert {machine.mode.name for machine in Watching.seen} == {"i386"}
+    assert all(search.is_sound(machine, MIB) for machine in Watching.seen)
+
+
+# -- what is kept --------------------------------------------------------------------------------
+
+
+def best_of(*items: tuple[float, Outcome, int]) -> search._Best:
+    best = search._Best()
+    run = Scenario.of(SMALL, "incremental:variant=hpa", "native").run()
+    for n, (distance, outcome, events) in enumerate(items):
+        shorter = attrs.evolve(
+            run, trace=type(run.trace)(run.trace.events[:events]),
+            verdict=attrs.evolve(run.verdict, outcome=outcome),
+        )  # fmt: skip
+        best.add(distance, (shorter, None), attrs.evolve(SMALL, name=str(n)))
+    return best
+
+
+def names(best: search._Best) -> list[str]:
+    return [machine.name for machine, _ in best.kept]
+
+
+def test_the_nearest_machines_are_kept_and_no_two_that_do_the_same() -> None:
+    ok, panic = Outcome.OK, Outcome.PANIC
+    assert best_of().nearest == 1.0
+    best = best_of((0.5, ok, 3), (0.5, ok, 3), (0.5, panic, 3), (0.5, ok, 4), (0.6, ok, 3))
+    assert names(best) == ["0", "2", "3", "4"]
+    assert best.nearest == 0.5
+    ascending = [(n / 10, ok, 3) for n in range(KEPT + 2)]
+    assert names(best_of(*ascending)) == [str(n) for n in range(KEPT)]
+    assert best_of(*ascending).nearest == 0
+    falling = best_of(*reversed(ascending))
+    assert names(falling) == [str(n) for n in range(2, KEPT + 2)]
+    level = best_of(*((0.5, ok, n) for n in range(KEPT + 3)))
+    assert len(level.kept) == KEPT + 3, "where there is no slope any of them may be changed"
+
+
+def test_marks_are_where_a_run_begins_or_ends_something() -> None:
+    run = Scenario.of(SMALL, "incremental:variant=hpa", "native").run()
+    start = run.trace.start
+    kernel = start.boot.kernel_of(start.machine)
+    marks = search._marks(run)
+    assert marks == sorted({*marks})
+    expected = {*kernel.span, *kernel.loaded, kernel.brk_start}
+    for event in run.trace:
+        if isinstance(event, RangeSplit):
+            expected |= {event.start, event.end}
+        elif isinstance(event, TablesAllocated):
+            expected |= {edge for part in event.batch.pages for edge in part.run.span}
+    assert {*marks} == expected
+    assert len(expected) > 6
+    refused = Scenario.of(bundled("asus-l8400-256m"), "incremental", "xen")
+    assert search._marks(attrs.evolve(refused.run(), trace=type(run.trace)())) == []
+
+
+def test_fresh_machines_are_generated_or_real_ones_large_and_small() -> None:
+    quarry = attrs.evolve(HPA, machines=(TOP,))
+    made = [search._fresh(Seeded(n), quarry, f"f{n}") for n in range(300)]
+    assert [machine.name for machine in made] == [f"f{n}" for n in range(300)]
+    assert {machine.mode.name for machine in made} == {*MODES}
+    only = attrs.evolve(quarry, modes=("i386-pae", "i386"), machines=(bundled("pae-4g"),))
+    modes = [search._fresh(Seeded(n), only, "f").mode.name for n in range(100)]
+    assert {"i386-pae", "i386"} <= {*modes}
+    real = [m for m in made if m.provenance == TOP.provenance]
+    assert 100 < len(real) < 200
+    generated = [m for m in made if m.provenance != TOP.provenance]
+    assert any(m.memory_map.ram().end > 1 << 32 for m in generated)
+    assert any(m.memory_map.ram().end < 300 * MIB for m in generated)
+
+
+# -- a hunt --------------------------------------------------------------------------------------
+
+
+def test_sides_are_the_two_runs_that_are_compared() -> None:
+    one = Quarry("a", "native", "c")
+    assert one.sides == (("a", "native"),)
+    assert attrs.evolve(one, other="b").sides == (("a", "native"), ("b", "native"))
+    assert attrs.evolve(one, other_backend="xen").sides == (("a", "native"), ("a", "xen"))
+    assert attrs.evolve(one, other="b", other_backend="xen").sides[1] == ("b", "xen")
+    assert one.counts(SMALL)
+    assert attrs.evolve(one, modes=("x86_64",)).counts(SMALL)
+    assert not attrs.evolve(one, modes=("i386",)).counts(SMALL)
+
+
+def test_a_reason_is_an_outcome_and_words_without_numbers() -> None:
+    """Another panic, or one for want of any memory, is not what was found."""
+    run = Scenario.of(SMALL, "incremental:variant=hpa", "native").run()
+
+    def reason(detail: str) -> search.Reason:
+        verdict = attrs.evolve(run.verdict, outcome=Outcome.PANIC, detail=detail)
+        return search._reason(attrs.evolve(run, verdict=verdict))
+
+    assert reason("no space for 12 pages: at 0x5") == reason("no space for 93 pages: elsewhere")
+    assert reason("no space for 12 pages") != reason("no memory at all")
+    assert reason("x")[0] == "panic"
+    holds = attrs.evolve(HPA, condition="tables > 0")
+    assert holds.judge(SMALL) == (True, ("ok", ""))
+    assert holds.holds(SMALL)
+    assert not HPA.holds(SMALL)
+    told, (outcome, _) = attrs.evolve(HPA, condition="error").judge(SMALL, "it slept")
+    assert (told, outcome) == (True, "error")
+
+
+def test_tries_are_shared_out_to_batches() -> None:
+    """The real machines are the first; then a batch each, as many as are left."""
+    quarry = attrs.evolve(HPA, machines=(SMALL, TOP))
+
+    def left(most: int | None, number: int) -> int:
+        return search._Way(quarry, 0, 0, 1, most)._left(number)
+
+    assert left(None, search._START) == left(None, 7) == BATCH
+    many = attrs.evolve(HPA, machines=(SMALL,) * (BATCH + 5))
+    assert search._Way(many, 0, 0, 1, None)._left(search._START) == BATCH + 5
+    assert [left(10, n) for n in (search._START, 0)] == [10, 8]
+    most = 2 + BATCH + 3
+    assert [left(most, n) for n in (search._START, 0, 1)] == [most, BATCH + 3, 3]
+    assert left(2 + BATCH, 1) == 0
+
+
+def test_a_way_hears_tries_stops_and_batches() -> None:
+    way = search._Way(HPA, 0, 1, 3, None)
+    assert way.hear(5) is None
+    assert way.tries == 5
+    assert way.hear(Stopped("it slept")) is None
+    assert {number: str(why) for number, why in way.stopped.items()} == {5: "it slept"}
+    batch = BatchResult(4, 9, None, 0.5)
+    assert way.hear(batch) is batch
+    assert (way._number, way.tries, way.stopped) == (7, 0, {})
+
+
+def told_by(monkeypatch: pytest.MonkeyPatch, *items: Any) -> list[float]:
+    """Let a hunt hear that; return its ends by and by."""
+
+    def together(ways: Any, limits: Any, until: float) -> Iterator[Any]:
+        try:
+            yield from items
+        finally:
+            ends.append(until)
+
+    ends: list[float] = []
+    monkeypatch.setattr(search, "together", together)
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    return ends
+
+
+def test_batches_are_counted_in_their_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two processes: a batch that is ahead waits; each is heard of once."""
+    quarry = attrs.evolve(HPA, machines=(SMALL,))
+    heard: list[tuple[int, float]] = []
+
+    def result(*items: Any) -> HuntResult:
+        heard.clear()
+        told_by(monkeypatch, *items)
+        return hunt(quarry, jobs=9, seconds=60, progress=lambda *told: heard.append(told))
+
+    nothing = [BatchResult(n, 10 * n + 20, None, near, n + 1, f"e{n}", frozenset({f"p.{n}"}))
+               for n, near in ((-1, 0.5), (0, 0.25), (1, 0.75))]  # fmt: skip
+    found = result((0, nothing[0]), (0, nothing[2]), (1, nothing[1]))
+    assert heard == [(10, 0.5), (30, 0.25), (60, 0.25)]
+    assert (found.machine, found.tries, found.nearest) == (None, 60, 0.25)
+    assert (found.errors, found.error) == (3, "e-1")
+    assert found.figures == {"p.-1", "p.0", "p.1"}
+    assert 0 <= found.seconds < 5
+    hit = BatchResult(1, 7, TOP, 0.0)
+    found = result((0, nothing[0]), (0, hit), (1, nothing[1]), (0, nothing[0]))
+    assert (found.machine, found.tries, found.nearest) == (TOP, 37, 0.0)
+    ahead = result((0, nothing[0]), (0, hit), (1, 5))
+    assert (ahead.machine, ahead.tries, ahead.nearest) == (TOP, 10 + 7 + 5, 0.0)
+    none = result((0, nothing[0]), (0, nothing[2]), (1, 5), (1, Stopped("slept")))
+    assert (none.machine, none.tries, none.nearest) == (None, 10 + 30 + 5, 0.5)
+    assert (none.errors, none.error) == (0 + 1, "e-1")
+    quiet = result((1, 5), (1, Stopped("slept")))
+    assert quiet.errors == 1
+    assert "slept" in quiet.error
+    assert quiet.nearest == 1.0
+    two = result((0, hit), (1, attrs.evolve(hit, number=2, found=SMALL)))
+    assert two.machine == TOP, "the earlier batch counts"
+
+
+def test_the_time_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Until when is said to those who work, from the begin of the hunt on."""
+    monkeypatch.setattr(search.time, "monotonic", lambda: 1000.0)
+    ends = told_by(monkeypatch)
+    result = hunt(attrs.evolve(HPA, machines=(SMALL,)), seconds=7)
+    assert (ends, result.seconds, result.tries) == ([1007.0], 0.0, 0)
+
+
+def test_as_many_processes_as_there_are_processors_at_most(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    widths: list[list[int]] = []
+
+    def together(ways: Any, limits: Any, until: float) -> Iterator[Any]:
+        widths.append([way.__self__._number for way in ways])
+        assert {way.__self__.by for way in ways} == {len(ways)}
+        yield from ()
+
+    monkeypatch.setattr(search, "together", together)
+    for cpus, jobs in ((4, 3), (2, 8), (None, 8), (4, 0)):
+        monkeypatch.setattr(os, "cpu_count", lambda cpus=cpus: cpus)
+        hunt(attrs.evolve(HPA, machines=(SMALL,)), jobs=jobs, seconds=1)
+    assert widths == [[-1, 0, 1], [-1, 0], [-1], [-1]]
+
+
+def test_equal_arguments_give_an_equal_batch() -> None:
+    quarry = attrs.evolve(HPA, condition="tables > 0", machines=(SMALL,))
+    assert run_batch(quarry, 1, search._START) == BatchResult(-1, 1, SMALL, 0.0)
+    assert run_batch(quarry, 1, 0) == run_batch(quarry, 1, 0)
+
+
+def test_a_run_is_needed_for_a_judgement(made: Any) -> None:
+    run: Run = made({"tables": 3})
+    assert search._reason(run) == ("ok", "")
