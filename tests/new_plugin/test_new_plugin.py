@@ -6,6 +6,7 @@ import ast
 import errno
 import json
 import os
+import shlex
 import subprocess
 import sys
 import tomllib
@@ -208,9 +209,9 @@ def test_a_folder_that_cannot_be_written_is_named(
 
 
 def test_without_copier_it_says_what_to_install(
-    paravirt_mm: Run, monkeypatch: pytest.MonkeyPatch
+    paravirt_mm: Run, checkout: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "copier", None)
     result = paravirt_mm("new-plugin", "mine", "--allocator")
     assert (result.returncode, result.stdout) == (ExitCode.USAGE, "")
-    assert "pip install 'paravirt-mm[new]'" in result.stderr
+    assert f"pip install -e {shlex.quote(f'{checkout}[new]')}" in result.stderr

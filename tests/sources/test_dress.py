@@ -10,6 +10,8 @@ import json
 import lzma
 import quopri
 import random
+import re
+import shlex
 import sys
 from collections.abc import Callable
 from functools import reduce
@@ -186,7 +188,7 @@ ZSTD = bytes.fromhex("28b52ffd2000010000")
 
 
 def test_zstd_is_read_where_python_can_and_named_where_not(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, checkout: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "log.zst").write_bytes(ZSTD)
     names = ("compression.zstd", "backports.zstd")
@@ -195,7 +197,8 @@ def test_zstd_is_read_where_python_can_and_named_where_not(
         load(tmp_path / "log.zst")
     for name in names:
         monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(InputError, match=r"pip install 'paravirt-mm\[zstd\]'.* `zstd -d`"):
+    remedy = re.escape(f"pip install -e {shlex.quote(f'{checkout}[zstd]')}")
+    with pytest.raises(InputError, match=rf"{remedy}.* `zstd -d`"):
         load(tmp_path / "log.zst")
 
 

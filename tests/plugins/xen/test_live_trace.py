@@ -81,7 +81,7 @@ def test_a_trace_is_one_line_of_json() -> None:
         (["multicall", ["x" * 90]], f"member {'x' * 90!r} is not a list"),
         (["multicall", [["x" * 90]]], f"member {str(('x' * 90,))[:80]}: no such operation"),
         (["mmu_update_batch", [[1, 2]]], "has 2 fields, not 5"),
-        (["mmuext_batch", [["write", 1, 2, 3, 0]]], "batch (only new_baseptr, pin, tlb_flush, unpin)"),
+        (["mmuext_batch", [["write", 1, 2, 3, 0]]], "only new_baseptr, pin, tlb_flush, unpin)"),
         (["multicall", [["new_baseptr", 1]]], "may not be a member"),
         (["multicall", [["multicall", []]]], "may not be a member"),
         (["mmuext_batch", [["tlb_flush", "all"]] * 1025], "1..1024 members"),
