@@ -260,16 +260,7 @@ class _Walker:
     def _visit(self, level: int, tables: _Level) -> _Level:
         """Look at tables of one level: keep their leaf runs, return the tables below."""
         self.visits += len(tables.address)
-        entries, there = self._read(level, tables)
-        if not there.all():
-            keep = np.flatnonzero(there)
-            entries = entries[keep]
-            tables = _Level(
-                tables.address[keep],
-                tables.virtual[keep],
-                tables.rights[keep],
-                tables.path[:, keep],
-            )
+        entries = self._read(level, tables)
         width = self.format.page_entries  # of which a PAE root's page has four, and then zeros
         start, length = self._stretches(level, entries)
         flat = entries.ravel()
@@ -297,8 +288,8 @@ class _Walker:
             tables.address[table[child]],
         )
 
-    def _read(self, level: int, tables: _Level) -> tuple[U64, npt.NDArray[np.bool_]]:
-        """Read the tables, neighbours in memory together; tell which were there."""
+    def _read(self, level: int, tables: _Level) -> U64:
+        """Read the tables, neighbours in memory together; those that are not there are empty."""
         count = len(tables.address)
         entries = np.zeros((count, self.format.page_entries), dtype=self.format.dtype)
         there = np.ones(count, dtype=np.bool_)
@@ -332,7 +323,7 @@ class _Walker:
             tables.address[missing],
             f"the L{level} table that it refers to is not in memory",
         )
-        return entries, there
+        return entries
 
     def _stretches(
         self, level: int, entries: U64

@@ -172,6 +172,10 @@ def test_memory_that_is_there_twice_or_not_at_all(opened: Open) -> None:
         (0x3000, 0x4000, 13 * PAGE, 0x3000),
     ]
     assert dump.problems == ("2 segments overlap others; the first one is used",)
+    nothing = opened(core([(0x1000, 9 * PAGE, 2 * PAGE), (0x1800, 12 * PAGE, 0)]))
+    assert ([(s.start, s.end) for s in nothing.segments], nothing.problems) == (
+        [(0x1000, 0x3000)], ()
+    )  # fmt: skip
     cut = opened(
         core([(0x1000, 15 * PAGE, PAGE), (0x8000, 15 * PAGE + 96, PAGE), (0x20000, 17 * PAGE, 5)])
     )
@@ -373,7 +377,8 @@ def test_every_field_of_a_header(name: str, machine: int, status: int, pid: int)
     )  # fmt: skip
     assert state[8:392] == bytes(384)
     assert state[432:] == bytes(8)
-    assert notes[b"PARAVIRT_MM"][1].startswith(b"a=b\n")
+    kind, text = notes[b"PARAVIRT_MM"]
+    assert (kind, text) == (0, b"a=b\nc\n=d\n")
 
 
 @pytest.mark.parametrize(("segments", "extended"), [(2, False), (3, True), (4, True)])

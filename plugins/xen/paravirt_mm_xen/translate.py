@@ -111,7 +111,7 @@ class Translated:
 
     def refused(self, answers: Sequence[int]) -> Refused | None:
         """Return the first operation that was not answered as it must be; None: all were."""
-        for number, (answer, expected) in enumerate(zip(answers, self.expected, strict=False)):
+        for number, (answer, expected) in enumerate(zip(answers, self.expected, strict=True)):
             if answer != expected:
                 operation = self.trace.ops[number]
                 return Refused(number, operation, self.events[number], answer, expected)

@@ -118,9 +118,8 @@ class RunResult:
         said = "accepted by model and Xen" if self.asked_xen else "accepted by the model"
         if self.differs is not None:
             said = f"model and Xen differ at operation {self.differs}"
-        elif self.model.refused or self.real:
-            refused = self.real or self.model.refused
-            said = describe(refused) if refused else ""
+        elif refused := self.real or self.model.refused:
+            said = describe(refused)
         elif self.verdict != "ok":
             said += f", but {self.verdict}"
         counts = self.model.counts

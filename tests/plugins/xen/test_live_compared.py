@@ -222,6 +222,21 @@ def test_a_run_is_fine_where_everybody_who_was_asked_accepts_all_of_it() -> None
         {"differs": 0},
     ):
         assert not attrs.evolve(good, **change).ok
+    took = "(1 mmu_update, 2 update_va_mapping, 3 mmuext_op, 0 emulated stores; 0.0 s)"
+    page = "the hypervisor refuses MMUEXT_UNPIN_TABLE page 0: -22 EINVAL"
+    for changes, said in (
+        ({}, "accepted by the model"),
+        ({"asked_xen": True}, "accepted by model and Xen"),
+        ({"verdict": "panic: no memory"}, "accepted by the model, but panic: no memory"),
+        ({"real": refused, "asked_xen": True}, page),
+        ({"model": ModelReplay(refused, (), counts), "verdict": "rejected"}, page),
+        ({"differs": 3, "real": refused}, "model and Xen differ at operation 3"),
+    ):
+        line = attrs.evolve(good, **changes).line()
+        assert line == f"64 MiB, chunk_end: 5 operations {said} {took}"
+    assert attrs.evolve(good, verdict="rejected", model=None).line() == (
+        "64 MiB, chunk_end: rejected"
+    )
     told = attrs.evolve(good, real=refused).as_dict()["refused"]
     assert told == attrs.asdict(refused)
     assert attrs.evolve(good, model=ModelReplay(refused, (), counts)).as_dict()["refused"] == told

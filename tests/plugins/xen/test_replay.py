@@ -15,6 +15,7 @@ from paravirt_mm import (
     Machine,
     MadeReadonly,
     MadeWritable,
+    Map,
     MemoryMap,
     PageRun,
     RangeMapped,
@@ -22,6 +23,7 @@ from paravirt_mm import (
     RootActivated,
     Run,
     Scenario,
+    StepStarted,
     TablesAllocated,
     TablesPinned,
     Trace,
@@ -243,6 +245,9 @@ def test_runs_that_are_too_large_for_a_trace(monkeypatch: pytest.MonkeyPatch) ->
             patch.setattr(translation, name, enough - 1)
             with pytest.raises(NotReplayable, match=f"{enough} .* are more than {enough - 1}"):
                 translate(trace)
+            (finding,) = findings(trace)
+            assert (finding.rule, finding.event, finding.address) == (6, 0, 0)
+            assert finding.message.endswith(f"are more than {enough - 1}")
 
 
 def test_pages_are_numbered_where_there_is_ram() -> None:
@@ -424,6 +429,13 @@ def test_a_finding_belongs_to_the_event_that_did_it(
     assert finding.event == range(len(run.trace.events))[shown]
 
 
+def test_a_probe_that_finds_something_else_is_told_with_what_it_must_find() -> None:
+    probe = ("probe", 0xFFFF_8800_0000_0000, "write")
+    assert describe(Refused(9, probe, PROBE, 0, -114003)) == (
+        "write at address 0xffff880000000000: 0, not #PF error code 3"
+    )
+
+
 def test_findings_name_the_address_of_the_page() -> None:
     """Page numbers of a trace count RAM: from 1 MiB on they are behind the hole below it."""
     machine = guest_machine(64)
@@ -528,6 +540,14 @@ def test_empty_entries_of_l1_count_where_leaves_go_through_xen(
     cleared = cleared_entries(run.trace)
     assert set(cleared) == levels
     assert all(cleared.values())
+    # A range of nothing is not walked.
+    events = [
+        attrs.evolve(event, step=attrs.evolve(event.step, end=event.step.start))
+        if isinstance(event, StepStarted) and isinstance(event.step, Map)
+        else event
+        for event in run.trace
+    ]
+    assert not any(cleared_entries(Trace(events)).values())
 
 
 @pytest.mark.parametrize("way", TableEntries)

@@ -39,16 +39,6 @@ def test_runs_on_the_model() -> None:
     assert "34 mmu_update, 35 update_va_mapping, 35 mmuext_op" in line
 
 
-def test_what_is_not_said_is_as_the_command_has_it() -> None:
-    usual = command.VerifyOptions()
-    given = {option.name: option for option in xen.params}
-    assert (usual.seed, usual.operations) == (given["seed"].default, given["ops"].default)
-    assert usual.operations == 100_000
-    *_, sizes = str(given["sizes"].help).partition("[default: ")
-    few, many = sizes.rstrip("]").split("; --runs: ")
-    assert (few, many) == (str(command.SIZES[0]), ", ".join(map(str, command.SIZES)))
-
-
 def test_runs_as_json() -> None:
     code, result = verify("--runs", "--size", "64", "-a", "legacy_linear:kernel=3.6", "--json")
     assert code == ExitCode.OK

@@ -172,6 +172,14 @@ def test_pages_that_lie_apart_are_where_they_are_in_a_whole_guest() -> None:
     assert predict(apart) == (-22,) * 20
 
 
+def test_a_guest_has_each_of_its_pages() -> None:
+    """However many a trace has; where it names none, it has whatever it needs to answer."""
+    for pages in (1, 2, 3, 4, 5, 8, 9, 16, 17):
+        last = (("store", pages - 1, 0, 0, 0x66), ("type", pages - 1))
+        assert predict(OperationTrace("t", pages, last)) == (0, 0)
+    assert predict(OperationTrace("t", 1 << 20, (("boot_baseptr",),))) == (0,)
+
+
 def test_a_number_that_is_no_integer_is_told_as_far_as_40_characters() -> None:
     for digits in (38, 39):
         with pytest.raises(InputError, match=r"here: not a JSON object: 1\.1+ is no") as error:
