@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import attrs
 import pytest
 from click.testing import CliRunner
 
@@ -22,11 +23,14 @@ from paravirt_mm.evidence import (
     KINDS,
     Evidence,
     canonical,
+    known_specs,
     record_evidence,
+    recorded,
     series,
     verified,
 )
 from paravirt_mm.offers import default_spec
+from paravirt_mm.testing import AscendingAllocator, registry_with
 
 
 @pytest.mark.parametrize(
@@ -121,6 +125,44 @@ def test_plugins_without_eras_and_releases(kept: Path) -> None:
     assert verified("native") == "not"
 
 
+def test_what_plugins_are_said_to_be_that_are_not_there_hinders_nobody(kept: Path) -> None:
+    kept.write_text('{"logs": {"gone:kernel=3.6": [1, 1], "legacy_linear:kernel=3.6": [2, 2]}}')
+    assert verified("legacy_linear:kernel=3.5") == "as 3.6: logs 2/2"
+    assert known_specs() == ["gone:kernel=3.6", "legacy_linear:kernel=3.6"]
+    assert recorded("gone") == {"gone:kernel=3.6": "logs 1/1"}
+
+
+def test_what_is_recorded_is_in_order(kept: Path) -> None:
+    """Kinds as they are told, specs by name; what there is of one plugin is told by spec."""
+    record_evidence(kept, "cpu", [Evidence("xen", 1, 1), Evidence("native", 2, 2)])
+    record_evidence(kept, "logs", [Evidence("native", 3, 4)])
+    content = json.loads(kept.read_text())
+    assert {kind: list(specs) for kind, specs in content.items()} == {
+        "logs": ["native"],
+        "cpu": ["native", "xen"],
+    }
+    assert list(content) == ["logs", "cpu"]
+    assert known_specs() == ["native", "xen"]
+    assert recorded("native") == {"native": "logs 3/4, cpu 2/2"}
+
+
+def test_options_of_a_model_are_told_as_they_are_written() -> None:
+    @attrs.frozen
+    class Model(AscendingAllocator):
+        size: int = 7
+        kernel: str | None = None
+        odd: bool = True
+
+    registry = registry_with(installed=False, model=Model)
+    for spec, key in (
+        ("model", "model"),
+        ("model:size=1", "model:size=1"),
+        ("model:odd=no,kernel=6.1.5", "model:kernel=6.1,odd=no"),
+        ("model:kernel=none", "model"),
+    ):
+        assert canonical(spec, registry) == key
+
+
 def test_evidence_of_one_kind_replaces_that_kind_only(tmp_path: Path) -> None:
     path = tmp_path / "verified.json"
     record_evidence(path, "logs", [Evidence("legacy_linear:kernel=3.2.1", 1, 1)])
@@ -144,12 +186,15 @@ def test_what_a_cpu_walked_is_recorded_by_allocator(tmp_path: Path) -> None:
     assert json.loads(path.read_text()) == {"cpu": {"chunk_end": [2, 2]}}
 
 
+DEEP = "[" * 100_000
+
+
 def test_wrong_kinds_and_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ParavirtMmError, match="is no kind of evidence"):
         record_evidence(tmp_path / "x.json", "hearsay", [])
     with pytest.raises(InputError, match="cannot be written"):
         record_evidence(tmp_path / "no" / "x.json", "logs", [])
-    for text in ("[]", "{", '{"logs": {"legacy_linear:kernel=3.6": "much"}}', '{"logs": 1}'):
+    for text in ("[]", "{", '{"logs": {"legacy_linear:kernel=3.6": "much"}}', '{"logs": 1}', DEEP):
         path = tmp_path / f"{len(text)}.json"
         path.write_text(text)
         monkeypatch.setattr(module, "EVIDENCE_FILE", path)
