@@ -14,7 +14,7 @@ from paravirt_mm.image import walker
 from paravirt_mm.image.translate import Access, PageFault, Translation, translate
 from paravirt_mm.image.walker import Cpu, LeafRun, Walk, WalkLimits, canonical, walk
 from paravirt_mm.machine.paging import MODES, X86_64, PagingMode
-from paravirt_mm.testing.page_tables import ROOT, RandomTables, page_tables
+from tests.page_tables import ROOT, RandomTables, page_tables
 
 NX = 1 << 63
 

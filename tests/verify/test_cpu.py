@@ -19,7 +19,6 @@ from paravirt_mm.image.translate import Access, PageFault, translate
 from paravirt_mm.image.walker import Cpu, canonical, walk
 from paravirt_mm.machine.paging import MODES, X86_64
 from paravirt_mm.machine.ranges import RangeSet
-from paravirt_mm.testing.page_tables import ROOT, RandomTables, page_tables
 from paravirt_mm.verify import cpu as module
 from paravirt_mm.verify.cpu import (
     EMULATED_BITS,
@@ -29,6 +28,7 @@ from paravirt_mm.verify.cpu import (
     check_cpu,
     check_dump_on_cpu,
 )
+from tests.page_tables import ROOT, RandomTables, page_tables
 
 pytest.importorskip("unicorn", reason="needs unicorn (the extra 'cpu')")
 
