@@ -227,7 +227,7 @@ def test_without_unicorn_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch
         raise ImportError(name)
 
     monkeypatch.setattr(module, "import_module", missing)
-    with pytest.raises(CpuUnavailable, match=r"paravirt-mm\[cpu\]"):
+    with pytest.raises(CpuUnavailable, match=r"\[cpu\]"):
         check_cpu(trace_of(machine_of("x86_64"), ALLOCATORS[1], "native"))
 
 
