@@ -306,7 +306,7 @@ def test_only_what_is_yes_or_no_is_a_switch() -> None:
     assert [one.switches for one in pairs("up:hasty=yes", "up", "plain", registry)] == [""]
 
 
-@pytest.mark.parametrize("jobs", [1, 2, 3])
+@pytest.mark.parametrize("jobs", [1, 3])
 def test_answers_come_in_order_and_one_that_dies_is_one_answer(jobs: int) -> None:
     registry = registry_with(installed=False, up=Switched, plain=PlainPlatform)
     asked = [Pair("up", second, "plain") for second in ("up:word=die", "up", "up:word=x")]
@@ -379,6 +379,7 @@ def test_nothing_to_compare_is_bad_input() -> None:
     assert "0 of 0" in text
 
 
+@pytest.mark.slow
 def test_json_has_everything() -> None:
     code, text = run(OLD, NEW, "qemu-512m", "--json", "--shrink", "5")
     result: dict[str, Any] = json.loads(text)

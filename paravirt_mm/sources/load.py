@@ -18,7 +18,6 @@ from paravirt_mm.printable import printable
 from paravirt_mm.sources import archives, firmware_map, machine_file, oracle_machines
 from paravirt_mm.sources.archives import MAX_FILES
 from paravirt_mm.sources.bootlog.facts import BootLog
-from paravirt_mm.sources.bootlog.read import scan_boot_log
 from paravirt_mm.sources.bundled import bundled, bundled_machines
 from paravirt_mm.sources.content import Content, Spec, content_of, opened
 from paravirt_mm.sources.iomem import read_iomem
@@ -90,7 +89,7 @@ def read_boot_log(spec: Spec, boot: int | None = None) -> BootLog:
     with opened(spec, source) as content:
         if archives.is_archive(content.head):
             raise InputError("an archive; unpack it, and give its logs", source)
-        return scan_boot_log(content, source, machine_name(Path(spec).name), boot)
+        return _scanned(content, source, machine_name(Path(spec).name), boot)
 
 
 def machines_in(
@@ -195,8 +194,15 @@ def _of_archive(content: Content, source: str, name: str, boot: int | None) -> I
         yield source, values.machine(name)
 
 
+def _scanned(content: Content, source: str, name: str, boot: int | None) -> BootLog:
+    # A tenth of a command's start, and most commands read no log.
+    from paravirt_mm.sources.bootlog.read import scan_boot_log
+
+    return scan_boot_log(content, source, name, boot)
+
+
 def _of_log(content: Content, source: str, name: str, boot: int | None) -> Machine:
-    log = scan_boot_log(content, source, name, boot)
+    log = _scanned(content, source, name, boot)
     if log.machine is None:
         raise InputError(log.missing or NOTHING, source)
     return log.machine

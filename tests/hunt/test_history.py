@@ -98,21 +98,10 @@ STORIES = (
         3,
     ),
 )
-DEAR = {
-    "dom0 on ACPI NVS",
-    "good_end as the patch of the thread has it: space is found",
-    "no free large page",
-    "no space for a contiguous block",
-}
 
 
-@pytest.mark.parametrize(
-    "story",
-    [
-        pytest.param(story, id=story.name, marks=pytest.mark.slow if story.name in DEAR else ())
-        for story in STORIES
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("story", STORIES, ids=lambda story: story.name)
 def test_found_again(story):
     result = hunt(story.quarry, seconds=240)
     assert result.machine is not None, f"not found in {result.tries} tries"

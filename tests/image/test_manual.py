@@ -390,7 +390,7 @@ def test_a_whole_walk_asks_only_for_what_is_within() -> None:
 
     memory, mode = SimpleNamespace(read=read), MODES["x86_64"]
     for low in range(0, 9 * 4096, 2048):
-        ends = range(low + 2048, 9 * 4096, 2048)
+        ends = range(low // 4096 * 4096 + 4096, 9 * 4096, 4096)
         for high in (*ends, *(end + 1 for end in ends)):
             part = walk(memory, 4096, mode, within=(low, high))
             met = [n for n in range(8) if n * 4096 < high and (n + 1) * 4096 > low]

@@ -54,6 +54,7 @@ def test_they_run(older: Registry, allocator: str, backend: str) -> None:
     assert run.verdict.outcome is Outcome.OK, run.verdict
 
 
+@pytest.mark.slow
 def test_observer_machines_and_format(older: Registry, tmp_path: Path) -> None:
     from paravirt_mm import offers
 

@@ -118,6 +118,7 @@ def test_who_takes_too_long_may_be_tried_again() -> None:
     assert "longer than 0.15 s" in found.problem
 
 
+@pytest.mark.slow
 def test_each_of_many_is_tried_once() -> None:
     points = {f"x{number}": Loaded(lambda: PlainPlatform) for number in range(2 * AT_A_TIME + 1)}
     points["x1"] = Loaded(lambda: os._exit(3))

@@ -96,6 +96,7 @@ def test_the_map_explains_what_the_kernel_mapped(boot_logs):
     assert compared == 43
 
 
+@pytest.mark.slow
 def test_last_pfns_follow_from_the_map(boot_logs):
     """No hint is needed on any 64-bit machine: max_pfn and max_low_pfn are derived."""
     for name, log in boot_logs.items():

@@ -203,6 +203,7 @@ def first_seen(records: Any, name: str) -> list[Any]:
     return list(dict.fromkeys(record[name] for record in records))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("narrow", [False, True])
 def test_every_record_is_handed_over_in_its_order(
     subjects: list[Subject], specs: Specs, narrow: bool
@@ -225,6 +226,7 @@ def test_every_record_is_handed_over_in_its_order(
                     assert {**record, **below} == {name: value[name] for name in record}
 
 
+@pytest.mark.slow
 def test_a_colour_stands_for_the_same_allocator_in_every_chart(
     subjects: list[Subject], specs: Specs
 ) -> None:
@@ -263,6 +265,7 @@ def panels(spec: Mapping[str, Any]) -> list[list[dict[str, Any]]]:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("narrow", [False, True])
 def test_a_column_of_bars_for_each_waste_and_platform_that_has_any(
     subjects: list[Subject], specs: Specs, narrow: bool
@@ -320,6 +323,7 @@ def test_a_column_of_bars_for_each_waste_and_platform_that_has_any(
         assert 1.3 < end / max(by_what[what].values()) < 2.5
 
 
+@pytest.mark.slow
 def test_where_nothing_is_wasted_one_column_says_so(subjects: list[Subject]) -> None:
     """A column of one platform, with a nought for each allocator, on an axis that has an end."""
     drawing = drawing_of(subjects, "difference")
@@ -338,6 +342,7 @@ def test_where_nothing_is_wasted_one_column_says_so(subjects: list[Subject]) -> 
     assert [p["data"]["values"][0]["backend"] for p in row] == ["native", "xen"] * 3
 
 
+@pytest.mark.slow
 def test_axes_say_what_they_are(subjects: list[Subject], specs: Specs) -> None:
     """Titles, scales and round ticks: sizes of machines from 16M to 64T, pages to a million."""
     said = {
@@ -377,6 +382,7 @@ def test_axes_say_what_they_are(subjects: list[Subject], specs: Specs) -> None:
     assert calls.encoding["order"]["field"] == "place", "parts of a bar stand as in the legend"
 
 
+@pytest.mark.slow
 def test_the_axis_of_flips_begins_at_one_unless_something_is_less(
     subjects: list[Subject],
 ) -> None:
@@ -395,6 +401,7 @@ def test_the_axis_of_flips_begins_at_one_unless_something_is_less(
     assert 4 < high < 4.5
 
 
+@pytest.mark.slow
 def test_names_have_the_room_that_they_need(subjects: list[Subject], specs: Specs) -> None:
     """Wide: all of it; narrow: machines get less than half of a phone, and are cut to it."""
     longest = max(
@@ -417,6 +424,7 @@ def test_names_have_the_room_that_they_need(subjects: list[Subject], specs: Spec
     assert axis["minExtent"] > 80 * 7
 
 
+@pytest.mark.slow
 def test_a_chart_for_a_page_takes_its_colours_from_it(specs: Specs) -> None:
     for name in ("flips", "difference"):
         for theme, paper, ink in (

@@ -132,9 +132,8 @@ def _many() -> Iterator[Machine]:
         yield bundled(name)
 
 
-@pytest.mark.parametrize(
-    "backend", ["native", pytest.param("xen:replay_limit=0", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["native", "xen:replay_limit=0"])
 def test_the_design_never_runs_out_on_these(backend: str) -> None:
     for subject in _many():
         _ends_well(subject, backend)
