@@ -212,7 +212,7 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "pvmm-broken": "raise OSError('no such library')",
         "pvmm-lab": (
             "from typing import ClassVar\nimport attrs\n"
-            "from paravirt_mm import *\nfrom paravirt_mm import API_VERSION, hookimpl\n"
+            "from paravirt_mm import API_VERSION, E820Type, Machine, MemoryMap, hookimpl\n"
             "@attrs.frozen\nclass X:\n    pvmm_api: ClassVar[int] = API_VERSION\n    @hookimpl\n"
             "    def pvmm_machines(self):\n"
             "        ram = MemoryMap.sanitise([(0, 1 << 30, E820Type.RAM)])\n"
