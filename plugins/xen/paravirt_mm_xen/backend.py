@@ -184,12 +184,17 @@ class Xen:
         _builders(self.xen)
 
     @property
+    def _kernel_that_booted(self) -> Booted | None:
+        """A real kernel's boot, where there was one."""
+        return self._booted[0] if self._booted else None
+
+    @property
     def _release(self) -> Version | None:
         """The kernel's release as numbers: of the one that booted, or the one that is named. Raises
         `SpecError` where it is none.
         """
-        for booted in self._booted:
-            return parse_release(booted.recording.release)
+        if self._kernel_that_booted is not None:
+            return parse_release(self._kernel_that_booted.recording.release)
         return None if self.kernel is None else parse_release(self.kernel)
 
     @property
@@ -201,7 +206,7 @@ class Xen:
     @property
     def _charges(self) -> Charges | None:
         """What a real kernel asked for, where one booted."""
-        return next((booted.charges for booted in self._booted), None)
+        return self._kernel_that_booted.charges if self._kernel_that_booted else None
 
     def _given(self, machine: Machine, release: Version | None) -> Given:
         """Return what the builder is given for a domain that owns all RAM of a machine, with a
@@ -444,8 +449,8 @@ class Xen:
             "model": self._told_of_model(run),
             "hypercalls_clearing": sum(cleared.values()),
         }
-        for booted in self._booted:
-            recording = booted.recording
+        if self._kernel_that_booted is not None:
+            recording = self._kernel_that_booted.recording
             figures["booted"] = f"Linux {recording.release} on Xen {recording.xen}"
         if self.domain is DomainKind.DOM0:
             figures.update(self._collision_figures(machine, run.trace.start.boot))
@@ -575,12 +580,11 @@ def _boots(found: list[Collision] | None, release: Version) -> bool:
 
 
 def _behind(memory: MemoryMap, pages: int) -> Iterator[Span]:
-    """Yield the RAM that is left when the lowest ``pages`` pages of it are a domain's, with ranges
-    that end before they begin where nothing is.
-    """
+    """Yield the RAM that is left when the lowest ``pages`` pages of it are a domain's."""
     room = pages * PAGE_SIZE
     for low, high in memory.ram_pages():
-        yield low + room, high
+        if high - low > room:
+            yield low + room, high
         room = max(0, room - (high - low))
 
 
