@@ -32,9 +32,8 @@ from paravirt_mm.engine.trace import Trace
 from paravirt_mm.errors import ParavirtMmError, SpecError, install
 from paravirt_mm.image.dump import Dump, open_dump
 from paravirt_mm.image.elf import control_registers, write_core
-from paravirt_mm.image.entries import ACCESSED, DIRTY, FORMATS, NX, PRESENT, RW
+from paravirt_mm.image.entries import ACCESSED, DIRTY, FORMATS, PRESENT, RW
 from paravirt_mm.image.translate import (
-    FAULT_FETCH,
     FAULT_PRESENT,
     FAULT_RESERVED,
     FAULT_WRITE,
@@ -50,7 +49,7 @@ EMULATED_BITS = 40
 """Physical address bits of QEMU's emulated CPU: entries with higher addresses fault with a
 reserved bit.
 """
-EFER, EFER_LME, EFER_LMA, EFER_NXE = 0xC0000080, 1 << 8, 1 << 10, 1 << 11
+EFER, EFER_NXE = 0xC0000080, 1 << 11
 PAGE_FAULT = 14
 
 
@@ -109,7 +108,9 @@ class Seen:
     fault: int | None = None
 
     def __str__(self) -> str:
-        return f"#PF({self.fault:#x})" if self.fault is not None else f"{self.physical or 0:#x}"
+        if self.fault is not None:
+            return f"#PF({self.fault:#x})"
+        return "nothing" if self.physical is None else f"{self.physical:#x}"
 
 
 def check_cpu(trace: Trace, samples: int = 4, seed: int = 0) -> CpuReport:
@@ -284,13 +285,11 @@ class EmulatedCpu:
         self._x86 = x86_const
         self.mode = mode
         self.format = FORMATS[mode.name]
-        self._error_at: int | None = None
+        self._error_at: int
         self._physical: int | None = None
         self._fault: Any = None
         wide = not mode.is_32bit
         uc = unicorn.Uc(unicorn.UC_ARCH_X86, unicorn.UC_MODE_64 if wide else unicorn.UC_MODE_32)
-        # Models with every feature a mode needs; only this one has 57-bit addresses.
-        uc.ctl_set_cpu_model(x86_const.UC_CPU_X86_ICELAKE_SERVER)
         self.uc: Any = uc
         self._map_dump(dump)
         self._build_slot(dump, root)
@@ -307,7 +306,6 @@ class EmulatedCpu:
         """
         self._clean = self._at_fault = None
         getattr(self.uc, "_Uc__finalizer", gc.collect)()
-        self.uc = None
 
     # -- setting up ---------------------------------------------------------------------------
 
@@ -367,13 +365,12 @@ class EmulatedCpu:
         uc.reg_write(x86.UC_X86_REG_CR4, cr4)
         uc.reg_write(x86.UC_X86_REG_CR3, self._cr3)
         # Tables of 32-bit entries have no NX: there it means nothing.
-        long_mode = 0 if self.mode.is_32bit else EFER_LME | EFER_LMA
-        uc.msr_write(EFER, EFER_NXE | long_mode)
+        uc.msr_write(EFER, EFER_NXE)
         uc.reg_write(x86.UC_X86_REG_CR0, cr0)
         for register, wanted in ((x86.UC_X86_REG_CR0, cr0), (x86.UC_X86_REG_CR4, cr4)):
-            have = uc.reg_read(register)
-            if have & wanted != wanted:
-                raise CpuUnavailable(f"the emulated CPU refuses control bits: {wanted & ~have:#x}")
+            refused = wanted & ~uc.reg_read(register)
+            if refused:
+                raise CpuUnavailable(f"the emulated CPU refuses control bits: {refused:#x}")
         narrow = self.mode.is_32bit
         self._pointer = x86.UC_X86_REG_EBX if narrow else x86.UC_X86_REG_RBX
 
@@ -408,27 +405,28 @@ class EmulatedCpu:
         reaches: the emulator does not tell where it fetches. A write stores what is there: it may
         be the entry that maps it.
         """
-        value = 0
-        if access.write and self._run(address, Access()) is None:
-            value = self.uc.reg_read(self._x86.UC_X86_REG_AL)
-        error = self._run(address, access, value)
-        if error is not None:
-            return Seen(fault=error)
+        if access.write:
+            self._faults(address, Access())
+        if self._faults(address, access):
+            return Seen(fault=self._context()[self._error_at])
         if access.fetch:
-            self._run(address, Access())
+            self._faults(address, Access())
         return Seen(physical=self._physical)
 
-    def _run(self, address: int, access: Access, value: int = 0) -> int | None:
-        """Run one probing instruction; return the error code of its fault, None without one."""
+    def _faults(self, address: int, access: Access) -> bool:
+        """Run one probing instruction; say whether it gives a page fault. What is read last stays
+        in AL.
+        """
         uc = self.uc
+        al = uc.reg_read(self._x86.UC_X86_REG_AL)
         uc.context_restore(self._clean)
+        uc.reg_write(self._x86.UC_X86_REG_AL, al)
         self._physical, self._fault = None, None
         uc.reg_write(self._pointer, address)
-        uc.reg_write(self._x86.UC_X86_REG_AL, value)
         start = _CODE_AT + (len(_READ + _WRITE) if access.fetch else len(_READ) * access.write)
         stop = address if access.fetch else start + len(_READ)
         try:
-            uc.emu_start(start, stop, count=2 if access.fetch else 1)
+            uc.emu_start(start, stop)
         except self._unicorn.UcError as error:
             unmapped = (
                 self._unicorn.UC_ERR_READ_UNMAPPED,
@@ -437,65 +435,42 @@ class EmulatedCpu:
             )
             if error.errno not in unmapped:
                 raise CpuUnavailable(f"the emulator failed at {address:#x}: {error}") from error
-        if self._fault is None:
-            return None
-        if self._fault != PAGE_FAULT:
+        if self._fault not in (None, PAGE_FAULT):
             raise CpuUnavailable(f"exception {self._fault} at {address:#x} instead of a page fault")
-        return self._error_code()
+        return self._fault is not None
 
-    def _context(self) -> bytes:
-        state = self._at_fault.__getstate__()
-        return bytes(next(part for part in state if isinstance(part, bytes | bytearray)))
-
-    def _error_code(self) -> int:
-        if self._error_at is None:
-            return -1
-        data = self._context()
-        return int.from_bytes(data[self._error_at : self._error_at + 4], "little")
+    def _context(self) -> memoryview:
+        """Return the state of the CPU at the last fault, in words of 32 bits."""
+        state, *_ = self._at_fault.__getstate__()
+        return memoryview(bytes(state)).cast("I")
 
     def calibrate(self) -> None:
         """Check what this module relies on, with entries of its own next to the probing code.
 
         Raises `CpuUnavailable` where the emulator does not do as it should.
         """
-        nx = NX if self.mode.entry_bytes == 8 else 0
         readonly, elsewhere = 2 * PAGE_SIZE, 3 * PAGE_SIZE
         target = self._code_page
-        for page, entry in (
-            (readonly, target | PRESENT | nx),
-            (elsewhere, target | PRESENT | RW | nx),
-        ):
-            self._write_entry(self._leaf_table, page // PAGE_SIZE, entry)
-        known: list[tuple[int, Access, int]] = [
+        self._write_entry(self._leaf_table, readonly // PAGE_SIZE, target | PRESENT)
+        self._write_entry(self._leaf_table, elsewhere // PAGE_SIZE, target | PRESENT | RW)
+        found: list[set[int]] = []
+        for address, access, code in (
             (0, Access(), 0),
             (0, Access(write=True), FAULT_WRITE),
             (readonly, Access(write=True), FAULT_WRITE | FAULT_PRESENT),
-        ]
-        if nx:
-            known += [
-                (readonly + 16, Access(fetch=True), FAULT_PRESENT | FAULT_FETCH),
-                (16, Access(fetch=True), FAULT_FETCH),
-            ]
-        candidates: set[int] | None = None
-        for address, access, code in known:
-            if self._run(address, access) is None:
+        ):
+            if not self._faults(address, access):
                 raise CpuUnavailable(f"the emulated CPU does not fault at {address:#x}")
-            data = self._context()
-            places = {
-                at
-                for at in range(0, len(data) - 3, 4)
-                if int.from_bytes(data[at : at + 4], "little") == code
-            }
-            candidates = places if candidates is None else candidates & places
-        if not candidates or len(candidates) != 1:
+            found.append({at for at, word in enumerate(self._context()) if word == code})
+        places = set.intersection(*found)
+        if len(places) != 1:
             raise CpuUnavailable(
-                f"the error code of faults was found in {len(candidates or ())} places, not one"
+                f"the error code of faults was found in {len(places)} places, not one"
             )
-        (self._error_at,) = candidates
-        for offset in (0, 100, PAGE_SIZE - 1):
-            seen = self.access(elsewhere + offset, Access())
-            if seen != Seen(physical=target + offset):
-                raise CpuUnavailable(f"the emulator reports {seen}, not {target + offset:#x}")
+        (self._error_at,) = places
+        seen = self.access(elsewhere, Access())
+        if seen != Seen(physical=target):
+            raise CpuUnavailable(f"the emulator reports {seen}, not {target:#x}")
 
 
 __all__ = [

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import gc
 import struct
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, ClassVar
 
 import pytest
 from click.testing import CliRunner
@@ -30,7 +33,7 @@ from paravirt_mm.verify.cpu import (
 )
 from tests.page_tables import ROOT, RandomTables, page_tables
 
-pytest.importorskip("unicorn", reason="needs unicorn (the extra 'cpu')")
+unicorn = pytest.importorskip("unicorn", reason="needs unicorn (the extra 'cpu')")
 
 ALLOCATORS = ("legacy_linear:kernel=3.6", "incremental:variant=linux", "incremental:variant=hpa")
 MIB, GIB = 1 << 20, 1 << 30
@@ -79,7 +82,7 @@ def test_cpu_and_walker_agree(
 ) -> None:
     report = check_cpu(trace_of(machine_of(mode, size, **features), allocator, backend))
     assert report.agrees, report.disagreements or report.findings or report.writable_tables
-    assert report.probes >= 3 * 3 * report.runs
+    assert report.probes == 3 * (report.holes + report.runs * (2 + 4))
     assert 0 < report.faults < report.probes
     assert report.beyond == 0
     assert report.holes >= 4
@@ -220,6 +223,101 @@ def test_tables_of_the_probing_code_lie_below_4_gib() -> None:
         cpu._used = RangeSet([(0, end)])
         with pytest.raises(CpuUnavailable, match="no memory below 4 GiB"):
             cpu._free_memory(3 * page)
+
+
+def test_every_whole_page_that_can_be_addressed_is_the_cpus() -> None:
+    """Of a segment's first and last page it may have a part, and above 40 bits nothing."""
+    given: list[tuple[str, int, object]] = []
+    cpu = EmulatedCpu.__new__(EmulatedCpu)
+    cpu.uc = SimpleNamespace(
+        mem_map=lambda *told: given.append(("map", *told)),
+        mem_write=lambda *told: given.append(("write", *told)),
+    )
+    segments = [(0x1800, 0x4800), (0x5001, 0x5FFF), (0x6000, 0x6000), ((1 << 40) - 8192, 1 << 41)]
+    dump: Any = SimpleNamespace(
+        segments=[SimpleNamespace(start=low, end=high) for low, high in segments],
+        read=lambda address, size: (address, size),
+    )
+    cpu._map_dump(dump)
+    spans = [(0x2000, 0x2000), ((1 << 40) - 8192, 8192)]
+    assert given == [told for span in spans for told in (("map", *span), ("write", span[0], span))]
+    assert cpu._used == RangeSet(segments)
+
+
+class Asked(EmulatedCpu):
+    """Tells for how much memory it has asked."""
+
+    sizes: ClassVar[list[int]] = []
+
+    def _free_memory(self, size: int) -> int:
+        self.sizes.append(size)
+        return super()._free_memory(size)
+
+
+@pytest.fixture
+def cpu(tmp_path: Path) -> Iterator[EmulatedCpu]:
+    """One whose memory begins with a page of nothing, a root, and a table that maps 1 GiB from 0 at
+    512 GiB.
+    """
+    (tmp_path / "raw").write_bytes(bytes(4096) + table((1, 0x2003)) + table((0, 0x83)))
+    Asked.sizes.clear()
+    with open_dump(tmp_path / "raw") as dump:
+        cpu = Asked(dump, 0x1000, X86_64)
+        yield cpu
+        cpu.close()
+
+
+def test_what_is_written_is_what_is_there(cpu: EmulatedCpu) -> None:
+    """Each byte of the very entries that map it, through the mapping."""
+    assert Asked.sizes == [(4 + 1) * 4096]  # a table a level, and the code
+    cpu.calibrate()
+    at = 1 << 39
+    for address in (*range(0x1008, 0x1010), *range(0x2000, 0x2008)):
+        for access in (Access(write=True), Access(fetch=True), Access()):
+            assert cpu.access(at + address, access) == Seen(physical=address)
+    with pytest.raises(CpuUnavailable, match="exception 13 at 0x8000000000000000 instead of a"):
+        cpu.access(1 << 63, Access())
+
+
+@pytest.mark.parametrize(
+    ("name", "answers", "message"),
+    [
+        ("_faults", [False], "does not fault at 0x0"),
+        ("_faults", [True, True, False], "does not fault at 0x2000"),
+        ("_context", [[5], [5], [5]], "found in 0 places, not one"),
+        ("_context", [[0], [2], []], "found in 0 places, not one"),
+        ("_context", [[0, 0], [2, 2], [3, 3]], "found in 2 places, not one"),
+        ("access", [Seen(physical=7)], "the emulator reports 0x7, not 0x"),
+        ("access", [Seen()], "the emulator reports nothing, not 0x"),
+    ],
+)
+def test_an_emulator_that_is_not_as_it_should_be_is_not_used(
+    cpu: EmulatedCpu, name: str, answers: list[Any], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = iter(answers)
+    monkeypatch.setattr(cpu, name, lambda *_: next(given))
+    with pytest.raises(CpuUnavailable, match=message):
+        cpu.calibrate()
+
+
+def test_an_emulator_that_fails_or_refuses_is_told(
+    cpu: EmulatedCpu, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise unicorn.UcError(unicorn.UC_ERR_EXCEPTION)
+
+    monkeypatch.setattr(cpu.uc, "emu_start", fail)
+    with pytest.raises(CpuUnavailable, match="the emulator failed at 0x1234: Unhandled CPU"):
+        cpu.access(0x1234, Access())
+    monkeypatch.setattr(cpu.uc, "reg_read", lambda _: 1 << 31 | 1)
+    with pytest.raises(CpuUnavailable, match="refuses control bits: 0x10000"):
+        cpu._switch_on()
+
+
+def test_a_dump_must_say_its_mode() -> None:
+    dump: Any = SimpleNamespace(path="d", cr3=0x1000, mode=None)
+    with pytest.raises(CpuUnavailable, match="d: the dump does not say CR3 and paging mode"):
+        check_dump_on_cpu(dump)
 
 
 def test_without_unicorn_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

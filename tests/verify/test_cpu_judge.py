@@ -160,4 +160,8 @@ def test_disagreements_are_listed_up_to_a_hundred() -> None:
     assert len(judge.disagreements) == 100
     assert str(judge.disagreements[0]) == "read at 0x5000: walker 0x9000, CPU 0x9001"
     assert str(judge.disagreements[2]) == "fetch at 0x5800: walker 0x9800, CPU 0x9801"
-    assert str(Seen(fault=3)) == "#PF(0x3)"
+    assert [str(Seen(fault=3)), str(Seen(physical=0)), str(Seen())] == [
+        "#PF(0x3)",
+        "0x0",
+        "nothing",
+    ]
