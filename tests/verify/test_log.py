@@ -50,7 +50,7 @@ from paravirt_mm.verify.log.report import (
     summary,
     with_reason,
 )
-from paravirt_mm.verify.log.trial import MAX_LINES
+from paravirt_mm.verify.log.trial import MAX_LINES, Trial
 from paravirt_mm.verify.log.variants import all_series, candidates
 from paravirt_mm.verify.log.words import Words
 
@@ -537,7 +537,7 @@ def test_predicted_lines_stand_in_no_line_of_a_log(spec: str) -> None:
     assert of_one == [line for line in lines if type(line) is MappedRange]
 
 
-@pytest.mark.parametrize("limit", ["MAX_TRIALS", "MAX_OPEN_RELEASES"])
+@pytest.mark.parametrize("limit", ["MAX_TRIALS", "MAX_OPEN_RELEASES", "MAX_WORK"])
 def test_what_a_release_leaves_open_is_tried_within_limits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str
 ) -> None:
@@ -568,6 +568,37 @@ def test_lines_of_other_kinds_in_one_place_are_paired_in_order() -> None:
     assert list(aligned([first, page], [block])) == [(first, None), (page, None), (None, block)]
     assert list(aligned([first], [page, second])) == [(None, page), (first, second)]
     assert list(aligned([page, first], [second])) == [(page, None), (first, second)]
+
+
+def test_a_fixmap_takes_up_to_three_tables_of_a_32_bit_block() -> None:
+    """1,024 entries; more of the block is used by as much, less of it is writable again."""
+
+    def block(end: int, start: int = 0x10000) -> Fact:
+        return Reservation(1, "", start, end, "PGTABLE")
+
+    def left(start: int, end: int = 0x30000) -> Fact:
+        return WritableRange(1, "", start, end)
+
+    def is_fixmap(
+        fact: Fact | None, model: Fact | None, mode: PagingMode = I386, linear: bool = True
+    ) -> bool:
+        trial = Trial.__new__(Trial)
+        trial._machine = Machine("x", MemoryMap.sanitise([(0, 1 << 28, E820Type.RAM)]), mode)
+        trial._linear = linear
+        return trial._is_fixmap(fact, model)
+
+    for of in (block, left):
+        for pages, taken in ((-1, False), (0, False), (1, True), (3, True), (4, False)):
+            fact = of(0x20000 + (pages << 12))
+            assert is_fixmap(fact, of(0x20000)) is taken
+            assert not is_fixmap(fact, of(0x20000), linear=False)
+            assert not is_fixmap(fact, of(0x20000), X86_64)
+            assert not is_fixmap(fact, None)
+            assert not is_fixmap(None, fact)
+        assert not is_fixmap(of(0x20000 + 1), of(0x20000, 0x8000))
+    assert not is_fixmap(block(0x21000), left(0x20000))
+    assert not is_fixmap(left(0x21000), block(0x20000))
+    assert is_fixmap(block(0x20001), block(0x20000))
 
 
 # -- the command -----------------------------------------------------------------------------------

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import attrs
 import pytest
@@ -14,8 +16,10 @@ from paravirt_mm.verify.linux.qemu import (
     BootRecord,
     Kernel,
     MapSpec,
+    probes,
     record_boot,
     recorder as recorder_module,
+    stops,
 )
 from paravirt_mm.verify.linux.qemu.errors import KernelBootError, MapSpecError
 
@@ -49,7 +53,9 @@ STEPS = (
     Step(0, MIB, ((0, MIB, 0),), ((1, L3),), (L3 // PAGE, 0x999)),
     Step(
         MIB, 64 * MIB, ((MIB, 2 * MIB, 0), (2 * MIB, 64 * MIB, 4), (0, 1 << 30, 12)),
-        ((1, L2), (3, 48 * MIB)), (L2 // PAGE, L3 // PAGE),
+        # The last pages of RAM, the last of brk, and one behind it.
+        ((1, L2), (3, 64 * MIB - 3 * PAGE), (1, L3 + 2 * PAGE), (1, L3 + 3 * PAGE)),
+        (L2 // PAGE, L3 // PAGE),
     ),
 )  # fmt: skip
 SCRIPT = Script(STEPS, TABLES, reserved=((0, 0x10000), (BASE, BASE + END)))
@@ -149,7 +155,7 @@ def test_a_list_that_is_full_is_read_and_goes_on(tmp_path: Path) -> None:
     unchanged(tmp_path / "dump", toy)
 
 
-CALLS, RANGES, ASKED, HOOKED = 2, 4, 3, 4
+CALLS, RANGES, ASKED, HOOKED = 2, 4, 5, 4
 """What the script does: how often each function is called."""
 STOPS = 4 + CALLS + 2 * RANGES + 2 * ASKED + 2 * HOOKED
 """On the way; where each begins, where a range and a page are done; the hook's only instruction."""
@@ -320,8 +326,8 @@ LAST = "the kernel's last lines:\n  words of the log\n  the last of them"
             f"6.1.0-toy: CR3 is 0x3000 after init_mem_mapping, not {BASE + ROOT:#x}",
         ),
         (
-            attrs.evolve(SCRIPT, steps=(Step(0, MIB, (), ((1, 64 * MIB),)),)),
-            "6.1.0-toy: the kernel took a table at 0x4000000, RAM of the map that QEMU's machine "
+            attrs.evolve(SCRIPT, steps=(Step(0, MIB, (), ((2, 64 * MIB - PAGE),)),)),
+            "6.1.0-toy: the kernel took a table at 0x3fff000, RAM of the map that QEMU's machine "
             "does not have: take RAM from 3 to 4 GiB out of the map",
         ),
     ],
@@ -341,6 +347,86 @@ def test_a_kernel_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
     first, *lines = str(caught.value).splitlines()
     assert "within the time allowed, 7 s: it hangs, or needs more time" in first
     assert lines == ["the kernel's last lines:", *(f"  {n}" for n in range(8, 20))]
+
+
+@pytest.mark.parametrize(
+    ("begins", "number", "message"),
+    [
+        ("fentry", 1, "stopped at 0x1234, not at clear_bss"),
+        ("fentry", 3, "stopped at 0x1234, not at init_mem_mapping"),
+        ("fentry", 5, "stopped at 0x1234, where no breakpoint is"),
+        ("cpuid", 5, "stopped at 0x1234, where no breakpoint is"),
+    ],
+)
+def test_a_machine_that_stops_elsewhere(
+    begins: str, number: int, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[dict[str, int]] = []
+    registers = Gdb.registers
+
+    def astray(gdb: Gdb) -> dict[str, int]:
+        asked.append(registers(gdb))
+        return {**asked[-1], "rip": 0x1234} if len(asked) == number else asked[-1]
+
+    monkeypatch.setattr(Gdb, "registers", astray)
+    with pytest.raises(KernelBootError, match=message):
+        record_boot(SPEC, kernel(attrs.evolve(SCRIPT, begins=begins), SPEC))
+
+
+def test_a_list_that_is_not_what_was_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel may have damaged it. Nor does a kernel map for ever."""
+    place = probes._Place(virtual(0), virtual(2 * PAGE))
+    for end in (place.events, place.events - 1, place.limit + 1):
+        memory: Any = SimpleNamespace(number_at=lambda _, end=end: end, code=lambda *_: b"")
+        found = probes.Probes(Any, memory, place)._events()
+        if end == place.events:
+            assert list(found) == []
+        else:
+            with pytest.raises(KernelBootError, match=f"list ends at {end:#x}, outside"):
+                list(found)
+    assert (probes._MAX_ROUNDS, stops.MAX_STOPS) == (1000, 2_000_000)
+    steps = (attrs.evolve(STEPS[0], hooked=tuple(range(1000))), STEPS[1])
+    full = kernel(attrs.evolve(SCRIPT, steps=steps, text_end=RODATA - 4 * PAGE), SPEC)
+    monkeypatch.setattr(probes, "_MAX_ROUNDS", 4)
+    assert record_boot(SPEC, full).panic is None
+    monkeypatch.setattr(probes, "_MAX_ROUNDS", 3)
+    with pytest.raises(KernelBootError, match="init_mem_mapping did not end"):
+        record_boot(SPEC, full)
+    events = CALLS + 2 * RANGES + 2 * ASKED + HOOKED
+    stopped = kernel(attrs.evolve(SCRIPT, begins="cpuid"), SPEC)
+    monkeypatch.setattr(stops, "MAX_STOPS", events + 1)
+    assert record_boot(SPEC, stopped).panic is None
+    monkeypatch.setattr(stops, "MAX_STOPS", events)
+    with pytest.raises(KernelBootError, match=f"init_mem_mapping did not end after {events} even"):
+        record_boot(SPEC, stopped)
+
+
+@pytest.mark.parametrize(("filler", "text"), [(0xCC, 0x7800), (0, 0x7800), (0xCC, 0x8000)])
+def test_whole_pages_that_hold_nothing_are_a_place(filler: int, text: int) -> None:
+    """At the end of what lies between two symbols; of 65 at the most; data in front is kept."""
+    base = 0xFFFFFFFF81000000
+    data = bytearray([filler]) * (200 * PAGE)
+
+    def place(first: int, end: int, **names: int) -> tuple[int, int]:
+        symbols = {"_etext": base + first, "__start_rodata": base + end} | names
+        memory: Any = SimpleNamespace(
+            symbols=symbols, code=lambda at, size: bytes(data[at - base : at - base + size])
+        )
+        found = probes._gap(memory, "_etext", "__start_rodata")
+        return found.start - base, found.end - base
+
+    assert place(text, 0x20000) == (0x8000, 0x20000)
+    assert place(text, 0x20FFF) == (0x8000, 0x20000)
+    assert place(text, 100 * PAGE) == (35 * PAGE, 100 * PAGE)
+    assert place(0x1F001, 0x20000) == (0x20000, 0x20000)
+    data[0x9000] = 1
+    assert place(text, 0x20000) == (0xA000, 0x20000)
+    data[0x9FFF] = 1
+    assert place(text, 0x20000) == (0xA000, 0x20000)
+    data[0xA000] = 1
+    assert place(text, 0x20000) == (0xB000, 0x20000)
+    full = probes._Place(base, base + 5 * PAGE)
+    assert (full.events, full.limit) == (base + PAGE, base + PAGE + 4 * PAGE // 40 * 40)
 
 
 def test_pages_before_any_range_are_those_of_no_step() -> None:
