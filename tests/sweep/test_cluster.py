@@ -143,6 +143,11 @@ def test_no_scheduler_no_workers(tmp_path: Path, cluster: Cluster, sweep: Sweep)
     assert (result.returncode, "has no workers" in result.stderr) == (2, True)
 
 
+def test_paths_that_a_host_does_not_see_are_told(tmp_path: Path) -> None:
+    missing = str(tmp_path / "none")
+    assert describe([str(tmp_path), missing])["missing"] == [missing]
+
+
 def test_differences_are_told() -> None:
     """Version, plugin, version of a plugin, one plugin too many, a folder not mounted there."""
     here = describe()

@@ -270,7 +270,8 @@ def test_what_does_not_fit_its_column_is_kept_beside_it(tmp_path: Path) -> None:
 def test_a_file_that_is_in_use_is_told_from_one_that_is_none(
     file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for words, told in (("Could not set lock", "is in use by another"), ("x", "is no sweep, or")):
+    cut = f"^{file}: is no sweep, or cannot be opened: {'x' * 299}…$"
+    for words, told in (("Could not set lock", "is in use by another"), ("x" * 301, cut)):
 
         def connect(*_: object, words: str = words, **given: object) -> None:
             assert given["read_only"]

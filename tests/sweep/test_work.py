@@ -343,6 +343,7 @@ def test_a_sweep_that_is_ended_asks_no_more_children(forked: list[Forked]) -> No
     assert (result.number, result.first, result.digest) == (0, 0, chunk.digest())
     assert result.parts == (tuple(work.records(SEVERAL, SETTINGS, default_registry(), 0)),)
     assert 0 < result.seconds < 60
+    assert result.seconds == round(result.seconds, 3)
     run_chunk(chunk, attrs.evolve(SETTINGS))  # equal settings: the same child
     assert len(forked) == before + 1
     run_chunk(chunk, attrs.evolve(SETTINGS, backends=("native",)))
@@ -433,6 +434,11 @@ def test_a_sweep_goes_on_where_it_was_or_says_why_not(
     assert 2 not in rest.done
     assert select(file, "SELECT count(*) FROM results").rows == ((7 * 4,),)
     assert dict(ask(file, "sweep").rows)["complete"] == "yes"
+
+
+def test_a_child_has_time_to_start() -> None:
+    """All plugins are imported from a disk that may be far away, by a machine that is busy."""
+    assert (guard.STARTING.cpu, guard.STARTING.wall) == (60, 120)
 
 
 def test_a_bundled_machine_is_the_same_through_a_part() -> None:

@@ -275,6 +275,8 @@ def test_what_is_written_is_what_is_there(cpu: EmulatedCpu) -> None:
     for address in (*range(0x1008, 0x1010), *range(0x2000, 0x2008)):
         for access in (Access(write=True), Access(fetch=True), Access()):
             assert cpu.access(at + address, access) == Seen(physical=address)
+    assert cpu.uc.mem_read(0x2000, 8) == (0xE3).to_bytes(8, "little")  # accessed and dirty
+    assert cpu.access(at + 0x100000, Access()) == Seen(physical=0x100000)
     with pytest.raises(CpuUnavailable, match="exception 13 at 0x8000000000000000 instead of a"):
         cpu.access(1 << 63, Access())
 

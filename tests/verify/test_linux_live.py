@@ -1018,6 +1018,7 @@ CODES = {
     "wide registers": ("49 89 f8 41 89 d1 c3", (0, 6, "49 89 f8 41 89 d1")),
     "a push and a nop": ("55 0f 1f 44 00 00 c3", (0, 6, "55")),
     "a jump": ("e9 fb 00 00 00 cc cc", (0, 5, "e9 fb f0 ff ff")),
+    "a jump back": ("e9 fb fd ff ff cc cc", (0, 5, "e9 fb ed ff ff")),
     "a call of something else": ("e8 fb 0e 00 00 41 57", None),
     "a variable": ("8b 1d fb 96 20 00 55", None),
     "a return": ("c3 cc cc cc cc cc cc", None),
