@@ -30,7 +30,7 @@ import attrs
 
 from paravirt_mm.engine.trace import Trace
 from paravirt_mm.errors import ParavirtMmError, SpecError, install
-from paravirt_mm.image.dump import Dump, open_dump
+from paravirt_mm.image.dump import MAX_READ, Dump, open_dump
 from paravirt_mm.image.elf import control_registers, write_core
 from paravirt_mm.image.entries import ACCESSED, DIRTY, FORMATS, PRESENT, RW
 from paravirt_mm.image.translate import (
@@ -318,7 +318,8 @@ class EmulatedCpu:
             high = align_down(min(segment.end, 1 << EMULATED_BITS), PAGE_SIZE)
             if low < high:
                 self.uc.mem_map(low, high - low)
-                self.uc.mem_write(low, dump.read(low, high - low))
+            for at in range(low, high, MAX_READ):
+                self.uc.mem_write(at, dump.read(at, min(MAX_READ, high - at)))
 
     def _build_slot(self, dump: Dump, root: int) -> None:
         """Make a copy of the root whose first entry leads to the probing code, in memory of its

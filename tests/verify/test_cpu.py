@@ -233,14 +233,22 @@ def test_every_whole_page_that_can_be_addressed_is_the_cpus() -> None:
         mem_map=lambda *told: given.append(("map", *told)),
         mem_write=lambda *told: given.append(("write", *told)),
     )
-    segments = [(0x1800, 0x4800), (0x5001, 0x5FFF), (0x6000, 0x6000), ((1 << 40) - 8192, 1 << 41)]
+    top = 1 << 40
+    segments = [
+        (0x1800, 0x4800), (0x5001, 0x5FFF), (0x6000, 0x6000), (GIB, GIB + 65 * MIB),
+        (top - 8192, top + GIB),
+    ]  # fmt: skip
     dump: Any = SimpleNamespace(
         segments=[SimpleNamespace(start=low, end=high) for low, high in segments],
         read=lambda address, size: (address, size),
     )
     cpu._map_dump(dump)
-    spans = [(0x2000, 0x2000), ((1 << 40) - 8192, 8192)]
-    assert given == [told for span in spans for told in (("map", *span), ("write", span[0], span))]
+    assert given == [
+        ("map", 0x2000, 0x2000), ("write", 0x2000, (0x2000, 0x2000)),
+        ("map", GIB, 65 * MIB), ("write", GIB, (GIB, 64 * MIB)),  # no more is read at once
+        ("write", GIB + 64 * MIB, (GIB + 64 * MIB, MIB)),
+        ("map", top - 8192, 8192), ("write", top - 8192, (top - 8192, 8192)),
+    ]  # fmt: skip
     assert cpu._used == RangeSet(segments)
 
 
