@@ -118,7 +118,7 @@ def command(
     if len(found) < total:
         complain(f"{total - len(found)} more were not tried: none could be compared for a minute")
     if not compared:
-        complain("no machine could be compared: " + (found[0].refused if found else "none given"))
+        complain(f"no machine could be compared: {found[0].refused}")
         return ExitCode.BAD_INPUT
     return ExitCode.FINDINGS if shrunk else ExitCode.OK
 

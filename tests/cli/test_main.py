@@ -14,7 +14,7 @@ import click
 import pytest
 
 from paravirt_mm import registry
-from paravirt_mm.cli import COMPLETE
+from paravirt_mm.cli import COMPLETE, verify
 from paravirt_mm.cli.main import LazyGroup, main
 from paravirt_mm.errors import Ended, InputError, ParavirtMmError, PluginError, SpecError
 from paravirt_mm.plugin import BrokenPlugin
@@ -127,6 +127,33 @@ def test_broken_plugins_are_named_beside_whatever_the_command_says(
     listed = paravirt_mm("plugins")
     assert (listed.returncode, listed.stderr) == (4, "")
     assert "BROKEN bad (pvmm-bad 1): no such library\n" in listed.stdout
+    found.broken[:] = [BrokenPlugin("bad", "pvmm-bad", "1", "x" * 10_000)]
+    assert max(map(len, paravirt_mm("plugins").stdout.splitlines())) == 4000
+    assert len(paravirt_mm("figures").stderr.strip()) == len("paravirt-mm: ") + 4000
+
+
+def test_a_command_that_needs_no_plugins_looks_for_none(
+    paravirt_mm: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(sys.modules, "paravirt_mm.registry")
+    result = paravirt_mm("figures")
+    assert (result.returncode, result.stderr) == (0, "")
+    assert "paravirt_mm.registry" not in sys.modules
+
+
+@pytest.mark.parametrize("way", ["list", "get", "help"])
+def test_verifiers_of_plugins_are_found_whichever_way_one_asks(way: str) -> None:
+    group: Any = verify.command
+    group._asked = None
+    group.commands.clear()
+    context = click.Context(group)
+    if way == "list":
+        assert group.list_commands(context)[:5] == ["kernel", "log", "cpu", "linux", "bound"]
+    elif way == "get":
+        assert group.get_command(context, "xen").name == "xen"
+        assert group.get_command(context, "no-such") is None
+    else:
+        assert "  xen " in group.get_help(context)
 
 
 @pytest.mark.parametrize(

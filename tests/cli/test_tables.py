@@ -154,6 +154,12 @@ def test_memory_is_drawn_for_terminals_and_where_a_run_ended_well(good: Finished
         assert ("memory, logarithmic" in text) == shown
 
 
+def test_only_what_is_for_terminals_has_colours(paravirt_mm: Run) -> None:
+    for style, coloured in (("simple", True), ("github", False), ("json", False)):
+        arguments = ("qemu-512m", "-a", HPA, "-a", OLD, *NATIVE, "-f", style, "--color", "always")
+        assert ("\x1b[" in paravirt_mm("compare", *arguments).stdout) is coloured
+
+
 def test_an_unknown_format_lists_what_there_is_of_ours_plugins_and_tabulate(
     paravirt_mm: Run,
 ) -> None:
