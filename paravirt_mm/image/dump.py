@@ -120,7 +120,7 @@ class Dump:
             parts.append(data)
             address += want
             size -= want
-        return parts[0] if len(parts) == 1 else b"".join(parts)
+        return b"".join(parts)
 
     def close(self) -> None:
         """Close the file."""

@@ -184,17 +184,12 @@ class Xen:
         _builders(self.xen)
 
     @property
-    def _kernel_that_booted(self) -> Booted | None:
-        """A real kernel's boot, where there was one."""
-        return self._booted[0] if self._booted else None
-
-    @property
     def _release(self) -> Version | None:
         """The kernel's release as numbers: of the one that booted, or the one that is named. Raises
         `SpecError` where it is none.
         """
-        if self._kernel_that_booted is not None:
-            return parse_release(self._kernel_that_booted.recording.release)
+        if self._booted:
+            return parse_release(self._booted[0].recording.release)
         return None if self.kernel is None else parse_release(self.kernel)
 
     @property
@@ -202,11 +197,6 @@ class Xen:
         """Whether the kernel has the hypervisor write leaf entries, too."""
         first, after = LEAF_HYPERCALLS
         return self._release is not None and first <= self._release < after
-
-    @property
-    def _charges(self) -> Charges | None:
-        """What a real kernel asked for, where one booted."""
-        return self._kernel_that_booted.charges if self._kernel_that_booted else None
 
     def _given(self, machine: Machine, release: Version | None) -> Given:
         """Return what the builder is given for a domain that owns all RAM of a machine, with a
@@ -355,7 +345,7 @@ class Xen:
         (4.19 to 5.15); entries that refer to tables go through it.
         """
         if self._booted:
-            return self._booted[-1].charges.written(write)
+            return self._booted[0].charges.written(write)
         if write.kind is EntryKind.LEAF:
             if write.live and write.level > 1:
                 return Refusal(f"mmu_update: large page in an L{write.level} entry", EINVAL)
@@ -377,7 +367,7 @@ class Xen:
         A page that is not mapped yet needs none; its mapping will be read-only from the start.
         """
         if self._booted:
-            return self._booted[-1].charges.made_readonly(tables)
+            return self._booted[0].charges.made_readonly(tables)
         mapped = _mapped(boot, tables.runs)
         if not mapped:
             return _STORED
@@ -387,7 +377,7 @@ class Xen:
     def pvmm_pin_tables(self, boot: Boot, tables: Batch) -> Cost | Refusal | None:
         """Pin L1 tables; tables above are validated when they are attached."""
         if self._booted:
-            return self._booted[-1].charges.pinned(tables)
+            return self._booted[0].charges.pinned(tables)
         leaf_tables = tables.tables(1)
         root = boot.mode.root_level
         large = [level for level in tables.leaf_levels if level > 1 and tables.tables(level)]
@@ -420,7 +410,7 @@ class Xen:
         Linux loads the root that it has once more and flushes the TLB (end of init_mem_mapping).
         """
         if self._booted:
-            return self._booted[-1].charges.at_the_end()
+            return self._booted[0].charges.at_the_end()
         if root is None:
             return Cost(hypercalls={"mmuext_op": 2}, flushes=2)
         if not boot.ledger.is_readonly(root.runs):
@@ -443,15 +433,14 @@ class Xen:
         if not run.trace.begun:
             return None
         machine = run.machine
-        charges = self._charges
-        cleared = cleared_entries(run.trace) if charges is None else charges.cleared
+        booted = self._booted[0] if self._booted else None
+        cleared = booted.charges.cleared if booted else cleared_entries(run.trace)
         figures: dict[str, int | float | str] = {
             "model": self._told_of_model(run),
             "hypercalls_clearing": sum(cleared.values()),
         }
-        if self._kernel_that_booted is not None:
-            recording = self._kernel_that_booted.recording
-            figures["booted"] = f"Linux {recording.release} on Xen {recording.xen}"
+        if booted:
+            figures["booted"] = f"Linux {booted.recording.release} on Xen {booted.recording.xen}"
         if self.domain is DomainKind.DOM0:
             figures.update(self._collision_figures(machine, run.trace.start.boot))
         return figures

@@ -412,6 +412,9 @@ def test_counts_are_told_by_name(recording: Dom0Recording) -> None:
     assert [line.split() for line in found.lines()][1:4] == [
         ["a", "2", "2"], ["b", "1", "0", "differs"], ["c", "0", "3", "differs"]
     ]  # fmt: skip
+    before = recording.counts(inside=False)
+    assert before != recording.counts(inside=True)
+    assert found.as_dict()["before"] == before
 
 
 @pytest.mark.parametrize(

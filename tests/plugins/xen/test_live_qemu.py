@@ -127,9 +127,14 @@ def test_a_hang_after_a_panic_is_the_panics(live: LiveXen) -> None:
     assert time.monotonic() - started < 20  # it does not sleep on
 
 
-def test_a_qemu_that_cannot_start_is_told(live: LiveXen) -> None:
+def test_a_qemu_that_cannot_start_is_told(live: LiveXen, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(XenBootError):
         live.replay([TRACE])
+    monkeypatch.setattr(qemu, "die_with_parent", list)
+    live.pieces.qemu.mkdir()
+    with pytest.raises(XenBootError, match=r"/qemu cannot be started: .*Permission denied"):
+        live.replay([TRACE])
+    assert list(live.directory.iterdir()) == []
 
 
 @pytest.mark.slow

@@ -265,24 +265,27 @@ def test_frames_have_numbers_where_the_root_shows_xens_table(
 
 def test_the_guest_does_not_take_its_own_code_away() -> None:
     """The kernel's slot of the loaded root, whichever operation loaded it."""
-    for load in (("new_baseptr", 0), ("mmuext_batch", (("pin", 4, 0), ("new_baseptr", 0)))):
+    for load in (("new_baseptr", 2), ("mmuext_batch", (("pin", 4, 2), ("new_baseptr", 2)))):
         guest = TraceGuest(4)
-        assert guest.answers((("copy_kernel_slots", 0), ("update_va_mapping", 0, 0, 0x65))) == (
+        assert guest.answers((("copy_kernel_slots", 2), ("update_va_mapping", 2, 2, 0x65))) == (
             0,
             0,
         )
         assert guest.answers([load]) == (0,)
         for refused in (
-            ("mmu_update", 0, 511, 0, 0, False),
-            ("multicall", (("mmu_update", 0, 511, 0, 0, False),)),
-            ("mmu_update_batch", ((0, 511, 0, 0, False),)),
-            ("mmu_update_device", 0, 511, "vga", 0x67),
+            ("mmu_update", 2, 511, 0, 0, False),
+            ("multicall", (("mmu_update", 2, 511, 0, 0, False),)),
+            ("mmu_update_batch", ((2, 511, 0, 0, False),)),
+            ("mmu_update_device", 2, 511, "vga", 0x67),
             ("multicall", (("update_va", 0xFFFF_FF80_0000_0000, 0, 0x67),)),
             ("mmuext_batch", (("new_baseptr", 1),)),
         ):
             assert guest.answers([refused]) == (-77777,)
-        assert guest.answers([("multicall", (("update_va_mapping", 0, 0, 0x65),))]) == (0,)
-        assert guest.answers([("multicall", (("unpin", 0), ("pin", 1, 511 % 4)))]) != (-77777,)
+        # Another slot, and the same one of another page, are not its own.
+        for done in (("mmu_update", 2, 0, 0, 0, False), ("mmu_update", 0, 511, 0, 0, False)):
+            assert guest.answers([done, ("multicall", (done,))]) == (0, 0)
+        assert guest.answers([("multicall", (("update_va_mapping", 2, 2, 0x65),))]) == (0,)
+        assert guest.answers([("multicall", (("unpin", 2), ("pin", 1, 511 % 4)))]) != (-77777,)
 
 
 def test_devices_are_mapped_by_their_frames() -> None:

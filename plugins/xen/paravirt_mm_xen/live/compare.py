@@ -173,7 +173,8 @@ def _minimised(live: LiveXen, found: Disagreement, predict: Predict) -> Disagree
         ]
 
     minimal = shrink(found.trace, failures).trace
-    return attrs.evolve(found, minimal=minimal, minimal_answers=live.replay([minimal])[0])
+    (answers,) = live.replay([minimal])
+    return attrs.evolve(found, minimal=minimal, minimal_answers=answers)
 
 
 def _chunks(traces: Iterable[OperationTrace]) -> Iterator[list[OperationTrace]]:
