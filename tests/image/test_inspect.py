@@ -119,6 +119,10 @@ def test_raw_memory_needs_root_and_mode(tmp_path: Path) -> None:
     path.write_bytes(bytes(8192))
     with pytest.raises(Exception, match="--cr3 and --mode"):
         run_command(str(path))
+    with pytest.raises(Exception, match=r"give --mode$"):
+        run_command(str(path), "--cr3", "0x1000")
+    with pytest.raises(Exception, match=r"give --cr3$"):
+        run_command(str(path), "--mode", "x86_64")
     with pytest.raises(Exception, match="no number"):
         run_command(str(path), "--cr3", "here")
     code, text = run_command(str(path), "--cr3", "0x1000", "--mode", "x86_64")
