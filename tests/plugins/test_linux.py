@@ -29,6 +29,7 @@ from paravirt_mm import (
     SpecError,
     StepStarted,
     TablePages,
+    default_registry,
     hookimpl,
     read_boot,
 )
@@ -124,6 +125,11 @@ def test_first_table_of_one_side_only_is_told_when_all_is_done(
     last = len(run.trace.events) - 1
     assert run.findings == (Finding(RECORDED_TABLES, last, address, message),)
     assert RECORDED_TABLES == 9  # behind those of the core
+
+
+def test_what_it_is_asked_for_has_names() -> None:
+    options = default_registry().get("linux").options()
+    assert [option.name for option in options] == ["image", "movable_node", "timeout"]
 
 
 def test_calls_are_numbered(monkeypatch: pytest.MonkeyPatch) -> None:

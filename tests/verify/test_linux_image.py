@@ -5,6 +5,7 @@ from __future__ import annotations
 import stat
 import struct
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -29,7 +30,11 @@ from paravirt_mm.verify.linux.qemu import (
     read_direct_map,
 )
 from paravirt_mm.verify.linux.qemu.direct_map import TablePage
-from paravirt_mm.verify.linux.qemu.gdbremote import REQUIRED_REGISTERS, RegisterLayout
+from paravirt_mm.verify.linux.qemu.gdbremote import (
+    REQUIRED_REGISTERS,
+    GdbClient,
+    RegisterLayout,
+)
 from paravirt_mm.verify.linux.qemu.handover import (
     MAP_FIELDS,
     enter,
@@ -632,6 +637,23 @@ def test_registers_have_places_in_their_order() -> None:
     assert RegisterLayout.from_xml(described([*many, *REQUIRED_REGISTERS])).number["efer"] == 999
     with pytest.raises(GdbError, match="no register 'efer'"):
         RegisterLayout.from_xml(described([*many, "one", *REQUIRED_REGISTERS]))
+
+
+def test_what_the_stub_sends_has_bounds() -> None:
+    """A description of a quarter of a megabyte, a packet of 64 KiB."""
+    client = GdbClient.__new__(GdbClient)
+    for size, message in ((1 << 18, ""), ((1 << 18) + 1, "'target.xml' does not end")):
+        answers = iter(["m" + "x" * size, "l"])
+        client.command = lambda _, answers=answers: next(answers)  # type: ignore[method-assign]
+        with pytest.raises(GdbError, match=message) if message else nullcontext():
+            assert client._read_description("target.xml") == "x" * size
+    client._send = lambda _: None  # type: ignore[method-assign]
+    for size, message in ((1 << 16, ""), ((1 << 16) + 1, "packet of more than 65536 bytes")):
+        client._buffer = bytearray(b"$" + b"x" * size)
+        end = b"#%02x" % (size * ord("x") & 0xFF)
+        client._receive = lambda end=end: client._buffer.extend(end)  # type: ignore[method-assign]
+        with pytest.raises(GdbError, match=message) if message else nullcontext():
+            assert client._read_packet() == "x" * size
 
 
 class Pages(dict[int, bytes]):

@@ -548,6 +548,19 @@ def test_what_a_release_leaves_open_is_tried_within_limits(
     assert not report.agrees
 
 
+def test_as_many_are_tried_as_may_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a log that no candidate explains: the usual one, and so many more."""
+    text = VYATTA_2632.replace("@ 7000-c000", "@ 7000-16000")
+    runs: list[Trial] = []
+    run = Trial.run
+    monkeypatch.setattr(Trial, "run", lambda trial: runs.append(trial) or run(trial))
+    for most in (1, 2):
+        runs.clear()
+        monkeypatch.setattr("paravirt_mm.verify.log.check.MAX_TRIALS", most)
+        assert not check(text, tmp_path).agrees
+        assert len(runs) == 1 + most
+
+
 def test_all_together_may_cost_no_more_than_the_limit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -141,6 +141,7 @@ def unchanged(dump: Path, toy: Kernel) -> None:
     assert after[:DATA] == before[:DATA]
     assert after[PV_OPS : PV_OPS + 0x100] == before[PV_OPS : PV_OPS + 0x100]
     assert after[BSS:BSS_END] == bytes(BSS_END - BSS)
+    assert after[BSS_END:BRK] == before[BSS_END:BRK]
 
 
 def test_a_list_that_is_full_is_read_and_goes_on(tmp_path: Path) -> None:

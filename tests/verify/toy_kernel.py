@@ -234,6 +234,7 @@ def kernel(script: Script, spec: MapSpec) -> Kernel:
     for number, data in enumerate(script.tables.values()):
         put(TABLES + number * PAGE, data)
     put(BSS, b"\xaa" * 64)  # what a loader left there
+    put(BSS_END, b"\xbb" * 64)
     symbols = {
         "x86_64_start_kernel": START64, "start_kernel": START, "early_ioremap_init": EARLY,
         "mpparse_find_mptable": SCAN, "init_mem_mapping": INIT, "init_memory_mapping": STEP,
