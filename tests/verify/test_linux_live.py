@@ -682,7 +682,7 @@ def test_kernel_variables_are_read_and_bounded() -> None:
         with pytest.raises(KernelBootError, match="65537 entries"):
             memory.e820()
         ram.write(at + 16, struct.pack("<Q", most))
-        assert len(memory.memblock().memory) > 1
+        assert memory.memblock().memory
         ram.write(at + 16, struct.pack("<Q", most + 1))
         with pytest.raises(KernelBootError, match="65537 regions"):
             memory.memblock()
