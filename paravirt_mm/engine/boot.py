@@ -76,7 +76,7 @@ class Boot:
     memblock: MemblockView
     tree: TreeView
     ledger: LedgerView
-    _standing: Callable[[], Standing]
+    _standing: Standing
     _waiting: Callable[[], Iterator[Batch]]
     _oldest_waiting: Callable[[], Batch | None]
     _reachable: Ranges
@@ -98,7 +98,7 @@ class Boot:
             "memblock": now.memblock.view(),
             "tree": now.tree.view(),
             "ledger": now.ledger.view(),
-            "_standing": lambda: now.standing,
+            "_standing": now.standing,
             "_waiting": now.waiting,
             "_oldest_waiting": now.oldest_waiting,
             "_reachable": now.reachable.view(),
@@ -117,19 +117,19 @@ class Boot:
     @property
     def max_pfn_mapped(self) -> int:
         """The kernel's variable: one past the highest pfn mapped so far."""
-        return self._standing().max_pfn_mapped
+        return self._standing.max_pfn_mapped
 
     @property
     def brk_free(self) -> PageRun:
         """Brk pages set aside for tables that are still free, ascending."""
-        now = self._standing()
+        now = self._standing
         first = self.kernel.brk_start >> PAGE_SHIFT
         return PageRun(first + now.brk_used, max(0, now.brk_pages - now.brk_used))
 
     @property
     def reservation(self) -> tuple[PageRun, ...]:
         """Pages set aside for tables and not used yet, in the order in which they were given."""
-        return self._standing().reservation
+        return self._standing.reservation
 
     @property
     def waiting(self) -> tuple[Batch, ...]:
@@ -214,4 +214,4 @@ class Boot:
     @property
     def tables_made(self) -> int:
         """Tables built since boot."""
-        return self._standing().tables_made
+        return self._standing.tables_made

@@ -345,9 +345,10 @@ class _Run:
         answer = self.hooks.call("pvmm_make_writable", boot=self.boot, pages=released)
         if answer is not None:
             cost = contract.cost("pvmm_make_writable", self.mode, answer)
-            flipped = sum(
-                self.now.ledger.set_readonly(*run.pfns, readonly=False) for run in released
-            )
+            flipped = 0
+            for run in released:
+                for low, high in self.now.ledger.set_readonly(*run.pfns, readonly=False):
+                    flipped += high - low
             self._emit(MadeWritable(released, flipped, cost))
 
     # -- hand-over and attachment -------------------------------------------------------------
@@ -377,11 +378,8 @@ class _Run:
         self.now.attached.add(batch.index)
         self._now_reachable(life.plan)
         if batch.count:
-            validated = tuple(
-                (level, count)
-                for level, count in batch.by_level.items()
-                if self.state.typed and level not in life.pinned
-            )
+            levels = batch.by_level.items() if self.state.typed else ()
+            validated = tuple([row for row in levels if row[0] not in life.pinned])
             self._emit(TablesAttached(batch, order, validated))
 
     def _are_attached(self, entries: Iterable[EntryCount]) -> bool:

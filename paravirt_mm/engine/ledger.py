@@ -69,8 +69,8 @@ class Ledger(LedgerView):
         """Return the same statuses, as they stand at any time, without the means to change them."""
         return LedgerView(self._readonly, self._flips)
 
-    def set_readonly(self, low: int, high: int, readonly: bool) -> int:
-        """Make pfns ``[low, high)`` read-only or writable; return how many pages flipped."""
+    def set_readonly(self, low: int, high: int, readonly: bool) -> list[Span]:
+        """Make pfns ``[low, high)`` read-only or writable; return those that flipped."""
         if readonly:
             flipped = [*self._open.gaps(low, high)]
             self._open.add(low, high)
@@ -78,4 +78,4 @@ class Ledger(LedgerView):
             flipped = [*self._open.within(low, high)]
             self._open.discard(low, high)
         self._flips += flipped
-        return sum([end - start for start, end in flipped])
+        return flipped

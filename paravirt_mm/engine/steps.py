@@ -115,8 +115,9 @@ class TableDemand:
     start: int
     end: int
     by_level: tuple[tuple[int, int], ...]
+    count: int = attrs.field(init=False, repr=False, eq=False)
+    """How many table pages are needed in all."""
 
-    @property
-    def count(self) -> int:
-        """How many table pages are needed in all."""
+    @count.default
+    def _count(self) -> int:
         return sum([count for _, count in self.by_level])

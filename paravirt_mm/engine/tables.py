@@ -272,9 +272,9 @@ class TreeView:
         level may be filled; its other entries stay empty.
         """
         walk = _Walk(self.mode, self._tables, self._leaves, level)
-        root = self.mode.root_level
-        todo: list[_Part] = [(start, end, self._tables[root].get(start))]
-        for table_level in range(root, 0, -1):
+        top, owner = self._begin(start, end, level if only is None else max(level, only[0]))
+        todo: list[_Part] = [(start, end, owner)]
+        for table_level in range(top, 0, -1):
             if only is not None and table_level == only[0]:
                 todo = [
                     (*part, owner)
@@ -286,6 +286,18 @@ class TreeView:
             elif todo:
                 todo = walk.descend(table_level, todo)
         return walk.plan(start, end)
+
+
+    def _begin(self, start: int, end: int, lowest: int) -> tuple[int, int | None]:
+        """Return the level, ``lowest`` or above, from which ``[start, end)`` is walked down, and
+        the batch whose table is there: where one has all of a level's tables, those above exist.
+        """
+        for level in range(lowest, self.mode.root_level):
+            span = self.mode.spans[level]
+            owner = self._tables[level].throughout(start - start % span, end + -end % span)
+            if owner is not None:
+                return level, owner
+        return self.mode.root_level, self._tables[self.mode.root_level].get(start)
 
 
 _Part = tuple[int, int, int | None]

@@ -274,6 +274,11 @@ class ValuedRanges(Generic[V]):
         """Return the value at ``position``, or None where there is none."""
         return self._values[bisect_right(self._edges, position)]
 
+    def throughout(self, start: int, end: int) -> V | None:
+        """Return the value that all of ``[start, end)`` has; None: there is none such."""
+        place = bisect_right(self._edges, start)
+        return self._values[place] if bisect_left(self._edges, end, place) == place else None
+
     def segments(self, start: int, end: int) -> Iterator[tuple[int, int, V | None]]:
         """Yield ``(start, end, value)`` for all of ``[start, end)``; None: nothing is known. What
         is changed meanwhile does not show.
