@@ -287,7 +287,6 @@ class TreeView:
                 todo = walk.descend(table_level, todo)
         return walk.plan(start, end)
 
-
     def _begin(self, start: int, end: int, lowest: int) -> tuple[int, int | None]:
         """Return the level, ``lowest`` or above, from which ``[start, end)`` is walked down, and
         the batch whose table is there: where one has all of a level's tables, those above exist.
