@@ -288,6 +288,15 @@ def test_the_guest_does_not_take_its_own_code_away() -> None:
         assert guest.answers([("multicall", (("unpin", 2), ("pin", 1, 511 % 4)))]) != (-77777,)
 
 
+def test_a_root_that_was_not_loaded_is_a_page_like_others() -> None:
+    """The batch ends before it."""
+    guest = TraceGuest(4)
+    assert guest.answers((("copy_kernel_slots", 2), ("update_va_mapping", 2, 2, 0x65))) == (0, 0)
+    batch = ("mmuext_batch", (("unpin", 3), ("new_baseptr", 2)))
+    assert guest.answers([batch]) == (-22,)
+    assert guest.answers([("mmu_update", 2, 511, 0, 0, False)]) == (0,)
+
+
 def test_devices_are_mapped_by_their_frames() -> None:
     guest = TraceGuest(4)
     for index, (device, frame) in enumerate(
