@@ -296,7 +296,7 @@ class _Walker:
         order = np.argsort(tables.address, kind="stable")
         address = tables.address[order]
         breaks = np.flatnonzero(np.diff(address) != PAGE_SIZE) + 1
-        edges = [0, *breaks.tolist(), count] if count else [0]
+        edges = [0, *breaks.tolist(), count]
         for low, high in pairwise(edges):
             where = order[low:high]
             data: bytes | memoryview | None
@@ -335,7 +335,7 @@ class _Walker:
         every entry is its own.
         """
         count, width = entries.shape
-        if level > 1 or not count:
+        if level > 1:
             size = count * width
             return np.arange(size, dtype=np.int64), np.ones(size, dtype=np.int64)
         after, before = entries[:, 1:], entries[:, :-1]
