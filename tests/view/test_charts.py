@@ -7,7 +7,6 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Callable, Iterator, Mapping
-from functools import cache
 from math import log1p, log10
 from pathlib import Path
 from typing import Any
@@ -27,11 +26,10 @@ from paravirt_mm.view.survey import Exhibit, Subject, short, survey, totals
 Specs = Callable[[str, Theme, bool], dict[str, Any]]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def specs(subjects: list[Subject]) -> Specs:
-    """What the library is told of a chart, by its name: made once each, a tenth of a second."""
+    """What the library is told of a chart, by its name."""
 
-    @cache
     def spec(name: str, theme: Theme, narrow: bool) -> dict[str, Any]:
         return spec_of(drawing_of(subjects, name), theme, narrow)
 
@@ -137,6 +135,29 @@ def test_hypercalls_are_sums_by_kind_and_for_each_table(subjects: list[Subject])
     assert [record["kind"] for record in records] == kinds * 4
     assert {record["backend"] for record in records} == {"xen"}
     assert sum(record["calls"] for record in records) > 0
+
+
+def test_calls_that_nobody_made_are_none(subjects: list[Subject]) -> None:
+    """A kind that a run lacks counts nought, and so do tables that are not there."""
+    (one,) = survey([subjects[2].machine], ["incremental:variant=hpa"], ["xen"])
+    (each,) = one.exhibits
+    figures = {"hypercalls": 5, "hypercalls_mmu_update": 5, "hypercalls_mmuext_op": None}
+
+    def records(tables: int) -> list[tuple[str, int, float]]:
+        row = attrs.evolve(each.row, figures={**figures, "tables": tables})
+        subject = attrs.evolve(one, exhibits=(attrs.evolve(each, row=row),))
+        return [
+            (record["kind"], record["calls"], record["calls_per_table"])
+            for record in charts._hypercalls([subject])
+        ]
+
+    assert records(2) == [
+        ("mmu_update", 5, 2.5), ("update_va_mapping", 0, 0), ("mmuext_op", 0, 0),
+    ]  # fmt: skip
+    assert records(0)[0] == ("mmu_update", 5, 0)
+    row = attrs.evolve(each.row, figures={"tables_below_16m": None})
+    subject = attrs.evolve(one, exhibits=(attrs.evolve(each, row=row),))
+    assert {record["kib"] for record in charts._low_memory([subject])} == {0}
 
 
 def test_names_are_bounded_and_of_very_many_machines_the_largest_are_shown(

@@ -236,6 +236,27 @@ def test_low_memory_lines_are_drawn_through_all_lanes(subjects: list[Subject]) -
         assert len(named) > len(there)
 
 
+def test_names_on_the_axis_keep_apart_at_every_width() -> None:
+    """By the room of four characters, from each other and from the lines of low memory."""
+    machine = Machine("large", MemoryMap.sanitise([(0, 256 * GIB, E820Type.RAM)]))
+    least = set()
+    for width in range(300, 700, 5):
+        drawn = Drawn.of(memory_map(machine, width=width, theme=Theme.LIGHT))
+        places = [
+            (float(each.attrib["x"]), each.attrib["font-size"] == "11")
+            for each in drawn.all("text")
+            if float(each.attrib["y"]) == 53 and each.attrib["text-anchor"] == "middle"
+        ]
+        gaps = [
+            abs(x - other)
+            for n, (x, line) in enumerate(places)
+            for other, _ in places[:n]
+            if not line
+        ]
+        least.add(min(gaps, default=99))
+    assert 34 < min(least) < 34.5
+
+
 # -- every mark is of the model, and all of the model is marked -----------------------------------
 
 

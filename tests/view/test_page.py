@@ -27,7 +27,7 @@ from paravirt_mm.view.story import SEVEN_STEPS
 from paravirt_mm.view.survey import Subject, short
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def data(subjects: list[Subject]) -> dict[str, Any]:
     made = page._data(subjects, default_registry(), drawings(subjects))
     whole: dict[str, Any] = json.loads(json.dumps(made))
