@@ -140,8 +140,7 @@ def _entries(machine: Machine) -> Iterator[Candidate]:
     size = len(raw) // 2
     while size:
         for first in range(0, len(raw), size):
-            if len(raw) > size:
-                yield _mapped(machine, raw[:first] + raw[first + size :])
+            yield _mapped(machine, raw[:first] + raw[first + size :])
         size //= 2
     for number in range(len(raw) - 1):
         (start, _, kind), (_, end, other) = raw[number], raw[number + 1]

@@ -354,16 +354,21 @@ def _panel(
         )
     )
     bad, good, ink = (colour(name, theme) for name in ("bad", "good", "ink"))
+
+    def coloured(some: str) -> Any:
+        """None at all is good."""
+        return alt.ColorValue(good, condition={"test": "datum.value > 0", "value": some})
+
     # An axis without an end would have none where all bars are of no length.
     ends = alt.Scale(domain=[0, max(top, 1) * look["beyond_bars"]])
     bars = base.mark_bar(height=look["bar"]).encode(
         x=alt.X("value:Q", axis=None, scale=ends),
-        color=alt.condition("datum.value > 0", alt.value(bad), alt.value(good)),
+        color=coloured(bad),
     )
     words = base.mark_text(**look["number"], fontSize=look["text"]).encode(
         x=alt.X("value:Q", axis=None),
         text=alt.Text("value:Q", format=",d"),
-        color=alt.condition("datum.value > 0", alt.value(ink), alt.value(good)),
+        color=coloured(ink),
     )
     lines = _capital(what).rsplit(" ", 2)
     title = alt.TitleParams(
