@@ -422,7 +422,7 @@ def _take_at(choose: Choices, machine: Machine, place: int) -> Machine:
 
 def _initrd_at(choose: Choices, machine: Machine, place: int) -> Machine:
     size = choose.one_of((PAGE_SIZE, 3 * PAGE_SIZE - 1, 5 * MIB + 123))
-    start = align_down(max(0, place - choose.one_of((0, size))), PAGE_SIZE)
+    start = align_down(place - choose.one_of((0, size)), PAGE_SIZE)
     ram = machine.memory_map.ram()
     if not ram.covers(start, start + size) or start < machine.kernel.span[1]:
         return machine

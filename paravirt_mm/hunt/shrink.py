@@ -214,7 +214,6 @@ def _rounder(entry: E820Entry, floor: int) -> Iterator[tuple[int, int]]:
         for unit in (GIB, 4 * MIB):
             yield start, end - align_down((end - start) // share, unit)
     yield start, start + PAGE_SIZE
-    yield start, end - PAGE_SIZE
 
 
 def _slid(machine: Machine, edge: int, by: int) -> Candidate:

@@ -217,6 +217,8 @@ def test_second_allocator(made):
         assert not Condition.parse(f"not ({text})").holds(run)
         assert Condition.parse(text).distance(run) == 1
     assert Condition.parse("differs").distance(run, run) == 1
+    for text in ("flips == tables", "tables == flips", "flips == 3", "3 == flips"):
+        assert Condition.parse(text).distance(made({"tables": 3})) == 1, "what is missing is far"
     assert Condition.parse("differs").holds(run, other)
     assert not Condition.parse("differs").holds(run, made({"waste": 5}))
     assert Condition.parse("waste > other.waste").needs_other

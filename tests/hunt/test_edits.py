@@ -562,6 +562,8 @@ def test_an_initrd_begins_or_ends_at_a_mark_in_ram_behind_the_kernel() -> None:
         *((64 * MIB, 64 * MIB + size) for size in sizes),
         *((low, low + size) for size in sizes for low in [(64 * MIB - size) // PAGE * PAGE]),
     }  # fmt: skip
+    amid = {m.initrd for m in every(lambda c: edits._initrd_at(c, base, 64 * MIB + PAGE - 1))}
+    assert {low for low, _ in amid if low >= 64 * MIB - PAGE} == {64 * MIB, 64 * MIB - PAGE}
     for place in (0, 17 * MIB, 128 * MIB, GIB):
         for after in every(lambda c, at=place: edits._initrd_at(c, base, at)):
             assert after.initrd is None or (after.initrd[0] >= END and after.initrd[1] <= 128 * MIB)
@@ -586,6 +588,8 @@ def test_a_mark_makes_something_begin_or_end_there_or_near_it(
             edge for span in ram(after) for edge in span
         }
     off = {0, PAGE, 3 * PAGE, 2 * MIB, 2 * MIB + 3 * PAGE}
+    near = {mark + sign * by for by in off for sign in (1, -1)}
+    assert places["end"] - {0, 128 * MIB} == near
     for kind, found in places.items():
         assert {mark + by for by in off} <= found, kind
         assert {mark - by for by in off} <= found, kind
@@ -625,18 +629,17 @@ def test_borders_are_where_tables_begin_or_end() -> None:
     """
     base = machine((MIB, 3 * GIB, RAM))
     seen = set(every(lambda choose: edits._border(choose, base), 200_000))
-    assert min(seen) >= 0
+    low = machine((0, 64 * MIB, RAM))
+    assert min(edits._border(Seeded(n), low) for n in range(200)) == 0, "nothing is below that"
     few = {sign * n * PAGE for n in FEW for sign in (1, -1)}
-    for unit, first, last in (
-        (2 * MIB, 2 * MIB, 3 * GIB), (64 * MIB, 64 * MIB, 3 * GIB),
-        (512 * MIB, 512 * MIB, 3 * GIB), (GIB, GIB, 3 * GIB),
-    ):  # fmt: skip
-        middle = (first // unit + last // unit) // 2 * unit
-        assert {max(0, place + by) for place in (first, middle, last) for by in few} <= seen
-        edges = {*edits._edges(base), KERNEL.brk_start}
-        assert {edge + n * unit + by for edge in edges for n in (1, 2) for by in few} <= seen
-    tables = {n << 39 for n in (1, 2)}
-    assert {MIB + by for by in tables} <= seen, "of a small machine behind its edges"
+    edges = {*edits._edges(base), KERNEL.brk_start}
+    expected = set()
+    for unit in (2 * MIB, 64 * MIB, 512 * MIB, GIB, 512 * GIB):
+        first, last = 1, 3 * GIB // unit
+        places = {n * unit for n in (first, (first + last) // 2, last)} if last else set()
+        places |= {edge + n * unit for edge in edges for n in (1, 2)}
+        expected |= {max(0, place + by) for place in places for by in few}
+    assert seen == expected
     assert {m.memory_map.ram().end for m in (
         edits._end_at_border(Seeded(n), base) for n in range(200))} - {3 * GIB}  # fmt: skip
     assert any(less(base, edits._hole_at_border(Seeded(n), base)) for n in range(50))

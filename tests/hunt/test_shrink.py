@@ -242,7 +242,6 @@ def reductions(machine: Machine) -> list[Machine]:
                 maps.append([*raw[:n], (*edges, kind), *raw[n + 1 :]])
         for share in (2, 4, 16):
             maps.append([*raw[:n], (start, start + (end - start) // share, kind), *raw[n + 1 :]])
-        maps.append([*raw[:n], (start, end - 4096, kind), *raw[n + 1 :]])
         maps.append([*raw[:n], (start, start + 4096, kind), *raw[n + 1 :]])
     found = []
     for entries in maps:
@@ -325,6 +324,20 @@ def test_what_lies_above_slides_down_with_an_edge() -> None:
     slid = next(m for m in seen if m.memory_map.ram().end == top - 2 * GIB)
     assert [(e.start, e.end) for e in slid.memory_map][-1] == (GIB, top - 2 * GIB)
     assert slid.reserved == ((0x2000000, 0x2001000), (3 * GIB, 3 * GIB + 4096))
+
+
+def test_an_entry_that_shrinks_by_whole_pages_lets_what_is_above_slide() -> None:
+    start, end = 4 * GIB + 0x123, 6 * GIB
+    spans = [(0, 1 << 26), (GIB, 2 * GIB + 0x1801), (start, end + 0x123)]
+    machine = Machine("m", MemoryMap.sanitise([(*span, E820Type.RAM) for span in spans]))
+    slid = {
+        (m.memory_map.entries[1].end, m.memory_map.entries[2].start)
+        for m in asked_of(machine)
+        if len(m.memory_map) == 3 and m.memory_map.entries[2].start < start - 4096
+    }
+    for part in (2, 4):
+        by = (GIB + 0x1801) // part // 4096 * 4096
+        assert (2 * GIB + 0x1801 - by, start - by) in slid
 
 
 def test_what_slides_by_whole_pages_lies_on_nothing() -> None:
