@@ -36,6 +36,8 @@ class Odd:
         if self.way == "sleep":
             time.sleep(60)
         if self.way == "spin":
+            if "ODD_SPINS" in os.environ:
+                open(os.environ["ODD_SPINS"], "w").close()
             while True:
                 pass
         if self.way == "memory":
