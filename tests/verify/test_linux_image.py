@@ -639,19 +639,19 @@ def test_registers_have_places_in_their_order() -> None:
         RegisterLayout.from_xml(described([*many, "one", *REQUIRED_REGISTERS]))
 
 
-def test_what_the_stub_sends_has_bounds() -> None:
+def test_what_the_stub_sends_has_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
     """A description of a quarter of a megabyte, a packet of 64 KiB."""
     client = GdbClient.__new__(GdbClient)
     for size, message in ((1 << 18, ""), ((1 << 18) + 1, "'target.xml' does not end")):
         answers = iter(["m" + "x" * size, "l"])
-        client.command = lambda _, answers=answers: next(answers)  # type: ignore[method-assign]
+        monkeypatch.setattr(client, "command", lambda _, answers=answers: next(answers))
         with pytest.raises(GdbError, match=message) if message else nullcontext():
             assert client._read_description("target.xml") == "x" * size
-    client._send = lambda _: None  # type: ignore[method-assign]
+    monkeypatch.setattr(client, "_send", lambda _: None)
     for size, message in ((1 << 16, ""), ((1 << 16) + 1, "packet of more than 65536 bytes")):
         client._buffer = bytearray(b"$" + b"x" * size)
         end = b"#%02x" % (size * ord("x") & 0xFF)
-        client._receive = lambda end=end: client._buffer.extend(end)  # type: ignore[method-assign]
+        monkeypatch.setattr(client, "_receive", lambda end=end: client._buffer.extend(end))
         with pytest.raises(GdbError, match=message) if message else nullcontext():
             assert client._read_packet() == "x" * size
 
