@@ -261,9 +261,25 @@ def test_a_boot_that_cannot_be_kept_leaves_nothing(
     assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
 
 
+@pytest.mark.parametrize("cache", [None, ""])
+def test_boots_are_kept_at_home(
+    tmp_path: Path, booted: list[MapSpec], monkeypatch: pytest.MonkeyPatch, cache: str | None
+) -> None:
+    """XDG: a variable that is empty says what one says that is not there: $HOME/.cache."""
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    if cache is None:
+        monkeypatch.delenv("XDG_CACHE_HOME")
+    else:
+        monkeypatch.setenv("XDG_CACHE_HOME", cache)
+    recorded_boot(str(tmp_path / "vmlinuz-1"), bundled(MACHINE))
+    boots_at_home = tmp_path / "home" / ".cache" / "paravirt-mm" / "boots"
+    assert len(list(boots_at_home.rglob("*.json"))) == len(booted) == 1
+
+
 def test_the_older_half_of_too_many_boots_goes(
     tmp_path: Path, booted: list[MapSpec], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    assert boots.MAX_KEPT == 4096
     monkeypatch.setattr(boots, "MAX_KEPT", 4)
     image, machine = str(tmp_path / "vmlinuz-1"), bundled(MACHINE)
     known: dict[Path, int] = {}
