@@ -290,3 +290,25 @@ def test_the_older_half_of_too_many_boots_goes(
         os.utime(newest, (number, number))
         known[newest] = number
     assert {known[path] for path in found} == {2, 3, 4}
+
+
+def test_two_that_clear_away_do_not_stop_each_other(
+    tmp_path: Path, booted: list[MapSpec], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process takes the second of three old boots away."""
+    monkeypatch.setattr(boots, "MAX_KEPT", 6)
+    folder = tmp_path / "cache" / "paravirt-mm" / "boots" / "x"
+    folder.mkdir(parents=True)
+    for number in range(6):
+        old = folder / f"{number}.json"
+        old.touch()
+        os.utime(old, (number, number))
+    unlink = Path.unlink
+
+    def both(path: Path, missing_ok: bool = False) -> None:
+        unlink(folder / "1.json", missing_ok=True)
+        unlink(path, missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", both)
+    boots._keep(folder / "new.json", "{}")
+    assert {path.name for path in folder.iterdir()} == {"3.json", "4.json", "5.json", "new.json"}
