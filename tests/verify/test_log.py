@@ -51,7 +51,7 @@ from paravirt_mm.verify.log.report import (
     with_reason,
 )
 from paravirt_mm.verify.log.trial import MAX_LINES, Trial
-from paravirt_mm.verify.log.variants import all_series, candidates
+from paravirt_mm.verify.log.variants import all_series, candidates, releases_that_print_like
 from paravirt_mm.verify.log.words import Words
 
 DATA = Path(__file__).parents[1] / "data" / "logs"
@@ -581,6 +581,66 @@ def test_lines_of_other_kinds_in_one_place_are_paired_in_order() -> None:
     assert list(aligned([first, page], [block])) == [(first, None), (page, None), (None, block)]
     assert list(aligned([first], [page, second])) == [(None, page), (first, second)]
     assert list(aligned([page, first], [second])) == [(page, None), (first, second)]
+
+
+@pytest.mark.parametrize(
+    ("fact", "since", "before"),
+    [
+        (LastPfn(1, "e820: last_pfn = 0x5 max_arch_pfn = 0x9", 5, 9), (3, 5), (4, 12)),
+        (MappedRange(1, "init_memory_mapping", None), (2, 6, 27), (2, 6, 28)),
+        (
+            MappedRange(1, "init_memory_mapping: 0000000000000000-0000000000001000", (0, 4096)),
+            (2, 6, 28), (3, 5),
+        ),
+        (
+            MappedRange(1, "init_memory_mapping: [mem 0x00000000-0x00000fff]", (0, 4096)),
+            (3, 5), (4, 4),
+        ),
+        (PageRange(1, "0000000000 - 0000001000 page 4k", 0, 4096, "4k"), (2, 6, 27), (3, 5)),
+        (
+            PageRange(1, " [mem 0x00000000-0x00000fff] page 4k", 0, 4096, "4k"),
+            (3, 5), (4, 4),
+        ),
+        (
+            TableBlock(1, "kernel direct mapping tables up to 9 @ 1000-2000", 9, 4096, 8192),
+            (2, 6, 19), (3, 5),
+        ),
+        (WritableRange(1, "whatever", 0, 4096), (2, 6, 39), (3, 9)),
+    ],
+)  # fmt: skip
+def test_a_line_tells_which_releases_print_like_it(
+    fact: Fact, since: tuple[int, ...], before: tuple[int, ...]
+) -> None:
+    alike = releases_that_print_like("", [fact], X86_64)
+    assert alike == [each for each in all_series() if since <= leading_version(each) < before]
+    assert releases_that_print_like(alike[0], [fact], X86_64) == alike[:1]
+
+
+def test_what_depends_on_a_lost_part_of_the_map() -> None:
+    """RAM up to 16 MiB is made up. What was printed of it stands for the map, what was not lacks
+    it; the ISA range is always mapped, and what the linear allocator prints tells of no RAM.
+    """
+
+    def why(fact: Fact | None, model: Fact | None, known: int = 16 << 20, linear: int = 0) -> str:
+        trial = Trial.__new__(Trial)
+        trial._known_from, trial._linear, trial._cut_off = known, bool(linear), False
+        told = trial._depends_on_lost([(fact, model)], 0)
+        return next((word for word in ("stands for", "missing", "ends") if word in told), told)
+
+    low, other = MappedRange(1, "", (4 << 20, 8 << 20)), MappedRange(2, "", (4 << 20, 9 << 20))
+    high, isa = MappedRange(3, "", (16 << 20, 32 << 20)), MappedRange(4, "", (0, 1 << 20))
+    brk, table = BrkTable(5, "", 0, 4096), Reservation(6, "", 0, 4096, "PGTABLE")
+    page = PageRange(7, "", 4 << 20, 8 << 20, "4k")
+    for fact in (low, page):
+        assert why(fact, fact) == "stands for"
+        assert why(fact, fact, linear=1) == why(fact, fact, known=0) == ""
+        assert why(fact, None) == why(fact, None, linear=1) == "missing"
+    assert why(low, other) == why(None, page) == "missing"
+    for fact in (high, isa):
+        assert why(fact, fact) == why(fact, None) == ""
+    for fact in (brk, table):
+        assert why(fact, fact) == why(fact, None, known=0) == ""
+        assert why(fact, None) == why(None, fact) == "missing"
 
 
 def test_a_fixmap_takes_up_to_three_tables_of_a_32_bit_block() -> None:
