@@ -94,7 +94,7 @@ class EntryFormat:
         Below the address of a large page all is reserved but `PAT_LARGE`. In a 4 MiB entry it
         depends on the CPU (PSE-36) what is.
         """
-        if level == 1 or self.mode.entry_bytes == 4:
+        if self.mode.entry_bytes == 4:
             return 0
         return (self.mode.entry_span(level) - 1) & ~(PAT_LARGE | (PAGE_SIZE - 1))
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from paravirt_mm.errors import InputError
+from paravirt_mm.image import inspect as inspection
 from paravirt_mm.image.dump import MAX_NOTES, MAX_PROBLEMS, open_dump
 from paravirt_mm.image.elf import (
     EHDR,
@@ -21,6 +22,7 @@ from paravirt_mm.image.elf import (
     core_header,
 )
 from paravirt_mm.image.inspect import inspect, limits_for
+from paravirt_mm.image.walker import WalkLimits
 from paravirt_mm.machine.paging import PAGE_SIZE, X86_64
 
 
@@ -98,12 +100,25 @@ def test_tables_that_fan_out_are_bounded_by_the_memory_that_could_hold_them(
     assert len(result.runs) <= limits.runs
 
 
+def test_a_dump_is_walked_within_limits_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Unless others are asked for."""
+    pages = np.zeros((4, 512), dtype=np.uint64)
+    for level in range(3):
+        pages[level, 0] = (level + 1) * PAGE_SIZE + 0x63
+    path = tmp_path / "raw"
+    path.write_bytes(pages.tobytes())
+    monkeypatch.setattr(inspection, "limits_for", lambda _: WalkLimits(tables=2))
+    with open_dump(path) as dump:
+        assert {finding.kind for finding in inspect(dump, 0, X86_64).findings} == {"limit"}
+        assert inspect(dump, 0, X86_64, limits=WalkLimits()).findings == ()
+
+
 @pytest.mark.slow
 def test_the_limit_holds_chunk_by_chunk(tmp_path: Path) -> None:
     """Also with the usual limits, for whoever asks for them: no level is held before it is cut."""
     import tracemalloc
-
-    from paravirt_mm.image.walker import WalkLimits
 
     pages = np.zeros((4, 512), dtype=np.uint64)
     for level in range(3):

@@ -231,6 +231,13 @@ def test_commands_of_early_boot() -> None:
     assert set(recording_module.FLUSHES) == {6, 7, 10, 11}
 
 
+def test_what_a_request_does_not_name_is_nothing() -> None:
+    """No frame is -1, no level 0; what is not set is an empty entry."""
+    assert attrs.astuple(Request(Kind.MMUEXT_OP, 7)) == (
+        Kind.MMUEXT_OP, 7, -1, 0, 0, -1, 0, 0, ""
+    )  # fmt: skip
+
+
 def test_what_requests_do_is_counted() -> None:
     update, flip = Request(Kind.MMU_UPDATE, 0, level=2), Request(Kind.UPDATE_VA_MAPPING, 1)
     calls = (
