@@ -243,8 +243,10 @@ def test_more_memory_begins_behind_everything_at_4g_or_higher(
 def test_less_memory_ends_behind_the_kernel() -> None:
     ends = {ram(m).end for m in every(lambda choose: edits._less_memory(choose, BOTH))}
     assert min(ends) == END
-    assert max(ends) == 6 * GIB
-    assert len(ends) == 3
+    assert {END, 6 * GIB} <= ends
+    whole = machine((0, 8 * GIB, RAM))
+    ends = {m.memory_map.ram().end for m in every(lambda choose: edits._less_memory(choose, whole))}
+    assert ends == {END, END + (8 * GIB - END) // 2, 8 * GIB}
 
 
 def test_small_machines_have_little_more_than_their_kernel_needs() -> None:
@@ -446,6 +448,16 @@ def test_pages_are_taken_beside_things() -> None:
             if low > END and high < 256 * MIB - 4 * MIB:
                 seen.add(high - low)
                 off |= {edge - END for edge in (low, high)}
+            expected = {
+                span
+                for edge in edges
+                for by in FEW
+                for at in (edge + by * PAGE, edge - by * PAGE)
+                for size in sizes
+                for span in ((at, at + size), (at - size, at))
+            }
+            if low > END:
+                assert (low, high) in expected or high == 256 * MIB
     assert seen == sizes
     assert {n * PAGE for n in FEW - {0}} <= off
     assert edges[0] == 0
@@ -538,7 +550,7 @@ def test_nearly_all_is_taken_but_a_few_pages_of_some_pieces() -> None:
 # -- marks and borders ---------------------------------------------------------------------------
 
 
-def test_holes_and_reservations_begin_or_end_at_a_mark() -> None:
+def test_holes_and_reservations_begin_or_end_at_a_mark(monkeypatch: pytest.MonkeyPatch) -> None:
     place, base = 64 * MIB, machine((0, 8 * GIB, RAM))
     holes = {less(base, m)[0] for m in every(lambda c: edits._hole_at(c, base, place))}
     sizes = {PAGE, 2 * PAGE, 64 * KIB, 2 * MIB}
@@ -550,6 +562,9 @@ def test_holes_and_reservations_begin_or_end_at_a_mark() -> None:
     sizes = {*((n + 1) * PAGE for n in FEW), 2 * MIB}
     assert {((place, place + size),) for size in {*sizes, 64 * MIB}} <= spots
     assert {((place - size, place),) for size in sizes} <= spots
+    monkeypatch.setattr(edits, "_few", lambda _: 0)
+    plain = {m.reserved for m in every(lambda c: edits._take_at(c, base, place))}
+    assert {((place, place + size),) for size in (PAGE, 2 * MIB, 64 * MIB)} <= plain
     ((low, high), *_) = next(spot for spot in spots if spot[0][0] == 0)
     assert (low, high) == (0, 16 * MIB)  # 64 MiB below the mark, but for the kernel
 
@@ -753,6 +768,17 @@ def test_one_to_three_changes_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None
     for change in (never, worse):
         monkeypatch.setattr(edits, "_CHANGES", (change,))
         assert {*every(lambda choose: changed(choose, base))} == {base}
+
+    def refused(_: object, one: Machine) -> Machine:
+        made.append(0)
+        raise InputError("no RAM")
+
+    monkeypatch.setattr(edits, "_CHANGES", (refused, count))
+    orders = set()
+    for _ in every(lambda choose: changed(choose, base)):
+        orders.add(tuple(made))
+        made.clear()
+    assert (0, 1) in orders, "what cannot be made is passed over"
     # Marks and ratios are used where there are any, and by times only.
     monkeypatch.setattr(edits, "_CHANGES", (lambda _, one: attrs.evolve(one, name="other"),))
     monkeypatch.setattr(edits, "_at_mark", lambda _c, one, _: attrs.evolve(one, name="mark"))

@@ -59,6 +59,7 @@ def test_a_find_is_shrunk_and_named_and_keeps_its_end() -> None:
     assert QUARRY.holds(found.machine)
     assert is_sound(found.machine), "as the one that was found"
     assert (len(found.machine.memory_map), found.machine.reserved) == (1, ())
+    assert is_sound(find(attrs.evolve(QUARRY, condition="ok")).machine), "whatever would do, too"
     assert found.shrunk_from == 3
     assert found.tries > 3
     assert found.other is None

@@ -15,6 +15,8 @@ from paravirt_mm.report.tables import label, labels
         ("linux:image=vmlinuz,movable_node=yes", "linux vmlinuz movable_node=yes"),
         ("linux:image=/boot/vmlinuz-6.1.0-50-amd64", "linux boot/vmlinuz-6.1.0-50-amd64"),
         ("linux:image=/a/b/linux-image/", "linux b/linux-image"),
+        ("linux:image=boot/vmlinuz", "linux boot/vmlinuz"),
+        ("linux:image=/vmlinuz", "linux /vmlinuz"),
     ],
 )
 def test_a_path_is_cut_to_its_end(spec: str, title: str) -> None:

@@ -196,6 +196,7 @@ def test_values_in_words() -> None:
     by_unit = {figure.unit.name: figure for figure in FIGURES.values()}
     assert show(by_unit["ADDRESS"], 4096) == "0x1000"
     assert show(by_unit["BYTES"], 4096) == "4K"
+    assert [show(by_unit[unit], "none") for unit in ("ADDRESS", "BYTES")] == ["none", "none"]
     assert show(by_unit["RATIO"], 1.005) == "1.00"
     assert show(by_unit["RATIO"], None) == "-"
     assert [show(by_unit["YES_NO"], value) for value in (True, False)] == ["yes", "no"]

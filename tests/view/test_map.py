@@ -29,7 +29,7 @@ from paravirt_mm import (
 from paravirt_mm.machine.paging import GIB, KIB, MIB, TIB
 from paravirt_mm.machine.ranges import RangeSet
 from paravirt_mm.report.tables import label
-from paravirt_mm.view.memory_map import Scale, level_text, memory_map
+from paravirt_mm.view.memory_map import Scale, _seen_apart, level_text, memory_map
 from paravirt_mm.view.palette import COLOURS, Theme
 from paravirt_mm.view.scene import LINES, Scene, outline, scene
 from paravirt_mm.view.survey import Subject
@@ -418,6 +418,7 @@ def test_ranges_that_cannot_be_told_apart_are_one_mark_that_counts_them() -> Non
             scale = Scale(end_of(machine, [each]), drawn.size[0] - 24)
             for (_, last), (first, _) in pairwise(marks):
                 assert scale(first) - scale(last) >= LEAST
+    assert list(_seen_apart(Scale(GIB, 1000), [])) == []
     together = Drawn.of(memory_map(machine, [outline(run)], theme=Theme.LIGHT))
     assert any(mark.kind == "mixed tables" for mark in together.marks)
 
@@ -470,6 +471,8 @@ def test_every_colour_is_explained(subjects: list[Subject]) -> None:
                     assert legend[mark.fill] == mark.kind
             tables = {words for words in legend.values() if TABLES.fullmatch(words)}
             assert tables == {m.kind for m in drawn.marks if TABLES.fullmatch(m.kind)}
+            ordered = [words for words in legend.values() if TABLES.fullmatch(words)]
+            assert ordered == sorted(ordered)
             idle = "set aside, never a table"
             assert (idle in legend.values()) == any(m.kind == idle for m in drawn.marks)
 

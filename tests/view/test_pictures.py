@@ -116,6 +116,7 @@ def test_contrast(dark: int) -> None:
     for name in [*marks, "kernel", "brk", "placed", "initrd", "mapped", "firmware", "acpi"]:
         assert contrast(shades[name], shades["paper"]) >= 3, name
     assert contrast(shades["ram"], shades["paper"]) >= 1.5
+    assert 1.4 <= contrast(shades["line"], shades["paper"]) <= 2.5, "there, and no more"
 
 
 def test_sentences_say_what_the_figures_say(subjects: list[Subject]) -> None:
