@@ -101,6 +101,23 @@ def test_every_line_of_a_hypervisors_log_is_predicted(name: str) -> None:
             assert line.printed.split() == (line.predicted or "").split()
 
 
+def test_a_start_info_of_no_release_differs() -> None:
+    """Where the log does not tell which Xen it was, one of any release it must be."""
+    facts = LOGS["dom0-1027107p"]
+    told = read_told(facts)
+    assert told is not None
+    assert told.xen is None
+    for more, verdict in ((0, LineVerdict.UNCHECKED), (1, LineVerdict.DIFFERS)):
+        other = [
+            attrs.evolve(fact, end=fact.end + more)
+            if isinstance(fact, Place) and fact.name == Part.START_INFO
+            else fact
+            for fact in facts
+        ]
+        (line,) = (one for one in check_arrangement(other) if "Start info" in (one.predicted or ""))
+        assert line.verdict is verdict
+
+
 def test_all_logs_are_there() -> None:
     assert len(LOGS) == 14
     found = [told for told in map(read_told, LOGS.values()) if told is not None]

@@ -20,7 +20,8 @@ from paravirt_mm.cli.main import cli
 from paravirt_mm_xen.mmu.releases import RELEASES
 from paravirt_mm_xen.traces import recorded
 from paravirt_mm_xen.traces.files import read_traces, write_traces
-from paravirt_mm_xen.traces.format import OperationTrace
+from paravirt_mm_xen.traces.format import OperationTrace, RecordedTrace
+from paravirt_mm_xen.traces.guest import Difference
 from paravirt_mm_xen.traces.words import answer_in_words, words
 
 DATA = Path(__file__).parents[3] / "tests/data/xen"
@@ -189,6 +190,15 @@ def test_names_from_files_cannot_move_the_cursor(tmp_path: Path) -> None:
 )
 def test_answers_in_words(name: str, answer: int, text: str) -> None:
     assert answer_in_words(name, answer) == text
+
+
+def test_a_difference_in_one_line() -> None:
+    trace = OperationTrace("t", 4, (("unpin", 1), ("type", 2)))
+    found = Difference(RecordedTrace(trace, (-22, 9)), 1, 1)
+    assert recorded.difference_line(Path("a.jsonl"), found) == (
+        "a.jsonl: t: operation 1, XEN_DOMCTL_getpageframeinfo3 page 2: "
+        "hypervisor type 9, model type 1"
+    )
 
 
 def test_operations_in_words() -> None:
