@@ -719,6 +719,7 @@ def test_ram_of_the_machine_covers_the_map() -> None:
 
     assert layout((0, GIB + 1)) == (GIB + MIB, 0)
     assert layout((0, 4 * GIB - 5 * MIB)) == (4 * GIB - 5 * MIB, 0)
+    assert layout((0, 4 * GIB)) == (3 * GIB, GIB)
     assert layout((0, GIB), (6 * GIB, 7 * GIB)) == (3 * GIB, 3 * GIB)
     assert MapSpec(ram=RAM, memory_mib=6144).layout == RamLayout(3 * GIB, 3 * GIB)
     with pytest.raises(MapSpecError, match="memory_mib"):

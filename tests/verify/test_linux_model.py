@@ -281,6 +281,8 @@ def test_what_the_kernel_knew_is_told_beside_the_model() -> None:
     assert "model nothing" in "".join(told(allocations=far))
     with pytest.raises(InputError, match=r"^x: allocations\[3\]: 0x100000001 is not between"):
         told(allocations=[*tiny["allocations"], [17411, "brk", (1 << 32) + 1]])
+    with pytest.raises(InputError, match=r"^x: allocations\[3\]: -0x1 is not between"):
+        told(allocations=[*tiny["allocations"], [17411, "brk", -1]])
     for kind in (0, (1 << 32) - 1):  # of whatever type firmware has made up
         assert told(e820=[*tiny["e820"], [5 * GIB, 6 * GIB, kind]]) == []
     for kind in (-1, 1 << 32):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import attrs
 import pytest
 
-from paravirt_mm import MODES, Cost, KernelImage, Machine, bundled
+from paravirt_mm import MODES, Cost, KernelImage, Machine, bundled, default_specs
 from paravirt_mm.testing import BackendConformance, generate
 from paravirt_mm_native import Native
 
@@ -91,6 +91,12 @@ def test_tables_that_the_image_brings() -> None:
     assert set(Native().pvmm_boot_state(_machine("i386")).tables) == {1}
     state = Native(ident_tables=True).pvmm_boot_state(_machine("x86_64"))
     assert dict(state.tables) == {2: ((0, 1024 * MIB),), 3: ((0, 512 * 1024 * MIB),)}
+
+
+def test_it_stands_first_and_for_commands_that_take_one() -> None:
+    (offer,) = Native().pvmm_default_specs()
+    assert offer.alone
+    assert default_specs("backend")[0] == offer.spec == "native"
 
 
 def test_loading_cr3_flushes_once() -> None:
