@@ -146,6 +146,8 @@ def test_a_real_kernel_runs_first_and_says_where_a_model_lies(boots: None) -> No
         assert [number for number, _ in runs] == order
         lies = {run.trace.start.boot.kernel_of(run.trace.start.machine) for _, run in runs}
         assert len(lies) == 1
+    plain = [run.machine for _, run in Pair(model, model, "xen").runs(machine)]
+    assert plain == [machine, machine]  # a model runs on the machine as it is
     assert (is_real(real), is_real(model)) == (True, False)
 
 
