@@ -50,7 +50,7 @@ def judged(rows: Sequence[Row], name: str) -> list[Merit]:
     for row in rows:
         value = row.figures.get(name)
         among = peers.get((row.machine.name, row.backend), [])
-        if not way or not isinstance(value, int | float) or min(among) == max(among):
+        if not isinstance(value, int | float) or min(among) == max(among):
             result.append(Merit.NEITHER)
         elif way * value == max(among):
             result.append(Merit.MORE)

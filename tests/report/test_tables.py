@@ -160,6 +160,7 @@ def test_what_was_checked_is_told_of_allocators_and_of_backends_that_were() -> N
     assert verification([row()]).count("\n") == 1
     long = attrs.evolve(checked, verified="words " * 30)
     assert max(map(len, verification([long]).splitlines())) <= 100
+    assert verification([long]).splitlines()[2].startswith("    words"), "indented by four"
 
 
 def test_assumptions_are_shown_up_to_a_number() -> None:

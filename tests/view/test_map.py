@@ -150,6 +150,7 @@ def test_ticks_ascend_at_round_places_below_the_end(end: int) -> None:
         if linear:
             assert {b - a for a, b in pairwise([0, *places])} == {places[0]}
             assert places[-1] + places[0] >= end
+            assert places[0] >= MIB
             assert places[0] == MIB or 3 <= len(places) <= 8
         else:
             assert places[0] == 256 * KIB

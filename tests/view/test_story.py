@@ -18,7 +18,9 @@ from paravirt_mm.engine.steps import HandOver, NewRoot
 from paravirt_mm.engine.trace import (
     EntriesWritten,
     EntryKind,
+    Panicked,
     RangeMapped,
+    RunFinished,
     RunStarted,
     StepStarted,
     SurplusReleased,
@@ -212,6 +214,21 @@ def test_a_step_is_named_by_what_it_does_where_it_has_no_label() -> None:
         (None, "0: g"), (7, "repeat: h"),
     ]  # fmt: skip
     assert len(named[9][1]) == MAX_TEXT
+
+
+@pytest.mark.parametrize(
+    ("missing", "lack"),
+    [
+        (0, ""),
+        (1, "; 1 table would have been missing"),
+        (1200, "; 1,200 tables would have been missing"),
+    ],
+)
+def test_who_gives_up_says_how_much_was_missing(missing: int, lack: str) -> None:
+    teller = _Teller()
+    teller.tell(Panicked("no space", missing))
+    teller.tell(RunFinished(()))
+    assert list(teller.end()) == [f"The kernel gives up: no space{lack}."]
 
 
 class Part(StrEnum):

@@ -4,6 +4,7 @@ that would have a mark of its own lacks one.
 
 from __future__ import annotations
 
+import attrs
 import pytest
 
 from paravirt_mm import Machine
@@ -51,6 +52,17 @@ def test_marks_stand_where_things_lie(subjects: list[Subject], width: int, drawn
                     assert marks.index(line[first]) >= rank, "covered by what is rarer at most"
                     for place in range(first + 1, int(scale(high) - 0.5)):
                         assert marks.index(line[place]) >= rank
+
+
+def test_a_line_stays_as_wide_as_it_is(subjects: list[Subject]) -> None:
+    """Whatever lies beyond its end: boot maps more than a small machine has."""
+    subject = subjects[1]
+    end = max(subject.machine.map_limit, subject.machine.memory_map.ram_pages().end)
+    plain = attrs.evolve(subject.exhibits[0].scene, frames=(), idle=())
+    beyond = attrs.evolve(plain, premapped=((2 * end, 3 * end),))
+    line = strip(subject.machine, beyond, 50)
+    assert len(line) == 50
+    assert line[-1] == "─"
 
 
 def test_a_ruler_has_each_name_where_its_address_is(subjects: list[Subject]) -> None:
