@@ -293,6 +293,12 @@ def test_a_long_answer_is_cut(file: Path) -> None:
     assert (more.rows, more.cut) == (whole.rows, True)
 
 
+def test_settings_are_told_in_one_order() -> None:
+    """A file that was begun with the same ones, whatever their order then, goes on."""
+    names = list(json.loads(SETTINGS.as_json()))
+    assert names == sorted(names)
+
+
 def test_questions_that_there_are_not(file: Path) -> None:
     with pytest.raises(SpecError, match=r"no question 'x' .*outcomes"):
         ask(file, "x")
