@@ -63,6 +63,12 @@ def test_what_a_64_bit_guest_cannot_use(address: int, of_xen: bool) -> None:
     assert (address in PV64.hypervisor_range) is of_xen
 
 
+@pytest.mark.parametrize(("address", "of_xen"), [(0xF57F_FFFF, False), (0xF580_0000, True)])
+def test_what_a_32_bit_guest_cannot_use(address: int, of_xen: bool) -> None:
+    """From HYPERVISOR_COMPAT_VIRT_START on."""
+    assert (address in PV32_PAE.hypervisor_range) is of_xen
+
+
 def test_bits_of_an_entry() -> None:
     """Intel SDM volume 3, "Paging"; bit 52 is Xen's _PAGE_GUEST_KERNEL."""
     bits = {

@@ -478,6 +478,7 @@ def test_preserve_keeps_accessed_and_dirty(g: TraceGuest, level: int) -> None:
     assert raw(g, A, 1) & kept == kept
     assert g.mmu_update(A, 1, C, plain, True) == OK  # another frame
     assert raw(g, A, 1) & kept == kept
+    assert raw(g, A, 1) >> 12 & MFN_MASK == g.mfn(C)
     assert g.mmu_update(A, 1, C, plain, False) == OK
     assert raw(g, A, 1) & DIRTY == 0
     assert g.mmu_update(A, 1, B, RO, False) == OK
