@@ -5,6 +5,7 @@ nine dom0s.
 from __future__ import annotations
 
 import itertools
+from contextlib import suppress
 from typing import Any
 
 import attrs
@@ -26,8 +27,10 @@ from paravirt_mm import (
     bundled,
 )
 from paravirt_mm.engine.trace import TablesAllocated, TablesReserved
+from paravirt_mm.sources.generated import Seeded, any_machine
 from paravirt_mm_xen.backend import Xen
 from paravirt_mm_xen.domain.builders import builders_of, start_info_sizes
+from paravirt_mm_xen.domain.collisions import apart, releases
 from paravirt_mm_xen.domain.layout import (
     DomainKind,
     Given,
@@ -36,6 +39,7 @@ from paravirt_mm_xen.domain.layout import (
     TooLarge,
     arrange,
     boot_tables_needed,
+    first_allocation,
     loaded_kernel,
 )
 from paravirt_mm_xen.verify import guest_machine
@@ -500,3 +504,24 @@ def test_linked_kernel_stays() -> None:
     machine = bundled("xen-dom0-qubes-4g")
     low = attrs.evolve(machine, kernel=KernelImage(0x200000, 0x900000, 0x900000, 0x940000))
     assert loaded_kernel(low) == low.kernel
+
+
+@pytest.mark.parametrize("mode", ["x86_64", "i386-pae"])
+def test_no_kernels_domain_reaches_beyond_what_is_looked_at(mode: str) -> None:
+    """Where that is all RAM, nobody has to work out for each release what its domain stands on."""
+    xen = Xen()
+    tried = 0
+    for seed in range(15):
+        machine = any_machine(Seeded(f"domain {seed}"), MODES[mode], f"domain-{seed}")
+        state = xen.pvmm_boot_state(machine)
+        if isinstance(state, Refusal):
+            continue
+        spans = *state.direct_mapped, *(span for _, span in state.places)
+        limit = 3 * first_allocation(max(high for _, high in spans))
+        for release in releases():
+            with suppress(TooLarge):
+                arrangement = arrange(xen._given(machine, release))
+                parts = apart(arrangement.places, loaded_kernel(machine))
+                assert max(arrangement.end, *(span[1] for _, span in parts)) <= limit
+                tried += 1
+    assert tried > 50
