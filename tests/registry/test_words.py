@@ -4,6 +4,7 @@ figures of plugins may be.
 
 from __future__ import annotations
 
+import itertools
 import pickle
 from typing import Any
 
@@ -152,7 +153,7 @@ def test_findings_that_are_taken() -> None:
     "answer",
     [
         7,
-        (FOUND for _ in range(10_001)),  # which might have no end
+        itertools.repeat(FOUND),  # which has no end
         ["text"],
         [Finding(WORD, 7, 0, "x")],
         [Finding(3, WORD, 0, "x")],
