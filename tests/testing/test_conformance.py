@@ -234,6 +234,8 @@ def test_judge() -> None:
         registry_with(mine=KernelsOwnPages, plain=PlainPlatform)
     )
     assert "invariant 1" in (judge(bad) or "")
+    only = attrs.evolve(bad, findings=bad.findings[:1])
+    assert str(judge(only)).endswith(str(bad.findings[0]))  # it is named, be there one or more
     assert "invariant 1" in (judge(bad, [Expected("violation", "findings are never right")]) or "")
     refused = Scenario.of(machine, "block:spare=2000000", "plain").run(registry)
     assert refused.verdict.outcome is Outcome.PANIC
