@@ -54,12 +54,11 @@ def _csv(rows: Sequence[Row]) -> str:
     fields += dict.fromkeys(extra)
     fields += dict.fromkeys(name for row in rows for name, _ in as_columns(row.crashkernels))
     out = io.StringIO()
-    writer = csv.DictWriter(out, fields, restval="", lineterminator="\n")
+    # A traceback is no cell: JSON has it.
+    writer = csv.DictWriter(out, fields, restval="", extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
     for row in rows:
-        record = row.as_record()
-        record.pop("crashkernels", None)
-        cells = [*record.items(), *as_columns(row.crashkernels)]
+        cells = [*row.as_record().items(), *as_columns(row.crashkernels)]
         writer.writerow({k: no_formula(v) if isinstance(v, str) else v for k, v in cells})
     return out.getvalue().rstrip("\n")
 

@@ -121,6 +121,24 @@ def test_json_and_csv_hold_every_figure(paravirt_mm):
         assert str(one["flips"]) == other["flips"]
 
 
+RAISES = """
+from paravirt_mm import hookimpl
+from paravirt_mm.testing import AscendingAllocator
+class Mine(AscendingAllocator):
+    @hookimpl
+    def pvmm_allocate_tables(self, boot, demand): raise ValueError("oh")
+"""
+
+
+@pytest.mark.parametrize("style", ["csv", "json", "simple"])
+def test_a_plugin_that_raises_has_a_row_in_every_format(style, paravirt_mm, tmp_path):
+    (tmp_path / "mine.py").write_text(RAISES)
+    done = paravirt_mm("compare", SMALL, "-a", f"{tmp_path}/mine.py:Mine", *TWO, "-f", style)
+    assert done.returncode == ExitCode.PLUGIN
+    assert "ValueError: oh" in done.stdout
+    assert ("Traceback" in done.stdout) is (style == "json")  # it has lines, and is no cell
+
+
 @pytest.mark.parametrize("style", ["github", "grid", "html", "latex", "tsv", "plain"])
 def test_tabulate_formats(style, paravirt_mm):
     result = paravirt_mm("compare", LAPTOP, "-a", "incremental", "-b", "native", "-f", style)
