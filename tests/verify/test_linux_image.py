@@ -111,6 +111,15 @@ def test_a_kernel_of_another_processor_is_told_so(machine: int, name: str) -> No
         load_segments(elf((120, 0, 1, 1), machine=machine, data=b"x"))
 
 
+@pytest.mark.parametrize(("at", "value"), [(0, 0x7E), (4, 1), (5, 2), (54, 32)])
+def test_other_kinds_of_files_are_no_kernels(at: int, value: int) -> None:
+    """No ELF; one of 32 bits, or big-endian; headers of another size than Elf64_Phdr."""
+    image = bytearray(elf((120, 0, 1, 1), data=b"x"))
+    image[at] = value
+    with pytest.raises(KernelImageError, match="is no x86-64 ELF file; give a vmlinuz"):
+        load_segments(bytes(image))
+
+
 def test_what_is_not_zero_is_written_in_blocks() -> None:
     """bss may be in the file: blocks of zeroes are left out."""
     block = 1 << 16
