@@ -257,6 +257,20 @@ def test_a_line_that_is_not_as_predicted_differs(
     assert old.split("]")[0].strip("[") in " ".join(str(line.predicted) for line in wrong)
 
 
+@pytest.mark.parametrize("above", [True, False])
+def test_an_end_of_memory_is_compared_with_the_one_on_its_side_of_4_gib(
+    tmp_path: Path, above: bool
+) -> None:
+    pfns = [int(pfn, 16) for pfn in re.findall(r"last_pfn = (0x\w+)", MEMBLOCK_49)]
+    (pfn,) = (pfn for pfn in pfns if (pfn > 1 << 20) is above)
+    report = check(
+        MEMBLOCK_49.replace(f"last_pfn = {pfn:#x}", f"last_pfn = {pfn - 1:#x}"), tmp_path
+    )
+    (line,) = [line for line in report.lines if f"last_pfn = {pfn - 1:#x}" in str(line.printed)]
+    assert line.verdict is not LineVerdict.MATCH
+    assert f"last_pfn = {pfn:#x}" in str(line.predicted)
+
+
 def test_a_lost_and_an_added_line_differ(tmp_path: Path) -> None:
     lines = UBUNTU_313.splitlines()
     at = next(i for i, line in enumerate(lines) if "[mem 0x34000000-0x377fffff] page" in line)
