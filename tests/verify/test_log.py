@@ -271,6 +271,15 @@ def test_an_end_of_memory_is_compared_with_the_one_on_its_side_of_4_gib(
     assert f"last_pfn = {pfn:#x}" in str(line.predicted)
 
 
+def test_a_log_without_a_map_is_told_to_have_none(tmp_path: Path) -> None:
+    kept = [line for line in UBUNTU_313.splitlines() if "e820" not in line]
+    report = check("\n".join(kept), tmp_path)
+    assert report.lines
+    for line in report.lines:
+        assert line.verdict is LineVerdict.UNCHECKED
+        assert line.why.startswith("no memory map: expected")
+
+
 def test_a_lost_and_an_added_line_differ(tmp_path: Path) -> None:
     lines = UBUNTU_313.splitlines()
     at = next(i for i, line in enumerate(lines) if "[mem 0x34000000-0x377fffff] page" in line)
