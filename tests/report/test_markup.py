@@ -45,6 +45,7 @@ def test_tex_prints_it(style: str) -> None:
     source = tabulated([[EVIL]], ["a"], style, ["left"])
     assert "\\input" not in source
     assert "\\textbackslash" in source
+    assert r" a\_b 7\% " in tabulated([["a_b 7%"]], ["a"], style, ["left"])  # once, not twice
     text = words(EVIL, style)
     commands = set(re.findall(r"\\([a-z]+)", text))
     assert commands == {"textbackslash"}
