@@ -33,7 +33,7 @@ class LedgerView:
 
     def is_readonly(self, runs: Iterable[PageRun]) -> bool:
         """Tell whether every page of ``runs`` is read-only."""
-        return False not in [self._readonly.covers(*run.pfns) for run in runs]
+        return all(self._readonly.covers(*run.pfns) for run in runs)
 
     def readonly(self, low: int, high: int) -> Iterator[Span]:
         """Yield the read-only pfn ranges inside ``[low, high)``, ascending."""

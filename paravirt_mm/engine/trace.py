@@ -7,8 +7,6 @@ place in `Trace.events`. All ranges are bytes with exclusive ends unless a field
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from itertools import compress, repeat
-from operator import is_
 from typing import TypeVar
 
 import attrs
@@ -235,7 +233,7 @@ class Trace:
 
     def of(self, kind: type[_Kind]) -> Iterator[_Kind]:
         """Yield the events of a kind, in order."""
-        return compress(self.events, map(is_, map(type, self.events), repeat(kind)))  # type: ignore[arg-type]
+        return iter([event for event in self.events if isinstance(event, kind)])
 
     def __iter__(self) -> Iterator[Event]:
         return iter(self.events)
