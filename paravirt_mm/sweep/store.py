@@ -24,6 +24,8 @@ Columns carry their meaning and unit as comments (``paravirt-mm query FILE colum
 from __future__ import annotations
 
 import json
+import signal
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -257,14 +259,38 @@ class Store:
 
 @contextmanager
 def _told(path: Path) -> Iterator[None]:
-    """Say in words what DuckDB cannot do with a file: a full disk, tables of another kind."""
+    """Say in words what DuckDB cannot do with a file: a full disk, tables of another kind. Signals
+    wait.
+    """
     import duckdb
 
     try:
-        yield
+        with _undisturbed():
+            yield
     except duckdb.Error as error:
         text = printable(str(error), 300)
         raise InputError(f"cannot be used as the file of a sweep: {text}", str(path)) from None
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Let signals wait that would raise something: DuckDB looks for them amid its work, and raises
+    whatever it happens to (an error of its own, RuntimeError) in the place of that.
+    """
+    came: list[int] = []
+    handlers: dict[signal.Signals, Any] = {}
+    if threading.current_thread() is threading.main_thread():  # no other hears of them
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if callable(handler := signal.getsignal(number)):
+                handlers[number] = handler
+                signal.signal(number, lambda number, _: came.append(number))
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        for each in came:
+            signal.raise_signal(each)
 
 
 def connect(path: Path, read_only: bool) -> Any:
@@ -283,7 +309,8 @@ def connect(path: Path, read_only: bool) -> Any:
         "lock_configuration": "true",
     }
     try:
-        return duckdb.connect(str(path), read_only=read_only, config=closed)
+        with _undisturbed():
+            return duckdb.connect(str(path), read_only=read_only, config=closed)
     except duckdb.Error as error:
         text = printable(str(error), 300)
         if "lock" in text:

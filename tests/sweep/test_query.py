@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from pathlib import Path
 
 import attrs
@@ -192,6 +193,25 @@ def test_half_a_chunk_is_never_stored(tmp_path: Path, monkeypatch: pytest.Monkey
     with Store(path, SETTINGS, default_registry()) as store:
         assert store.done() == {0: "a"}
         assert sum(store.outcomes().values()) == 4
+
+
+@pytest.mark.slow
+def test_a_signal_waits_until_a_chunk_is_stored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Amid its work DuckDB would make an error of its own of it."""
+    with Store(tmp_path / "out", SETTINGS, default_registry()) as store:
+        insert, handler = store._insert, signal.getsignal(signal.SIGINT)
+
+        def interrupted(table: str, rows: list[dict[str, object]]) -> None:
+            signal.raise_signal(signal.SIGINT)
+            insert(table, rows)
+
+        monkeypatch.setattr(store, "_insert", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            store.add(ChunkResult(0, 0, "a", PARTS[:2], 0.1))
+        assert signal.getsignal(signal.SIGINT) is handler
+        assert store.done() == {0: "a"}
 
 
 @pytest.mark.slow
