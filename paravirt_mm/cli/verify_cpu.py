@@ -28,13 +28,9 @@ WALKING = Limits(cpu=600.0, wall=1500.0, memory=4096 * MIB)
 @click.command("cpu")
 @click.argument("machines", nargs=-1, metavar="[MACHINE|LOG]...")
 @click.option(
-    "-a",
-    "--allocator",
-    "allocators",
-    multiple=True,
-    metavar="SPEC",
+    "-a", "--allocator", "allocators", multiple=True, metavar="SPEC",
     help="Only this allocator. May be repeated.",
-)
+)  # fmt: skip
 @click.option(
     "-b", "--backend", "backends", multiple=True, metavar="SPEC",
     help="Only this backend. May be repeated.",

@@ -163,7 +163,7 @@ class Dom0Recording:
 
     def save(self, path: Path) -> None:
         """Write the file, packed where its name ends in .xz. Raises `InputError`."""
-        record = {field.name: getattr(self, field.name) for field in attrs.fields(Dom0Recording)}
+        record = attrs.asdict(self, recurse=False)
         record["calls"] = [call.as_row() for call in self.calls]
         record["mappings"] = [attrs.astuple(one) for one in self.mappings]
         text = json.dumps({"format": FORMAT, **record}, separators=(",", ":")) + "\n"

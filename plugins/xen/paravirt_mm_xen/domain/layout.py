@@ -114,7 +114,7 @@ class Arrangement:
             (Part.PAGE_TABLES, self.page_tables),
             (Part.BOOT_STACK, self.boot_stack),
         )
-        return tuple([place for place in parts if place[1] is not None])  # type: ignore[misc]
+        return tuple([(part, span) for part, span in parts if span is not None])
 
 
 @attrs.frozen(kw_only=True)
