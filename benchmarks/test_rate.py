@@ -23,7 +23,7 @@ SCENARIOS = [
     ("incremental:variant=hpa", "native", 900),
     ("incremental:variant=hpa", "xen", 700),
 ]
-"""With how many scenarios must fit into the C loop at the least: two thirds or more of what did."""
+"""With how many scenarios must fit into the C loop at the least: about half of what did."""
 
 LEAST_A_BOOT = 50
 """Scenarios that cost no more than a boot."""

@@ -37,7 +37,7 @@ def paper(color: str = "auto", output: Path | None = None) -> Paper:
         return PLAIN
     stream = terminal()
     shown = stream.isatty()
-    columns = shutil.get_terminal_size().columns if shown else PLAIN.width
+    columns = shutil.get_terminal_size((PLAIN.width, 24)).columns if shown else PLAIN.width
     wished = color == "always" or (
         color == "auto"
         and shown

@@ -154,7 +154,7 @@ def _progress(parts: Callable[[], Iterator[Part]]) -> Iterator[Callable[[int, bo
     begin = time.monotonic()
     finished = computed = 0
 
-    def counted(count: int, now: bool) -> str:
+    def line(count: int, now: bool) -> str:
         nonlocal finished, computed
         finished += count
         computed += count if now else 0
@@ -166,9 +166,9 @@ def _progress(parts: Callable[[], Iterator[Part]]) -> Iterator[Callable[[int, bo
         from rich.console import Console
         from rich.progress import BarColumn, Progress, TextColumn
     except ImportError:
-        yield lambda count, now: show_status(counted(count, now))
+        yield lambda count, now: show_status(line(count, now))
         return
     columns = (TextColumn("sweeping"), BarColumn(), TextColumn("{task.description}"))
     with Progress(*columns, console=Console(file=terminal(err=True)), transient=True) as bar:
         task = bar.add_task("", total=total)
-        yield lambda count, now: bar.update(task, advance=count, description=counted(count, now))
+        yield lambda count, now: bar.update(task, advance=count, description=line(count, now))

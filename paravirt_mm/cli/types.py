@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-from contextlib import suppress
 from typing import Any
 
 import click
@@ -49,12 +48,14 @@ class Address(click.ParamType[int | str]):
             return word_or_number
         text = str(value)
         unit = {"K": 10, "M": 20, "G": 30, "T": 40}.get(text[-1:].upper(), 0)
-        with suppress(ValueError):
+        try:
             number = int(text[:-1] if unit else text, 0) << unit
-            if 0 <= number < 1 << 52:
-                return number
-        message = f"{printable(text, QUOTED)!r} is no address (400M, 0x19000000)"
-        raise click.BadParameter(message, ctx, param)
+        except ValueError:
+            number = -1
+        if not 0 <= number < 1 << 52:
+            quoted = printable(text, QUOTED)
+            self.fail(f"{quoted!r} is no address (400M, 0x19000000)", param, ctx)
+        return number
 
 
 class WholeNumber(click.ParamType[int]):

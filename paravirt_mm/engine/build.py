@@ -5,7 +5,7 @@ Plugins decide, this module acts: only here does state change and does the trace
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Mapping
 from functools import lru_cache
 from typing import Any, Protocol
 
@@ -301,9 +301,7 @@ class _Run:
                 owner in self.now.handed_over,
                 kind is EntryKind.LEAF or self.now.ledger.is_readonly(batch.runs),
             )
-            answer = self.hooks.call("pvmm_write_entries", boot=self.boot, write=write)
-            if answer is not None:
-                cost = contract.cost("pvmm_write_entries", self.mode, answer)
+            cost = self._ask("pvmm_write_entries", write=write) or _FREE
         self._emit(EntriesWritten(batch.index, level, kind, count, owner, cost))
 
     def _map_readonly(self, start: int, end: int) -> tuple[tuple[int, int], ...]:
@@ -342,9 +340,8 @@ class _Run:
             return
         self._emit(SurplusReleased(released))
         # The kernel does not look which of them it had mapped read-only.
-        answer = self.hooks.call("pvmm_make_writable", boot=self.boot, pages=released)
-        if answer is not None:
-            cost = contract.cost("pvmm_make_writable", self.mode, answer)
+        cost = self._ask("pvmm_make_writable", pages=released)
+        if cost is not None:
             flipped = 0
             for run in released:
                 for low, high in self.now.ledger.set_readonly(*run.pfns, readonly=False):
@@ -357,15 +354,13 @@ class _Run:
         for life in lives:
             batch = life.batch
             if batch.count and self._is_told:
-                answer = self.hooks.call("pvmm_make_readonly", boot=self.boot, tables=batch)
-                if answer is not None:
-                    cost = contract.cost("pvmm_make_readonly", self.mode, answer, batch.by_level)
+                cost = self._ask("pvmm_make_readonly", batch.by_level, tables=batch)
+                if cost is not None:
                     for run in batch.runs:
                         self.now.ledger.set_readonly(*run.pfns, readonly=True)
                     self._emit(MadeReadonly(batch, cost))
-                answer = self.hooks.call("pvmm_pin_tables", boot=self.boot, tables=batch)
-                if answer is not None:
-                    cost = contract.cost("pvmm_pin_tables", self.mode, answer, batch.by_level)
+                cost = self._ask("pvmm_pin_tables", batch.by_level, tables=batch)
+                if cost is not None:
                     life.pinned = frozenset(cost.pinned)
                     self._emit(TablesPinned(batch, cost))
             self.now.handed_over.add(batch.index)
@@ -398,6 +393,15 @@ class _Run:
                 )
         life.links = tuple(links)
         self.now.pending.append(life)
+
+    def _ask(
+        self, hook: str, pinnable: Mapping[int, int] | None = None, **arguments: Any
+    ) -> Cost | None:
+        """Return what the backend says that something costs (None: nobody answers). ``pinnable`` is
+        how many tables of which level it is about. Raises `Rejected` where it refuses.
+        """
+        answer = self.hooks.call(hook, boot=self.boot, **arguments)
+        return None if answer is None else contract.cost(hook, self.mode, answer, pinnable)
 
     # -- the other steps ----------------------------------------------------------------------
 
@@ -432,8 +436,7 @@ class _Run:
         return StepResult(tables=_tables(lives))
 
     def _activate(self, _step: ActivateRoot) -> StepResult:
-        answer = self.hooks.call("pvmm_activate_cr3", boot=self.boot, root=self._root)
-        cost = _LOADED if answer is None else contract.cost("pvmm_activate_cr3", self.mode, answer)
+        cost = self._ask("pvmm_activate_cr3", root=self._root) or _LOADED
         if not self._tree_is_live:
             self._tree_is_live = True
             self.now.reachable.empty()

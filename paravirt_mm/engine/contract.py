@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Generator, Iterable, Mapping
-from functools import reduce
-from itertools import chain, pairwise
-from operator import attrgetter, lt, or_
+from itertools import pairwise
+from operator import attrgetter
 from typing import Any, NoReturn, TypeGuard, TypeVar
 
 from paravirt_mm.engine.answers import Cost, Refusal, Way
@@ -217,13 +216,9 @@ def boot_state(machine: Machine, answer: Any) -> BootState | Refusal:
         return refusal(told, answer)
     state = told.of(answer, BootState, "the answer")
     end = 1 << machine.mode.physical_bits
-    if not (
-        _are_spans((state.mapped, state.reserved), end, 1)
-        and _are_spans((state.boot_tables, state.direct_mapped), end, PAGE_SIZE)
-    ):
-        for name in ("mapped", "reserved", "boot_tables", "direct_mapped"):
-            align = PAGE_SIZE if name in ("boot_tables", "direct_mapped") else 1
-            told.spans(getattr(state, name), f"BootState.{name}", end, align, ordered=False)
+    for name in ("mapped", "reserved", "boot_tables", "direct_mapped"):
+        align = PAGE_SIZE if name in ("boot_tables", "direct_mapped") else 1
+        told.spans(getattr(state, name), f"BootState.{name}", end, align, ordered=False)
     if state.boot_tables:
         taken = state.taken(machine)
         for low, high in state.boot_tables:
@@ -241,48 +236,18 @@ def boot_state(machine: Machine, answer: Any) -> BootState | Refusal:
         told.number(level, "a level of BootState.table_pages", 1, root)
         told.numbers(pfns, f"BootState.table_pages[{level}]", 0, MAX_PFN)
     told.of(state.typed, bool, "BootState.typed")
-    _check_places(told, state.places, end)
-    return state
-
-
-def _check_places(told: Answer, places: Any, end: int) -> None:
-    for item in told.items(places, "BootState.places"):
+    for item in told.items(state.places, "BootState.places"):
         if not isinstance(item, tuple) or len(item) != 2 or not isinstance(item[0], str):
             told.refuse("BootState.places must hold (name, (start, end))", item)
-    if not _are_spans((tuple([span for _, span in places]),), end, 1):
-        for name, span in places:
-            told.span(span, f"place {name!r}", end, align=1)
-
-
-def _are_spans(values: tuple[Any, ...], end: int, align: int) -> bool:
-    """Tell at a glance that all of some tuples are right spans; where they are not, each is to be
-    looked at.
-    """
-    if {*map(type, values)} != {tuple}:
-        return False
-    spans = [*chain.from_iterable(values)]
-    if not spans:
-        return True
-    if {*map(type, spans)} != {tuple} or {*map(len, spans)} != {2}:
-        return False
-    edges = [*chain.from_iterable(spans)]
-    return (
-        {*map(type, edges)} == {int}
-        and min(edges) >= 0
-        and max(edges) <= end
-        and all(map(lt, edges[::2], edges[1::2]))
-        and not reduce(or_, edges) % align
-    )
+        told.span(item[1], f"place {item[0]!r}", end, align=1)
+    return state
 
 
 def kernel_image(told: Answer, value: Any, what: str, end: int) -> KernelImage:
     """Check where a kernel is said to lie."""
     kernel = told.of(value, KernelImage, what)
-    edges = kernel.start, kernel.end, kernel.brk_start, kernel.brk_end
-    # What is wrong is looked for only where something is.
-    if {*map(type, edges)} != {int} or min(edges) < 0 or max(edges) > end:
-        for name in ("start", "end", "brk_start", "brk_end"):
-            told.number(getattr(kernel, name), f"{what}.{name}", 0, end)
+    for name in ("start", "end", "brk_start", "brk_end"):
+        told.number(getattr(kernel, name), f"{what}.{name}", 0, end)
     if kernel.start > kernel.end or kernel.brk_start > kernel.brk_end:
         told.refuse(f"{what} ends before it starts", kernel)
     return kernel
@@ -316,7 +281,7 @@ _MAP_FIELDS = {
     "hand_over": HandOver,
 }
 _map_fields = attrgetter(*_MAP_FIELDS)
-_ANYWHERE, _NEVER = Map(0, PAGE_SIZE).tables_from, Map(0, PAGE_SIZE).skip_empty_level
+_ANYWHERE = Map(0, PAGE_SIZE).tables_from
 """What most steps leave as it is."""
 _MAP_KINDS = tuple(_MAP_FIELDS.values())
 
@@ -354,8 +319,7 @@ def _check_map(told: Answer, mode: PagingMode, answer: Map) -> None:
         if {*map(type, window)} != {int} or min(window) < 0 or max(window) > MAX_COUNT:
             for place, address in enumerate(window):
                 told.number(address, f"Map.tables_from[{place}]")
-    if answer.skip_empty_level is not _NEVER:
-        told.number(answer.skip_empty_level, "Map.skip_empty_level", 0, 5)
+    told.number(answer.skip_empty_level, "Map.skip_empty_level", 0, 5)
     if answer.pieces == ():
         return
     for piece in told.items(answer.pieces, "Map.pieces"):
@@ -377,7 +341,7 @@ def _run(told: Answer, run: Any, what: str) -> PageRun:
         told.refuse(f"{what} must hold whole numbers", run)
     if step not in (1, -1):
         told.refuse(f"{what}.step must be 1 or -1", run)
-    low, high = (start, start + count) if step == 1 else (start - count + 1, start + 1)
+    low, high = run.pfns
     if count < 0 or (count and not 0 <= low < high <= MAX_PFN):
         told.refuse(f"{what} must hold pages of 0..{MAX_PFN:#x}", run)
     return run

@@ -39,8 +39,7 @@ class PageRun:
     @property
     def span(self) -> tuple[int, int]:
         """The bytes that the run covers."""
-        start, count = self.start, self.count
-        low, high = (start, start + count) if self.step == 1 else (start - count + 1, start + 1)
+        low, high = self.pfns
         return low << PAGE_SHIFT, high << PAGE_SHIFT
 
     def head(self, count: int) -> PageRun:

@@ -87,14 +87,7 @@ class Progress:
 
     def waiting(self) -> Iterator[Batch]:
         """Yield the batches with tables that wait to be handed over or attached."""
-        return iter([life.batch for life in self.pending if life.batch.count])
-
-    def oldest_waiting(self) -> Batch | None:
-        """Return the first of the batches that wait."""
-        for life in self.pending:
-            if life.batch.count:
-                return life.batch
-        return None
+        return (life.batch for life in self.pending if life.batch.count)
 
     def take_reserved(self, run: PageRun) -> None:
         """Note that pages of the reservation are used now; the others stay in their order."""

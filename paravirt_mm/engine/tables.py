@@ -307,7 +307,6 @@ class _Walk:
     """One walk down the levels for one piece: what is there, what has to be new."""
 
     __slots__ = (
-        "by_level",
         "filled",
         "is_32bit",
         "known_leaves",
@@ -333,7 +332,6 @@ class _Walk:
         self.mode, self.tables, self.known_leaves, self.largest = mode, tables, leaves, largest
         self.is_32bit = mode.is_32bit
         self.spans: dict[int, list[Span]] = {}
-        self.by_level: dict[int, int] = {}
         self.leaves: list[Leaves] = []
         self.replaced: list[Leaves] = []
         # Entries of tables that there are, by level and batch, and by level those of new ones.
@@ -360,7 +358,7 @@ class _Walk:
                         self._map_large(level, start, end, owner)
                         continue
                     count = (end - start) // entry
-                    self._new_tables(level, start, end, count)
+                    self._new_tables(level, start, end)
                     if owner is None:
                         self.new_links[level] = self.new_links.get(level, 0) + count
                     else:
@@ -377,13 +375,11 @@ class _Walk:
         for _, high in known.within(start, end) if known else ():
             self.reused_end = max(self.reused_end, high)
 
-    def _new_tables(self, level: int, start: int, end: int, count: int) -> None:
-        """So many tables for ``[start, end)``, in place of the large pages that there are."""
+    def _new_tables(self, level: int, start: int, end: int) -> None:
+        """Tables for ``[start, end)``, in place of the large pages that there are."""
         if known := self.known_leaves.get(level):
             self.replaced += (Leaves(level, *span) for span in known.within(start, end))
-        below = level - 1
-        self.by_level[below] = self.by_level.get(below, 0) + count
-        spans = self.spans.setdefault(below, [])
+        spans = self.spans.setdefault(level - 1, [])
         if spans and spans[-1][1] == start:
             start = spans.pop()[0]
         spans.append((start, end))
@@ -412,7 +408,7 @@ class _Walk:
             start=start,
             end=end,
             spans=sealed({level: tuple(spans) for level, spans in self.spans.items()}),
-            by_level=tuple(sorted(self.by_level.items())),
+            by_level=tables_by_level(self.mode, self.spans),
             leaves=tuple(self.leaves),
             links=_entry_counts(self.links),
             filled=_entry_counts(self.filled),

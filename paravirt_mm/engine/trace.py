@@ -233,7 +233,7 @@ class Trace:
 
     def of(self, kind: type[_Kind]) -> Iterator[_Kind]:
         """Yield the events of a kind, in order."""
-        return iter([event for event in self.events if isinstance(event, kind)])
+        return (event for event in self.events if isinstance(event, kind))
 
     def __iter__(self) -> Iterator[Event]:
         return iter(self.events)

@@ -18,7 +18,6 @@ Xen plugin.) The checker keeps its own books; it shares no state with the engine
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from itertools import count
 from typing import Any
 
 import attrs
@@ -104,9 +103,8 @@ class _Checker:
 
     def findings(self) -> list[Finding]:
         """Enter every event, and return what is broken."""
-        events = self._trace.events
-        for number, handler, event in zip(count(), map(_HANDLERS.get, map(type, events)), events):
-            if handler is not None:
+        for number, event in enumerate(self._trace.events):
+            if handler := _HANDLERS.get(type(event)):
                 handler(self, number, event)
         return self._findings
 

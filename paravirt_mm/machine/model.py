@@ -156,7 +156,9 @@ class Machine(Shown):
             raise InputError(f"machine {self.name!r} has no whole page of RAM in its memory map")
 
     def linked_with(self, kernel: KernelImage) -> Machine:
-        """Return the machine with another kernel; what is worked out of its memory stays."""
+        """Return the machine with another kernel. Unlike `attrs.evolve` it keeps what was worked
+        out of the memory: nothing that depends on the kernel may be cached here.
+        """
         machine = object.__new__(type(self))
         machine.__dict__.update(self.__dict__, kernel=kernel)
         return machine

@@ -7,13 +7,11 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from itertools import accumulate, chain
-from operator import attrgetter, methodcaller
 from typing import Any, TypeVar
 
 from paravirt_mm.engine.answers import Cost, Way
 from paravirt_mm.engine.ledger import Ledger
-from paravirt_mm.engine.pages import PageRun, Source, TablePages, page_count
+from paravirt_mm.engine.pages import PageRun, Source, page_count
 from paravirt_mm.engine.steps import HandOver, Map
 from paravirt_mm.engine.tables import Batch
 from paravirt_mm.engine.trace import (
@@ -37,10 +35,6 @@ from paravirt_mm.machine.ranges import Ranges, RangeSet
 from paravirt_mm.measure import crashkernel
 
 K = TypeVar("K")
-
-_hypercalls, _batches, _flushes = map(attrgetter, ("hypercalls", "batches", "flushes"))
-_by_level, _pages = map(attrgetter, ("by_level", "pages"))
-_items = methodcaller("items")
 
 
 class Books:
@@ -68,10 +62,8 @@ class Books:
         self._writable_again = False
         self._waiting = 0
         self._later = False
-        for enter, event in zip(
-            map(_ENTRIES.get, map(type, trace.events)), trace.events, strict=True
-        ):
-            if enter is not None:
+        for event in trace.events:
+            if enter := _ENTRIES.get(type(event)):
                 enter(self, event)
         self._add_up_tables()
         self._add_up_costs()
@@ -155,8 +147,10 @@ class Books:
         contiguous_pages
             The largest block that was demanded at once.
         """
-        parts: list[TablePages] = [*chain.from_iterable(map(_pages, self._allocations))]
-        self.by_level = _sums(chain.from_iterable(map(_items, map(_by_level, self._allocations))))
+        parts = [part for batch in self._allocations for part in batch.pages]
+        self.by_level = _sums(
+            [row for batch in self._allocations for row in batch.by_level.items()]
+        )
         self.by_source = _sums([(part.source, part.run.count) for part in parts])
         self.table_pages = RangeSet(sorted([part.run.pfns for part in parts]))
         self.tables = sum(self.by_level.values())
@@ -171,21 +165,21 @@ class Books:
 
     def _add_up_costs(self) -> None:
         costs = self._costs
-        self.hypercalls = _sums(chain.from_iterable(map(_items, map(_hypercalls, costs))))
-        self.batches, self.tlb_flushes = sum(map(_batches, costs)), sum(map(_flushes, costs))
+        self.hypercalls = _sums([row for cost in costs for row in cost.hypercalls.items()])
+        self.batches = sum([cost.batches for cost in costs])
+        self.tlb_flushes = sum([cost.flushes for cost in costs])
 
     def _add_up_flips(self) -> None:
         """Add up the changes of pages between writable and not writable: all; those of pages that
         end the run writable; the most that one page saw.
         """
-        flips = [*self._ledger.flips()]
-        self.flips = sum([high - low for low, high in flips])
+        self.flips = sum([high - low for low, high in self._ledger.flips()])
         self.flips_wasted, self.max_flips = 0, min(1, self.flips)
+        # Where no page became writable again, each has flipped once, and not in vain.
         if self._writable_again:
-            lasting = [span for flip in flips for span in self._ledger.readonly(*flip)]
-            self.flips_wasted = self.flips - sum([high - low for low, high in lasting])
-            edges = sorted([edge for low, high in flips for edge in ((low, 1), (high, -1))])
-            self.max_flips = max(accumulate([change for _, change in edges]), default=0)
+            for low, high, status in self._ledger:
+                self.flips_wasted += 0 if status.readonly else (high - low) * status.flips
+                self.max_flips = max(self.max_flips, status.flips)
 
     def _add_up_memory(self, trace: Trace) -> None:
         """Work out, by limit of a crash kernel, what is free below it when the run ends, and the

@@ -282,7 +282,6 @@ FIGURES: dict[str, Figure] = {
     for starred, unit, header, compute, meaning in rows
 }
 """Every figure by name, in the order of the groups."""
-_COMPUTED = [figure.compute for figure in FIGURES.values()]
 
 
 def measure(trace: Trace) -> Mapping[str, Value]:
@@ -290,4 +289,4 @@ def measure(trace: Trace) -> Mapping[str, Value]:
     if not trace.begun:
         return {}
     books = Books(trace)
-    return dict(zip(FIGURES, [compute(books) for compute in _COMPUTED], strict=True))
+    return {name: figure.compute(books) for name, figure in FIGURES.items()}

@@ -285,7 +285,7 @@ class EmulatedCpu:
         self._x86 = x86_const
         self.mode = mode
         self.format = FORMATS[mode.name]
-        self._error_at: int
+        self._error_at: int  # `calibrate` finds it
         self._physical: int | None = None
         self._fault: Any = None
         wide = not mode.is_32bit
@@ -406,22 +406,22 @@ class EmulatedCpu:
         reaches: the emulator does not tell where it fetches. A write stores what is there: it may
         be the entry that maps it.
         """
-        if access.write:
-            self._faults(address, Access())
-        if self._faults(address, access):
+        value = 0
+        if access.write and not self._faults(address, Access()):
+            value = self.uc.reg_read(self._x86.UC_X86_REG_AL)
+        if self._faults(address, access, value):
             return Seen(fault=self._context()[self._error_at])
         if access.fetch:
             self._faults(address, Access())
         return Seen(physical=self._physical)
 
-    def _faults(self, address: int, access: Access) -> bool:
-        """Run one probing instruction; say whether it gives a page fault. What is read last stays
-        in AL.
+    def _faults(self, address: int, access: Access, value: int = 0) -> bool:
+        """Run one probing instruction (a write stores ``value``); say whether it gives a page
+        fault.
         """
         uc = self.uc
-        al = uc.reg_read(self._x86.UC_X86_REG_AL)
         uc.context_restore(self._clean)
-        uc.reg_write(self._x86.UC_X86_REG_AL, al)
+        uc.reg_write(self._x86.UC_X86_REG_AL, value)
         self._physical, self._fault = None, None
         uc.reg_write(self._pointer, address)
         start = _CODE_AT + (len(_READ + _WRITE) if access.fetch else len(_READ) * access.write)

@@ -314,7 +314,6 @@ def _draw_difference(drawing: Drawing, theme: Theme, narrow: bool) -> AnyChart:
         _panel(what, backend, mine, tops[what], theme, narrow, names=number % a_row == 0)
         for number, ((what, backend), mine) in enumerate(told.items())
     ]
-    look = _look(narrow)
     rows = [
         alt.hconcat(*panels[first : first + a_row], spacing=look["gap"])
         for first in range(0, len(panels), a_row)

@@ -198,7 +198,7 @@ def test_a_terminal_is_as_wide_as_it_says_within_reason(
     columns: int, width: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     size = os.terminal_size((columns, 24))
-    monkeypatch.setattr(shutil, "get_terminal_size", lambda: size)
+    monkeypatch.setattr(shutil, "get_terminal_size", lambda _: size)
     with redirect_stdout(_Terminal()):
         assert paper().width == width
         assert paper(output=Path("x")) == PLAIN

@@ -414,6 +414,7 @@ class _Translator:
         self._batches[batch.index] = tuple(made)
         if self._each:
             self._unfinished = {key: [] for key in made}
+            self._ways = {}
             self._readonly_event = None
             self._pins = frozenset(), BOOT
 

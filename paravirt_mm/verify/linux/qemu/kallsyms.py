@@ -27,7 +27,6 @@ import itertools
 import re
 import struct
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
 from enum import Enum
 
 import attrs
@@ -87,7 +86,7 @@ def parse_kallsyms(rodata: bytes, start: int) -> Mapping[str, int]:
     KernelImageError where no consistent tables are found.
     """
     budget = _MAX_NAMES_READ
-    aligns = {layout.align for layout in LAYOUTS}
+    aligns = sorted({layout.align for layout in LAYOUTS}, reverse=True)
     for table, align in itertools.product(_token_table_candidates(rodata), aligns):
         if table % align:
             continue
@@ -105,13 +104,13 @@ def parse_kallsyms(rodata: bytes, start: int) -> Mapping[str, int]:
             for layout in LAYOUTS:
                 if layout.align != align or not read.marked(rodata, layout):
                     continue
-                with suppress(
-                    ValueError, struct.error
-                ):  # addresses beyond the bytes that are there
+                try:
                     addresses = _read_addresses(rodata, start, layout, count_at, index_end, count)
-                    symbols = read.symbols(rodata, tokens, addresses)
-                    if symbols.get("_text") == start:
-                        return symbols
+                except (ValueError, struct.error):  # beyond the bytes that are there
+                    continue
+                symbols = read.symbols(rodata, tokens, addresses)
+                if symbols.get("_text") == start:
+                    return symbols
     raise KernelImageError(
         "no kallsyms tables found: the kernel needs CONFIG_KALLSYMS_ALL, as distribution kernels "
         "have it; or give its vmlinux with symbols"

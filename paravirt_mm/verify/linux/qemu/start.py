@@ -177,10 +177,11 @@ def _changed(ram: GuestRam, kernel: Kernel) -> Iterator[tuple[int, bytes]]:
         before = bytearray(size)
         for segment in kernel.segments:
             low = max(chunk, segment.paddr)
-            high = max(low, min(chunk + size, segment.paddr + len(segment.data)))
-            before[low - chunk : high - chunk] = segment.data[
-                low - segment.paddr : high - segment.paddr
-            ]
+            high = min(chunk + size, segment.paddr + len(segment.data))
+            if low < high:
+                before[low - chunk : high - chunk] = segment.data[
+                    low - segment.paddr : high - segment.paddr
+                ]
         now = ram.read(chunk, size)
         differ = np.flatnonzero((_rows(before) != _rows(now)).any(axis=1))
         for run in np.split(differ, np.flatnonzero(np.diff(differ) != 1) + 1):

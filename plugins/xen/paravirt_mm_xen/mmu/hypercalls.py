@@ -356,11 +356,11 @@ class Hypervisor:
         """``MMUEXT_NEW_USER_BASEPTR``: load CR3 for the guest's user space; frame 0 unloads it."""
         return self.mmuext_op(Command.NEW_USER_BASEPTR, mfn)
 
-    def mmuext_op(self, command: int, *arguments: int) -> int:
-        """One operation, with a frame, or an address for ``INVLPG_*`` and ``SET_LDT``."""
+    def mmuext_op(self, command: int, arg1: int = 0, arg2: int = 0) -> int:
+        """One operation.  `arg1` is a frame, or an address for ``INVLPG_*`` and ``SET_LDT``."""
         d = self._domain
         d.counters.mmuext_op += 1
-        code = self._operate(command, *arguments)
+        code = self._operate(command, arg1, arg2)
         finish_pending(d)
         return code
 
@@ -376,10 +376,10 @@ class Hypervisor:
                 return Completion(code, done)
         return Completion(OK, len(operations))
 
-    def _operate(self, command: int, *arguments: int) -> int:
+    def _operate(self, command: int, arg1: int = 0, arg2: int = 0) -> int:
         self._domain.counters.mmuext_operations += 1
         operation = _OPERATIONS.get(command)
-        return operation(self, *arguments) if operation is not None else ENOSYS
+        return operation(self, arg1, arg2) if operation is not None else ENOSYS
 
     def _pin(self, level: int, mfn: int) -> int:
         d = self._domain
@@ -398,7 +398,7 @@ class Hypervisor:
         d.type_info[mfn] = info | PINNED
         return OK
 
-    def _unpin(self, mfn: int, *_: int) -> int:
+    def _unpin(self, mfn: int, _: int) -> int:
         d = self._domain
         info = d.type_info.get(mfn, 0)
         if not info & PINNED:
@@ -407,7 +407,7 @@ class Hypervisor:
         put_table_type(d, mfn)
         return OK
 
-    def _load_kernel_root(self, mfn: int, *_: int) -> int:
+    def _load_kernel_root(self, mfn: int, _: int) -> int:
         d = self._domain
         old = d.cr3
         code = get_table_type(d, mfn, d.mode.root) if mfn in d.type_info else EINVAL
@@ -422,7 +422,7 @@ class Hypervisor:
             put_table_type(d, old)
         return OK
 
-    def _load_user_root(self, mfn: int, *_: int) -> int:
+    def _load_user_root(self, mfn: int, _: int) -> int:
         d = self._domain
         old = d.user_cr3
         if d.mode.root != L4:
@@ -438,7 +438,7 @@ class Hypervisor:
             put_table_type(d, old)
         return OK
 
-    def _clear_page(self, mfn: int, *_: int) -> int:
+    def _clear_page(self, mfn: int, _: int) -> int:
         return self._fill_page(mfn, {})
 
     def _copy_page(self, mfn: int, source: int) -> int:
@@ -455,10 +455,10 @@ class Hypervisor:
         d.contents[mfn] = entries.copy()
         return OK
 
-    def _flush_cache(self, *_: int) -> int:
+    def _flush_cache(self, _: int, __: int) -> int:
         return OK if self._domain.privileged else EACCES
 
-    def _flush_all_caches(self, *_: int) -> int:
+    def _flush_all_caches(self, _: int, __: int) -> int:
         d = self._domain
         return OK if d.privileged else d.release.flush_all_caches_refusal
 
@@ -466,10 +466,10 @@ class Hypervisor:
         bad = va % PAGE_SIZE != 0 or va in self._domain.mode.hypervisor_range
         return EINVAL if entries > _LDT_ENTRIES or (entries and bad) else OK
 
-    def _flush_tlb(self, *_: int) -> int:
+    def _flush_tlb(self, _: int, __: int) -> int:
         return OK  # there is no TLB in the model
 
-    def _superpage(self, *_: int) -> int:
+    def _superpage(self, _: int, __: int) -> int:
         return EOPNOTSUPP
 
     # --- vm_assist --------------------------------------------------------------------------------
@@ -506,11 +506,11 @@ class Hypervisor:
             self._domain.counters.batched_entries += requests
 
 
-def _pin_at(level: int) -> Callable[..., int]:
-    return lambda hypervisor, mfn, *_: hypervisor._pin(level, mfn)
+def _pin_at(level: int) -> Callable[[Hypervisor, int, int], int]:
+    return lambda hypervisor, mfn, _: hypervisor._pin(level, mfn)
 
 
-_OPERATIONS: Final[dict[int, Callable[..., int]]] = {
+_OPERATIONS: Final[dict[int, Callable[[Hypervisor, int, int], int]]] = {
     Command.PIN_L1_TABLE: _pin_at(1),
     Command.PIN_L2_TABLE: _pin_at(2),
     Command.PIN_L3_TABLE: _pin_at(3),
