@@ -8,7 +8,6 @@ Who means a change looks at what differs, and keeps it by running that test with
 from __future__ import annotations
 
 import os
-from hashlib import sha256
 from pathlib import Path
 
 DATA = Path(__file__).parent / "data"
@@ -19,8 +18,3 @@ def kept(path: Path, now: str) -> str:
     if os.environ.get("PARAVIRT_MM_SEEN"):
         path.write_text(now, encoding="utf-8")
     return path.read_text(encoding="utf-8")
-
-
-def digest(text: str) -> str:
-    """Return what is kept of a text that nobody would read."""
-    return sha256(text.encode()).hexdigest()[:16]

@@ -284,7 +284,7 @@ def _counts(each: Scene) -> str:
         return "no tables"
     idle = sum(high - low for low, high in each.idle) >> PAGE_SHIFT
     told = f"{counted(tables, 'table')}, {size(tables * PAGE_SIZE)}"
-    return f"{told}; {idle:,} more pages set aside in vain" if idle else told
+    return f"{told}; {counted(idle, 'more page')} set aside in vain" if idle else told
 
 
 def _by_level(tables: Iterable[TableArea]) -> list[tuple[int, list[Span]]]:

@@ -93,10 +93,6 @@ def taken(one: Machine) -> RangeSet:
     return RangeSet(one.reserved)
 
 
-def is_power(number: int) -> bool:
-    return number > 0 and number & (number - 1) == 0
-
-
 # -- the map -------------------------------------------------------------------------------------
 
 
@@ -114,7 +110,7 @@ def test_an_edge_moves_by_powers_of_two() -> None:
     sizes = {1, 512, PAGE, 64 * KIB, 2 * MIB, 4 * MIB, 64 * MIB, GIB}
     ends = {sign * n * size for size in sizes for n in (1, 4, 8) for sign in (1, -1)}
     assert moved[1] == ends
-    assert moved[0] == {by for by in ends if by > -MIB} or moved[0] < ends
+    assert moved[0] == {by for by in ends if by > -MIB}
     assert {1, -1, 8 * GIB} <= moved[0]
     firsts = {after.memory_map.entries[0].start for after in every(
         lambda choose: edits._move_edge(choose, machine((MIB, 4 * GIB, RAM))))}  # fmt: skip
@@ -278,12 +274,9 @@ def test_memory_grows_by_a_ratio_on_its_last_piece() -> None:
     base = machine((0, 64 * MIB, RAM), (128 * MIB, 192 * MIB, RAM))
     for ratio, found in (
         (Fraction(3, 2), {(128, 256), (128, 288)}), (Fraction(1), {(128, 192)}),
-        (Fraction(3, 4), {(128, 160), (128, 144)}), (Fraction(1, 2), {(0, 64), (0, 64)}),
+        (Fraction(3, 4), {(128, 160), (128, 144)}), (Fraction(1, 2), {(0, 64)}),
     ):  # fmt: skip
         last = {[*ram(m)][-1] for m in every(lambda c, r=ratio: edits._resized(c, base, r))}
-        if ratio == Fraction(1, 2):
-            assert last == {(0, 64 * MIB)}
-            continue
         assert last == {(low * MIB, high * MIB) for low, high in found}
     odd = Fraction(64 * MIB * 2 + 100, 64 * MIB * 2)
     assert all(ram(m).end % PAGE == 0 for m in every(lambda c: edits._resized(c, base, odd)))
@@ -728,7 +721,7 @@ def test_every_kind_of_change_occurs_and_the_time_is_kept() -> None:
     kernel; one to three of it at a time. A seed gives the same machine again.
     """
     base = attrs.evolve(BOTH, reserved=((0x1000, 0x3000),), initrd=(64 * MIB, 65 * MIB))
-    seen: dict[str, set[object]] = {}
+    seen: dict[str, set[Any]] = {}
     for n in range(400):
         after = changed(Seeded(n), base)
         assert after == changed(Seeded(n), base)
@@ -740,7 +733,7 @@ def test_every_kind_of_change_occurs_and_the_time_is_kept() -> None:
         assert len(seen[name]) > 3, name
     assert len({kernel.brk_start - kernel.start for kernel in seen["kernel"]}) > 3, "it grows"
     assert len({len(edits._raw(changed(Seeded(n), base))) for n in range(100)}) > 3
-    assert {e.type for m in seen["memory_map"] for e in m} >= FILLINGS - {None}  # type: ignore[attr-defined]
+    assert {e.type for m in seen["memory_map"] for e in m} >= FILLINGS - {None}
 
 
 def test_one_to_three_changes_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:

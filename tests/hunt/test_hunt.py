@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import runpy
 
 import attrs
 import pytest
@@ -34,12 +35,6 @@ def command(*arguments: object):
     if result.exception is not None:
         raise result.exception
     return result
-
-
-@pytest.mark.slow
-def test_batches_depend_on_seed_and_number_alone():
-    quarry = Quarry("incremental:variant=hpa", "native", "waste > 100")
-    assert run_batch(quarry, 3, 5) == run_batch(quarry, 3, 5)
 
 
 def test_the_story_ends_with_what_is_to_blame():
@@ -78,13 +73,13 @@ def test_a_find_is_small_and_ready_to_use(tmp_path):
 def test_the_pytest_case_fails_until_it_is_mended(tmp_path):
     result = hunt(SPACE, seed=0, seconds=300)
     text = Found.of(SPACE, result).pytest()
-    names: dict[str, object] = {}
-    exec(compile(text, "test_found.py", "exec"), names)  # noqa: S102  # our own text is the subject
+    file = tmp_path / "test_found.py"
+    file.write_text(text, encoding="utf-8")
     with pytest.raises(AssertionError, match="Cannot find space"):
-        names["test_found"](tmp_path)
+        runpy.run_path(str(file))["test_found"](tmp_path)
     mended = text.replace("panic 'Cannot find space' and other.ok", "violation")
-    exec(compile(mended, "test_found.py", "exec"), names)  # noqa: S102
-    names["test_found"](tmp_path)
+    file.write_text(mended, encoding="utf-8")
+    runpy.run_path(str(file))["test_found"](tmp_path)
 
 
 def test_command_finds_and_writes(tmp_path):
@@ -110,20 +105,15 @@ def test_command_says_that_nothing_was_found():
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "condition",
-    ["machine.ram == 0x12345000", "123456 == machine.max_pfn", "used == 37", "waste == 1000"],
-)
-def test_an_exact_number_is_come_to(condition):
-    """More or less memory, in proportion to what is missing, and not one number in a million."""
-    quarry = Quarry("legacy_linear:kernel=2.6.39", "native", condition)
-    result = hunt(quarry, seconds=300, max_tries=300)
-    assert result.machine is not None
-    assert quarry.holds(result.machine)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("condition", ["machine.pieces > 120", "machine.reserved > 300"])
-def test_memory_in_many_pieces_is_come_to(condition):
-    """So many times as many at once: what adds a few at a time never comes to hundreds."""
+    [
+        "machine.ram == 0x12345000", "123456 == machine.max_pfn", "used == 37", "waste == 1000",
+        "machine.pieces > 120", "machine.reserved > 300",
+    ],
+)  # fmt: skip
+def test_an_exact_number_or_a_large_one_is_come_to(condition):
+    """More or less memory, in proportion to what is missing, and not one number in a million; so
+    many times as many pieces at once: what adds a few at a time never comes to hundreds.
+    """
     quarry = Quarry("legacy_linear:kernel=2.6.39", "native", condition)
     result = hunt(quarry, seconds=300, max_tries=300)
     assert result.machine is not None

@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import attrs
 import pytest
@@ -34,7 +34,7 @@ TOP = Machine(
 class Watching(Quarry):
     """Notes what is tried."""
 
-    seen: list[Machine] = []  # noqa: RUF012 - reset by the fixture
+    seen: ClassVar[list[Machine]] = []
 
     def runs(self, machine: Machine, *, watched: bool = True) -> Any:
         self.seen.append(machine)
@@ -94,12 +94,13 @@ def test_a_seed_and_a_number_decide_what_is_tried() -> None:
 
 @pytest.mark.slow
 def test_a_seed_tries_the_same_in_every_process() -> None:
-    """Whatever order its sets have."""
+    """Whatever order its sets have, and each time again."""
     code = (
         "from paravirt_mm import bundled\n"
         "from paravirt_mm.hunt.search import Quarry, run_batch\n"
         "from paravirt_mm.hunt.shrink import shrink\n"
-        "print(run_batch(Quarry('incremental:variant=hpa', 'native', 'tables == 77'), 3, 1))\n"
+        "quarry = Quarry('incremental:variant=hpa', 'native', 'tables == 77')\n"
+        "print(run_batch(quarry, 3, 1), run_batch(quarry, 3, 1), sep='\\n')\n"
         "print(shrink(bundled('pae-4g'), lambda m: len(m.memory_map.ram_pages()) >= 2))\n"
     )
     told = {
@@ -109,7 +110,9 @@ def test_a_seed_tries_the_same_in_every_process() -> None:
         ).stdout
         for seed in ("1", "2")
     }  # fmt: skip
-    assert len(told) == 1
+    (text,) = told
+    first, second, _ = text.splitlines()
+    assert first == second
 
 
 def test_a_batch_ends_with_what_it_finds() -> None:
@@ -346,10 +349,9 @@ def test_as_many_processes_as_there_are_processors_at_most(
     assert widths == [[-1, 0, 1], [-1, 0], [-1], [-1]]
 
 
-def test_equal_arguments_give_an_equal_batch() -> None:
+def test_a_batch_can_be_run_alone() -> None:
     quarry = attrs.evolve(HPA, condition="tables > 0", machines=(SMALL,))
     assert run_batch(quarry, 1, search._START) == BatchResult(-1, 1, SMALL, 0.0)
-    assert run_batch(quarry, 1, 0) == run_batch(quarry, 1, 0)
 
 
 def test_a_run_is_needed_for_a_judgement(made: Any) -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from math import log1p, log10
 from pathlib import Path
@@ -22,6 +23,7 @@ from paravirt_mm.view import charts
 from paravirt_mm.view.charts import MAX_MACHINES, Drawing, drawings, library, svg
 from paravirt_mm.view.palette import COLOURS, Theme
 from paravirt_mm.view.survey import Exhibit, Subject, short, survey, totals
+from tests.view.parsed import parsed
 
 Specs = Callable[[str, Theme, bool], dict[str, Any]]
 
@@ -453,16 +455,15 @@ def test_names_have_the_room_that_they_need(subjects: list[Subject], specs: Spec
 
 @pytest.mark.slow
 def test_a_chart_for_a_page_takes_its_colours_from_it(specs: Specs) -> None:
-    for name in ("flips",):
-        for theme, paper, ink in (
-            (Theme.PAGE, "transparent", "var(--ink)"),
-            (Theme.LIGHT, COLOURS["paper"][0], COLOURS["ink"][0]),
-            (Theme.DARK, COLOURS["paper"][1], COLOURS["ink"][1]),
-        ):
-            config = specs(name, theme, False)["config"]
-            assert config["background"] == paper
-            assert {config[part]["labelColor"] for part in ("axis", "legend", "header")} == {ink}
-            assert "@" not in str(config)
+    for theme, paper, ink in (
+        (Theme.PAGE, "transparent", "var(--ink)"),
+        (Theme.LIGHT, COLOURS["paper"][0], COLOURS["ink"][0]),
+        (Theme.DARK, COLOURS["paper"][1], COLOURS["ink"][1]),
+    ):
+        config = specs("flips", theme, False)["config"]
+        assert config["background"] == paper
+        assert {config[part]["labelColor"] for part in ("axis", "legend", "header")} == {ink}
+        assert "@" not in str(config)
 
 
 # -- what is drawn ---------------------------------------------------------------------------------
@@ -493,7 +494,7 @@ def told(element: ElementTree.Element) -> dict[str, str]:
 
 
 def marks(picture: str, kind: str) -> list[tuple[Placed, dict[str, str]]]:
-    root = ElementTree.fromstring(picture)  # noqa: S314 - our own picture
+    root = parsed(picture)
     return [
         (each, told(each.element))
         for each in placed(root)
@@ -551,7 +552,7 @@ def test_charts_fit_their_windows_and_ticks_are_in_people_s_units(
     ticks = set()
     for drawing in drawings(subjects):
         picture = svg(drawing, Theme.LIGHT, narrow=narrow)
-        root = ElementTree.fromstring(picture)  # noqa: S314 - our own picture
+        root = parsed(picture)
         _, _, width, height = map(float, root.attrib["viewBox"].split())
         assert width <= (390 if narrow else 1080)
         assert picture.count("font-family") == 1
@@ -572,7 +573,7 @@ def test_charts_fit_their_windows_and_ticks_are_in_people_s_units(
 
 
 def test_what_is_missing_is_named(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "altair", None)
+    monkeypatch.setitem(sys.modules, "altair", None)
     with pytest.raises(SpecError, match="need altair: pip install -e ") as raised:
         library("altair")
     assert f"{checkout}[report]" in shlex.split(str(raised.value))

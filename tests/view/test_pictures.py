@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from xml.etree import ElementTree
 
 import pytest
 
@@ -16,10 +15,7 @@ from paravirt_mm.view.memory_map import Scale, memory_map
 from paravirt_mm.view.palette import COLOURS, Theme
 from paravirt_mm.view.sentences import sentences
 from paravirt_mm.view.survey import Subject, short, totals
-
-
-def parsed(picture: str) -> ElementTree.Element:
-    return ElementTree.fromstring(picture)  # noqa: S314 - our own picture
+from tests.view.parsed import parsed
 
 
 def test_a_map_is_well_formed_in_every_theme(subjects: list[Subject]) -> None:

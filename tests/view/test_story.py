@@ -128,6 +128,7 @@ def test_stories_word_for_word(told: dict[str, Run]) -> None:
             lines += [f"{one.number}: {one.title}{seed}", *(f"    {s}" for s in one.sentences)]
         text = "\n".join([*lines, ""])
         assert text == kept(DATA / "stories" / f"{name}.txt", text)
+    assert {path.name for path in (DATA / "stories").iterdir()} == {f"{name}.txt" for name in told}
 
 
 def counts(sentences: Iterable[str], pattern: str) -> Counter[str]:
