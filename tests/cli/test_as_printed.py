@@ -26,6 +26,7 @@ from paravirt_mm.cli.main import cli
 from paravirt_mm.registry import default_registry
 from paravirt_mm.sweep.settings import ChunkResult, MachineRecord, RunRecord, Settings
 from tests.boot_records import RECORDS
+from tests.commands import written_plugin
 from tests.kept import DATA, kept
 from tests.verify import naive_linux
 
@@ -114,13 +115,7 @@ def _oracle(folder: Path) -> None:
 
 def _mine(folder: Path) -> None:
     """A plugin that fails."""
-    (folder / "mine.py").write_text(
-        "import attrs\nfrom paravirt_mm import hookimpl\n"
-        "from paravirt_mm.testing import AscendingAllocator\n"
-        "@attrs.frozen\nclass Fails(AscendingAllocator):\n    @hookimpl\n"
-        "    def pvmm_allocate_tables(self, boot, step, demand):\n"
-        "        raise ValueError('no idea')\n"
-    )
+    written_plugin(folder, "pvmm_allocate_tables", "raise ValueError('no idea')")
 
 
 FOUR = ("asus-l8400-256m", "qemu-pae-320m", "qemu-512m", "macmini-4g")

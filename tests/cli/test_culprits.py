@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 
+from tests.commands import GOOD_AND_WATCH
+
 pytestmark = pytest.mark.slow  # a process each
 
-CODE = '''
+CODE = (
+    GOOD_AND_WATCH
+    + """
 import os, sys
-from typing import ClassVar
-import attrs
-from paravirt_mm import API_VERSION, GIB, Machine, E820Type, MemoryMap, hookimpl
-from paravirt_mm.testing import AscendingAllocator
 
 
 @attrs.frozen
@@ -60,34 +60,8 @@ class Patches(AscendingAllocator):
         os.chdir("/")
         sys.stdout = None
         return AscendingAllocator.pvmm_allocate_tables(self, boot, None, demand)
-
-
-@attrs.frozen
-class Good(AscendingAllocator):
-    """Good."""
-
-
-@attrs.frozen
-class Watch:
-    pvmm_api: ClassVar[int] = API_VERSION
-    path: str = "watched.txt"
-
-    def _say(self, text):
-        with open(self.path, "a") as out:
-            out.write(text + "\\\\n")
-
-    @hookimpl
-    def pvmm_begin(self):
-        self._say("begin")
-
-    @hookimpl
-    def pvmm_observe(self, event):
-        self._say(type(event).__name__)
-
-    @hookimpl
-    def pvmm_end(self):
-        self._say("end")
-'''.replace("\\\\n", "\\n")
+"""
+)
 LIMITS = ("--time-limit", "1", "--memory-limit", "512M")
 
 

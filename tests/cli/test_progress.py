@@ -15,20 +15,14 @@ from paravirt_mm.cli import diff, hunt, output, sweep
 from paravirt_mm.cli.output import PATIENCE, per_second, progress, while_some_can
 from paravirt_mm.guard import Limits
 from paravirt_mm.sources.inputs import GeneratedPart
+from tests.commands import Terminal
 
 CLEARED = "\r\x1b[K"
 
 
-class Terminal(io.StringIO):
-    """A stream that says that it is one."""
-
-    def isatty(self) -> bool:
-        return True
-
-    @property
-    def lines(self) -> list[str]:
-        """What the one line was, one after the other."""
-        return self.getvalue().split(CLEARED)[1:]
+def lines(screen: Terminal) -> list[str]:
+    """Return what the one line was, one after the other."""
+    return screen.getvalue().split(CLEARED)[1:]
 
 
 @pytest.fixture
@@ -84,7 +78,7 @@ def test_a_sweep_says_how_long_it_will_take(at: Callable[[ModuleType, float], No
         at(sweep, 5400)
         told(4, True)
         told(22, True)
-    assert screen.lines == [
+    assert lines(screen) == [
         "10/40 inputs, 0.0/s, ? left",
         "14/40 inputs, 2.0/s, 0:00:13 left",
         "18/40 inputs, 0.0/s, 4:07:30 left",
@@ -109,7 +103,7 @@ def test_a_hunt_says_how_near_it_is(at: Callable[[ModuleType, float], None]) -> 
         told(30, 0.25)
         at(hunt, 61)
         told(31, 0.0)
-    assert screen.lines == [
+    assert lines(screen) == [
         "1 try, 0/s, nearest 0.0%, 60 s left",
         "30 tries, 8/s, nearest 75.0%, 56 s left",
         "31 tries, 1/s, nearest 100.0%, 0 s left",
@@ -125,7 +119,7 @@ def test_shrinking_says_how_many_were_tried(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(diff, "kinds", kinds)
     with redirect_stderr(Terminal()) as screen:
         assert [*map(str, diff._kinds([], ["brk"], 1.0, 1, Limits()))] == ["kind"]
-    assert screen.lines == ["brk: smaller machines, 7 tried", ""]
+    assert lines(screen) == ["brk: smaller machines, 7 tried", ""]
 
 
 def test_elsewhere_nothing_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,7 +24,7 @@ from paravirt_mm.scenario import Scenario
 from paravirt_mm.sources import bundled
 from paravirt_mm.view.scene import outline
 from paravirt_mm.view.survey import Exhibit, Subject
-from tests.commands import Run
+from tests.commands import Run, written_plugin
 
 HPA, OLD, NATIVE = "incremental:variant=hpa", "legacy_linear:kernel=3.6", ("-b", "native")
 SMALL = bundled("asus-l8400-256m")
@@ -242,13 +242,8 @@ def test_an_image_is_written_of_what_has_begun(paravirt_mm: Run, tmp_path: Path)
     paravirt_mm("run", "qemu-512m", "-a", HPA, *NATIVE, "--image", core)
     assert core.read_bytes().startswith(b"\x7fELF")
     core.unlink()
-    (tmp_path / "mine.py").write_text(
-        "import os, attrs\nfrom paravirt_mm import hookimpl\n"
-        "from paravirt_mm.testing import AscendingAllocator\n"
-        "@attrs.frozen\nclass Dies(AscendingAllocator):\n    @hookimpl\n"
-        "    def pvmm_promise(self, boot):\n        os._exit(5)\n"
-    )
-    result = paravirt_mm("run", "qemu-512m", "-a", f"{tmp_path}/mine.py:Dies", "--image", core)
+    dies = written_plugin(tmp_path, "pvmm_promise", "os._exit(5)")
+    result = paravirt_mm("run", "qemu-512m", "-a", dies, "--image", core)
     assert result.returncode == 4
     assert not core.exists()
     assert "ended with exit code 5" in result.stdout
@@ -285,13 +280,8 @@ def test_a_report_says_what_it_is_about_and_what_is_missing(
     assert result.stderr.endswith(f"{out}: 2 machines, 1.23 MB, 1 could not be read\n")
     result = paravirt_mm("report", tmp_path / "bad", *one)
     assert (result.returncode, drawn) == (3, [(1, 0), (2, 1)])
-    (tmp_path / "mine.py").write_text(
-        "import attrs\nfrom paravirt_mm import hookimpl\n"
-        "from paravirt_mm.testing import AscendingAllocator\n"
-        "@attrs.frozen\nclass Fails(AscendingAllocator):\n    @hookimpl\n"
-        "    def pvmm_promise(self, boot):\n        raise ValueError('no idea')\n"
-    )
-    fails = ("-a", f"{tmp_path}/mine.py:Fails", "--traceback")
+    spec = written_plugin(tmp_path, "pvmm_promise", "raise ValueError('no idea')")
+    fails = ("-a", spec, "--traceback")
     result = paravirt_mm("report", "qemu-512m", *one, *fails)
     assert result.returncode == 4  # though another scenario ended well
     assert "raise ValueError('no idea')" in result.stderr

@@ -11,7 +11,7 @@ import attrs
 import click
 import pytest
 
-from paravirt_mm import API_VERSION, GIB, E820Type, Machine, MemoryMap, hookimpl, offers
+from paravirt_mm import API_VERSION, GIB, hookimpl, offers
 from paravirt_mm.about import Choice, DefaultSpec
 from paravirt_mm.errors import PluginError, SpecError
 from paravirt_mm.instances import HookFailed, Instances
@@ -22,20 +22,7 @@ from paravirt_mm.sources import bundled_machines
 from paravirt_mm.sources.bootlog.lines import LineVerdict, LogLine
 from paravirt_mm.testing import AscendingAllocator, PlainPlatform, registry_with
 from paravirt_mm.untouched import named
-
-
-def answering(hook: str, answer: Callable[[], Any], base: type = AscendingAllocator) -> type[Any]:
-    """Return the class of a plugin that gives an answer to one hook."""
-
-    def method(self: object) -> Any:
-        return answer()
-
-    method.__name__ = hook
-    return attrs.frozen(type("Answers", (base,), {hook: hookimpl(method)}))
-
-
-def small(name: str) -> Machine:
-    return Machine(name, MemoryMap.sanitise([(0, 1 << 26, E820Type.RAM)]))
+from tests.registry.answers import answering, small
 
 
 def problems(registry: Registry) -> list[tuple[str, str]]:

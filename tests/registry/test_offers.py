@@ -3,47 +3,25 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated
 
-import attrs
 import pytest
 
-from paravirt_mm import E820Type, Machine, MemoryMap, hookimpl, offers
+from paravirt_mm import offers
 from paravirt_mm.errors import InputError, PluginError
 from paravirt_mm.evidence import MAX_BYTES, _parsed, _run
 from paravirt_mm.options import expected
 from paravirt_mm.sources import bundled
 from paravirt_mm.testing import registry_with
+from tests.registry.answers import answering, small
 
-
-def machine(name: str) -> Machine:
-    return Machine(name, MemoryMap.sanitise([(0, 1 << 26, E820Type.RAM)]))
-
-
-@attrs.frozen
-class Lab:
-    """Brings machines, one of them under a name that is taken."""
-
-    pvmm_api: ClassVar[int] = 1
-
-    @hookimpl
-    def pvmm_machines(self) -> list[Machine]:
-        return [machine("lab"), machine("qemu-512m")]
-
-
-@attrs.frozen
-class Other:
-    """The same name, later."""
-
-    pvmm_api: ClassVar[int] = 1
-
-    @hookimpl
-    def pvmm_machines(self) -> list[Machine]:
-        return [machine("lab"), machine("mine")]
+LAB = answering("pvmm_machines", lambda: [small("lab"), small("qemu-512m")])
+"""Brings machines, one of them under a name that is taken."""
 
 
 def test_the_first_to_use_a_name_has_it_and_the_package_before_all() -> None:
-    registry = registry_with(lab_a=Lab, lab_b=Other)
+    later = answering("pvmm_machines", lambda: [small("lab"), small("mine")])
+    registry = registry_with(lab_a=LAB, lab_b=later)
     assert set(offers.machines(registry)) == {"lab", "mine"}
     problems = [(one.name, one.problem) for one in registry.broken if one.name.startswith("lab")]
     assert problems == [
@@ -55,9 +33,9 @@ def test_the_first_to_use_a_name_has_it_and_the_package_before_all() -> None:
 def test_files_and_the_package_come_before_what_plugins_bring(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    registry = registry_with(lab_a=Lab)
+    registry = registry_with(lab_a=LAB)
     monkeypatch.chdir(tmp_path)
-    assert offers.brought_machine("lab", registry) == machine("lab")
+    assert offers.brought_machine("lab", registry) == small("lab")
     assert offers.brought_machine("qemu-512m", registry) is None
     assert offers.brought_machine("-", registry) is None
     assert offers.brought_machine("none", registry) is None
@@ -66,19 +44,10 @@ def test_files_and_the_package_come_before_what_plugins_bring(
     assert offers.load("qemu-512m") == bundled("qemu-512m")
 
 
-@attrs.frozen
-class Formats:
-    """Brings formats that fail in their ways."""
-
-    pvmm_api: ClassVar[int] = 1
-
-    @hookimpl
-    def pvmm_report_formats(self) -> dict[str, Any]:
-        return {"good": lambda rows: f"{len(rows)}", "wrong": len, "odd": lambda rows: rows[7]}
-
-
 def test_a_format_that_fails_is_its_plugins_fault() -> None:
-    found = offers.formats(registry_with(forms=Formats))
+    brought = {"good": lambda rows: f"{len(rows)}", "wrong": len, "odd": lambda rows: rows[7]}
+    forms = answering("pvmm_report_formats", lambda: brought)
+    found = offers.formats(registry_with(forms=forms))
     assert found["good"]([{}, {}]) == "2"
     with pytest.raises(PluginError, match=r"format wrong gave 0, not text"):
         found["wrong"]([])

@@ -26,7 +26,6 @@ from paravirt_mm.sweep.settings import (
 )
 from tests.commands import Run, runner
 
-pytest.importorskip("duckdb", reason="needs the extra 'sweep'")
 ONE = ("-a", "incremental", "-b", "native")
 
 

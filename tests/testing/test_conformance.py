@@ -13,12 +13,9 @@ import pytest
 from paravirt_mm import (
     ActivateRoot,
     Boot,
-    BootState,
-    Machine,
     Map,
     Outcome,
     PageRun,
-    Refusal,
     Scenario,
     Source,
     TableDemand,
@@ -37,6 +34,7 @@ from paravirt_mm.testing import (
     judge,
     registry_with,
 )
+from tests.testing.suites import allocator_suite, backend_suite
 
 
 class TestAscending(AllocatorConformance):
@@ -103,65 +101,28 @@ def _fails(test: Callable[..., None], *arguments: Any) -> None:
         test(*arguments)
 
 
-def _allocator_suite(factory: type[Any]) -> AllocatorConformance:
-    class Suite(AllocatorConformance):
-        plugin = factory
-        name = "mine"
-
-    return Suite()
-
-
-def _backend_suite(factory: type[Any]) -> BackendConformance:
-    class Suite(BackendConformance):
-        plugin = factory
-        name = "mine"
-
-    return Suite()
-
-
 def test_broken_rule_is_found() -> None:
-    suite = _allocator_suite(KernelsOwnPages)
+    suite = allocator_suite(KernelsOwnPages)
     _fails(suite.test_run_is_right, "mine", "native", "generated-1-2")
 
 
 @pytest.mark.slow
 def test_broken_rule_is_found_and_shrunk() -> None:
-    _fails(_allocator_suite(KernelsOwnPages).test_any_machine)
+    _fails(allocator_suite(KernelsOwnPages).test_any_machine)
 
 
 @pytest.mark.slow
 def test_too_many_steps_are_found() -> None:
-    _fails(_allocator_suite(PageByPage).test_work_is_done_in_runs, "mine", "plain_platform")
+    _fails(allocator_suite(PageByPage).test_work_is_done_in_runs, "mine", "plain_platform")
 
 
 def test_state_between_runs_is_found() -> None:
-    _fails(_allocator_suite(Remembers).test_run_is_repeatable, "mine", "plain_platform")
+    _fails(allocator_suite(Remembers).test_run_is_repeatable, "mine", "plain_platform")
 
 
 def test_missing_words_are_found() -> None:
-    _fails(_allocator_suite(Silent).test_plugin_says_what_it_is)
-    _fails(_allocator_suite(PlainPlatform).test_plugin_is_usable)
-
-
-@attrs.frozen
-class AddsFeatures(PlainPlatform):
-    """Wrong: offers what the CPU has not."""
-
-    @hookimpl
-    def pvmm_boot_state(self, machine: Machine) -> BootState:
-        state = PlainPlatform.pvmm_boot_state(self, machine)
-        features = attrs.evolve(state.features, pse=True, gbpages=True)
-        return attrs.evolve(state, features=features)
-
-
-@attrs.frozen
-class KernelOutOfReach(PlainPlatform):
-    """Wrong: the running kernel is not mapped."""
-
-    @hookimpl
-    def pvmm_boot_state(self, machine: Machine) -> BootState:
-        state = PlainPlatform.pvmm_boot_state(self, machine)
-        return attrs.evolve(state, mapped=((0, machine.kernel.start),))
+    _fails(allocator_suite(Silent).test_plugin_says_what_it_is)
+    _fails(allocator_suite(PlainPlatform).test_plugin_is_usable)
 
 
 @attrs.frozen
@@ -173,46 +134,8 @@ class LeavesTablesWritable(TypingPlatform):
         return None
 
 
-@attrs.frozen
-class TypedWithoutTables(TypingPlatform):
-    """Wrong: its boot tables are anyone's."""
-
-    @hookimpl
-    def pvmm_boot_state(self, machine: Machine) -> Any:
-        state = TypingPlatform.pvmm_boot_state(self, machine)
-        return attrs.evolve(state, reserved=())
-
-
-@attrs.frozen
-class RefusesWithoutCode(PlainPlatform):
-    """Wrong: a refusal has a negative code."""
-
-    @hookimpl
-    def pvmm_boot_state(self, machine: Machine) -> Any:
-        return Refusal("no", 0)
-
-
-@pytest.mark.parametrize(
-    "factory", [KernelOutOfReach, TypedWithoutTables, RefusesWithoutCode], ids=str
-)
-def test_unsound_boot_state_is_found(factory: type[Any]) -> None:
-    _fails(_backend_suite(factory).test_boot_state_is_sound, "mine", "generated-1-2")
-
-
-def test_added_features_are_found() -> None:
-    names = [f"generated-1-{n}" for n in range(12)]
-    suite = _backend_suite(AddsFeatures)
-    found = 0
-    for name in names:
-        try:
-            suite.test_features_are_only_taken_away("mine", name)
-        except AssertionError:
-            found += 1
-    assert found > 3
-
-
 def test_writable_tables_are_found() -> None:
-    suite = _backend_suite(LeavesTablesWritable)
+    suite = backend_suite(LeavesTablesWritable)
     with pytest.raises(AssertionError):
         suite.test_run_is_right("mine", "ascending", "generated-1-2")
 
@@ -258,7 +181,7 @@ def test_suite_needs_three_lines(pytester: pytest.Pytester) -> None:
         """
     )
     result = pytester.runpytest("-q", "-p", "no:cacheprovider", "-k", "generated-1-2 or usable")
-    result.assert_outcomes(passed=len(_allocator_suite(AscendingAllocator).partner_specs()) + 1)
+    result.assert_outcomes(passed=len(allocator_suite(AscendingAllocator).partner_specs()) + 1)
     result = pytester.runpytest("--collect-only", "-p", "no:cacheprovider")
     result.stdout.fnmatch_lines(["paravirt-mm *, plugins: *native (paravirt-mm *"])
 
@@ -289,7 +212,7 @@ def test_a_requirement_may_be_declined_with_a_reason(pytester: pytest.Pytester) 
 
 
 def test_expectation_that_nothing_meets_is_stale() -> None:
-    suite = _allocator_suite(AscendingAllocator)
+    suite = allocator_suite(AscendingAllocator)
     for stale in ({"machine": "no-such-machine"}, {"backend": "xen"}):
         type(suite).expected = (Expected("panic", "once", **stale),)
         _fails(suite.test_expectations_speak_of_something)
@@ -298,11 +221,11 @@ def test_expectation_that_nothing_meets_is_stale() -> None:
 
 
 def test_partners_are_the_kits_own() -> None:
-    assert _allocator_suite(AscendingAllocator).partner_specs() == [
+    assert allocator_suite(AscendingAllocator).partner_specs() == [
         "plain_platform",
         "typing_platform",
     ]
-    assert _backend_suite(PlainPlatform).partner_specs() == ["ascending", "block"]
+    assert backend_suite(PlainPlatform).partner_specs() == ["ascending", "block"]
 
 
 @pytest.mark.slow

@@ -36,14 +36,13 @@ from paravirt_mm import (
     hookimpl,
 )
 from paravirt_mm.testing import (
-    AllocatorConformance,
     AscendingAllocator,
-    BackendConformance,
     BlockAllocator,
     PlainPlatform,
     TypingPlatform,
     registry_with,
 )
+from tests.testing.suites import allocator_suite, backend_suite
 
 GOOD = AscendingAllocator()
 
@@ -379,7 +378,7 @@ KIT: dict[str, tuple[type[Any], str, tuple[str, ...]]] = {
 
 @pytest.mark.parametrize(("culprit", "requirement", "arguments"), KIT.values(), ids=KIT)
 def test_the_kit_finds_it(culprit: type[Any], requirement: str, arguments: tuple[str, ...]) -> None:
-    base = AllocatorConformance if hasattr(culprit, "pvmm_map_steps") else BackendConformance
-    suite = type("Suite", (base,), {"plugin": culprit, "name": "mine"})()
+    made_for = allocator_suite if hasattr(culprit, "pvmm_map_steps") else backend_suite
+    suite = made_for(culprit)
     with pytest.raises(AssertionError):
         getattr(suite, requirement)(*arguments)

@@ -32,30 +32,13 @@ from paravirt_mm.testing import (
     PlainPlatform,
     TypingPlatform,
     fixtures,
-    generate,
     registry_with,
 )
 from paravirt_mm.testing.check import suite_for
 from paravirt_mm.testing.conformance import MACHINES, _check_order
+from tests.testing.suites import allocator_suite, backend_suite
 
 NAME = "generated-1-2"
-
-
-def _members(factory: type[Any], more: dict[str, Any]) -> dict[str, Any]:
-    return {"plugin": factory, "name": "mine", **more}
-
-
-def allocator_suite(factory: type[Any], **more: Any) -> AllocatorConformance:
-    made: type[AllocatorConformance] = type(
-        "Suite", (AllocatorConformance,), _members(factory, more)
-    )
-    return made()
-
-
-def backend_suite(factory: type[Any], **more: Any) -> BackendConformance:
-    members = _members(factory, more)
-    made: type[BackendConformance] = type("Suite", (BackendConformance,), members)
-    return made()
 
 
 @pytest.fixture(scope="module")
@@ -286,7 +269,3 @@ class Watches:
     @hookimpl
     def pvmm_observe(self, event: object) -> None:
         """Watch."""
-
-
-def test_machines_that_were_made_up_do_not_change_with_how_many_are_asked_for() -> None:
-    assert list(generate(3, seed=1)) == list(generate(5, seed=1))[:3]

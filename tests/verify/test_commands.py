@@ -23,7 +23,7 @@ from paravirt_mm.verify.linux.qemu import (
     MapSpecError,
 )
 from tests.boot_records import RECORDS
-from tests.commands import Run
+from tests.commands import Run, written_plugin
 
 OLD = "legacy_linear:kernel=3.6"
 AGREES = CpuReport(12, 5, 0, 3, 2, (), ())
@@ -101,13 +101,7 @@ def test_the_cpu_gets_samples_and_seed_and_five_levels_only_where_there_are_any(
 
 
 def test_a_plugin_that_fails_has_no_tables_to_walk(paravirt_mm: Run, tmp_path: Path) -> None:
-    (tmp_path / "mine.py").write_text(
-        "import attrs\nfrom paravirt_mm import hookimpl\n"
-        "from paravirt_mm.testing import AscendingAllocator\n"
-        "@attrs.frozen\nclass Fails(AscendingAllocator):\n    @hookimpl\n"
-        "    def pvmm_allocate_tables(self):\n        raise ValueError('no idea')\n"
-    )
-    spec = f"{tmp_path}/mine.py:Fails"
+    spec = written_plugin(tmp_path, "pvmm_allocate_tables", "raise ValueError('no idea')")
     result = paravirt_mm("verify", "cpu", "qemu-512m", "-a", spec, "-b", "native", "--no-la57")
     assert result.returncode == 4
     assert result.stdout.startswith(f"-       qemu-512m  {spec}  native: error: plugin ")

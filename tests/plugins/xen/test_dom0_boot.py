@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -18,6 +20,14 @@ from paravirt_mm_xen.live.errors import XenBootError
 def stand_in(tmp_path: Path) -> Path:
     (tmp_path / "work").mkdir()
     return tmp_path / "qemu-system-x86_64"
+
+
+@contextmanager
+def all_closed() -> Iterator[None]:
+    """No descriptor stays open, also while an error still holds what failed."""
+    there = set(os.listdir("/dev/fd"))
+    yield
+    assert set(os.listdir("/dev/fd")) == there
 
 
 def started(qemu: Path, script: str, seconds: float = 30) -> boot._Machine:
@@ -44,10 +54,8 @@ def started(qemu: Path, script: str, seconds: float = 30) -> boot._Machine:
     ],
 )
 def test_qemu_that_does_not_start(stand_in: Path, script: str, seconds: float, says: str) -> None:
-    before = os.listdir("/proc/self/fd")
-    with pytest.raises(XenBootError) as raised:
+    with all_closed(), pytest.raises(XenBootError) as raised:
         started(stand_in, script, seconds)
-    assert os.listdir("/proc/self/fd") == before
     assert raised.value.reason.startswith("QEMU did not start: ")
     assert re.search(says, raised.value.reason)
     assert "\n" not in raised.value.reason
@@ -56,10 +64,9 @@ def test_qemu_that_does_not_start(stand_in: Path, script: str, seconds: float, s
 def test_what_is_no_program_is_told(stand_in: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(boot, "die_with_parent", list)
     stand_in.mkdir()
-    before = os.listdir("/proc/self/fd")
-    with pytest.raises(XenBootError, match="qemu-system-x86_64 cannot be started: ") as raised:
+    says = "qemu-system-x86_64 cannot be started: "
+    with all_closed(), pytest.raises(XenBootError, match=says) as raised:
         boot._Machine(stand_in, stand_in, stand_in.parent / "work", plain_host(), 1, "")
-    assert os.listdir("/proc/self/fd") == before
     assert "Permission denied" in raised.value.reason
 
 
@@ -68,9 +75,8 @@ def test_what_xen_said_last_is_why(stand_in: Path, monkeypatch: pytest.MonkeyPat
         def __init__(self, *_: object) -> None: ...
 
     monkeypatch.setattr(boot, "GdbClient", Client)
-    before = os.listdir("/proc/self/fd")
     words = "Domain 0 allocation is too small for kernel image"
-    with started(stand_in, "exec sleep 60") as machine:
+    with all_closed(), started(stand_in, "exec sleep 60") as machine:
         log = stand_in.parent / "work" / "console.log"
         assert machine.why(GdbError("closed")) == "closed"
         log.write_text(f"(XEN) Panic on CPU 0:\n(XEN) {words}\n(XEN) ****\n")
@@ -85,4 +91,3 @@ def test_what_xen_said_last_is_why(stand_in: Path, monkeypatch: pytest.MonkeyPat
         assert [len(line) for line in machine.tail()] == [200]
         process = machine._process
     assert process.returncode == -9
-    assert os.listdir("/proc/self/fd") == before

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import cache
 from typing import Any
 
@@ -47,6 +48,8 @@ from paravirt_mm_xen.verify import ALLOCATORS, guest_machine, run_all
 from .wrong import WRONG, Wrong, run_wrong
 
 MIB = 1 << 20
+HOLE = (MIB - (640 << 10)) >> 12
+"""The pages below 1 MiB that are no RAM, which numbers of a trace do not count."""
 
 
 @cache
@@ -152,14 +155,14 @@ def test_a_gap_in_memory_and_a_second_range_are_replayed() -> None:
         assert answered.counts.requests == run.figures["hypercalls"]
 
 
-def _pfns(run: PageRun) -> range:
-    return range(run.low, run.high)
+def numbered(runs: Iterable[PageRun]) -> set[int]:
+    """Return the pages as a trace numbers them."""
+    return {pfn - HOLE * (pfn > HOLE) for run in runs for pfn in range(run.low, run.high)}
 
 
 def test_operations_say_which_event_they_come_from() -> None:
     run = _run(64, "incremental:variant=hpa")
     found = translate(run.trace)
-    hole = (MIB - (640 << 10)) >> 12
     assert (BOOT, PROBE) == (-1, -2)  # as `--json` tells it: no event of the run
     stored: set[int] = set()
     assert set(found.events[: found.begin]) == {BOOT}
@@ -172,7 +175,7 @@ def test_operations_say_which_event_they_come_from() -> None:
             handed = run.trace.events[found.events[number]]
             assert isinstance(handed, MadeReadonly | TablesPinned)
             batch = handed.batch
-            pages = {pfn - hole * (pfn > hole) for each in batch.runs for pfn in _pfns(each)}
+            pages = numbered(batch.runs)
             operation = found.trace.ops[number]
             for each in operation[1] if name == "multicall" else [operation]:
                 assert each[3 if name == "store" else 2] in pages
@@ -201,8 +204,7 @@ def test_what_a_batch_was_not_given_it_does_not_have_of_the_one_before(
     assert before
     events = [event for event in trace if event is not last]
     found = translate(Trace(events), probes=False)
-    hole = (MIB - (640 << 10)) >> 12
-    pages = {pfn - hole * (pfn > hole) for run in last.batch.runs for pfn in _pfns(run)}
+    pages = numbered(last.batch.runs)
     wanted = {"pin"} if kind is TablesPinned else {"update_va_mapping", "update_va"}
     assert not [op for op in found.trace.ops if op[0] in wanted and op[2] in pages]
 
@@ -324,11 +326,10 @@ def test_tables_must_be_read_only_in_the_tree_that_is_not_loaded_yet() -> None:
     run = _run(64, "incremental:variant=hpa")
     found = translate(run.trace)
     pages = range(static[0] >> 12, static[1] >> 12)
-    hole = (MIB - (640 << 10)) >> 12
     entries = [
         op
         for number, op in enumerate(found.trace.ops)
-        if op[0] == "store" and number >= found.begin and op[3] + hole in pages
+        if op[0] == "store" and number >= found.begin and op[3] + HOLE in pages
     ]
     assert len(entries) == len(pages) == 3
     assert {op[4] for op in entries} == {0x65}
