@@ -29,8 +29,8 @@ def crashkernels(rows: Sequence[Row], style: str = "simple", paper: Paper = PLAI
         groups.setdefault((row.backend, row.allocator), []).append(row)
     lines = list(groups.values())
     columns: dict[str, list[str]] = {
-        "allocator": [label(PluginSpec.parse(line[0].allocator)) for line in lines],
-        "backend": [label(PluginSpec.parse(line[0].backend)) for line in lines],
+        "allocator": [label(PluginSpec.parse(allocator)) for _, allocator in groups],
+        "backend": [label(PluginSpec.parse(backend)) for backend, _ in groups],
     }
     for name, _ in LIMITS:
         figure = f"crashkernel_largest_below_{name}"
@@ -51,7 +51,10 @@ def _fits(rows: Sequence[Row], text: str) -> str:
     known = [row.crashkernels[text] for row in rows if text in row.crashkernels]
     if len(rows) > 1:
         return f"{sum(map(bool, known))} of {len(known)}"
-    return stretches(known[0], at="@" in text) if known else MISSING
+    if not known:
+        return MISSING
+    (places,) = known
+    return stretches(places, at="@" in text)
 
 
 def stretches(places: Sequence[Span], *, at: bool = False) -> str:

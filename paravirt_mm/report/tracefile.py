@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from enum import Enum
 from typing import Any
 
 import attrs
@@ -34,8 +33,6 @@ def trace_lines(trace: Trace) -> Iterator[str]:
 def _plain(value: Any) -> Any:
     if isinstance(value, PagingMode):
         return value.name
-    if isinstance(value, Enum):
-        return value.value
     if attrs.has(type(value)):
         return {
             field.name: _plain(getattr(value, field.name)) for field in attrs.fields(type(value))

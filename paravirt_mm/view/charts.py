@@ -469,7 +469,7 @@ def _draw_flips(drawing: Drawing, theme: Theme, narrow: bool) -> AnyChart:
                 scale=alt.Scale(
                     domain=[min(1, largest), max(largest * 1.05, 1.2)], **look["flips"]
                 ),
-                axis=alt.Axis(format=".1f", tickCount=look["flips_ticks"], grid=False),
+                axis=alt.Axis(format=".2~f", tickCount=look["flips_ticks"], grid=False),
             ),
             color=alt.Color(
                 "allocator:N",

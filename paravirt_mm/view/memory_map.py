@@ -18,7 +18,7 @@ from paravirt_mm.report.tables import label
 from paravirt_mm.report.values import size
 from paravirt_mm.view.palette import E820_COLOURS, Theme, both, colour
 from paravirt_mm.view.scene import LINES, MAX_NAME, Scene, TableArea, placed, thinned
-from paravirt_mm.view.story import bounded
+from paravirt_mm.view.story import bounded, merged
 
 _SVG = "http://www.w3.org/2000/svg"
 _FONT = "system-ui, 'Segoe UI', Helvetica, Arial, sans-serif"
@@ -80,12 +80,11 @@ class _Canvas:
         if title:
             ElementTree.SubElement(element, "title").text = title
 
-    def line(self, x: float, top: float, bottom: float, fill: str, dash: str = "") -> None:
-        """Draw an upright line."""
+    def line(self, x: float, top: float, bottom: float, fill: str) -> None:
+        """Draw an upright dashed line."""
         element = self._add("line", x1=x, x2=x, y1=top, y2=bottom)
         element.set("stroke", colour(fill, self.theme))
-        if dash:
-            element.set("stroke-dasharray", dash)
+        element.set("stroke-dasharray", "3 3")
 
     def text(
         self,
@@ -219,7 +218,7 @@ def _axis(canvas: _Canvas, scale: Scale, foot: float) -> None:
     for address, words in LINES:
         if address < scale.end:
             x = _MARGIN + scale(address)
-            canvas.line(x, _TOP - 8, foot - 14, "muted", "3 3")
+            canvas.line(x, _TOP - 8, foot - 14, "muted")
             canvas.text(x, _TOP - 11, words, points=11, anchor="middle", bold=True)
             taken.append(x)
     for address, words in scale.ticks():
@@ -254,7 +253,7 @@ def _scenario(canvas: _Canvas, scale: Scale, each: Scene, y: float) -> None:
         words = f"set aside, never a table: {low:#x}-{high:#x}"
         _range(canvas, scale, (low, high), y + 5, 14, "url(#idle)", words)
     for level, spans in _by_level(each.tables()):
-        for low, high, count in _seen_apart(scale, thinned(spans, 2000)):
+        for low, high, count in _seen_apart(scale, merged(spans)):
             words = f"{level_text(level)} tables: {low:#x}-{high:#x}"
             if count > 1:
                 words = f"{words} in {count} places"

@@ -215,15 +215,16 @@ def _placed_by_platform(start: RunStarted) -> tuple[tuple[str, Span], ...]:
 def _frames(told: Sequence[Chapter], trace: Trace, *, typed: bool) -> Iterator[Frame]:
     """Yield a frame a chapter; of too many, those in the middle as one."""
     events = trace.events
-    head, tail = len(told), 0
+    middle = range(0)
     if len(told) > MAX_FRAMES:
         head = MAX_FRAMES * 2 // 3
-        tail = MAX_FRAMES - head - 1
+        middle = range(head, len(told) - (MAX_FRAMES - head - 1))
     for number, chapter in enumerate(told):
-        if not head <= number < len(told) - tail:
+        if number not in middle:
             yield _Taker(typed=typed).frame(chapter, events)
-        elif number == head:
-            yield _Taker(typed=typed, apart=False).frame(_joined(told[head:-tail]), events)
+        elif number == middle.start:
+            together = _joined(told[middle.start : middle.stop])
+            yield _Taker(typed=typed, apart=False).frame(together, events)
 
 
 def _joined(told: Sequence[Chapter]) -> Chapter:

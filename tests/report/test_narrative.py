@@ -83,6 +83,7 @@ def test_words_for_each_event(linear: Run) -> None:
         MadeWritable(runs[:1], 0, Cost()),
         EntriesWritten(0, 1, EntryKind.LEAF, 3, 0, Cost(way=Way.DIRECT)),
         EntriesWritten(0, 1, EntryKind.LEAF, 3, 0, called),
+        EntriesWritten(0, 2, EntryKind.TABLE, 1, 0, Cost(way=Way.EMULATED)),
         RangeMapped(Leaves(1, 0, 8192), ((0, 4096),)),
         RangeMapped(Leaves(1, 0, 8192), ()),
         six,
@@ -102,12 +103,13 @@ def test_words_for_each_event(linear: Run) -> None:
         f"[   4]     given back unused: {four_runs} ...",
         "[   5]     1 at 0x0-0x1000 made writable, 0 of them again",
         f"[   7]     3 L1 leaf entries, {Way.DIRECT}",
-        "[   8]     mapped 0x0-0x2000 with 1 pages, 4K of it read-only",
-        "[   9]     mapped 0x0-0x2000 with 1 pages",
-        f"[  10]     tables: 16 L1: {'; '.join([part_words] * 4)} ...",
-        f"[  11]     tables: 16 L1: {'; '.join([part_words] * 4)}",
-        r"[  12]     panic: no\x1b room",
-        r"[  13]     refused: pin\x1b, -22",
+        "[   8]     1 L2 table entries, emulated",
+        "[   9]     mapped 0x0-0x2000 with 1 pages, 4K of it read-only",
+        "[  10]     mapped 0x0-0x2000 with 1 pages",
+        f"[  11]     tables: 16 L1: {'; '.join([part_words] * 4)} ...",
+        f"[  12]     tables: 16 L1: {'; '.join([part_words] * 4)}",
+        r"[  13]     panic: no\x1b room",
+        r"[  14]     refused: pin\x1b, -22",
     ]
     single = Trace([TablesReserved((PageRun(7, 1, -1),))])
     assert narrate(single) == ["[   0]     set aside for tables: 1 at 0x7000-0x8000"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import attrs
 import pytest
 
@@ -9,7 +11,7 @@ from paravirt_mm import E820Type, Machine, MemoryMap, bundled
 from paravirt_mm.machine.paging import MIB
 from paravirt_mm.view import page
 from paravirt_mm.view.page import MAX_ENTRIES
-from paravirt_mm.view.scene import LINES, thinned
+from paravirt_mm.view.scene import LINES, MAX_FRAMES, MAX_RANGES, MAX_UPPER, thinned
 from paravirt_mm.view.sentences import _kind, _names
 from paravirt_mm.view.story import bounded
 from paravirt_mm.view.strip import ruler
@@ -27,6 +29,17 @@ def test_a_figure_as_json_has_it(value: object, shown: object) -> None:
     """JSON has no infinity: what is none of its values becomes text."""
     assert page._plain(value) == shown
     assert type(page._plain(value)) is type(shown)
+
+
+def test_the_bounds_are_those_of_the_documents(checkout: Path) -> None:
+    told = (checkout / "docs" / "reports.md").read_text(encoding="utf-8")
+    words = " ".join(told.split())
+    for number, what in (
+        (MAX_ENTRIES, "entries of a firmware map"), (MAX_FRAMES, "steps of a run"),
+        (MAX_RANGES, "ranges of a kind"), (page.MAX_FINDINGS, "findings a run"),
+        (MAX_UPPER, "tables above L1"),
+    ):  # fmt: skip
+        assert f"{number} {what}" in words
 
 
 def test_texts_are_cut_with_a_mark() -> None:

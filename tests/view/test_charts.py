@@ -102,6 +102,10 @@ def test_flips_are_of_runs_that_ended_well_and_changed_pages(subjects: list[Subj
         if each.row.outcome is Outcome.OK and each.row.figures["flips"] > 0
     ]
     assert {record["backend"] for record in records} == {"xen"}
+    each = next(each for each in subjects[2].exhibits if each.row.figures["flips"])
+    failed = attrs.evolve(each, row=attrs.evolve(each.row, outcome=Outcome.ERROR))
+    for exhibit, count in ((each, 1), (failed, 0)):
+        assert len(charts._flips([attrs.evolve(subjects[2], exhibits=(exhibit,))])) == count
 
 
 def test_low_memory_is_the_most_on_any_machine(subjects: list[Subject]) -> None:

@@ -29,7 +29,7 @@ from paravirt_mm import (
 from paravirt_mm.machine.paging import GIB, KIB, MIB, TIB
 from paravirt_mm.machine.ranges import RangeSet
 from paravirt_mm.report.tables import label
-from paravirt_mm.view.memory_map import Scale, _seen_apart, level_text, memory_map
+from paravirt_mm.view.memory_map import Scale, _rows, _seen_apart, level_text, memory_map
 from paravirt_mm.view.palette import COLOURS, Theme
 from paravirt_mm.view.scene import LINES, Scene, outline, scene
 from paravirt_mm.view.survey import Subject
@@ -159,6 +159,8 @@ def test_ticks_ascend_at_round_places_below_the_end(end: int) -> None:
             assert places[0] == 256 * KIB
             assert {b // a for a, b in pairwise(places)} <= {4}
             assert places[-1] * 4 >= end
+    for end, apart in ((7 * GIB, GIB), (8 * GIB, GIB), (8 * GIB + 1, 2 * GIB)):
+        assert next(Scale(end, 1000, linear=True).ticks())[0] == apart, "eighths at least"
 
 
 # -- every mark is where its addresses are --------------------------------------------------------
@@ -238,6 +240,10 @@ def test_low_memory_lines_are_drawn_through_all_lanes(subjects: list[Subject]) -
         ticks = dict(Scale(end, 1000).ticks())
         assert {words for _, words in named[len(there) :]} <= {*ticks.values()}
         assert len(named) > len(there)
+    for end, there in ((4 * GIB, 3), (4 * GIB + MIB, 4)):
+        whole = Machine("whole", MemoryMap.sanitise([(0, end, E820Type.RAM)]))
+        drawn = Drawn.of(memory_map(whole))
+        assert len(drawn.all("line")) == there, "what ends there has nothing on both sides"
 
 
 def test_names_on_the_axis_keep_apart_at_every_width() -> None:
@@ -259,6 +265,9 @@ def test_names_on_the_axis_keep_apart_at_every_width() -> None:
         ]
         least.add(min(gaps, default=99))
     assert 34 < min(least) < 34.5
+    eighths = Machine("8G", MemoryMap.sanitise([(0, 8 * GIB, E820Type.RAM)]))
+    there = Drawn.of(memory_map(eighths, linear=True, width=24 + 8 * 34)).words(y=53)
+    assert there == ["1M", "16M", "896M", "4G", "2G", "6G", "8G"], "of those 34 apart each second"
 
 
 # -- every mark is of the model, and all of the model is marked -----------------------------------
@@ -358,7 +367,7 @@ def test_every_scenario_is_drawn_as_it_ran(subjects: list[Subject]) -> None:
             for mark in marks:
                 assert y <= mark.y < mark.y + mark.height <= y + height
                 if mark.kind.startswith("mapped"):
-                    assert mark.y == y
+                    assert (mark.y, mark.height) == (y, 4), "a line along the top"
                 else:
                     assert mark.y + mark.height == y + height  # all stand on one line
             heights = {m.kind: m.height for m in marks if TABLES.fullmatch(m.kind)}
@@ -429,6 +438,14 @@ def test_ranges_that_cannot_be_told_apart_are_one_mark_that_counts_them() -> Non
             for (_, last), (first, _) in pairwise(marks):
                 assert scale(first) - scale(last) >= LEAST
     assert list(_seen_apart(Scale(GIB, 1000), [])) == []
+    pages = Scale(100 * 4096, 100, linear=True)  # of a pixel each
+    for begin, found in (
+        (8192 + 6143, [(4096, 30 * 4096, 2)]),
+        (8192 + 6144, [(4096, 8192, 1), (8192 + 6144, 30 * 4096, 1)]),
+    ):
+        assert list(_seen_apart(pages, [(4096, 8192), (begin, 30 * 4096)])) == found
+    few = Scale(GIB, 100)
+    assert list(_seen_apart(few, [(4096, 8192)])) == [(4096, 8192, 1)], "nothing lies before it"
     together = Drawn.of(memory_map(machine, [outline(run)], theme=Theme.LIGHT))
     assert any(mark.kind == "mixed tables" for mark in together.marks)
 
@@ -448,6 +465,14 @@ def test_entries_beyond_what_is_shown_are_left_out_or_cut() -> None:
     assert [mark.kind for mark in marks] == ["usable"]
     check_places(drawn, end, linear=False)
     assert [mark.kind for _, marks in lanes(drawn) for mark in marks][1:] == ["kernel", "brk"]
+    nothing = run_of(bundled("asus-l8400-256m"), "incremental:kernel=4.19", "xen")
+    shown = attrs.evolve(scene(nothing), promised=((0, GIB),))
+    drawn = Drawn.of(memory_map(machine, [shown], theme=Theme.LIGHT))
+    _, marks = next(lanes(drawn))
+    assert [mark.kind for mark in marks] == ["usable", "reserved"]
+    assert marks[1].span == (end, 2 * GIB)
+    assert marks[1].x == pytest.approx(12 + Scale(GIB, 936)(end), abs=ROUNDED)
+    assert marks[1].x + marks[1].width == pytest.approx(948, abs=ROUNDED), "where the axis ends"
 
 
 def test_a_machine_alone_has_no_legend() -> None:
@@ -513,6 +538,13 @@ def legend_of(drawn: Drawn) -> dict[str, str]:
     return found
 
 
+def test_a_row_of_the_legend_may_end_at_the_margin() -> None:
+    """Ten letters take 90 pixels with their square; there are 12 on either side of a row."""
+    items = [("ink", "x" * 10)] * 3
+    for width, rows in ((204, [2, 1]), (203, [1, 1, 1]), (294, [3]), (293, [2, 1]), (50, [1] * 3)):
+        assert [len(row) for row in _rows(items, width)] == rows
+
+
 def test_a_theme_has_its_own_colours_and_no_others(subjects: list[Subject]) -> None:
     subject = subjects[1]
     for theme, place in ((Theme.LIGHT, 0), (Theme.DARK, 1)):
@@ -554,7 +586,7 @@ def test_the_head_says_what_machine_it_is() -> None:
     assert Drawn.of(memory_map(nameless)).words()[0] == "pae-4g"
 
 
-def test_the_layout_is_that_of_the_kept_picture() -> None:
+def test_the_layout_is_that_of_the_kept_pictures() -> None:
     """What no rule says, how high a lane is and where its name stands, is kept as a picture to look
     at; who means another layout keeps that (see `tests.kept`).
     """
@@ -573,5 +605,9 @@ def test_the_layout_is_that_of_the_kept_picture() -> None:
             ("legacy_linear:kernel=3.6", "native"), ("incremental:variant=hpa", "xen"),
         )
     ]  # fmt: skip
-    picture = memory_map(machine, scenes, theme=Theme.LIGHT).replace("><", ">\n<") + "\n"
-    assert picture == kept(DATA / "pictures" / "small.svg", picture)
+    for name, picture in (
+        ("small", memory_map(machine, scenes, theme=Theme.LIGHT)),
+        ("alone", memory_map(machine, theme=Theme.DARK, linear=True, width=480)),
+    ):
+        text = picture.replace("><", ">\n<") + "\n"
+        assert text == kept(DATA / "pictures" / f"{name}.svg", text)
