@@ -120,7 +120,9 @@ class TablesAttached:
     it.
 
     ``order``: `HandOver.EACH` means that the last hand-over events and this attachment went
-    table by table, children first.
+    table by table, children first. ``validated``: levels and how many tables of each; a new root
+    is among them, although no entry refers to it and loading CR3 is what pins it
+    (`RootActivated`): whoever counts takes it off again.
     """
 
     batch: Batch

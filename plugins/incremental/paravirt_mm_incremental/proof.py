@@ -142,7 +142,6 @@ def seed_reach(brk_pages: int = 64) -> Statement:
         "any top that is a multiple of 2 MiB, and more than that less one span from any other.",
         (
             z3.And(top > full, top <= LOWMEM),
-            z3.And(start >= 0, start < top),
             lowest,
             # [start, top) is as much as can be paid for ...
             (top - 1) / FANOUT - (start - 1) / FANOUT + 1 > brk_pages,

@@ -197,6 +197,23 @@ def test_brk_serves_no_step_that_maps_it() -> None:
     ]
 
 
+def test_what_the_trampoline_took_of_brk_is_left_of_it_no_more() -> None:
+    """can_use_brk_pgt asks for the pages from pgt_buf_end on: with a randomised direct map that is
+    behind the table of the trampoline, and RAM may end there without being brk's.
+    """
+    brk = 17 * MIB
+    for behind, uses_brk in ((5, True), (6, False)):
+        subject = attrs.evolve(
+            machine((0, brk + behind * PAGE), (18 * MIB, 64 * MIB), reserved=((0, MIB),)),
+            kernel=KernelImage(16 * MIB, brk, brk, brk),
+            features=CpuFeatures(pse=False),
+        )
+        found = run(subject, "kernel=4.9,kaslr=yes")
+        # Three pages for the first MiB, one for the trampoline, one for the topmost 2 MiB.
+        (low,) = (step for step in maps(found) if step.end == brk + behind * PAGE)
+        assert low.use_brk is uses_brk
+
+
 def windows(found: Run) -> list[tuple[int, ...]]:
     """Start of each range, and where pages for its tables are looked for, in MiB."""
     return [
@@ -242,6 +259,8 @@ def test_a_window_without_any_page_is_empty(window: tuple[int, int], empty: bool
         assert panic.value.missing_tables == (2 if empty else 1)
         taken = [TablePages(PageRun(window[0] // PAGE, 1, -1), Source.MEMBLOCK)]
         assert list(panic.value.taken) == ([] if empty else taken)
+    with pytest.raises(TypeError, match="no tables are asked for in step AttachTables"):
+        Incremental(kernel="3.9").pvmm_allocate_tables(boot, AttachTables(), demand)
 
 
 # -- movable_node ---------------------------------------------------------------------------------

@@ -268,6 +268,10 @@ def test_what_does_not_fit_into_the_addresses_is_refused() -> None:
     assert isinstance(answer, Refusal)
     assert answer.code == -12
     assert isinstance(Xen(kernel="4.3").pvmm_boot_state(machine), BootState)
+    # Whatever the kernel: a builder without another place for the list does not take one.
+    for release, fits in (("3.3", False), ("3.4", True)):
+        state = Xen(xen=release).pvmm_boot_state(machine)
+        assert isinstance(state, BootState) is fits
     # Where the list of another domain stands in a hole, no release before 4.3 is an answer, either.
     hole = MemoryMap.sanitise([(0, GIB, E820Type.RAM), (2 * GIB, 2 << 40, E820Type.RAM)])
     machine = attrs.evolve(machine, memory_map=hole, host_map=None, initrd=None)

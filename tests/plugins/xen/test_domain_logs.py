@@ -323,11 +323,12 @@ def test_what_is_not_mapped_follows_the_first_allocation() -> None:
     """A kernel to 64 MiB needs 68 MiB, so Xen takes 128 MiB; initrd and p2m list come behind."""
     layout = arrange(
         _given(
-            kernel=(16 * MIB, 64 * MIB), initrd_bytes=31 * MIB, pages=1 << 20, initrd_mapped=False
+            kernel=(16 * MIB, 64 * MIB), initrd_bytes=31 * MIB - 4095, pages=1 << 20,
+            initrd_mapped=False,
         )
-    )
+    )  # fmt: skip
     assert layout.end == 68 * MIB
-    assert layout.initrd == (128 * MIB, 159 * MIB)
+    assert layout.initrd == (128 * MIB, 159 * MIB - 4095)
     assert layout.high_p2m is not None
     assert layout.high_p2m[0] == 159 * MIB
     assert layout.high_p2m[1] - layout.high_p2m[0] == (8 * MIB) + 2 * PAGE

@@ -56,6 +56,8 @@ def test_a_trace_is_one_line_of_json() -> None:
     assert json.loads(trace.to_json()) == {"id": "here", "pages": 8, "ops": VALID}
     answers = range(len(VALID))
     assert json.loads(trace.to_json(answers))["rc"] == list(answers)
+    assert "xen" not in json.loads(trace.to_json(answers))
+    assert json.loads(trace.to_json(answers, "4.17.5"))["xen"] == "4.17.5"
     assert "\n" not in trace.to_json()
 
 

@@ -117,6 +117,7 @@ def test_answers_are_read_around_the_hypervisors_own_lines() -> None:
         ("#0 ....\n", "answered 1 of 2 traces"),
         ("#0 ...\n#1 ..\n", "trace a: 3 answers for 4 operations"),
         ("#0 .....\n#1 ..\n", "trace a: 5 answers"),
+        ("#0 ....\n#1 .\n", "trace b: 1 answers for 2 operations"),
         ("#0 ....\n#2 ..\n", "answered trace 2, expected 1"),
         ("#0 ....\n#1 ..\n#2 .\n", "answered trace 2, expected 2"),
         ("#0 ..?.\n#1 ..\n", "no answer: '?.'"),

@@ -143,7 +143,7 @@ def read_told(facts: Iterable[Fact]) -> Told | None:
         initrd_bytes=_bytes(initrd),
         initrd_mapped=is_mapped,
         # Without its line the list is not in the mapping, as far as the log shows.
-        p2m=P2mPlace.INLINE if p2m and p2m.start >= total.start else P2mPlace.HIGH,
+        p2m=P2mPlace.INLINE if p2m and p2m.start >= loaded.end else P2mPlace.HIGH,
         kind=DomainKind.SHIM if ring and ring.start else DomainKind.DOM0,
         builders=builders,
         base=total.start,

@@ -131,13 +131,12 @@ def parse_answers(text: str, traces: Sequence[OperationTrace]) -> list[tuple[int
     for number, line in _TRACE_LINE.findall(text):
         if int(number) != len(answers) or len(answers) == len(traces):
             raise XenBootError(f"the guest answered trace {number}, expected {len(answers)}")
-        answers.append(_decode(line))
-        expected = len(traces[len(answers) - 1].ops)
-        if len(answers[-1]) != expected:
+        trace, found = traces[len(answers)], _decode(line)
+        if len(found) != len(trace.ops):
             raise XenBootError(
-                f"trace {traces[int(number)].name}: {len(answers[-1])} answers"
-                f" for {expected} operations"
+                f"trace {trace.name}: {len(found)} answers for {len(trace.ops)} operations"
             )
+        answers.append(found)
     if len(answers) != len(traces):
         raise XenBootError(f"the guest answered {len(answers)} of {len(traces)} traces")
     return answers
