@@ -265,6 +265,7 @@ def test_what_is_mapped_read_only(
         ("xen-pv", "6.1.0-50-amd64", "xen:kernel=6.1.0"),
         ("xen-pv", "2.6.37", "xen:kernel=2.6.37"),
         ("xen-pv", "2.6.36.4", "xen"),  # no dom0 before 2.6.37
+        ("xen-pv", "4.19.86.1.2", "xen:kernel=4.19.86"),  # what a release may look like
         ("xen-pv", "6", "xen"),
         ("xen-pv", None, "xen"),
         ("xen-pv-guest", "4.4-rc1", "xen:domain=domU,kernel=4.4"),
@@ -316,6 +317,15 @@ def test_large_leaves_matter_where_there_is_a_table_for_them() -> None:
     assert _ask("pvmm_pin_tables", boot=boot, tables=batch) == Cost(
         hypercalls={"mmuext_op": 1}, pinned={1: 1}
     )
+
+
+def test_tables_above_the_l1_are_not_pinned() -> None:
+    """They are validated when they are attached: there is nothing to ask for."""
+    boot, progress = _progress()
+    page = PageRun(boot.machine.max_pfn - 1, 1)
+    progress.ledger.set_readonly(page.low, page.high, readonly=True)
+    batch = attrs.evolve(_batch(boot, page), spans={2: ((0, 1 << 30),)}, leaf_levels=())
+    assert _ask("pvmm_pin_tables", boot=boot, tables=batch) is None
 
 
 @pytest.mark.parametrize("limit", [0, 4096])

@@ -311,8 +311,9 @@ def test_order_of_boot_tables(kind: DomainKind, end: int) -> None:
         assert levels[:4] == [4, 1, 2, 3]
     else:
         assert levels == sorted(levels, reverse=True)
-    l1 = [address for level, address in order if level == 1]
-    assert l1 == list(range(0, end, 2 * MIB))
+    for level, span in ((1, 2 * MIB), (2, 1024 * MIB), (3, 1 << 39), (4, 1 << 48)):
+        assert [address for at, address in order if at == level] == list(range(0, end, span))
+    l1 = range(0, end, 2 * MIB)
     pages = boot_l1_pages(X86_64, (0x4001000, 0x5000000), end, kind)
     assert len(set(pages)) == len(l1)
     assert pages == sorted(pages)
@@ -389,6 +390,9 @@ def test_how_wide_a_hypervisor_is_that_does_not_say_so() -> None:
     assert told(base, 8).given.hypervisor_bits == 32
     assert told(base, 16).given.hypervisor_bits == 64
     assert told(base, 8).given.mode is MODES["i386-pae"]
+    last = (1 << 32) - 2 * MIB  # where the kernel ends with the last address of 32 bits
+    assert told(last, 16).given.mode is MODES["i386-pae"]
+    assert told(last + 1, 16).given.mode is X86_64
     assert told(base, 8).given.pages == 1024
     allocated = Place(1, "", "physical", "Dom0 alloc.", 0, 2 * PAGE)  # and it says no more
     assert told(base, 8, allocated).given.pages == 1024

@@ -116,7 +116,7 @@ def read_told(facts: Iterable[Fact]) -> Told | None:
     kernel = kernels[-1] if kernels else None
     if not kernel and total.start == 0:
         return None  # a kernel mapped at 0 may be of either width
-    narrow = kernel.bits == 32 if kernel else loaded.end < 1 << 32
+    narrow = kernel.bits == 32 if kernel else loaded.end <= 1 << 32
     mode = MODES["i386-pae" if narrow else "x86_64"]
     xen = _version(facts)
     hypervisor_bits = next((fact.bits for fact in of_kind(facts, Hypervisor) if fact.bits), None)

@@ -314,22 +314,20 @@ def builder_tables(mode: PagingMode, end: int, kind: DomainKind) -> Iterator[tup
 
     Xen itself takes the root, and then each table when its first entry is needed, the L1 before the
     tables above it; the toolstack takes level by level from the top. (The L2 tables of a 32-bit
-    guest that map nothing are left out.)
+    guest that map nothing are left out.) Guest-physical 0 is mapped where an L2 table begins to
+    map, and all of the domain by one table of each level above.
     """
-    base = mode.kernel_base
     yield mode.root_level, 0
     if kind is DomainKind.DOMU:
         for level in range(mode.root_level - 1, 0, -1):
-            span = mode.table_span(level)
-            for va in range(align_down(base, span), base + end, span):
-                yield level, va - base
+            for address in range(0, end, mode.table_span(level)):
+                yield level, address
         return
     for address in range(0, end, mode.table_span(1)):
         yield 1, address
         for level in range(2, mode.root_level):
-            span = mode.table_span(level)
-            if address == 0 or (base + address) % span == 0:
-                yield level, align_down(base + address, span) - base
+            if address % mode.table_span(level) == 0:
+                yield level, address
 
 
 def boot_l1_pages(
