@@ -234,6 +234,18 @@ def test_adopted_tables_are_not_made_again() -> None:
     assert other.plan(6 << 20, 7 << 20, 1).spans == {1: ((6 << 20, 8 << 20),)}
 
 
+def test_new_tables_beside_each_other_are_one_span() -> None:
+    """Whatever table above they hang in, and however many spans there are already."""
+    gib, mib = 1 << 30, 1 << 20
+    tree = Tree(MODES["x86_64"])
+    tree.commit(tree.plan(0, 2 * mib, 1), 0, [])  # the first GiB has its L2
+    tree.adopt(1, gib - 8 * mib, gib - 6 * mib)
+    assert tree.plan(gib - 10 * mib, gib + 4 * mib, 1).spans == {
+        2: ((gib, 2 * gib),),
+        1: ((gib - 10 * mib, gib - 8 * mib), (gib - 6 * mib, gib + 4 * mib)),
+    }
+
+
 def test_large_page_in_the_way_is_replaced() -> None:
     """::
 

@@ -296,6 +296,16 @@ PG = 1 << 31
             ),
             62, 0, X86_64,
         ),
+        *(
+            (
+                note(
+                    b"VMCOREINFO",
+                    b"SYMBOL(swapper_pg_dir)=ffffffff80000000\nNUMBER(phys_base)=%d\n" % root,
+                ),
+                62, root if root < 1 << 52 else None, X86_64,  # addresses have 52 bits at the most
+            )
+            for root in ((1 << 52) - 4096, 1 << 52)
+        ),
         (b"", 62, None, None),
     ],
 )  # fmt: skip

@@ -81,6 +81,7 @@ def test_figures_of_a_run_and_of_its_image_are_the_same(
         name: run.figures[name] for name in shared
     }
     assert list(result.figures) == [*TABLE_FIGURES, *OWN]  # each has a meaning there
+    assert [unit for unit, _ in OWN.values()] == ["count", "pages", "bytes"]
     assert result.direct_figures == result.figures
     assert result.figures["writable_tables"] == (0 if backend == "xen" else run.figures["tables"])
 

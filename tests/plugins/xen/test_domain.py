@@ -338,6 +338,16 @@ def test_guests_of_libxl_4_1_have_slack_behind_their_memory() -> None:
     assert (end - (8 << 20), end) in state.reserved
     p2m = dict(state.places)[Part.P2M]
     assert (p2m[1] - p2m[0]) // 8 == (machine.memory_map.ram_pages().total - (8 << 20)) >> 12
+    # It reaches over a hole, too: what lies behind a domain of which that is the end is its own.
+    pieces = [(0, 248), (252, 254), (255, 256)]
+    ram = MemoryMap.sanitise((low << 20, high << 20, E820Type.RAM) for low, high in pieces)
+    state = Xen(domain=DomainKind.DOMU, xen="4.1.6").pvmm_boot_state(
+        attrs.evolve(machine, memory_map=ram)
+    )
+    assert isinstance(state, BootState)
+    assert state.reserved[-3:] == (
+        (243 << 20, 248 << 20), (252 << 20, 254 << 20), (255 << 20, 256 << 20),
+    )  # fmt: skip
     for other in (Xen(domain=DomainKind.DOMU, xen="4.2"), Xen(xen="4.1.6")):
         state = other.pvmm_boot_state(machine)
         assert isinstance(state, BootState)

@@ -97,10 +97,7 @@ def predict(told: Told) -> Predicted:
     elif not given.initrd_bytes:
         places[Part.INITRD] = places[Part.KERNEL][1], places[Part.KERNEL][1]
     places[_TOTAL] = base, base + layout.end
-    inserted = 0
-    if given.initrd_mapped and not given.builders.initrd_in_chunk:
-        inserted = given.initrd_bytes
-    return Predicted(told, places, first_allocation(layout.end, inserted))
+    return Predicted(told, places, first_allocation(layout.end, given.inserted))
 
 
 def read_told(facts: Iterable[Fact]) -> Told | None:

@@ -163,6 +163,12 @@ class Given:
         return 4 if self.mode.is_32bit else 8
 
     @property
+    def inserted(self) -> int:
+        """Bytes of initrd in dom0's initial mapping that are no part of its first allocation."""
+        apart = self.initrd_mapped and not self.builders.initrd_in_chunk
+        return self.initrd_bytes if apart else 0
+
+    @property
     def p2m_inline(self) -> bool:
         """Whether the p2m list lies inside the initial mapping."""
         if self.mode.is_32bit or self.p2m is P2mPlace.INLINE:
@@ -218,9 +224,7 @@ def arrange(given: Given) -> Arrangement:
     stack = (page_tables[1], page_tables[1] + PAGE_SIZE)
     behind = end
     if given.kind is not DomainKind.DOMU:
-        inserted = 0
-        if initrd and not given.builders.initrd_in_chunk:
-            inserted = align_up(given.initrd_bytes, PAGE_SIZE)
+        inserted = align_up(given.inserted, PAGE_SIZE)
         behind = first_allocation(end, inserted) + inserted
     if given.initrd_bytes and not given.initrd_mapped:
         initrd = (behind, behind + given.initrd_bytes)
@@ -387,7 +391,7 @@ def static_tables(
     count = 1 + sum(above) + identity
     size = count * PAGE_SIZE
     top = align_down(min(kernel.end, kernel.brk_start), PAGE_SIZE)
-    if top - size < align_up(kernel.start, PAGE_SIZE):
+    if top - size < kernel.start:
         top = layout.boot_stack[1] + size
     return top - size, top
 
