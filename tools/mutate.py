@@ -8,8 +8,8 @@ condition or statement (`tools/mutants.py`). What lives is printed with file, li
 score is the share that died, without those that `tools/equivalent.txt` argues to mean the same.
 Exit code 1: some lived.
 
-One process imports everything and collects the tests of the folder (`TESTS`). A first child runs
-them and sees which functions each test calls, also in children of its own. Then every mutant is a
+One process imports everything and collects the tests of the folder (`TESTS`). Each test runs in a
+child of its own, which sees the functions it calls, also in its children. Then every mutant is a
 fork in which the function has its changed code, and runs the tests that call it, the quickest
 first, until one fails: most take a fraction of a second. What a module runs by itself, its
 constants and tables, is tested by a fresh pytest that imports the file with the change. Commands
@@ -179,7 +179,8 @@ class Suite:
         return True
 
     def measure(self) -> list[str]:
-        """Run each test in a child, and learn how long it takes and which functions it calls.
+        """Run each test in a child of its own, and learn how long it takes and which functions it
+        calls: those also of its module's fixtures, and those whose results would be kept.
 
         Return those that fail, or that were not come to.
         """
@@ -192,31 +193,19 @@ class Suite:
             if place is not None:
                 marks[place] = 1
 
-        def child() -> bool:
-            items = self.session.items
-            for item, following in zip(items, [*items[1:], None], strict=True):
-                marks[:] = bytes(len(marks))
-                begin = time.process_time()
-                sys.settrace(note)
-                good = self.run([item], following)
-                sys.settrace(None)
-                called = [where for where, place in places.items() if marks[place]]
-                told = json.dumps([item.nodeid, good, time.process_time() - begin, called])
-                os.write(out, told.encode() + b"\n")
-            return True
+        def child(item: Any) -> bool:
+            sys.settrace(note)
+            return self.run([item])
 
-        bad = {item.nodeid for item in self.session.items}
-        with tempfile.TemporaryFile() as file:
-            out = file.fileno()
-            _in_child(child, 3600)
-            file.seek(0)
-            for line in file:
-                name, good, taken, called = json.loads(line)
-                self.seconds[name] = taken
-                self.calls[name] = {(path, first) for path, first in called}
-                if good:
-                    bad.remove(name)
-        return sorted(bad)
+        bad = []
+        for item in self.session.items:
+            marks[:] = bytes(len(marks))
+            begin = _seconds_of_children()
+            if _in_child(functools.partial(child, item), 600) != 0:
+                bad.append(item.nodeid)
+            self.seconds[item.nodeid] = _seconds_of_children() - begin
+            self.calls[item.nodeid] = {where for where, place in places.items() if marks[place]}
+        return bad
 
     def leave_out(self, names: list[str]) -> None:
         """Forget tests that say nothing about a change."""
@@ -323,6 +312,11 @@ def _forget_results(functions: list[FunctionType]) -> None:
                         vars(owner).pop(name, None)
         else:
             each.cache_clear()
+
+
+def _seconds_of_children() -> float:
+    used = os.times()
+    return used.children_user + used.children_system
 
 
 def _in_child(work: Callable[[], bool], seconds: float) -> int:

@@ -204,3 +204,37 @@ def test_slow_tests_see_a_change_in_commands_that_they_start(
     assert not copied.notices(made["5", "6"])
     assert copied.notices(made["2", "3"])
     assert program.read_text() == "print(1 + 2, 5)\n"
+
+
+@pytest.mark.slow
+def test_what_a_fixture_or_a_kept_result_calls_is_of_each_test(
+    mutate: Any, pytester: pytest.Pytester
+) -> None:
+    """The second test of a module would not call it, where both run in one process."""
+    path = pytester.makepyfile(
+        test_m="""
+        import pytest
+        _KEPT = {}
+        def made(): return 1
+        def kept(): return 2
+        def result():
+            if not _KEPT:
+                _KEPT[0] = kept()
+            return _KEPT[0]
+        @pytest.fixture(scope="module")
+        def it(): return made()
+        def test_one(it): assert it == 1 and result() == 2
+        def test_two(it): assert it == 1 and result() == 2
+        def test_red(): assert False
+        """
+    )
+    found = {}
+
+    def work(suite: Any) -> None:
+        assert suite.measure() == ["test_m.py::test_red"]
+        lines = path.read_text().splitlines()
+        for name, called in suite.calls.items():
+            found[name[-3:]] = {lines[first - 1].split("(")[0] for _, first in called}
+
+    pytester.inline_run("-p", "no:cacheprovider", plugins=[mutate.Suite(work, [str(path)])])
+    assert all({"def made", "def kept", "def result"} <= found[name] for name in ("one", "two"))
