@@ -95,8 +95,9 @@ class Hook:
         self._traced = traced
 
     def __call__(self, arguments: dict[str, Any]) -> Any:
-        """Call it with those of the arguments that it takes; the others are dropped from them.
-        Raises `HookFailed` for whatever it raises, but for a panic in an allocator.
+        """Call it with those of the arguments that it takes; the others are dropped from them: they
+        were put together for this call, and a copy would cost something at every question. Raises
+        `HookFailed` for whatever it raises, but for a panic in an allocator.
         """
         for name in self._not_taken:
             arguments.pop(name, None)

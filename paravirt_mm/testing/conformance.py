@@ -119,8 +119,12 @@ class _Conformance:
     @classmethod
     def run(cls, machine: Machine, spec: str, partner: str) -> Run:
         """Run the plugin with a partner."""
-        pair = (spec, partner) if cls._role == "allocator" else (partner, spec)
-        return Scenario.of(machine, *pair).run(cls.registry())
+        return Scenario.of(machine, *cls._pair(spec, partner)).run(cls.registry())
+
+    @classmethod
+    def _pair(cls, spec: str, partner: str) -> tuple[str, str]:
+        """Return the specs of the allocator and the backend."""
+        return (spec, partner) if cls._role == "allocator" else (partner, spec)
 
     def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
         """Fill the parameters that a test asks for."""
@@ -159,9 +163,7 @@ class _Conformance:
             machines   qemu-512m  lenovo-x230-8g  generated-1-0 ...   <- nothing matches
         """
         pairs = [
-            (spec, partner) if self._role == "allocator" else (partner, spec)
-            for spec in self.specs()
-            for partner in self.partner_specs()
+            self._pair(spec, partner) for spec in self.specs() for partner in self.partner_specs()
         ]
         for item in self.expected:
             assert any(item.matches(*pair, machine) for pair in pairs for machine in MACHINES), (

@@ -218,6 +218,11 @@ def test_expectation_that_nothing_meets_is_stale() -> None:
         _fails(suite.test_expectations_speak_of_something)
     type(suite).expected = (Expected("panic", "now", machine="qemu-512m"),)
     suite.test_expectations_speak_of_something()
+    backend = backend_suite(PlainPlatform)
+    type(backend).expected = (Expected("panic", "now", allocator="block", backend="mine"),)
+    backend.test_expectations_speak_of_something()
+    type(backend).expected = (Expected("panic", "now", allocator="mine"),)
+    _fails(backend.test_expectations_speak_of_something)
 
 
 def test_partners_are_the_kits_own() -> None:

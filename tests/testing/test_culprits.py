@@ -355,6 +355,16 @@ def growing_steps(boot: Any) -> Any:
         yield ActivateRoot()
 
 
+LAST: list[str] = []
+
+
+def steps_after_another_machine(boot: Any) -> Any:
+    yield from GOOD.pvmm_map_steps(boot)
+    for _ in {*LAST} - {boot.machine.name}:
+        yield ActivateRoot()
+    LAST[:] = [boot.machine.name]
+
+
 def less_if_typed(boot: Any) -> Promise:
     promised = GOOD.pvmm_promise(boot)
     return Promise(promised.direct_map[1:]) if boot.state.typed else promised
@@ -366,6 +376,9 @@ KIT: dict[str, tuple[type[Any], str, tuple[str, ...]]] = {
         "test_run_is_repeatable", ("mine", "plain_platform")),
     "keeps state": (
         made(AscendingAllocator, map_steps=growing_steps),
+        "test_run_is_repeatable", ("mine", "plain_platform")),
+    "keeps the last machine": (
+        made(AscendingAllocator, map_steps=steps_after_another_machine),
         "test_run_is_repeatable", ("mine", "plain_platform")),
     "depends on the platform": (
         made(AscendingAllocator, promise=less_if_typed),

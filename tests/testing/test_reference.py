@@ -114,6 +114,13 @@ def test_the_highest_block_becomes_tables_and_its_rest_is_given_back() -> None:
     assert run("block:spare=0", "plain").figures["waste"] == 0
 
 
+def test_a_block_ends_with_the_last_whole_page() -> None:
+    """Below an initrd that begins within a page."""
+    done = run("block", "plain", attrs.evolve(QEMU, initrd=(0x1F000800, 0x1FFFE000)))
+    blocks = [event.pages for event in done.trace.of(TablesReserved)]
+    assert blocks[0] == (PageRun(0x1F000 - 8, 8),)
+
+
 def test_a_platform_that_asks_nothing_maps_all_ram() -> None:
     state = PlainPlatform().pvmm_boot_state(QEMU)
     ram = QEMU.memory_map.ram_pages()
@@ -142,6 +149,16 @@ def test_a_platform_that_types_begins_with_kernel_and_headroom(headroom: int) ->
     above = 0x1FFFE000 - align_up(QEMU.initrd[1], 4096)  # 14 pages between the initrd and the end
     end = 0x1FFFE000 if pages * 4096 <= above else QEMU.initrd[0]
     assert block[1] == align_down(end, 4096)
+
+
+@pytest.mark.parametrize("pages", [3, 4])
+def test_boot_tables_may_lie_at_the_beginning_of_memory(pages: int) -> None:
+    """Four of them, where four pages are free."""
+    kernel = attrs.evolve(QEMU.kernel, start=MIB, end=2 * MIB, brk_start=2 * MIB, brk_end=2 * MIB)
+    ram = MemoryMap.sanitise([(0, pages << 12, E820Type.RAM), (MIB, 2 * MIB, E820Type.RAM)])
+    small = attrs.evolve(QEMU, kernel=kernel, initrd=None, reserved=(), memory_map=ram)
+    state = TypingPlatform(0).pvmm_boot_state(small)
+    assert getattr(state, "boot_tables", None) == (((0, 4 << 12),) if pages == 4 else None)
 
 
 def test_a_kernel_that_begins_within_a_page_is_mapped_whole() -> None:
