@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -14,7 +13,7 @@ import click
 
 from paravirt_mm.cli import reading, scenarios
 from paravirt_mm.cli.output import complain, emit, per_second, progress, show_status, while_some_can
-from paravirt_mm.cli.types import Seconds
+from paravirt_mm.cli.types import Seconds, jobs_option
 from paravirt_mm.counted import counted
 from paravirt_mm.diff import (
     Compared,
@@ -62,7 +61,7 @@ _SHOWN = 6
     "--shrink", "seconds", type=Seconds(0, 86400), default=60.0, show_default=True,
     metavar="SECONDS", help="How long each machine may be made smaller; 0: not at all.",
 )  # fmt: skip
-@click.option("-j", "--jobs", type=click.IntRange(1, 256), help="At a time. [default: all cores]")
+@jobs_option(256, "At a time")
 @click.option(
     "-o", "--output", "folder", type=click.Path(file_okay=False, path_type=Path), metavar="DIR",
     help="Write each smallest machine there, as a machine file.",
@@ -78,7 +77,7 @@ def command(
     seed: int,
     aspects: tuple[str, ...],
     seconds: float,
-    jobs: int | None,
+    jobs: int,
     folder: Path | None,
     as_json: bool,
     time_limit: float,
@@ -101,7 +100,6 @@ def command(
     todo = list(pairs(a, b, backend or default_spec("backend")))
     chosen = _machines(machines, count, seed, (a, b))
     total = len(chosen) * len(todo)
-    jobs = jobs or os.cpu_count() or 1
     asked = while_some_can(survey(todo, chosen, jobs, limits), lambda item: not item.refused)
     found = list(progress(asked, "comparing", total))
     compared = [item for item in found if not item.refused]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,7 +12,7 @@ import click
 
 from paravirt_mm.cli import reading, scenarios
 from paravirt_mm.cli.output import complain, emit, per_second, show_status
-from paravirt_mm.cli.types import Seconds
+from paravirt_mm.cli.types import Seconds, jobs_option
 from paravirt_mm.counted import counted
 from paravirt_mm.errors import ExitCode
 from paravirt_mm.guard import TRYING
@@ -55,7 +54,7 @@ from paravirt_mm.registry import default_registry
 )  # fmt: skip
 @click.option("--tries", type=click.IntRange(1), help="How many machines to try at the most.")
 @click.option("--seed", type=click.IntRange(0, 2**31), default=0, show_default=True)
-@click.option("-j", "--jobs", type=click.IntRange(1, 1024), help="Processes. [default: all cores]")
+@jobs_option(1024, "Processes")
 @click.option(
     "-o", "--output", "folder", type=click.Path(file_okay=False, path_type=Path), metavar="DIR",
     help="Write found.toml (the machine) and test_found.py (a pytest case) there.",
@@ -73,7 +72,7 @@ def command(
     seconds: float,
     tries: int | None,
     seed: int,
-    jobs: int | None,
+    jobs: int,
     folder: Path | None,
     as_json: bool,
     observers: tuple[str, ...],
@@ -114,7 +113,7 @@ def command(
             quarry,
             seed=seed,
             seconds=seconds,
-            jobs=jobs or os.cpu_count() or 1,
+            jobs=jobs,
             max_tries=tries,
             limits=running.limits,
             progress=progress,

@@ -15,6 +15,7 @@ import click
 
 from paravirt_mm.cli import reading, scenarios
 from paravirt_mm.cli.output import per_second, show_status, terminal
+from paravirt_mm.cli.types import jobs_option
 from paravirt_mm.errors import ExitCode, PluginError
 from paravirt_mm.guard import Limits
 from paravirt_mm.offers import default_specs
@@ -42,9 +43,7 @@ AHEAD = 2
     "--seed", type=click.IntRange(0), default=0, show_default=True, help="For --generate."
 )
 @scenarios.matrix
-@click.option(
-    "-j", "--jobs", type=click.IntRange(1, 4096), help="Local processes. [default: all cores]"
-)
+@jobs_option(4096, "Local processes")
 @click.option(
     "--scheduler", metavar="ADDRESS",
     help="Work on a dask.distributed cluster (tcp://host:8786), whose workers see the INPUTs.",
@@ -62,7 +61,7 @@ def command(
     allocators: tuple[str, ...],
     backends: tuple[str, ...],
     boot: int | None,
-    jobs: int | None,
+    jobs: int,
     scheduler: str | None,
     time_limit: float,
     memory_limit: int,
@@ -97,7 +96,7 @@ def command(
             return (GeneratedPart(seed, number) for number in range(generate))
         return reading.parts(paths)
 
-    workers = _cluster(scheduler, paths) if scheduler else _local(jobs or os.cpu_count() or 1)
+    workers = _cluster(scheduler, paths) if scheduler else _local(jobs)
     with workers as (executor, width), Store(output, settings, registry) as store:
         with _progress(parts) as progress:
             drive(parts(), settings, store, executor, AHEAD * width, progress)

@@ -1,19 +1,35 @@
-"""Kinds of values on the command line."""
+"""Kinds of values on the command line, and the option how much happens at a time."""
 
 from __future__ import annotations
 
 import math
+import os
 import re
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import click
 
 from paravirt_mm.measure.crashkernel import Wanted
 from paravirt_mm.printable import printable
 
+Command = TypeVar("Command", bound=Callable[..., Any])
+
 QUOTED = 40
 """Characters of a wrong value that are shown."""
 _SIZE = re.compile(r"(\d{1,9})([KMGT]?)", re.IGNORECASE)
+
+
+def jobs_option(most: int, words: str) -> Callable[[Command], Command]:
+    """Give a command ``--jobs``, up to ``most``: without it, one for each processor."""
+    return click.option(
+        "-j", "--jobs", type=click.IntRange(1, most), callback=_all_cores,
+        help=f"{words}. [default: all cores]",
+    )  # fmt: skip
+
+
+def _all_cores(_context: click.Context, _option: click.Parameter, jobs: int | None) -> int:
+    return jobs or os.cpu_count() or 1
 
 
 class Seconds(click.FloatRange):

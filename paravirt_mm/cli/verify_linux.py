@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections import Counter
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -17,7 +16,7 @@ import click
 from paravirt_mm.cli import reading
 from paravirt_mm.cli.output import complain, progress, while_some_can
 from paravirt_mm.cli.recording import record_option
-from paravirt_mm.cli.types import Seconds
+from paravirt_mm.cli.types import Seconds, jobs_option
 from paravirt_mm.counted import counted
 from paravirt_mm.errors import ExitCode, InputError
 from paravirt_mm.evidence import Evidence, record_evidence
@@ -81,9 +80,7 @@ class Result:
     "--timeout", type=Seconds(1), default=DEFAULT_TIMEOUT, show_default=True,
     metavar="SECONDS", help="How long one boot may take.",
 )  # fmt: skip
-@click.option(
-    "-j", "--jobs", type=click.IntRange(1, 256), help="Boots at a time. [default: all cores]"
-)
+@jobs_option(256, "Boots at a time")
 @click.option(
     "--replay", "files", multiple=True, metavar="FILE",
     help="Compare boots recorded in FILE (JSON, one a line) instead of booting. May be repeated.",
@@ -104,7 +101,7 @@ def command(
     count: int | None,
     seed: int,
     timeout: float,
-    jobs: int | None,
+    jobs: int,
     files: tuple[str, ...],
     save: IO[str] | None,
     as_json: bool,
@@ -138,7 +135,7 @@ def command(
                 for named in _maps(machines, kernel, count, seed)
             ]
             results = []
-            with closing(_boots(todo, program, timeout, jobs or os.cpu_count() or 1)) as booted:
+            with closing(_boots(todo, program, timeout, jobs)) as booted:
                 hopeful = while_some_can(booted, lambda boot: boot[1] is not None)
                 for result, live in progress(hopeful, "booting", len(todo)):
                     results.append(result)
