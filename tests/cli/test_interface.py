@@ -93,7 +93,9 @@ def _takes(within: click.Context | None, command: click.Command) -> Iterator[str
         yield ", ".join([*words, f"default {given.get(param.name or '')}"])
 
 
-def test_what_commands_take_is_what_they_took() -> None:
+def test_what_commands_take_is_what_they_took(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a system that does not say how many processors it has: then one job at a time."""
+    monkeypatch.setattr("os.cpu_count", lambda: None)
     lines = [f"{name}: {line}" for name, command in COMMANDS.items() for line in _takes(*command)]
     told = "\n".join([*(f"paravirt-mm: {line}" for line in _takes(None, cli)), *lines, ""])
     assert told == kept(DATA / "commands.txt", told)
