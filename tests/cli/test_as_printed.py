@@ -44,6 +44,17 @@ def _log(folder: Path) -> None:
     (folder / "wrong.txt").write_text(other)
 
 
+def _logs(folder: Path) -> None:
+    """Of kernels that do not say their release or all of their map, and of hypervisors."""
+    (folder / "logs").mkdir()
+    for name in ("2.6.28-modified-map", "3.11-head-cut", "xen-4.17-host", "xen-dom0-32bit"):
+        (folder / "logs" / name).write_text((LOGS / f"{name}.txt").read_text())
+
+
+def _raw(folder: Path) -> None:
+    (folder / "raw").write_bytes(bytes(8192))
+
+
 def _boots(folder: Path) -> None:
     good = RECORDS["6.1.0-56-amd64:tiny"]
     wrong = json.loads(json.dumps(good))
@@ -190,6 +201,12 @@ WHAT: dict[str, tuple[str, ...]] = {
     "tables in a dump": ("inspect", "core"),
     "runs in a dump": ("inspect", "core", "--runs"),
     "a dump as data": ("inspect", "core", "--json"),
+    "no tables in a dump": ("inspect", "core", "--cr3", "0x5fff"),
+    "no tables as data": ("inspect", "core", "--cr3", "0x5000", "--json", "--runs"),
+    "a dump without a root": ("inspect", "raw"),
+    "a dump without a mode": ("inspect", "raw", "--cr3", "0x1000"),
+    "a dump in another mode": ("inspect", "cut", "--mode", "i386"),
+    "logs of all kinds": ("verify", "log", "logs", "-v"),
     "a log": ("verify", "log", "3.5-inclusive-ends.txt"),
     "two logs": ("verify", "log", "wrong.txt", "3.13-i386-pae.txt"),
     "a log as data": ("verify", "log", "wrong.txt", "--json"),
@@ -215,6 +232,10 @@ FILES: dict[str, Callable[[Path], None]] = {
         ("machines of a plain model", "all of a plain model", "a plain model as data"), _oracle
     ),
     **dict.fromkeys(("tables in a dump", "runs in a dump", "a dump as data"), _image),
+    **dict.fromkeys(("no tables in a dump", "no tables as data"), _image),
+    **dict.fromkeys(("a dump without a root", "a dump without a mode"), _raw),
+    "a dump in another mode": _dump,
+    "logs of all kinds": _logs,
     **dict.fromkeys(("a log", "two logs", "a log as data"), _log),
     **dict.fromkeys(("boots", "boots in full", "boots as data"), _boots),
     **dict.fromkeys(("outcomes", "panics", "waste by size", "errors"), _sweep),
