@@ -118,7 +118,7 @@ def _best_trials(
         for release in releases
         if (found := candidates(release, machine, log.platform, registry))
     ]
-    tries = max(1, MAX_WORK // max(len(machine.memory_map), len(facts), 1))
+    tries = max(1, MAX_WORK // max(len(machine.memory_map), len(facts)))
     best: list[Trial] = []
     for trials in waiting[:tries]:
         trials[0].run()
@@ -128,7 +128,7 @@ def _best_trials(
     limit = min((trial.candidate.unusual for trial in best if _is_enough(trial)), default=1 << 10)
     for index in order[:MAX_OPEN_RELEASES]:
         for trial in waiting[index][1:]:
-            if _is_enough(best[index]) or trial.candidate.unusual > limit or tries <= 0:
+            if trial.candidate.unusual > limit or tries <= 0:
                 break
             tries -= 1
             trial.run()

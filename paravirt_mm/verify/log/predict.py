@@ -78,7 +78,7 @@ class _Kernel:
     words: Words
     tells_pages: bool
     other_tables: int
-    _call_end: int = 0
+    _call_end: int = attrs.field(init=False)
     _blocks: list[list[Span]] = attrs.field(factory=list)
     _brk_end: int = 0
     _unused: Span | None = None

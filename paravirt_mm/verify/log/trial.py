@@ -135,12 +135,13 @@ class Trial:
         printed = [fact for fact in self._facts if isinstance(fact, LastPfn)]
         if not printed:
             return
-        expected = last_pfns(machine, printed[0].max_arch_pfn, self._words)
+        max_arch_pfn = printed[0].max_arch_pfn  # the same in each line
+        expected = last_pfns(machine, max_arch_pfn, self._words)
         # memmap=exactmap had the kernel look for the old end of RAM first (until 2020).
         stale = [fact for fact in printed if fact.line < self._log.user_map_from]
         if stale and self._log.firmware_map is not None:
             before = attrs.evolve(machine, memory_map=self._log.firmware_map)
-            expected_before = last_pfns(before, printed[0].max_arch_pfn, self._words)
+            expected_before = last_pfns(before, max_arch_pfn, self._words)
             yield from (self._last_pfn(fact, expected_before) for fact in stale)
         counted = [fact for fact in printed if fact not in stale]
         for number, fact in enumerate(counted):
@@ -294,7 +295,7 @@ class Trial:
         """Judge how much of a block was left: in the first call the builder's tables save some."""
         if fact.start == model.start:
             return _line(_MATCH, fact, model)
-        in_first_call = fact.end >> PAGE_SHIFT < _FOUR_GIB_PFN
+        in_first_call = fact.end < 4 * GIB
         if in_first_call and not (self._machine.initrd and self._log.kernel_listed):
             return _line(_UNCHECKED, fact, model, _BUILDER)
         return _line(_DIFFERS, fact, model)

@@ -39,7 +39,7 @@ class Candidate:
     reserved: tuple[Span, ...]
     words: tuple[str, ...]
     unusual: int
-    other_tables: int = 0
+    other_tables: int
 
     def machine(self, machine: Machine) -> Machine:
         """Return the machine with what this candidate says is taken."""
