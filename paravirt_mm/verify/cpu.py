@@ -332,7 +332,7 @@ class EmulatedCpu:
         original = read_root(dump, mode, root)
         if original is None:
             raise CpuUnavailable(f"{dump.path}: the root table at {root:#x} is not in the dump")
-        if int.from_bytes(original[: mode.entry_bytes], "little") & PRESENT:
+        if original[0] & PRESENT:
             raise CpuUnavailable(f"{dump.path}: the first entry of the root is in use")
         self.uc.mem_write(base, original)
         table = base

@@ -7,10 +7,12 @@ import struct
 from collections.abc import Iterator
 
 import attrs
+import numpy as np
 import pytest
 from hypothesis import given, strategies as st
 
 from paravirt_mm.image import walker
+from paravirt_mm.image.entries import FORMATS
 from paravirt_mm.image.translate import Access, PageFault, Translation, translate
 from paravirt_mm.image.walker import Cpu, LeafRun, Walk, WalkLimits, canonical, walk
 from paravirt_mm.machine.paging import MODES, X86_64, PagingMode
@@ -237,6 +239,23 @@ def test_frames_that_run_over_the_address_field() -> None:
         (0, 0x1000, last), (0x1000, 0x2000, 0), (0x1F_E000, 0x1F_F000, last),
         (0x1F_F000, 0x20_0000, 0),
     ]  # fmt: skip
+
+
+def test_a_full_table_is_looked_at_once() -> None:
+    """In an L1 what ascends with equal flags is one stretch, and so is what is not present, as far
+    as the next entry that is; in other tables, each entry.
+    """
+    tables = np.zeros((3, 512), dtype=np.uint64)
+    tables[0] = np.arange(512) * 4096 + 0x63
+    tables[1, :4], tables[1, 4:8] = tables[0, 4:8], tables[0, 8:12] ^ 2
+    looked = walker._Walker(Memory(X86_64), FORMATS["x86_64"], Cpu(), WalkLimits())
+    start, length = looked._stretches(1, tables)
+    assert start.tolist() == [0, 512, 516, 520, 1024]
+    assert length.tolist() == [512, 4, 4, 504, 512]
+    for level in (2, 3, 4):
+        start, length = looked._stretches(level, tables)
+        assert start.tolist() == list(range(3 * 512))
+        assert set(length.tolist()) == {1}
 
 
 def test_a_tree_without_end_stops() -> None:

@@ -62,7 +62,7 @@ from paravirt_mm.verify.linux.qemu.record import (
     MappingStep,
     TableAllocation,
 )
-from paravirt_mm.verify.linux.qemu.start import _changed, _nothing_else
+from paravirt_mm.verify.linux.qemu.start import Start, _changed, _nothing_else
 
 from .naive_linux import digest
 
@@ -509,6 +509,33 @@ def test_a_start_is_only_what_the_image_and_the_map_are() -> None:
             assert _nothing_else(ram, kernel(), spec)
             ram.write(at, b"\xff")
             assert _nothing_else(ram, kernel(), spec) is only, hex(at)
+
+
+def test_a_start_puts_what_tells_of_the_map_and_nothing_else() -> None:
+    """Of the kernel's own ``boot_params`` (zero page of the protocol) the numbers of the map, of
+    what is handed over and of the initrd; what it has changed in the rest stays.
+    """
+    puts: list[tuple[int, bytes]] = []
+    spec = MapSpec(ram=[(0, 0x9F000), (MIB, 64 * MIB)])
+    at, scan = 1 << 40, 1 << 41
+    start = Start({}, b"load", 4, ((16 * MIB, b"changed"),), ((scan, b"\x55"),))
+    with GuestRam(spec.layout) as ram:
+        put_kernel(ram, kernel(), spec, "")
+        params = bytes(range(256)) * 16
+        ram.write(0x1000, params)
+        memory: Any = SimpleNamespace(
+            ram=ram, address_of={"boot_params": at}.__getitem__, put=lambda *told: puts.append(told)
+        )
+        start.put(memory)
+        fields = [(0xC0, 8), (0x1E8, 1), (0x218, 8), (0x250, 8), (0x2D0, 128 * 20)]
+        assert sorted(puts) == [
+            *((at + offset, params[offset : offset + size]) for offset, size in fields),
+            (scan, b"\xc3"),  # ret
+        ]
+        assert (ram.read(16 * MIB, 7), ram.read(0x40, 4)) == (b"changed", b"load")
+        puts.clear()
+        start.leave(memory)
+        assert puts == [(scan, b"\x55")]
 
 
 STUB = """\

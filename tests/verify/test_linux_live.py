@@ -304,6 +304,22 @@ def test_kallsyms_of_each_layout(releases: str, pad: int) -> None:
     assert found == {name: address for _, name, address in symbols}
 
 
+def test_symbols_of_a_stripped_kernel_are_those_in_its_first_segment(tmp_path: Path) -> None:
+    """Their places count from where that begins (since 7.2 each is relative to its own)."""
+    path = tmp_path / "vmlinuz-7.2"
+    tables = kallsyms("7.2", symbols_of("7.2"))
+    other = (BASE + (64 << 20), 0x5000000, b"data", 8)
+    segments = [(BASE, 0x1000000, tables, len(tables)), other]
+    path.write_bytes(bzimage(gzip.compress(elf(segments)) + bytes(4)))
+    kernel = Kernel.load(path)
+    assert kernel.symbols == {name: address for _, name, address in symbols_of("7.2")}
+    assert (kernel.release, kernel.version) == ("6.1.0-test", "6.1.0-test (me)")
+    assert (kernel.entry, kernel.is_bzimage, kernel.path) == (0x1000000, True, path)
+    path.write_bytes(bzimage(b"nothing"))
+    with pytest.raises(KernelImageError, match=f"^{path}: "):
+        Kernel.load(path)
+
+
 def test_kallsyms_are_looked_for_in_32_mib(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ten times what the largest kernel has; here in one."""
     assert kallsyms_module._MAX_TABLES == 32 * MIB
