@@ -42,7 +42,7 @@ def measure(machine: Machine) -> Measure:
         len(machine.reserved)
         + (machine.initrd is not None)
         + (machine.kernel != DEFAULT_KERNEL)
-        + (machine.features != CpuFeatures(nx=machine.mode.has_nx))
+        + len(_unusual_features(machine))
         + (machine.max_pfn_hint is not None)
         + (machine.max_low_pfn_hint is not None)
         + sum(entry.type is not E820Type.RAM for entry in entries)
@@ -55,6 +55,16 @@ def measure(machine: Machine) -> Measure:
         log2(1 + sum(high - low for low, high in machine.reserved))
     )
     return len(entries), peculiar, uneven, size
+
+
+def _unusual_features(machine: Machine) -> dict[str, bool]:
+    """Return what would be usual of each feature that is not."""
+    plain = attrs.asdict(CpuFeatures(nx=machine.mode.has_nx))
+    return {
+        name: plain[name]
+        for name, is_there in attrs.asdict(machine.features).items()
+        if is_there != plain[name]
+    }
 
 
 def shrink(
@@ -159,11 +169,10 @@ def _peculiarities(machine: Machine) -> Iterator[Candidate]:
     yield _with(machine, initrd=None)
     yield _with(machine, max_pfn_hint=None, max_low_pfn_hint=None)
     yield _with(machine, kernel=DEFAULT_KERNEL)
-    yield _with(machine, kernel=machine.kernel.at(DEFAULT_KERNEL.start))
-    plain = CpuFeatures(nx=machine.mode.has_nx)
-    yield _with(machine, features=plain)
-    yield _with(machine, features=attrs.evolve(machine.features, gbpages=False))
-    yield _with(machine, features=attrs.evolve(machine.features, pse=True))
+    unusual = _unusual_features(machine)
+    yield _with(machine, features=attrs.evolve(machine.features, **unusual))
+    for name, usual in unusual.items():
+        yield _with(machine, features=attrs.evolve(machine.features, **{name: usual}))
     raw = [(entry.start, entry.end, entry.type) for entry in machine.memory_map]
     for number, (start, end, kind) in enumerate(raw):
         if kind not in (E820Type.RAM, E820Type.RESERVED):

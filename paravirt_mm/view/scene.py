@@ -111,12 +111,12 @@ class Frame:
     """
 
     chapter: Chapter
-    mapped: tuple[tuple[int, int, int], ...] = ()
-    tables: tuple[TableArea, ...] = ()
-    changes: tuple[StatusChange, ...] = ()
-    reserved: tuple[Span, ...] = ()
-    released: tuple[Span, ...] = ()
-    switched: bool = False
+    mapped: tuple[tuple[int, int, int], ...]
+    tables: tuple[TableArea, ...]
+    changes: tuple[StatusChange, ...]
+    reserved: tuple[Span, ...]
+    released: tuple[Span, ...]
+    switched: bool
 
 
 @attrs.frozen
@@ -279,9 +279,11 @@ class _Taker:
         )
 
     def _last_change(self) -> Iterator[StatusChange]:
-        """Yield the last change as one of all tables, which are drawn as one batch."""
+        """Yield the last change as one of all tables, which are drawn as one batch; without any it
+        is one of tables of an earlier frame.
+        """
         for change in self.changes[-1:]:
-            batch = self.tables[0].batch if self.tables else 0
+            batch = self.tables[0].batch if self.tables else change.batch
             yield StatusChange(batch, MIXED, change.status)
 
     @singledispatchmethod
@@ -342,11 +344,11 @@ def areas(batch: Batch) -> Iterator[TableArea]:
         return
     by_level: dict[int, list[Span]] = {}
     for row in batch.walk_order():
-        by_level.setdefault(row.level, []).append(PageRun(row.pfn, row.count, row.step).span)
-    for level, spans in by_level.items():
-        for low, high in merged(spans):
-            first, end = low >> PAGE_SHIFT, high >> PAGE_SHIFT
-            yield TableArea(batch.index, level, first, end, end - first)
+        run = PageRun(row.pfn, row.count, row.step)
+        by_level.setdefault(row.level, []).append((run.low, run.high))
+    for level, pages in by_level.items():
+        for low, high in merged(pages):
+            yield TableArea(batch.index, level, low, high, high - low)
 
 
 def _mixed(batch: Batch) -> Iterator[TableArea]:
@@ -360,11 +362,11 @@ def _joined_areas(many: Sequence[TableArea]) -> Iterator[TableArea]:
     those of the first batch.
     """
     waiting = deque(sorted(many, key=lambda area: area.low))
-    for low, high in thinned([area.span for area in waiting]):
+    for low, high in thinned([(area.low, area.high) for area in waiting]):
         count = 0
-        while waiting and waiting[0].span[0] < high:
+        while waiting and waiting[0].low < high:
             count += waiting.popleft().count
-        yield TableArea(many[0].batch, MIXED, low >> PAGE_SHIFT, high >> PAGE_SHIFT, count)
+        yield TableArea(many[0].batch, MIXED, low, high, count)
 
 
 def thinned(spans: Iterable[Span], limit: int | None = None) -> list[Span]:

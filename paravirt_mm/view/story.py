@@ -145,7 +145,7 @@ def _where(runs: Sequence[PageRun]) -> str:
 
 
 def merged(spans: Iterable[Span]) -> list[Span]:
-    """Return ranges, in bytes, sorted, those that touch joined, empty ones left out."""
+    """Return ranges sorted, those that touch joined, empty ones left out."""
     return list(RangeSet(sorted(spans)))
 
 

@@ -181,6 +181,7 @@ def test_how_simple_a_machine_is():
         ({"kernel": plain.kernel.at(32 << 20)}, 1),
         ({"features": CpuFeatures(gbpages=True)}, 1),
         ({"features": CpuFeatures(nx=False)}, 1),
+        ({"features": CpuFeatures(nx=False, pse=False, gbpages=True)}, 3),
         ({"max_pfn_hint": 5, "max_low_pfn_hint": 5}, 2),
     ):
         assert measure(attrs.evolve(plain, **fields))[1] == unusual
@@ -241,7 +242,10 @@ def reductions(machine: Machine) -> list[Machine]:
                           (start, -(-end // unit) * unit)):  # fmt: skip
                 maps.append([*raw[:n], (*edges, kind), *raw[n + 1 :]])
         for share in (2, 4, 16):
-            maps.append([*raw[:n], (start, start + (end - start) // share, kind), *raw[n + 1 :]])
+            part = (end - start) // share
+            ends = [end - part // unit * unit for unit in (GIB, 4 << 20)]
+            for stop in (start + part, start + -(-part // (2 << 20)) * (2 << 20), *ends):
+                maps.append([*raw[:n], (start, stop, kind), *raw[n + 1 :]])
         maps.append([*raw[:n], (start, start + 4096, kind), *raw[n + 1 :]])
     found = []
     for entries in maps:
@@ -250,16 +254,15 @@ def reductions(machine: Machine) -> list[Machine]:
     taken = machine.reserved
     rests = [taken[:n] + taken[n + 1 :] for n in range(len(taken))]
     found += [attrs.evolve(machine, reserved=rest) for rest in rests]
-    plain = CpuFeatures(nx=machine.mode.has_nx)
     found += [
         attrs.evolve(machine, reserved=()),
         attrs.evolve(machine, initrd=None),
         attrs.evolve(machine, max_pfn_hint=None, max_low_pfn_hint=None),
         attrs.evolve(machine, kernel=DEFAULT_KERNEL),
-        attrs.evolve(machine, kernel=machine.kernel.at(DEFAULT_KERNEL.start)),
-        attrs.evolve(machine, features=plain),
+        attrs.evolve(machine, features=CpuFeatures(nx=machine.mode.has_nx)),
         attrs.evolve(machine, features=attrs.evolve(machine.features, gbpages=False)),
         attrs.evolve(machine, features=attrs.evolve(machine.features, pse=True)),
+        attrs.evolve(machine, features=attrs.evolve(machine.features, nx=machine.mode.has_nx)),
     ]
     return [
         one
@@ -338,6 +341,14 @@ def test_an_entry_that_shrinks_by_whole_pages_lets_what_is_above_slide() -> None
     for part in (2, 4):
         by = (GIB + 0x1801) // part // 4096 * 4096
         assert (2 * GIB + 0x1801 - by, start - by) in slid
+
+
+def test_nothing_slides_that_the_kernel_stands_on() -> None:
+    spans = [(0, 0x9F000), (1 << 20, 3 * GIB), (4 * GIB, 5 * GIB)]
+    machine = Machine("m", MemoryMap.sanitise([(*span, E820Type.RAM) for span in spans]))
+    for m in asked_of(machine):
+        below = [e.start for e in m.memory_map if e.end - e.start == 3 * GIB - (1 << 20)]
+        assert below in ([], [1 << 20])
 
 
 def test_what_slides_by_whole_pages_lies_on_nothing() -> None:

@@ -213,6 +213,7 @@ def test_marks_stand_where_the_ruler_has_their_addresses(
 
 def test_low_memory_lines_are_drawn_through_all_lanes(subjects: list[Subject]) -> None:
     """1M, 16M, 896M, 4G, as far as the machine goes; other names of addresses keep away."""
+    assert LINES == ((MIB, "1M"), (16 * MIB, "16M"), (896 * MIB, "896M"), (4 * GIB, "4G"))
     for subject in subjects:
         drawn, scenes = shown(subject)
         end = end_of(subject.machine, scenes)

@@ -9,13 +9,14 @@ import attrs
 import pytest
 from hypothesis import given, strategies as st
 
-from paravirt_mm import E820Type, MemoryMap, Run, Scenario, bundled
+from paravirt_mm import BootState, CpuFeatures, E820Type, MemoryMap, Run, Scenario, Trace, bundled
 from paravirt_mm.engine.pages import PageRun
 from paravirt_mm.engine.steps import NewRoot
 from paravirt_mm.engine.trace import (
     MadeReadonly,
     RangeMapped,
     RootActivated,
+    RunStarted,
     StepStarted,
     SurplusReleased,
     TablesAllocated,
@@ -29,6 +30,8 @@ from paravirt_mm.view.scene import (
     MIXED,
     Scene,
     Status,
+    StatusChange,
+    _Taker,
     areas,
     outline,
     placed,
@@ -222,6 +225,21 @@ def test_tables_become_what_the_platform_makes_of_them(runs: dict[tuple[str, str
         assert all(way in allowed for way in ways.values()), ways
 
 
+def test_what_one_event_changes(runs: dict[tuple[str, str], Run]) -> None:
+    """The root is in use when CR3 is loaded: pinned under Xen, attached elsewhere. Where levels are
+    not told apart a change is one of all tables of the frame, or of what an earlier one made.
+    """
+    for backend, level, status in (("native", MIXED, Status.ATTACHED), ("xen", 4, Status.PINNED)):
+        (loaded,) = runs["incremental:variant=hpa", backend].trace.of(RootActivated)
+        assert loaded.batch is not None
+        change = StatusChange(loaded.batch.index, level, status)
+        chapter = Chapter(0, None, "CR3", (), 0, 0, 0)
+        frame = _Taker(typed=backend == "xen").frame(chapter, [loaded])
+        assert (frame.switched, frame.changes) == (True, (change,))
+        joined = _Taker(typed=backend == "xen", apart=False).frame(chapter, [loaded])
+        assert joined.changes == (attrs.evolve(change, level=MIXED),)
+
+
 def test_an_outline_has_the_same_tables_and_ranges(runs: dict[tuple[str, str], Run]) -> None:
     for run in runs.values():
         whole, short = scene(run), outline(run)
@@ -273,6 +291,8 @@ def test_of_too_many_steps_the_middle_is_one() -> None:
         assert (one.number, one.seed) == (middle[0].number, middle[0].seed)
         assert one.mapped == middle[-1].mapped
         assert sum(a.count for a in found.tables()) == run.figures["tables"]
+        (change,) = found.frames[head].changes
+        assert {a.batch for a in found.frames[head].tables} == {change.batch}
         if len(told) > MAX_FRAMES + 3:
             break
     assert {MAX_FRAMES, MAX_FRAMES + 1} <= {*seen}
@@ -296,6 +316,10 @@ def test_a_batch_is_drawn_by_levels_up_to_so_many_tables(
     monkeypatch.setattr("paravirt_mm.view.scene.MAX_UPPER", upper - 1)
     assert {area.level for area in areas(batch)} == {MIXED}
     assert sum(area.count for area in areas(batch)) == batch.count
+    monkeypatch.setattr("paravirt_mm.view.scene.MAX_UPPER", upper)
+    monkeypatch.setattr("paravirt_mm.view.scene.MAX_UPPER", 0)
+    low = next(one for one in batches if {*one.by_level} == {1})
+    assert {area.level for area in areas(low)} == {1}, "tables of L1 are not above it"
     monkeypatch.setattr("paravirt_mm.view.scene.MAX_UPPER", upper)
     (part,) = batch.pages
     starts = [PageRun(1000, 1, 1), PageRun(1500, 1, 1), PageRun(3000, batch.count - 2, 1)]
@@ -342,6 +366,14 @@ def test_places_are_those_of_the_log_or_of_the_platform(runs: dict[tuple[str, st
         assert list(found.boot_tables) == list(RangeSet(start.boot.boot_tables))
         anew = any(isinstance(e.step, NewRoot) for e in run.trace.of(StepStarted))
         assert list(found.premapped) == ([] if anew else [*RangeSet(start.boot.direct_mapped)])
+    nothing = attrs.evolve(found, placed=(), promised=())
+    assert nothing.end == 0
+    many = BootState(
+        ((0, 1),), 0, CpuFeatures(), places=tuple((f"p{n}", (n, n + 1)) for n in range(26))
+    )
+    start = RunStarted(attrs.evolve(machine, kernel=without), many, "a", "b", ())
+    shown = outline(attrs.evolve(run, trace=Trace([start])))
+    assert shown.placed == many.places[:24]
     linear = scene(runs["legacy_linear:kernel=3.6", "xen"])
     assert linear.premapped, "a tree that the run goes on with has something mapped"
 
