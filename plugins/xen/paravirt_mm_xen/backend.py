@@ -302,10 +302,8 @@ class Xen:
         kept += _behind(machine.memory_map, pages)
         if (self._release or ()) >= EXTRA_RESERVED_SINCE:
             kept += extra_memory(machine.memory_map)
-        taken = RangeSet(sorted(kept))
         # RAM that the mode has no addresses for is nobody's: it cannot be kept for anybody.
-        reach = 1 << mode.physical_bits
-        taken.discard(reach, max(taken.end, reach))
+        taken = RangeSet(sorted(kept)).below(1 << mode.physical_bits)
         return BootState(
             mapped=tuple(mapped),
             max_pfn_mapped=limit >> PAGE_SHIFT,

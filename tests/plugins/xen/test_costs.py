@@ -114,8 +114,10 @@ def test_clearing_is_linux_own() -> None:
         [(0, 512 * MIB)],
         [(0, 511 * MIB), (600 * MIB, 601 * MIB)],
         [(0, 512 * MIB), (1023 * MIB, 1024 * MIB), (2048 * MIB, 2050 * MIB + 0x3000)],
+        [(0, 512 * MIB), *((n * MIB - 0x3000, n * MIB) for n in (602, 606, 610))],
+        [(2 * MIB, 512 * MIB)],
     ],
-    ids=["one piece", "two in one L2", "two L2"],
+    ids=["one piece", "two in one L2", "two L2", "ends of entries", "none in the first entry"],
 )
 def test_what_is_cleared_behind_each_range(allocator: str, ram: list[tuple[int, int]]) -> None:
     """Entry by entry: from the end of the range to the end of the table, where no RAM is."""
@@ -133,7 +135,7 @@ def test_what_is_cleared_behind_each_range(allocator: str, ram: list[tuple[int, 
                     empty = not any(max(low, a) < min(high, b) for a, b in ram)
                     expected[level] += low >= event.step.end and empty
     assert cleared_entries(run.trace) == expected
-    assert expected[3]
+    assert expected[3] or ram[0][0]  # a run may end early where no RAM is low
 
 
 def test_32_bit_kernels_clear_nothing() -> None:

@@ -381,17 +381,21 @@ def test_native_runs_are_not_replayed() -> None:
         translate(run.trace)
 
 
-@pytest.mark.slow
-def test_thorough_runs_in_reach_are_replayed_and_say_so() -> None:
+@pytest.mark.parametrize(
+    ("limit", "thorough", "told"),
+    [
+        pytest.param(80, True, "accepts", marks=pytest.mark.slow),
+        (80, False, "not asked (`run` asks, as every thorough run)"),
+        (79, False, "not asked, the guest has over 79 MiB (replay_limit)"),
+        (79, True, "not asked, the guest has over 79 MiB (replay_limit)"),
+    ],
+)
+def test_thorough_runs_in_reach_are_replayed_and_say_so(
+    limit: int, thorough: bool, told: str
+) -> None:
     exactly = Machine(name="m", memory_map=MemoryMap.sanitise([(0, 80 * MIB, E820Type.RAM)]))
-    for limit, told in (
-        (80, "accepts"),
-        (79, "not asked, the guest has over 79 MiB (replay_limit)"),
-    ):
-        scenario = Scenario.of(exactly, "incremental:variant=hpa", f"xen:replay_limit={limit}")
-        assert scenario.run(thorough=True).figures["xen.model"] == told
-    unasked = Scenario.of(exactly, "incremental:variant=hpa", "xen").run()
-    assert unasked.figures["xen.model"] == "not asked (`run` asks, as every thorough run)"
+    scenario = Scenario.of(exactly, "incremental:variant=hpa", f"xen:replay_limit={limit}")
+    assert scenario.run(thorough=thorough).figures["xen.model"] == told
 
 
 def test_a_wrong_run_is_found_where_it_is_asked_for() -> None:
