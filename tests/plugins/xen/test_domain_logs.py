@@ -398,6 +398,15 @@ def test_how_wide_a_hypervisor_is_that_does_not_say_so() -> None:
     assert told(base, 8, allocated).given.pages == 1024
     whole = told(base, 8, attrs.evolve(allocated, pages=5))
     assert (whole.given.pages, whole.pages_told) == (2 + 5, True)
+    empty = attrs.evolve(allocated, end=0)
+    assert told(base, 8, attrs.evolve(empty, pages=1 << 40)).given.pages == 1 << 40
+    assert told(base, 8, attrs.evolve(empty, pages=(1 << 40) + 1)) is None  # nobody has so many
+    # What ends before it begins has no bytes; a kernel without any was not loaded.
+    backwards = Place(1, "", "virtual", "Init. ramdisk", base + 2 * MIB, base + MIB)
+    assert told(base, 8, backwards).given.initrd_bytes == 0
+    kernel = Place(1, "", "virtual", "Loaded kernel", base + MIB, base + MIB)
+    assert told(base, 8, kernel) is None
+    assert told(base, 8, attrs.evolve(kernel, end=base + MIB + 1)).given.kernel == (MIB, MIB + 1)
     assert told(0, 16) is None
     assert told(0, 16, DomainKernel(1, "", 32, MIB, 2 * MIB)).given.mode is MODES["i386-pae"]
 
@@ -652,6 +661,19 @@ def test_nvs_moves_only_where_the_host_has_ram_behind_dom0() -> None:
         found = find_collisions(places, host, (3072 * MIB) // PAGE)
         assert found
         assert boots(found, (6, 12)) is moves
+    # The kernel swaps whole pages, however few bytes of the first and the last one it is about.
+    for low, high in ((0, size - PAGE + 1), (PAGE - 1, size)):
+        for above, moves in ((size - PAGE + 1, False), (size, True)):
+            host = MemoryMap.sanitise(
+                [
+                    (MIB, 64 * MIB + low, E820Type.RAM),
+                    (64 * MIB + low, 64 * MIB + high, E820Type.NVS),
+                    (64 * MIB + high, 3072 * MIB, E820Type.RAM),
+                    (4096 * MIB, 4096 * MIB + above, E820Type.RAM),
+                ]
+            )
+            found = find_collisions(places, host, 3072 * MIB // PAGE)
+            assert boots(found, (6, 12)) is moves
     # To the byte: RAM that ends where dom0's memory ends leaves no page behind it.
     longer = (64 * MIB + 0x13000, 3072 * MIB + size, E820Type.RAM)
     host = MemoryMap.sanitise([*tight[:3], longer])
@@ -678,6 +700,20 @@ def test_the_first_mebibyte_is_nobodys() -> None:
     """A 32-bit kernel at 1 MiB may begin below it; firmware's areas there are expected."""
     host = MemoryMap.sanitise([(0, 640 << 10, E820Type.RAM), (MIB, 64 * MIB, E820Type.RAM)])
     assert find_collisions([(Part.KERNEL, (512 << 10, 2 * MIB))], host, 1 << 14) == []
+    (found,) = find_collisions([(Part.KERNEL, (512 << 10, 65 * MIB))], host, 1 << 14)
+    assert found.where == (64 * MIB, 65 * MIB)
+
+
+def test_a_part_may_stand_on_several_things_that_are_no_ram() -> None:
+    """Each is told of, whether or not it could move away."""
+    host = MemoryMap.sanitise(
+        [(0, 8 * MIB, E820Type.RAM), (9 * MIB, 10 * MIB, E820Type.NVS),
+         (11 * MIB, 12 * MIB, E820Type.RESERVED), (12 * MIB, 64 * MIB, E820Type.RAM)]
+    )  # fmt: skip
+    found = find_collisions([(Part.INITRD, (7 * MIB, 13 * MIB))], host, 1 << 12)
+    assert [(one.where[0] // MIB, one.on, one.can_swap) for one in found] == [
+        (8, "hole", False), (9, "ACPI NVS", True), (10, "hole", False), (11, "reserved", True),
+    ]  # fmt: skip
 
 
 def test_brk_is_looked_at_since_6_12() -> None:
@@ -716,6 +752,10 @@ def test_p2m_list_and_initrd_are_moved_since_4_3() -> None:
     ]
     told = "Init. ramdisk on ACPI NVS at 0x8000000-0x8100000"
     assert _stands_on(at_128m, kernel="5.10") == f"moved: {told}"
+    above = [(0, 200 * MIB, E820Type.RAM), (201 * MIB, 2048 * MIB, E820Type.RAM)]
+    long = attrs.evolve(_host(above), initrd=(0, 100 * MIB))  # from 128 MiB on, too
+    told_of_hole = "moved: Init. ramdisk on hole at 0xc800000-0xc900000"
+    assert _figures(long, kernel="5.10")["xen.dom0_stands_on"] == told_of_hole
     # The inline layout of old kernels ends below 128 MiB: they do not get so far.
     assert _stands_on(at_128m) == "needs Linux before 3.18 or 4.3"
 

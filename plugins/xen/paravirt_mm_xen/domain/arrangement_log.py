@@ -107,7 +107,7 @@ def read_told(facts: Iterable[Fact]) -> Told | None:
     virtual = {place.name: place for place in places if place.section == "virtual"}
     physical = {place.name: place for place in places if place.section == "physical"}
     loaded, total = virtual.get(Part.KERNEL), virtual.get(_TOTAL)
-    if loaded is None or total is None or loaded.end < loaded.start:
+    if loaded is None or total is None or loaded.end <= loaded.start:
         return None
     kernels = of_kind(facts, DomainKernel)
     kernel = kernels[-1] if kernels else None
@@ -122,7 +122,7 @@ def read_told(facts: Iterable[Fact]) -> Told | None:
     ring = virtual.get(Part.XENSTORE)
     initrd = in_physical or mapped
     is_mapped = mapped is not None and mapped.start > 0
-    builders = _builders(xen, in_chunk=is_mapped and in_physical is None and _bytes(mapped) > 0)
+    builders = _builders(xen, in_chunk=is_mapped and in_physical is None)
     pages = _pages(physical, 0 if builders.initrd_in_chunk else _bytes(initrd))
     if pages is None:
         entry = 4 if mode.is_32bit else 8
