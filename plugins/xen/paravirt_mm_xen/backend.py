@@ -303,7 +303,7 @@ class Xen:
         if (self._release or ()) >= EXTRA_RESERVED_SINCE:
             kept += extra_memory(machine.memory_map)
         # RAM that the mode has no addresses for is nobody's: it cannot be kept for anybody.
-        taken = RangeSet(sorted(kept)).below(1 << mode.physical_bits)
+        taken = RangeSet(kept).below(1 << mode.physical_bits)
         return BootState(
             mapped=tuple(mapped),
             max_pfn_mapped=limit >> PAGE_SHIFT,

@@ -96,9 +96,9 @@ def test_boot_tables_are_taken_and_not_writable() -> None:
 
 @pytest.mark.parametrize("domain", [DomainKind.DOM0, DomainKind.DOMU])
 def test_what_a_domain_has_is_reserved_by_whole_pages(domain: DomainKind) -> None:
-    """However odd the ends of kernel and initrd; and nothing else is, but what no frame is for."""
+    """However odd the ends of kernel and initrd; nothing else is, but what no frame is for."""
     machine = bundled("qemu-512m")
-    kernel = attrs.evolve(machine.kernel, end=(20 << 20) + 5, brk_start=20 << 20, brk_end=21 << 20)
+    kernel = KernelImage((16 << 20) + 7, (20 << 20) + 5, 20 << 20, 21 << 20)
     machine = attrs.evolve(machine, kernel=kernel, initrd=(40 << 20, (45 << 20) + 123))
     state = Xen(domain=domain).pvmm_boot_state(machine)
     assert isinstance(state, BootState)

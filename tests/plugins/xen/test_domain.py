@@ -435,6 +435,12 @@ def test_tables_of_the_kernels_own(mode: str, kernel: str, tables: int) -> None:
         own = min(tables, most)
         assert state.direct_mapped == ((0, (4 << 20) + (own << 21)),)
         assert len(set(state.table_pages[1])) == len(state.table_pages[1]) == 2 + own
+    # An initial mapping may go two whole tables beyond the memory: 512 KiB behind the stack, to
+    # the next 4 MiB.
+    machine = _guest(mode, (1 << 20, 0x3A0000), 4 << 8)
+    state = Xen(domain=DomainKind.DOMU, kernel=kernel).pvmm_boot_state(machine)
+    assert isinstance(state, BootState)
+    assert state.direct_mapped == ((0, 8 << 20),)
 
 
 @pytest.mark.slow

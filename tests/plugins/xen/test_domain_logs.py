@@ -416,6 +416,8 @@ def test_static_tables_keep_away_from_brk() -> None:
     kernel = KernelImage(16 * MIB, 20 * MIB, 19 * MIB, 20 * MIB)
     layout = arrange(_given(kernel=kernel.span))
     assert static_tables(X86_64, kernel, layout) == (19 * MIB - 3 * PAGE, 19 * MIB)
+    shorter = attrs.evolve(kernel, end=18 * MIB)
+    assert static_tables(X86_64, shorter, layout) == (18 * MIB - 3 * PAGE, 18 * MIB)
     # In an image of three whole pages they are all of it; one of less is too small to have them.
     behind = layout.boot_stack[1], layout.boot_stack[1] + 3 * PAGE
     for start, end, place in (
@@ -647,6 +649,11 @@ def test_reserved_memory_cannot_be_moved() -> None:
         "rejected: domain builder: Init. ramdisk on reserved at 0x4000000-0x4013000: "
         "no release of Linux boots, -22"
     )
+    # The worst is told: what the kernel cannot move before what it can.
+    below = (20 * MIB, 21 * MIB, E820Type.RESERVED)
+    nvs = [NVS_64M[0], (MIB, 20 * MIB, E820Type.RAM), below, (21 * MIB, *NVS_64M[1][1:])]
+    run = Scenario.of(_host([*nvs, *NVS_64M[2:]]), "incremental:variant=linux", "xen").run()
+    assert "Loaded kernel on reserved at 0x1400000-0x1500000: no rel" in str(run.verdict)
 
 
 def test_nvs_moves_only_where_the_host_has_ram_behind_dom0() -> None:
