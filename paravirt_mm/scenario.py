@@ -48,6 +48,7 @@ class Scenario:
         thorough: bool = False,
         through: Callable[[Hooks], Hooks] | None = None,
         watched: bool = True,
+        extra: bool = True,
     ) -> Run:
         """Run it. Only wrong specs raise (`SpecError`); a plugin that fails gives the verdict
         ``error``.
@@ -57,13 +58,14 @@ class Scenario:
         6 of `paravirt_mm.invariants.rules`). ``through`` puts something between the engine and
         the plugins. A plugin of others that replaces something of ours meanwhile gets the verdict
         ``error``, and what it changes of the process meets no other scenario; whoever runs
-        thousands may watch over many at a time instead (``watched``).
+        thousands may watch over many at a time instead (``watched``), and may do without the
+        figures that plugins add (``extra``).
         """
         registry = registry or default_registry()
         if not watched or not (suspects := self.suspects(registry)):
-            return self._ran(registry, thorough, through)
+            return self._ran(registry, thorough, through, extra)
         with unchanged(dice=False) as touched:
-            run = self._ran(registry, thorough, through)
+            run = self._ran(registry, thorough, through, extra)
         if touched:
             error = replaced(suspects, touched)
             run = attrs.evolve(run, verdict=Verdict(Outcome.ERROR, error))
@@ -77,7 +79,11 @@ class Scenario:
         return (*strange, *(registry.origin(name) for name, _ in self._named_observers()))
 
     def _ran(
-        self, registry: Registry, thorough: bool, through: Callable[[Hooks], Hooks] | None
+        self,
+        registry: Registry,
+        thorough: bool,
+        through: Callable[[Hooks], Hooks] | None,
+        extra: bool,
     ) -> Run:
         instances = Instances(
             [
@@ -90,7 +96,7 @@ class Scenario:
         events: list[Event] = []
         try:
             trace = build(self.machine, hooks, str(self.allocator), str(self.backend), events)
-            return self._judged(trace, instances, thorough)
+            return self._judged(trace, instances, thorough, extra)
         except ContractBroken as broken:
             culprit = instances.implementer(broken.hook)
             return self._error(registry, events, culprit, f"{broken.hook}: {broken}", broken)
@@ -120,8 +126,10 @@ class Scenario:
             names.add(name)
             yield name, observer
 
-    def _judged(self, trace: Trace, instances: Instances, thorough: bool) -> Run:
-        """Return the run with its findings and figures: the core's, and what plugins add."""
+    def _judged(self, trace: Trace, instances: Instances, thorough: bool, extra: bool) -> Run:
+        """Return the run with its findings and figures: the core's, and with ``extra`` what
+        plugins add.
+        """
         findings = tuple(check(trace))
         if thorough:
             from paravirt_mm.invariants.image import check_image, is_small
@@ -136,14 +144,15 @@ class Scenario:
             if any(added):
                 findings += tuple(chain(*added))
                 run = judged(_verdict(findings), findings)
-        extra = {
+        asked = instances.each("pvmm_figures", contract.figures, run=run) if extra else ()
+        told = {
             f"{plugin.rpartition(':')[2]}.{name}": value
-            for plugin, figures in instances.each("pvmm_figures", contract.figures, run=run)
+            for plugin, figures in asked
             for name, value in figures.items()
         }
-        if extra or instances.left_out:
+        if told or instances.left_out:
             left_out = tuple(instances.left_out)
-            run = judged(run.verdict, findings, extra=MappingProxyType(extra), left_out=left_out)
+            run = judged(run.verdict, findings, extra=MappingProxyType(told), left_out=left_out)
         return run
 
     def _run(

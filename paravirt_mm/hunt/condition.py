@@ -257,11 +257,14 @@ class _Joined:
 
 @attrs.frozen
 class Condition:
-    """A parsed condition. ``needs_other`` tells that it speaks of a second allocator."""
+    """A parsed condition. ``needs_other`` tells that it speaks of a second allocator,
+    ``needs_extra`` that figures of plugins, or that these can be had, may decide it.
+    """
 
     text: str
     term: Term
     needs_other: bool
+    needs_extra: bool
     names: frozenset[str]
     """Figures that it speaks of and that the core does not have: a plugin may."""
     comparisons: tuple[_Comparison, ...]
@@ -275,7 +278,8 @@ class Condition:
         parser = _Parser(text)
         term = parser.whole()
         names, comparisons = frozenset(parser.unknown), tuple(parser.comparisons)
-        return cls(text, term, parser.needs_other, names, comparisons)
+        needs_extra = parser.needs_extra or bool(names)
+        return cls(text, term, parser.needs_other, needs_extra, names, comparisons)
 
     def holds(self, run: Run, other: Run | None = None) -> bool:
         """Tell whether the condition is true of a run."""
@@ -355,7 +359,7 @@ class _Parser:
         self.tokens = list(_tokens(text))
         self.at = 0
         self.depth = 0
-        self.needs_other = False
+        self.needs_other = self.needs_extra = False
         self.unknown: set[str] = set()
         self.comparisons: list[_Comparison] = []
 
@@ -432,7 +436,7 @@ class _Parser:
 
     def _named(self, name: str) -> Term:
         if name == "differs":
-            self.needs_other = True
+            self.needs_other = self.needs_extra = True
             return _Differs()
         scope, dot, rest = name.partition(".")
         if scope == "machine" and dot:
@@ -443,6 +447,7 @@ class _Parser:
         self.needs_other |= other
         name = rest if other else name
         if name in set(Outcome):
+            self.needs_extra |= name == Outcome.ERROR
             return _Ends(Outcome(name), self._quoted(), other)
         if name not in FIGURES:
             if "." not in name:

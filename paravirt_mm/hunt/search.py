@@ -5,14 +5,17 @@ then changes those that come nearest to the condition (`Condition.distance`), ag
 hunt goes uphill where there is a slope, and a batch gives the same machines on every host, however
 many processes share the work.
 
-The processes are children of the guard: each does batch after batch, and says before each try which
-one it is. Where a plugin hangs or ends the process, a new child does the batch again up to there,
-and takes that try for an error.
+The processes are children of the guard: each does batch after batch, and notes before each try, in
+memory that it shares with its parent, which one it is; now and then it says that it lives. Where a
+plugin hangs or ends the process, a new child does the batch again up to there, and takes that try
+for an error.
 """
 
 from __future__ import annotations
 
+import mmap
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache
@@ -43,6 +46,12 @@ _MARKED = 300
 """Events of a run that are looked through for places of interest."""
 _START = -1
 """The number of the batch that has the real machines as they are."""
+_DRAWS = 8
+"""So often another machine is drawn in place of one that the batch has tried."""
+_NOTE = 8
+"""Bytes of the note which try a process is at."""
+_SIGN_OF_LIFE = 0.05
+"""Seconds after which a process at work says so; to say it at each try would take a tenth of it."""
 
 Runs = tuple[Run, Run | None]
 """The run of the allocator on a machine, and that of the second one, if there is any."""
@@ -110,9 +119,11 @@ class Quarry:
     def _scenarios(self, machine: Machine) -> Iterator[Scenario]:
         return (Scenario.of(machine, *side) for side in self.sides)
 
-    def runs(self, machine: Machine, *, watched: bool = True) -> Runs:
-        """Run the allocator, and the second one, on a machine (``watched``: `Scenario.run`)."""
-        first, *second = (one.run(watched=watched) for one in self._scenarios(machine))
+    def runs(self, machine: Machine, *, watched: bool = True, extra: bool = True) -> Runs:
+        """Run the allocator, and the second one, on a machine (``watched``, ``extra``:
+        `Scenario.run`).
+        """
+        first, *second = (one.run(watched=watched, extra=extra) for one in self._scenarios(machine))
         return first, second[0] if second else None
 
     def suspects(self) -> tuple[str, ...]:
@@ -195,30 +206,22 @@ def _batch(
 def _tried(
     quarry: Quarry, seed: int, number: int, stopped: Mapping[int, str], most: int
 ) -> Iterator[int | BatchResult]:
-    choose = Seeded(f"hunt {seed} {number}")
     condition = _parsed(quarry.condition)
+    # What a plugin of others does wrong when it is asked for figures, nobody else would find out.
+    extra = condition.needs_extra or bool(quarry.suspects())
     best = _Best()
     errors, error, tries = 0, "", 0
     figures: set[str] = set()
     started = number == _START
-    for place in range(min(most, len(quarry.start) if started else BATCH)):
-        if started:
-            machine = quarry.start[place]
-        elif place < BATCH // 2 or not best.kept:
-            machine = _fresh(choose, quarry, f"hunt-{seed}-{number}-{place + 1}")
-        else:
-            before, seen = choose.one_of(best.kept)
-            machine = changed(choose, before, _marks(seen[0]), condition.ratios(*seen))
-        if not quarry.counts(machine):
-            if started:
-                continue
-            machine = in_mode(machine, MODES[choose.one_of(quarry.modes)])
-            if not is_sound(machine, ROOM_FOR_BRK):
-                continue
+    machines = filter(quarry.counts, quarry.start) if started else _made(quarry, seed, number, best)
+    for machine in islice(machines, most):
         tries += 1
         yield tries
         why = stopped.get(tries)
-        runs = quarry.runs(machine, watched=False) if why is None else quarry.stopped(machine, why)
+        if why is None:
+            runs = quarry.runs(machine, watched=False, extra=extra)
+        else:
+            runs = quarry.stopped(machine, why)
         failed = [run for run in runs if run and run.verdict.outcome is Outcome.ERROR]
         errors += bool(failed)
         error = error or (str(failed[0].verdict) if failed else "")
@@ -229,6 +232,29 @@ def _tried(
             return
         best.add(condition.distance(*runs), runs, machine)
     yield BatchResult(number, tries, None, best.nearest, errors, error, frozenset(figures))
+
+
+def _made(quarry: Quarry, seed: int, number: int, best: _Best) -> Iterator[Machine]:
+    """Yield the machines of a batch, each another one: fresh ones first, then changes of those that
+    are the best so far.
+    """
+    choose = Seeded(f"hunt {seed} {number}")
+    name = f"hunt-{seed}-{number}"
+    made = {attrs.evolve(machine, name=name) for machine in quarry.start}
+    for place in range(BATCH):
+        for _ in range(_DRAWS):
+            if place < BATCH // 2 or not best.kept:
+                machine = _fresh(choose, quarry, name)
+            else:
+                machine = best.changed(choose, _parsed(quarry.condition))
+            if not quarry.counts(machine):
+                machine = in_mode(machine, MODES[choose.one_of(quarry.modes)])
+                if not is_sound(machine, ROOM_FOR_BRK):
+                    continue
+            if machine not in made:
+                made.add(machine)
+                yield machine
+                break
 
 
 def _numbers_of_plugins(run: Run) -> Iterator[str]:
@@ -253,6 +279,11 @@ class _Best:
     def kept(self) -> list[tuple[Machine, Runs]]:
         """What is changed further."""
         return list(self._kept.values())
+
+    def changed(self, choose: Seeded, condition: Condition) -> Machine:
+        """Return one of them, changed."""
+        machine, runs = choose.one_of(self.kept)
+        return changed(choose, machine, _marks(runs[0]), condition.ratios(*runs))
 
     @property
     def nearest(self) -> float:
@@ -390,15 +421,36 @@ class _Way:
         self._quarry = quarry
         self._seed = seed
         self._number = number
-        self.tries = 0
+        self._heard = 0
+        """Tries of the batches that have ended."""
+        self._noted = mmap.mmap(-1, _NOTE)
+        """How many tries the child has begun, in memory that parent and child share."""
         self.stopped: dict[int, str] = {}
 
     def work(self, _: int) -> Iterator[int | BatchResult]:
         """In the child, which knows how far the ones before it came."""
-        number, stopped = self._number, self.stopped
+        number, stopped, before = self._number, self.stopped, self._heard
+        said = time.monotonic()
         while (most := self._left(number)) > 0:
-            yield from _batch(self._quarry, self._seed, number, stopped, most)
+            for item in _batch(self._quarry, self._seed, number, stopped, most):
+                if isinstance(item, BatchResult):
+                    before += item.tries
+                else:
+                    self.note(before + item)
+                    if time.monotonic() < said + _SIGN_OF_LIFE:
+                        continue
+                said = time.monotonic()
+                yield item
             number, stopped = number + self.by, {}
+
+    def note(self, tries: int) -> None:
+        """Note how many tries have begun."""
+        self._noted[:] = tries.to_bytes(_NOTE, sys.byteorder)
+
+    @property
+    def tries(self) -> int:
+        """How many tries have begun in batches that have not ended."""
+        return int.from_bytes(self._noted[:], sys.byteorder) - self._heard
 
     def _left(self, number: int) -> int:
         """Return how many tries are left for a batch where those before it made all of theirs."""
@@ -409,12 +461,11 @@ class _Way:
 
     def hear(self, item: int | BatchResult | Stopped) -> BatchResult | None:
         """Take what the child said; return the batch if it has ended."""
-        if isinstance(item, int):
-            self.tries = item
-        elif isinstance(item, Stopped):
+        if isinstance(item, Stopped):
             self.stopped[self.tries] = str(item)
-        else:
-            self._number, self.tries, self.stopped = item.number + self.by, 0, {}
+        elif isinstance(item, BatchResult):
+            self._heard += item.tries
+            self._number, self.stopped = item.number + self.by, {}
             return item
         return None
 

@@ -72,15 +72,16 @@ class E820Entry:
 _START, _END = attrgetter("start"), attrgetter("end")
 
 
-def _resolve_overlaps(
-    pieces: Iterable[tuple[int, int, int]],
-) -> list[tuple[int, int, int]]:
+_Piece = tuple[int, int, E820Type]
+
+
+def _resolve_overlaps(pieces: Iterable[_Piece]) -> list[_Piece]:
     """Cut overlapping pieces up; the highest type number that covers a spot wins it."""
     edges = sorted(
         edge for start, end, kind in pieces for edge in ((start, 1, kind), (end, -1, kind))
     )
-    resolved: list[tuple[int, int, int]] = []
-    active: dict[int, int] = {}
+    resolved: list[_Piece] = []
+    active: dict[E820Type, int] = {}
     position = 0
     for edge, change, kind in edges:
         if active:
@@ -94,20 +95,16 @@ def _resolve_overlaps(
     return resolved
 
 
-def _merge(pieces: Iterable[tuple[int, int, int]]) -> Iterator[tuple[int, int, int]]:
+def _merge(pieces: Iterable[_Piece]) -> list[E820Entry]:
     """Join ascending neighbours that touch and have one type; drop empty ones."""
-    start = end = kind = 0
-    for low, high, own in pieces:
-        if low >= high:
+    merged: list[_Piece] = []
+    for start, end, kind in pieces:
+        if start >= end:
             continue
-        if low == end and own == kind:
-            end = high
-            continue
-        if start < end:
-            yield start, end, kind
-        start, end, kind = low, high, own
-    if start < end:
-        yield start, end, kind
+        if merged and merged[-1][1:] == (start, kind):
+            start = merged.pop()[0]
+        merged.append((start, end, kind))
+    return [E820Entry(*piece) for piece in merged]
 
 
 @attrs.frozen(slots=False)
@@ -127,12 +124,10 @@ class MemoryMap:
         number wins, as in ``sanitize_e820_map``; neighbours of one type are merged. Edges need not
         be page aligned and stay as they are.
         """
-        pieces = sorted((start, end, int(kind)) for start, end, kind in raw if start < end)
+        pieces = sorted(piece for piece in raw if piece[0] < piece[1])
         if any(first[1] > second[0] for first, second in pairwise(pieces)):
             pieces = _resolve_overlaps(pieces)
-        return cls(
-            tuple(E820Entry(start, end, E820Type(kind)) for start, end, kind in _merge(pieces))
-        )
+        return cls(tuple(_merge(pieces)))
 
     def with_range(self, start: int, end: int, old: E820Type, new: E820Type | None) -> MemoryMap:
         """Retype what is ``old`` in ``[start, end)``; None removes it (e820_update_range)."""
@@ -141,23 +136,24 @@ class MemoryMap:
         touched = self.entries[first:last]
         if start >= end or not any(entry.type is old for entry in touched):
             return self
-        pieces: list[tuple[int, int, int]] = []
+        pieces: list[_Piece] = []
         for entry in touched:
             if entry.type is not old:
-                pieces.append((entry.start, entry.end, int(entry.type)))
+                pieces.append((entry.start, entry.end, entry.type))
                 continue
             low, high = max(entry.start, start), min(entry.end, end)
-            pieces.append((entry.start, low, int(old)))
+            pieces.append((entry.start, low, old))
             if new is not None:
-                pieces.append((low, high, int(new)))
-            pieces.append((high, entry.end, int(old)))
+                pieces.append((low, high, new))
+            pieces.append((high, entry.end, old))
         # A neighbour on each side may turn out to be of the same type now.
         around = slice(max(first - 1, 0), last + 1)
         before, after = self.entries[around.start : first], self.entries[last : around.stop]
-        pieces[:0] = [(entry.start, entry.end, int(entry.type)) for entry in before]
-        pieces += [(entry.start, entry.end, int(entry.type)) for entry in after]
-        changed = (E820Entry(low, high, E820Type(kind)) for low, high, kind in _merge(pieces))
-        return MemoryMap((*self.entries[: around.start], *changed, *self.entries[around.stop :]))
+        pieces[:0] = [(entry.start, entry.end, entry.type) for entry in before]
+        pieces += [(entry.start, entry.end, entry.type) for entry in after]
+        return MemoryMap(
+            (*self.entries[: around.start], *_merge(pieces), *self.entries[around.stop :])
+        )
 
     def ram(self) -> RangeSet:
         """Return the RAM, in bytes, edges as the firmware gave them."""

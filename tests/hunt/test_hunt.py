@@ -133,9 +133,9 @@ def test_only_the_modes_that_count_are_tried():
     seen = set()
 
     class Watching(Quarry):
-        def runs(self, machine, *, watched=True):
+        def runs(self, machine, **how):
             seen.add(machine.mode.name)
-            return super().runs(machine, watched=watched)
+            return super().runs(machine, **how)
 
     result = run_batch(
         Watching("legacy_linear:kernel=3.6", "native", "violation", modes=("i386-pae",)), 0, 3

@@ -35,15 +35,17 @@ class Watching(Quarry):
     """Notes what is tried."""
 
     seen: ClassVar[list[Machine]] = []
+    extra: ClassVar[list[bool]] = []
 
-    def runs(self, machine: Machine, *, watched: bool = True) -> Any:
+    def runs(self, machine: Machine, *, watched: bool = True, extra: bool = True) -> Any:
         self.seen.append(machine)
-        return super().runs(machine, watched=watched)
+        self.extra.append(extra)
+        return super().runs(machine, watched=watched, extra=extra)
 
 
 @pytest.fixture(autouse=True)
 def _fresh_notes() -> None:
-    Watching.seen = []
+    Watching.seen, Watching.extra = [], []
 
 
 def done(quarry: Quarry, number: int, seed: int = 0, most: int = BATCH,
@@ -70,15 +72,35 @@ def test_the_first_batch_tries_the_real_machines_as_they_are() -> None:
     assert done(quarry, search._START, most=1).tries == 1
 
 
-def test_a_batch_is_half_fresh_machines_each_with_a_name_of_its_own() -> None:
+def test_a_batch_tries_no_machine_twice_nor_a_real_one_as_it_is() -> None:
     quarry = Watching("incremental:variant=hpa", "native", "tables == 77.5", machines=(SMALL,))
     result = done(quarry, 4, seed=9)
-    names = [machine.name for machine in Watching.seen]
-    fresh = [f"hunt-9-4-{n}" for n in range(1, BATCH // 2 + 1)]
-    assert names[: BATCH // 2] == fresh
-    assert {*names[BATCH // 2 :]} <= {*fresh}, "the others are those, changed"
-    assert result.tries == len(names) == BATCH
+    assert {machine.name for machine in Watching.seen} == {"hunt-9-4"}
+    assert result.tries == len(Watching.seen) == len({*Watching.seen}) == BATCH
+    assert attrs.evolve(SMALL, name="hunt-9-4") not in Watching.seen
     assert 0 < result.nearest < 1
+
+
+@pytest.mark.parametrize(
+    ("condition", "asks"),
+    [("tables > 9999999", False), ("panic", False), ("xen.model > 1", True),
+     ("differs or panic", True), ("error", True), ("panic and not error 'x'", True)],
+)  # fmt: skip
+def test_plugins_are_asked_for_figures_where_these_may_decide(condition: str, asks: bool) -> None:
+    """To work them out takes as long as a tenth of a try."""
+    quarry = Watching("incremental", "xen", condition, machines=(SMALL,), other="incremental")
+    done(quarry, search._START)
+    assert {*Watching.extra} == {asks}
+    run, _ = quarry.runs(SMALL, watched=False, extra=asks)
+    assert any(name.startswith("xen.") for name in run.figures) is asks
+
+
+def test_a_plugin_of_others_is_asked_for_figures_always(tmp_path: Any) -> None:
+    """What it does wrong there is an error that a hunt tells."""
+    path = tmp_path / "copy_of_it.py"
+    path.write_text("from paravirt_mm_xen import Xen\nclass Copy(Xen): pass\n", encoding="utf-8")
+    done(Watching("incremental", f"{path}:Copy", "panic", machines=(SMALL,)), search._START)
+    assert Watching.extra == [True]
 
 
 def test_a_seed_and_a_number_decide_what_is_tried() -> None:
@@ -266,13 +288,37 @@ def test_tries_are_shared_out_to_batches() -> None:
 
 def test_a_way_hears_tries_stops_and_batches() -> None:
     way = search._Way(HPA, 0, 1, 3, None)
-    assert way.hear(5) is None
-    assert way.tries == 5
+    assert way.hear(2) is None
+    way.note(5)
+    assert way.tries == 5, "whatever was said last"
     assert way.hear(Stopped("it slept")) is None
     assert {number: str(why) for number, why in way.stopped.items()} == {5: "it slept"}
+    way.note(9)
     batch = BatchResult(4, 9, None, 0.5)
     assert way.hear(batch) is batch
     assert (way._number, way.tries, way.stopped) == (7, 0, {})
+    way.note(9 + 2)
+    assert way.tries == 2
+
+
+def test_a_way_notes_every_try_and_says_now_and_then_that_it_lives(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = iter(range(10**6))
+    monkeypatch.setattr(search.time, "monotonic", lambda: next(now) * 0.02)
+    quarry = attrs.evolve(HPA, machines=(SMALL,))
+    way = search._Way(quarry, 0, search._START, 1, 1 + 20)
+    tries, batches = [], []
+    for item in way.work(0):
+        if isinstance(item, BatchResult):
+            way.hear(item)
+            batches.append(item.tries)
+        else:
+            assert way.tries == item
+            tries.append(item)
+    assert batches == [1, 20]
+    assert 4 <= len(tries) <= 10, "not each of them"
+    assert (way.tries, way._heard) == (0, 21)
 
 
 def told_by(monkeypatch: pytest.MonkeyPatch, *items: Any) -> list[float]:
@@ -280,7 +326,11 @@ def told_by(monkeypatch: pytest.MonkeyPatch, *items: Any) -> list[float]:
 
     def together(ways: Any, limits: Any, until: float) -> Iterator[Any]:
         try:
-            yield from items
+            for number, item in items:
+                way = ways[number].__self__
+                if not isinstance(item, Stopped):
+                    way.note(way._heard + (item if isinstance(item, int) else item.tries))
+                yield number, item
         finally:
             ends.append(until)
 
