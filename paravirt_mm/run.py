@@ -13,7 +13,8 @@ import attrs
 from paravirt_mm.engine.trace import Trace
 from paravirt_mm.invariants.rules import Finding
 from paravirt_mm.machine.model import Machine
-from paravirt_mm.measure.figures import measure
+from paravirt_mm.measure.books import Books
+from paravirt_mm.measure.figures import FIGURES, measure
 from paravirt_mm.options import PluginSpec
 from paravirt_mm.shown import Shown
 
@@ -68,3 +69,18 @@ class Run(Shown):
         if not self.trace.events or self.verdict.outcome is Outcome.ERROR:
             return MappingProxyType({})
         return MappingProxyType({**measure(self.trace), **self.extra})
+
+    def figure(self, name: str) -> Any:
+        """Return one figure, for who asks thousands of runs for the same few; None: there is none.
+        The others are not worked out.
+        """
+        if name not in FIGURES or "figures" in self.__dict__:
+            return self.figures.get(name)
+        if self._books is None:
+            return None
+        return FIGURES[name].compute(self._books)
+
+    @cached_property
+    def _books(self) -> Books | None:
+        failed = self.verdict.outcome is Outcome.ERROR
+        return Books(self.trace) if self.trace.begun and not failed else None

@@ -110,7 +110,7 @@ class _Figure:
 
     def value(self, sight: Sight) -> Number | None:
         run = sight.of(self.other)
-        found = run.figures.get(self.name) if run is not None else None
+        found = run.figure(self.name) if run is not None else None
         return found if isinstance(found, int | float) else None
 
     def distance(self, sight: Sight, wanted: bool) -> float:

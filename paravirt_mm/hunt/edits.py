@@ -239,22 +239,30 @@ def _resized(choose: Choices, machine: Machine, ratio: Fraction) -> Machine:
 
 
 def _split_up(choose: Choices, machine: Machine, ratio: Fraction) -> Machine:
-    """Return the machine with its RAM in so many times as many pieces: pages that are missing, or
-    taken, evenly over one of them or close together below its end.
+    """Return the machine with its RAM in so many times as many pieces, or with so many times as
+    many reservations or entries: pages that are missing, that something else has, or that are
+    taken, evenly over one piece or close together below its end.
     """
     pieces = machine.memory_map.ram_pages()
     low, high = choose.one_of(list(pieces))
     if low <= machine.kernel.start < high:
         low = align_up(machine.kernel.span[1], PAGE_SIZE) + ROOM_AFTER_KERNEL
-    more = min(int(len(pieces) * (ratio - 1)), MAX_PIECES, (high - low) // PAGE_SIZE // 2 - 1)
+    counted = choose.one_of((len(pieces), len(machine.memory_map), max(1, len(machine.reserved))))
+    more = min(int(counted * (ratio - 1)), MAX_PIECES, (high - low) // PAGE_SIZE // 2 - 1)
     if more <= 0:
         return machine
     evenly = align_down((high - low) // (more + 1), PAGE_SIZE)
     apart = choose.one_of((evenly, evenly, 2 * PAGE_SIZE, min(evenly, 2 * MIB)))
-    gaps = [(high - n * apart, high - n * apart + PAGE_SIZE) for n in range(1, more + 1)]
+    gaps = [(high - n * apart, high - n * apart + PAGE_SIZE) for n in range(more, 0, -1)]
     if choose.one_of(_ONE_IN_TWO):
         return _taking(machine, gaps)
-    return _with_map(machine, [*_raw(machine), *((*gap, E820Type.RESERVED) for gap in gaps)])
+    if choose.one_of(_ONE_IN_TWO):
+        return _with_map(machine, [*_raw(machine), *((*gap, E820Type.RESERVED) for gap in gaps)])
+    ram = machine.memory_map.ram()
+    for gap in gaps:
+        ram.discard(*gap)
+    others = [entry for entry in _raw(machine) if entry[2] is not E820Type.RAM]
+    return _with_map(machine, [*others, *((*span, E820Type.RAM) for span in ram)])
 
 
 def _reserve(choose: Choices, machine: Machine) -> Machine:

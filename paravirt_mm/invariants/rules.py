@@ -234,7 +234,7 @@ class _Checker:
         hanging = RangeSet(
             (start, end) for waiting in self._pending.values() for _, start, end in waiting
         )
-        walked = RangeSet(self._mapped.difference(hanging))
+        walked = self._mapped.difference(hanging)
         untold = not self._handed_over.issuperset(self._built)
         if self._boot.typed and event.batch is not None and untold:
             address = event.batch.runs[0].span[0]
@@ -243,8 +243,9 @@ class _Checker:
             self._find(4, number, gap, "CR3 is loaded with a tree that does not map the kernel")
         if self._fresh_tree:
             self._fresh_tree = False
-            self._reachable = RangeSet()
-        self._reachable.update(walked)
+            self._reachable = walked
+        else:
+            self._reachable.update(walked)
 
     def _on_released(self, number: int, event: SurplusReleased) -> None:
         for run in event.pages:

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cached_property
 from typing import Any, TypeVar
 
 from paravirt_mm.engine.answers import Cost, Way
-from paravirt_mm.engine.ledger import Ledger
+from paravirt_mm.engine.ledger import Ledger, PageStatus
 from paravirt_mm.engine.pages import PageRun, Source, page_count
 from paravirt_mm.engine.steps import HandOver, Map
 from paravirt_mm.engine.tables import Batch
@@ -66,9 +67,7 @@ class Books:
             if enter := _ENTRIES.get(type(event)):
                 enter(self, event)
         self._add_up_tables()
-        self._add_up_costs()
-        self._add_up_flips()
-        self._add_up_memory(trace)
+        self._trace = trace
 
     def _step(self, event: StepStarted) -> None:
         if isinstance(event.step, Map):
@@ -163,35 +162,56 @@ class Books:
         blocks = [run.count for run in self.reserved_runs]
         self.contiguous_pages = max([int(len(used) < len(parts)), *blocks])
 
-    def _add_up_costs(self) -> None:
-        costs = self._costs
-        self.hypercalls = _sums([row for cost in costs for row in cost.hypercalls.items()])
-        self.batches = sum([cost.batches for cost in costs])
-        self.tlb_flushes = sum([cost.flushes for cost in costs])
+    # -- what few figures are made of: added up when one of them is asked for ------------------
 
-    def _add_up_flips(self) -> None:
-        """Add up the changes of pages between writable and not writable: all; those of pages that
-        end the run writable; the most that one page saw.
-        """
-        self.flips = sum([high - low for low, high in self._ledger.flips()])
-        self.flips_wasted, self.max_flips = 0, min(1, self.flips)
-        # Where no page became writable again, each has flipped once, and not in vain.
-        if self._writable_again:
-            for low, high, status in self._ledger:
-                self.flips_wasted += 0 if status.readonly else (high - low) * status.flips
-                self.max_flips = max(self.max_flips, status.flips)
+    @cached_property
+    def hypercalls(self) -> Mapping[str, int]:
+        """Operations asked of the hypervisor, by kind."""
+        return _sums([row for cost in self._costs for row in cost.hypercalls.items()])
 
-    def _add_up_memory(self, trace: Trace) -> None:
-        """Work out, by limit of a crash kernel, what is free below it when the run ends, and the
-        largest that fits there.
+    @property
+    def batches(self) -> int:
+        """Multicalls that carried them."""
+        return sum([cost.batches for cost in self._costs])
+
+    @property
+    def tlb_flushes(self) -> int:
+        """CR3 loads and explicit flushes."""
+        return sum([cost.flushes for cost in self._costs])
+
+    @cached_property
+    def flips(self) -> int:
+        """Changes of pages between writable and not writable."""
+        return sum([high - low for low, high in self._ledger.flips()])
+
+    @cached_property
+    def _statuses(self) -> Sequence[tuple[int, int, PageStatus]]:
+        """What became of pages, if any became writable again: else each has flipped once, and not
+        in vain.
         """
-        free = free_after(trace)
-        self.free_below: Mapping[int, Sequence[Span]] = {
-            limit: list(free.below(limit)) for _, limit in crashkernel.LIMITS
-        }
-        self.crash_room: Mapping[int, int] = {
-            limit: crashkernel.room(free) for limit, free in self.free_below.items()
-        }
+        return list(self._ledger) if self._writable_again else ()
+
+    @property
+    def flips_wasted(self) -> int:
+        """Flips of pages that end the run writable."""
+        writable = [one for one in self._statuses if not one[2].readonly]
+        return sum([(high - low) * status.flips for low, high, status in writable])
+
+    @property
+    def max_flips(self) -> int:
+        """The most flips that one page saw."""
+        return max([min(1, self.flips), *(status.flips for _, _, status in self._statuses)])
+
+    @cached_property
+    def free_below(self) -> Mapping[int, Sequence[Span]]:
+        """What is free when the run ends, by the limit of a crash kernel below which it lies."""
+        free = free_after(self._trace)
+        return {limit: list(free.below(limit)) for _, limit in crashkernel.LIMITS}
+
+    @cached_property
+    def crash_room(self) -> Mapping[int, int]:
+        """The room for the largest crash kernel that fits there, by limit."""
+        return {limit: crashkernel.room(free) for limit, free in self.free_below.items()}
 
 
 def free_after(trace: Trace) -> Ranges:

@@ -57,7 +57,7 @@ class Seeded:
 
     def one_of(self, options: Sequence[T]) -> T:
         """Return one of the options, all alike."""
-        return options[self._random.randrange(len(options))]
+        return self._random.choice(options)
 
 
 def generate(n: int, seed: int = 0, modes: Sequence[str] = tuple(MODES)) -> Iterator[Machine]:

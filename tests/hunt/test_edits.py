@@ -286,19 +286,17 @@ def test_memory_grows_by_a_ratio_on_its_last_piece() -> None:
 
 
 def test_memory_is_split_into_so_many_times_as_many_pieces() -> None:
-    """By pages that are missing or taken, evenly apart or close together below the piece's end; no
-    closer than a page between two, nor near the kernel.
+    """Or entries, or reservations: by pages that are missing, something else's or taken, evenly
+    apart or close together below the piece's end; no closer than a page between two, nor near the
+    kernel.
     """
     base = machine((0, 64 * MIB, RAM), (128 * MIB, 192 * MIB, RAM))
     room = END + 8 * MIB
     kinds, aparts = set(), set()
     for after in every(lambda choose: edits._split_up(choose, base, Fraction(5))):
         gaps = list(taken(after)) or less(base, after)
-        kinds.add(bool(after.reserved))
-        assert len(gaps) == 8, "of two pieces ten"
-        if not after.reserved:
-            assert len(list(ram(after))) == 10
-            assert {e.type for e in after.memory_map} == {RAM, RESERVED}
+        kinds.add((len(gaps), bool(after.reserved), len(after.memory_map)))
+        assert len(list(ram(after))) == (2 if after.reserved else 2 + len(gaps))
         assert {high - low for low, high in gaps} == {PAGE}
         (apart,) = {b - a for (a, _), (b, _) in pairwise(gaps)}
         last = gaps[-1][0]
@@ -306,14 +304,19 @@ def test_memory_is_split_into_so_many_times_as_many_pieces() -> None:
         low = room if high == 64 * MIB else 128 * MIB
         assert last == high - apart
         assert gaps[0][0] >= low
-        aparts.add((high, apart))
-    assert kinds == {True, False}
+        aparts.add((len(gaps), high, apart))
+    # Of two pieces, or entries, ten; of no reservation as many as of one.
+    assert kinds == {
+        (8, True, 2), (8, False, 2 + 8), (8, False, 2 + 8 + 8),
+        (4, True, 2), (4, False, 2 + 4), (4, False, 2 + 4 + 4),
+    }  # fmt: skip
     even = {
-        64 * MIB: (64 * MIB - room) // 9 // PAGE * PAGE,
-        192 * MIB: 64 * MIB // 9 // PAGE * PAGE,
+        (count, high): size // (count + 1) // PAGE * PAGE
+        for count in (8, 4)
+        for high, size in ((64 * MIB, 64 * MIB - room), (192 * MIB, 64 * MIB))
     }
     assert aparts == {
-        (high, apart) for high, most in even.items() for apart in (most, 2 * PAGE, 2 * MIB)
+        (*place, apart) for place, most in even.items() for apart in (most, 2 * PAGE, 2 * MIB)
     }
     for ratio in (Fraction(1), Fraction(1, 2), Fraction(5, 4)):
         assert all(m is base for m in every(lambda c, r=ratio: edits._split_up(c, base, r)))
@@ -323,6 +326,16 @@ def test_memory_is_split_into_so_many_times_as_many_pieces() -> None:
         for m in every(lambda c: edits._split_up(c, one, Fraction(10**9)))
     }
     assert counts == {256 // 2 - 1, edits.MAX_PIECES, 9}, "a page between two of them"
+
+
+def test_as_many_reservations_more_as_are_asked_for() -> None:
+    base = attrs.evolve(machine((0, GIB, RAM)), reserved=tuple((n, n + 1) for n in (1, 3, 5)))
+    kinds = {
+        (len(after.reserved), len(after.memory_map))
+        for after in every(lambda choose: edits._split_up(choose, base, Fraction(101)))
+    }
+    assert (3 * 101, 1) in kinds
+    assert (3, 101) in kinds
 
 
 # -- what is taken -------------------------------------------------------------------------------

@@ -22,12 +22,16 @@ from paravirt_mm import (
     Machine,
     Map,
     MemoryMap,
+    Outcome,
     PageRun,
     Run,
+    Scenario,
     Source,
     TablePages,
     Trace,
+    Verdict,
     Way,
+    bundled,
 )
 from paravirt_mm.engine.tables import Leaves
 from paravirt_mm.engine.trace import (
@@ -362,6 +366,28 @@ def test_groups_are_together_and_units_known() -> None:
 
 def test_a_trace_without_a_start_has_no_figures() -> None:
     assert measure(Trace()) == {}
+
+
+@pytest.mark.parametrize(
+    ("allocator", "backend"),
+    [("legacy_linear:kernel=3.6", "xen"), ("incremental:variant=hpa", "xen"),
+     ("incremental:kernel=4.19,kaslr=yes", "native"), ("legacy_linear:kernel=3.6", "native")],
+)  # fmt: skip
+def test_a_figure_is_worth_the_same_when_it_is_asked_for_alone(
+    allocator: str, backend: str
+) -> None:
+    for name in ("qemu-512m", "xen-domu-98g", "qemu-pae-320m", "asus-l8400-256m"):
+        scenario = Scenario.of(bundled(name), allocator, backend)
+        whole = scenario.run()
+        for figure in (*FIGURES, *whole.figures, "none"):
+            assert scenario_figure(whole, figure) == whole.figures.get(figure), figure
+        failed = attrs.evolve(whole, verdict=Verdict(Outcome.ERROR))
+        assert failed.figure("tables") is failed.figures.get("tables") is None
+
+
+def scenario_figure(run: Run, name: str) -> Any:
+    """Ask a run that has not worked out its figures."""
+    return attrs.evolve(run).figure(name)
 
 
 def test_figures_come_from_the_trace_alone(run_scenario: Callable[..., Run]) -> None:
