@@ -221,13 +221,16 @@ def _axis(canvas: _Canvas, scale: Scale, foot: float) -> None:
             canvas.line(x, _TOP - 8, foot - 14, "muted")
             canvas.text(x, _TOP - 11, words, points=11, anchor="middle", bold=True)
             taken.append(x)
-    for address, words in scale.ticks():
-        x = _MARGIN + scale(address)
-        if all(abs(x - other) > 34 for other in taken):
-            canvas.text(x, _TOP - 11, words, points=10, anchor="middle", fill="muted")
-            taken.append(x)
-    canvas.text(_MARGIN + scale.width, _TOP - 11, size(scale.end), points=10, anchor="end",
-                fill="muted")  # fmt: skip
+    right = _MARGIN + scale.width
+    names = [
+        (right, "end", size(scale.end)),
+        *((_MARGIN + scale(address), "middle", words) for address, words in scale.ticks()),
+    ]
+    for x, anchor, words in names:
+        middle = min(x, right - 12)
+        if all(abs(middle - other) > 34 for other in taken):
+            canvas.text(x, _TOP - 11, words, points=10, anchor=anchor, fill="muted")
+            taken.append(middle)
 
 
 def _range(

@@ -64,6 +64,8 @@ def test_the_smallest_gaps_are_closed() -> None:
     assert thinned(spans, 3) == [(0, 20), (30, 40), (45, 50)]
     assert thinned(spans, 2) == [(0, 20), (30, 50)]
     assert thinned(spans, 1) == [(0, 50)]
+    later = [(0, 10), (15, 20), (21, 30), (60, 70)]
+    assert thinned(later, 3) == [(0, 10), (15, 30), (60, 70)], "in order, whichever gap is largest"
 
 
 def machine(entries: int, **given: object) -> Machine:

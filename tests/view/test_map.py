@@ -247,6 +247,24 @@ def test_low_memory_lines_are_drawn_through_all_lanes(subjects: list[Subject]) -
         assert len(drawn.all("line")) == there, "what ends there has nothing on both sides"
 
 
+def test_no_words_stand_on_others(subjects: list[Subject], hostile_subjects: list[Subject]) -> None:
+    """A letter is half as wide as it is high; 4G is named, and not 4.5G beside it."""
+    for subject in (*subjects, *hostile_subjects):
+        drawn, _ = shown(subject)
+        taken: dict[float, list[tuple[float, float]]] = {}
+        for each in drawn.all("text"):
+            wide = len(each.text or "") * float(each.attrib["font-size"]) / 2
+            share = {"start": 0, "middle": 0.5, "end": 1}[each.attrib["text-anchor"]]
+            left = float(each.attrib["x"]) - share * wide
+            taken.setdefault(float(each.attrib["y"]), []).append((left, left + wide))
+        for places in taken.values():
+            for (_, end), (begin, _) in pairwise(sorted(places)):
+                assert end < begin
+    axis = Drawn.of(memory_map(bundled("pae-4g"), theme=Theme.LIGHT)).words(y=53)
+    assert "4G" in axis
+    assert "4.5G" not in axis
+
+
 def test_names_on_the_axis_keep_apart_at_every_width() -> None:
     """By the room of four characters, from each other and from the lines of low memory."""
     machine = Machine("large", MemoryMap.sanitise([(0, 256 * GIB, E820Type.RAM)]))
@@ -268,7 +286,7 @@ def test_names_on_the_axis_keep_apart_at_every_width() -> None:
     assert 34 < min(least) < 34.5
     eighths = Machine("8G", MemoryMap.sanitise([(0, 8 * GIB, E820Type.RAM)]))
     there = Drawn.of(memory_map(eighths, linear=True, width=24 + 8 * 34)).words(y=53)
-    assert there == ["1M", "16M", "896M", "4G", "2G", "6G", "8G"], "of those 34 apart each second"
+    assert there == ["1M", "16M", "896M", "4G", "8G", "2G", "6G"], "of those 34 apart each second"
 
 
 # -- every mark is of the model, and all of the model is marked -----------------------------------

@@ -368,6 +368,7 @@ def test_places_are_those_of_the_log_or_of_the_platform(runs: dict[tuple[str, st
         assert list(found.premapped) == ([] if anew else [*RangeSet(start.boot.direct_mapped)])
     nothing = attrs.evolve(found, placed=(), promised=())
     assert nothing.end == 0
+    assert attrs.evolve(nothing, placed=(("x", (5, 9)),), promised=((1, 2), (3, 7))).end == 9
     many = BootState(
         ((0, 1),), 0, CpuFeatures(), places=tuple((f"p{n}", (n, n + 1)) for n in range(26))
     )
