@@ -31,11 +31,14 @@ _BEGINS = re.compile(
     r"""
     <\d{1,3}> | \[\s*\d{1,7}\.\d{1,9}\] | \[\s*\+?\d[\dT:.,+\ -]{4,40}Z?\] | \(XEN\)
     | \[\w{3}\ (?:\w{3}\ )?\ ?\d{1,2}\ [\d:]{5,8}
-    | (?:\w{3}\ [\ \d]\d|\d{4}-\d\d-\d\d)[T\ ][\d:]{8}\S{0,20}\ .{0,80}?\w(?:\[\d{1,7}\])?:(?:\s|$)
+    | \d{4}-\d\d-\d\d[T\ ][\d:]{8}
+    | \w{3}\ [\ \d]\d\ [\d:]{8}(?!\ [A-Z\d+-]{2,5}\ \d{4}(?:\s|$))
     """,
     re.VERBOSE,
 )
-"""What a line begins with that is no rest of another: a time, a priority, a logger's words."""
+"""What a line begins with that is no rest of another: a time, a priority, a logger's words. Only
+the date of a kernel's build ("Nov 18 22:11:06 UTC 2009") may be the rest of its version.
+"""
 
 
 @attrs.frozen

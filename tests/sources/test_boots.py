@@ -131,7 +131,8 @@ ONE = [LINUX(0), HIGH, LAST_PFN]
         ([*ONE, *ONE, *ONE], 3, ("here (boot 3)", 3, "native", True, 9)),
         # Without a sign that the kernel went on, the next boot counts; or the first, of none.
         ([LINUX(0), HIGH, *ONE], None, ("here (boot 2)", 2, "native", True, 5)),
-        ([LINUX(0), *ONE], None, ("here (boot 2)", 2, "native", True, 4)),
+        ([LINUX(1), *ONE], None, ("here (boot 2)", 2, "native", True, 4)),
+        ([LINUX(0), *ONE], None, ("here", 1, "native", True, 4)),
         ([LINUX(0), HIGH, LINUX(1), HIGH], None, ("here (boot 1)", 1, "native", True, 2)),
         ([LINUX(0), HIGH, LINUX(1)], None, ("here (boot 1)", 1, "native", True, 2)),
         ([LINUX(0), HIGH, LINUX(1), HIGH, LINUX(2)], None, ("here (boot 1)", 1, "native", True, 2)),

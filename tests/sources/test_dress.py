@@ -17,6 +17,7 @@ from collections.abc import Callable
 from functools import reduce
 from pathlib import Path
 
+import attrs
 import pytest
 
 from paravirt_mm.errors import InputError
@@ -181,6 +182,38 @@ def test_lines_of_a_journal_are_numbered_as_they_were_printed(tmp_path: Path) ->
 )
 def test_prefixes(tmp_path: Path, prefix: str) -> None:
     read(tmp_path, "".join(f"{prefix}{line}\n" for line in LINES).encode())
+
+
+REAL = Path(__file__).parents[1] / "data" / "logs"
+WITHOUT_A_KERNELS_TIME = [
+    "2026-11-26T15:02:38,123456+00:00 ", "2026-11-26T15:02:38.1234567Z ", "2026-11-26 15:02:38.123 ",
+    "2026-11-26T15:02:38.123456Z 00O ", "Nov 26 15:02:38 ", "[2026-11-26 15:02:38.123] ",
+    "00:00:01.123456 ", "1700000000.123456 ", "guest-1  | ", "serial.log:", "> ",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["xen-4.1-host", "6.12-xen-dom0", "5.5-user-map", "2.6.32-i386"])
+def test_a_real_log_says_the_same_in_any_dress_and_twice(tmp_path: Path, name: str) -> None:
+    """Loggers' times are no rest of the line before; and each line may stand there twice."""
+
+    def understood(path: Path) -> Machine:
+        machine = load(path)
+        about = attrs.evolve(machine.provenance, source="", title="", assumed=())
+        return attrs.evolve(machine, name="m", provenance=about)
+
+    bare = re.sub(r"^\[ *[\d.]+\] ", "", (REAL / f"{name}.txt").read_text(), flags=re.MULTILINE)
+    (path := tmp_path / "m.txt").write_text(bare)
+    as_printed = understood(path)
+    dressed = [
+        "".join(f"{mark}{line}\n" for line in bare.splitlines()) for mark in WITHOUT_A_KERNELS_TIME
+    ]
+    doubled = "".join(f"{line}\n" * 2 for line in bare.splitlines())
+    timed = "".join(f"Nov 26 15:02:38 [    0.000000] {line}\n" for line in bare.splitlines())
+    for text in [*dressed, timed, doubled]:
+        path.write_text(text)
+        assert understood(path) == as_printed, text[:60]
+    assert "every line stands twice in the log: each counts once" in load(path).provenance.assumed
+    assert read_boot_log(path).boot == 1
 
 
 ZSTD = bytes.fromhex("28b52ffd2000010000")

@@ -300,7 +300,10 @@ def test_so_many_and_no_more(
 
 def test_so_many_entries_of_a_hypervisors_map(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(xen, "MAX_MAP_ENTRIES", 2)
-    lines = ["(XEN) EFI RAM map:", *["(XEN)  [0000000000000000, 000000000009ffff] (usable)"] * 3]
+    lines = [
+        "(XEN) EFI RAM map:",
+        *(f"(XEN)  [{at:016x}, 000000000009ffff] (usable)" for at in range(3)),
+    ]
     assert len(fed(*lines[:-1]).xen.entries) == 2
     with pytest.raises(InputError, match="here:4: more than 2 memory map entries"):
         fed(*lines)
@@ -385,7 +388,9 @@ XEN = "(XEN) Xen version 4.17.0"
 XEN_MAP = ("(XEN) EFI RAM map:", "(XEN)  [0000000000000000, 000000000009ffff] (usable)")
 ENDS: list[tuple[Sequence[str], str, bool]] = [
     ([], LINUX, False),
-    ([LINUX], LINUX, True),
+    ([LINUX], LINUX, False),  # the same line once more: no boot is one line long
+    ([LINUX], LINUX + "x", True),
+    ([LINUX, ""], LINUX, True),
     ([LOW], LINUX, True),
     ([LINUX], "Linux version", False),
     ([LOW, LAST_PFN], LOW, True),
@@ -397,7 +402,8 @@ ENDS: list[tuple[Sequence[str], str, bool]] = [
     ([LOW, INITRD], LOW, True),
     ([LOW, "Memory: 5K/6K available (1K kernel code)"], LOW, True),
     ([], XEN, False),
-    ([XEN], XEN, True),
+    ([XEN], XEN, False),
+    ([XEN, XEN_MAP[0]], XEN, True),
     ([LOW], XEN, True),
     ([XEN], "(XEN) Xen kernel: 64-bit", False),
     ([XEN, LOW, LAST_PFN], "(XEN) " + LOW, False),

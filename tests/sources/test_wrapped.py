@@ -120,6 +120,12 @@ LINE = "[    0.000000] " + "word " * 11 + "end"
     ("text", "found"),
     [
         ((LINE + "\nof some words more\n") * 3 + "\n", Wrapping(len(LINE), hard=True)),
+        # The date of a build may be a rest; a logger's begins a line.
+        ((LINE + "\nNov 18 22:11:06 UTC 2009\n") * 3 + "\n", Wrapping(len(LINE), hard=True)),
+        ((LINE + "\nNov 18 22:11:06 +03 2009 (x)\n") * 3 + "\n", Wrapping(len(LINE), hard=True)),
+        ((LINE + "\nNov 18 22:11:06 words 2009\n") * 3 + "\n", None),
+        ((LINE + "\n2009-11-18T22:11:06 words more\n") * 3 + "\n", None),
+        ((LINE + "\n2009-11-18 (words) and more\n") * 3 + "\n", Wrapping(len(LINE), hard=True)),
         ((LINE + "\nof some words more\n") * 2 + "\n", None),  # too few
         ((LINE[15:] + "\nof some words more\n") * 9 + "\n", None),  # no time
         ((LINE[:50] + "\nof\n") * 9 + LINE + "\n\n", None),  # there was room

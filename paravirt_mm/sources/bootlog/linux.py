@@ -41,7 +41,7 @@ from paravirt_mm.sources.bootlog.facts import (
     WritableRange,
 )
 from paravirt_mm.sources.bootlog.printed import MapChange, Printed, PrintedMap
-from paravirt_mm.sources.bootlog.xen import MAX_MAP_ENTRIES, XEN_MARK
+from paravirt_mm.sources.bootlog.xen import MAX_MAP_ENTRIES, XEN_MARK, tells_a_range
 from paravirt_mm.sources.e820_words import log_type
 from paravirt_mm.sources.possible import MAX_KERNEL_BYTES
 
@@ -170,12 +170,12 @@ class PrintedBoot(Printed):
         """Take one line, prefixes removed."""
         self.last_line = number
         self.order += 1
-        if message.startswith(XEN_MARK):
-            self.xen.feed(f"{self.source}:{number}", number, message)
-            return
         if message == self._last and self._is_double(message):
             return
         self._last = message
+        if message.startswith(XEN_MARK):
+            self.xen.feed(f"{self.source}:{number}", number, message)
+            return
         for word, pattern, take in _TAKERS:
             if word in message and (match := pattern.search(message)):
                 take(self, _Line(message, match))
@@ -185,7 +185,7 @@ class PrintedBoot(Printed):
 
     def _is_double(self, message: str) -> bool:
         """Tell whether a line is the one before once more: so it is in some logs, all along."""
-        if not self._doubled and MAP_ENTRY.search(message):
+        if not self._doubled and (MAP_ENTRY.search(message) or tells_a_range(message)):
             self._doubled = True
             self._assume("every line stands twice in the log: each counts once")
         return self._doubled
@@ -411,6 +411,8 @@ class PrintedBoot(Printed):
 
     def ends_before(self, message: str) -> bool:
         """Tell whether ``message`` is the beginning of another boot."""
+        if message == self._last:  # no boot is one line long: each stands twice
+            return False
         if message.startswith(XEN_MARK):
             return "Xen version " in message and bool(self.maps or self.xen.facts)
         if _LINUX.search(message):

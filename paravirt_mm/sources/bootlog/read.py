@@ -124,7 +124,7 @@ def _result(boot: PrintedBoot, name: str, more: bool) -> BootLog:
         below = _as_built(machine.memory_map) if platform == "xen-pv-guest" else host_map
         machine = attrs.evolve(machine, host_map=below)
     elif host_map is not None:
-        machine = host_machine(name, source, boot.xen)
+        machine = host_machine(name, source, boot.xen, boot.assumed)
     else:
         missing = _NO_HYPERVISOR_MAP if platform == "hypervisor" else _NO_MAP
     return BootLog(

@@ -8,6 +8,7 @@ inclusive ones since (``[A, B] (usable)``); ``construct_dom0`` prints the arrang
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Literal
 
 import attrs
@@ -36,6 +37,7 @@ _SECTION = re.compile(r"\s*(PHYSICAL|VIRTUAL) MEMORY ARRANGEMENT:")
 _PLACE = re.compile(
     rf"\s*(?P<name>[A-Z][\w .-]{{0,30}}?):?\s+{_HEX}->{_HEX}(?: \((?P<pages>\d{{1,15}}) pages)?"
 )
+_RANGE = re.compile(rf"\A\(XEN\) .*[0-9a-f](?:, | - |->)[0-9a-f]{{8}}")
 _ENTRY_POINT = re.compile(rf"\s*ENTRY ADDRESS: {_HEX}")
 _KERNEL = re.compile(
     r"\s*Dom0 kernel: (?P<bits>32|64)-bit.*paddr (?:0x)?([0-9a-f]{1,16}) -> (?:0x)?([0-9a-f]{1,16})"
@@ -115,8 +117,17 @@ class HypervisorScan:
         return MemoryMap.sanitise(self.entries) if self.entries else None
 
 
-def host_machine(name: str, source: str, scan: HypervisorScan) -> Machine:
+def tells_a_range(message: str) -> bool:
+    """Tell whether a line is Xen's, of a range of addresses: it prints none twice in a row."""
+    return _RANGE.match(message) is not None
+
+
+def host_machine(
+    name: str, source: str, scan: HypervisorScan, assumed: Sequence[str] = ()
+) -> Machine:
     """Return what the hypervisor's log tells of its host and its dom0, as a machine.
+
+    ``assumed`` is what had to be assumed to read the log; it is told first.
 
     Where the log says how many pages dom0 has, RAM is the lowest of the host's that make up so
     many, as Linux arranges it. Raises InputError where the host's map has no RAM.
@@ -126,17 +137,17 @@ def host_machine(name: str, source: str, scan: HypervisorScan) -> Machine:
     kernel = next((f for f in reversed(scan.facts) if isinstance(f, DomainKernel)), None)
     image = (kernel.start, kernel.end) if kernel else None
     pages = _pages_of_dom0(scan.facts)
-    memory, sentences = host_map, []
+    memory, sentences = host_map, [*assumed]
     if pages and pages << PAGE_SHIFT < host_map.ram_pages().total:
         memory = _with_less_ram(host_map, pages << PAGE_SHIFT)
         sentences.append(f"RAM: the lowest {pages} pages of the host's, as many as dom0 has")
     machine = machine_from_map(name, source, title, memory, linked=image)
-    assumed = [*sentences, *machine.provenance.assumed]
+    sentences += machine.provenance.assumed
     initrd = _initrd(scan.facts, memory)
     if initrd is not None:
-        assumed.remove("no initrd")
-        assumed.append("initrd at the end of RAM (the log tells its size)")
-    provenance = attrs.evolve(machine.provenance, assumed=tuple(assumed))
+        sentences.remove("no initrd")
+        sentences.append("initrd at the end of RAM (the log tells its size)")
+    provenance = attrs.evolve(machine.provenance, assumed=tuple(sentences))
     return attrs.evolve(machine, provenance=provenance, host_map=host_map, initrd=initrd)
 
 
