@@ -26,6 +26,8 @@ MAX_LINES = 1 << 22
 """So is one of more lines."""
 MAX_LINE_BYTES = 4096
 """What follows this many bytes of a line is dropped: the kernel prints about 1 KiB at most."""
+LINES_AFTER = 2
+"""So many lines after one that is wanted are looked at: more pieces a line is hardly cut into."""
 MAX_RECORD_BYTES = 1 << 22
 """A longer record of a journal in JSON is cut."""
 
@@ -100,7 +102,7 @@ def bounded_lines(
 ) -> Iterator[tuple[int, str]]:
     """Yield ``(number, line)`` from 1, without line ends and terminal control sequences.
 
-    With ``wanted``, only lines that hold one of these words, and the line after each, are yielded.
+    With ``wanted``, only lines that hold one of these words, and `LINES_AFTER` each, are yielded.
     Lines that are ``cut`` (`wrapping_of`) are joined.
     Bytes that are not UTF-8 become U+FFFD. Raises InputError past `MAX_LOG_BYTES` and `MAX_LINES`.
     """
@@ -120,7 +122,7 @@ def bounded_lines(
         return
     words = [word.encode() for word in wanted] or [b""]
     number = 0
-    follows = False
+    follows = 0
     for block in _blocks(content.stream, source, returns):
         if not follows and not any(word in block for word in words):
             number += block.count(b"\n")
@@ -130,7 +132,7 @@ def bounded_lines(
                 found = any(word in raw for word in words)
                 if found or follows:
                     yield number, _plain(raw[:MAX_LINE_BYTES].decode("utf-8", "replace"))
-                follows = found
+                follows = LINES_AFTER if found else max(follows - 1, 0)
         _check_count(number, source)
 
 
@@ -155,12 +157,12 @@ def _each(blocks: Iterator[bytes], source: str) -> Iterator[tuple[int, str]]:
 
 
 def _wanted(lines: Iterator[tuple[int, str]], wanted: Sequence[str]) -> Iterator[tuple[int, str]]:
-    follows = False
+    follows = 0
     for number, line in lines:
         found = not wanted or any(word in line for word in wanted)
         if found or follows:
             yield number, line[:MAX_LINE_BYTES]
-        follows = found
+        follows = LINES_AFTER if found else max(follows - 1, 0)
 
 
 def _check_count(number: int, source: str) -> None:

@@ -26,6 +26,8 @@ _TERMINAL = 80
 _MARKS = ">| \t"
 """Quoting and indentation, which the rest of a line has as well."""
 _QUOTES = re.compile(r"\A(?:[>|] ?)*")
+_WORDS = re.compile(r"[])]\w")
+"""The end of a line and the beginning of its rest, if the blank between them is gone."""
 _IN_RANGE = re.compile(r"[0-9a-f]-$")
 _BEGINS = re.compile(
     r"""
@@ -82,6 +84,7 @@ def wrapping(text: str) -> Wrapping | None:
     if not widths or not 40 <= (width := max(widths)) <= WIDEST:
         return None
     cut = rest = 0
+    between_words = False
     ends = []
     known = False
     for last, line in pairwise(lines):
@@ -91,7 +94,10 @@ def wrapping(text: str) -> Wrapping | None:
             if _continues(last, line, width):
                 cut += 1
                 ends.append(len(last.rstrip()))
-    hard = all(end >= width - 1 for end in ends)
+                between_words |= (
+                    _WORDS.match(f"{last.rstrip()[-1:]}{_QUOTES.sub('', line)}") is not None
+                )
+    hard = not between_words and all(end >= width - 1 for end in ends)
     enough = 1 if hard and width == _TERMINAL else _LEAST
     return Wrapping(width, hard) if cut >= enough and 2 * cut >= rest else None
 

@@ -32,7 +32,8 @@ def messages(*lines: str) -> list[tuple[int, str]]:
 
 WHOLE: list[tuple[Sequence[str], list[tuple[int, str]]]] = [
     ([LOW], [(1, LOW)]),
-    ([MORE, LOW, MORE, MORE, HIGH, LAST_PFN], [(2, LOW), (3, ""), (5, HIGH), (6, LAST_PFN)]),
+    ([MORE, LOW, MORE, MORE, MORE, HIGH, LAST_PFN],
+     [(2, LOW), (3, ""), (4, ""), (6, HIGH), (7, LAST_PFN)]),
     (["[    0.000000]  BIOS-e820:   [mem 0x0-0xfff]   usable  "],
      [(1, "BIOS-e820: [mem 0x0-0xfff] usable")]),
     ([f"[    0.000000] {LOW}[    0.000000] {HIGH}"], [(1, LOW), (1, HIGH)]),
@@ -66,6 +67,8 @@ WHOLE: list[tuple[Sequence[str], list[tuple[int, str]]]] = [
     ([SIZES[:27], SIZES[28:]], [(1, SIZES)]),
     ([SIZES[:45], SIZES[45:]], [(1, SIZES)]),
     ([SIZES[:64], SIZES[64:]], [(1, SIZES)]),
+    ([SIZES[:30], SIZES[30:45], SIZES[45:], LOW], [(1, SIZES), (4, LOW)]),
+    ([SIZES[:30], SIZES[30:45], MORE], [(1, SIZES[:45])]),
     ([SIZES[:34], MORE], [(1, SIZES[:34])]),
     ([SIZES[:34], LAST_PFN], [(1, SIZES[:34]), (2, LAST_PFN)]),
     ([SIZES[:34]], [(1, SIZES[:34])]),

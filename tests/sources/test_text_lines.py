@@ -36,8 +36,8 @@ def test_lines_do_not_depend_on_how_they_are_read(
 ) -> None:
     monkeypatch.setattr(lines, "_BLOCK", block)
     assert read("one\n\ntwo\nx") == [(1, "one"), (2, ""), (3, "two"), (4, "x")]
-    assert read("a\nb\nkey\nc\nd\nkey\nkey\nf\ng", ["key", "none"]) == [
-        (3, "key"), (4, "c"), (6, "key"), (7, "key"), (8, "f"),
+    assert read("a\nb\nkey\nc\nd\ne\nkey\nkey\nf\ng\nh", ["key", "none"]) == [
+        (3, "key"), (4, "c"), (5, "d"), (7, "key"), (8, "key"), (9, "f"), (10, "g"),
     ]  # fmt: skip
     assert read("a\nkey", ["key"]) == [(2, "key")]
     assert read("") == []
@@ -57,10 +57,10 @@ def test_nothing_is_kept_of_what_is_longer_than_a_line(monkeypatch: pytest.Monke
 
 
 def test_lines_that_were_cut_are_chosen_when_they_are_whole() -> None:
-    text = f"a\n{BEGUN}\nkey more\nb\n[    0.000000] x\n[    0.000000] y\n"
-    assert read(text, ["key", "none"], CUT) == [(2, f"{BEGUN} key more"), (4, "b")]
-    assert read(text, ["w", "none"], CUT) == [(2, f"{BEGUN} key more"), (4, "b")]
-    assert [number for number, _ in read(text, (), CUT)] == [1, 2, 4, 5, 6]
+    text = f"a\n{BEGUN}\nkey more\nb\nc\n[    0.000000] x\n[    0.000000] y\n"
+    assert read(text, ["key", "none"], CUT) == [(2, f"{BEGUN} key more"), (4, "b"), (5, "c")]
+    assert read(text, ["w", "none"], CUT) == [(2, f"{BEGUN} key more"), (4, "b"), (5, "c")]
+    assert [number for number, _ in read(text, (), CUT)] == [1, 2, 4, 5, 6, 7]
 
 
 @pytest.mark.parametrize(

@@ -102,7 +102,8 @@ def test_it_is_said(tmp_path: Path) -> None:
 def test_sizes_without_a_time_before_them(width: int, tmp_path: Path) -> None:
     lines = "BIOS-e820: [mem 0x0000000000100000-0x000000003fffffff] usable\n"
     lines += "last_pfn = 0x40000 max_arch_pfn = 0x400000000\n"
-    sizes = "Memory: 1006576K/1048120K available (6546K kernel code, 2764K rodata, 924K bss)\n"
+    sizes = "Memory: 1006576K/1048120K available (6546K kernel code, 1261K rwdata, 2764K rodata, "
+    sizes += "1592K init, 924K bss, 480600K reserved, 0K cma-reserved)\n"
     path = tmp_path / "m.txt"
     path.write_text(lines + sizes)
     whole = understood(path)
@@ -126,6 +127,9 @@ LINE = "[    0.000000] " + "word " * 11 + "end"
         ((LINE + "\nNov 18 22:11:06 words 2009\n") * 3 + "\n", None),
         ((LINE + "\n2009-11-18T22:11:06 words more\n") * 3 + "\n", None),
         ((LINE + "\n2009-11-18 (words) and more\n") * 3 + "\n", Wrapping(len(LINE), hard=True)),
+        # A blank was lost after the bracket: lines were cut between words.
+        ((LINE[:-1] + "]\nof some words\n") * 3 + "\n", Wrapping(len(LINE), hard=False)),
+        ((LINE[:-1] + "]\n of some words\n") * 3 + "\n", Wrapping(len(LINE), hard=True)),
         ((LINE + "\nof some words more\n") * 2 + "\n", None),  # too few
         ((LINE[15:] + "\nof some words more\n") * 9 + "\n", None),  # no time
         ((LINE[:50] + "\nof\n") * 9 + LINE + "\n\n", None),  # there was room

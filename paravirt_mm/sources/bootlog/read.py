@@ -44,8 +44,8 @@ _BROKEN_ENTRY = re.compile(
 _REST = re.compile(r"0x|-0x|\[mem")
 _CUT_ENTRY = re.compile(rf"{_BROKEN_ENTRY.pattern}[^]]*[0-9a-fx-]$")
 _SIZES_OPEN = re.compile(r"Memory: \d+[kK]/\d+[kK] available(?: \([^()]*)?$")
-_SIZES_REST = re.compile(r"\(?[^:()\[\]]*\)")
-"""What closes the bracket of the line about free memory."""
+_SIZES_REST = re.compile(r"\(?[^:()\[\]]*\)|[a-z\dK, -]*\d[a-z\dK, -]*$")
+"""What closes the bracket of the line about free memory, or more sizes, before that."""
 _JOINED = re.compile(
     r"""
     \s?(?:<\d>)?\[\s*\d{1,6}\.\d{6}\](?:\[\s*[TC]\d+\])?\s     # seconds since boot
@@ -182,7 +182,10 @@ def _messages(content: Content, source: str, cut: Wrapping | None) -> Iterator[t
             first, start = pending
             pending = None
             if (joined := _join(start, message)) is not None:
-                yield first, joined
+                if _SIZES_OPEN.match(joined):
+                    pending = first, joined
+                else:
+                    yield first, joined
                 continue
             yield from _given_up(first, start, source)
             if not interesting:
