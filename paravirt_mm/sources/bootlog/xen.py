@@ -37,7 +37,7 @@ _SECTION = re.compile(r"\s*(PHYSICAL|VIRTUAL) MEMORY ARRANGEMENT:")
 _PLACE = re.compile(
     rf"\s*(?P<name>[A-Z][\w .-]{{0,30}}?):?\s+{_HEX}->{_HEX}(?: \((?P<pages>\d{{1,15}}) pages)?"
 )
-_RANGE = re.compile(rf"\A\(XEN\) .*[0-9a-f](?:, | - |->)[0-9a-f]{{8}}")
+_RANGE = re.compile(r"\A\(XEN\) .*[0-9a-f](?:, | - |->)[0-9a-f]{8}")
 _ENTRY_POINT = re.compile(rf"\s*ENTRY ADDRESS: {_HEX}")
 _KERNEL = re.compile(
     r"\s*Dom0 kernel: (?P<bits>32|64)-bit.*paddr (?:0x)?([0-9a-f]{1,16}) -> (?:0x)?([0-9a-f]{1,16})"
