@@ -244,6 +244,7 @@ def test_a_large_page_below_a_read_only_entry_is_read_only() -> None:
 @pytest.mark.parametrize(
     ("va", "mfn", "level"),
     [
+        (HIGH + 1, LARGE, 2),
         (HIGH + (1 << 12), LARGE, 2),
         (HIGH + (1 << 20), LARGE, 2),
         (HIGH + (1 << 21), LARGE, 3),

@@ -127,7 +127,7 @@ class _BootTree:
     def place(self, page: LargeMapping) -> LargeEntry:
         """Return the entry of a large page; the tables above it are made."""
         frames = ENTRIES ** (page.level - 1)
-        misaligned = page.va >> PAGE_SHIFT & frames - 1 or page.mfn % frames
+        misaligned = page.va % (frames * PAGE_SIZE) or page.mfn % frames
         if page.level not in (2, 3) or misaligned:
             raise ValueError(f"no large page of level {page.level} at {page.va:#x}")
         mode = self._domain.mode
