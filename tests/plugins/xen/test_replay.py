@@ -73,6 +73,9 @@ def test_the_model_accepts_a_run_and_counts_what_the_backend_charges(
     counts, figures = answered.counts, run.figures
     own = [translated.trace.ops[n] for n in range(translated.begin, translated.end)]
     assert counts.batched == sum(len(each[1]) for each in own if each[0] == "multicall")
+    # What maps a page is stored once, wherever in a table a range begins or ends.
+    stored = [each[1:3] for each in own if each[0] == "store" and each[4] == 0x67]
+    assert len(stored) == len(set(stored))
     assert counts.calls == figures["hypercalls"] - counts.batched + counts.multicalls
     assert counts.mmu_update == figures["hypercalls_mmu_update"]
     assert counts.update_va_mapping == figures["hypercalls_update_va_mapping"]
