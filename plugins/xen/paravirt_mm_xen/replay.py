@@ -96,7 +96,7 @@ def replay(replayed: Translated, release: Release = RECORDED) -> ModelReplay:
     emulated, validations = counters.emulated_stores, tuple(counters.validations)
     answers += guest.answers(operations[replayed.end :])
     kinds: Counter[str] = Counter()
-    pins: Counter[int] = Counter()
+    pins = [0] * len(validations)
     multicalls = batched = 0
     for number in range(replayed.begin, replayed.end):
         operation = operations[number]
@@ -119,7 +119,7 @@ def replay(replayed: Translated, release: Release = RECORDED) -> ModelReplay:
         multicalls=multicalls,
         batched=batched,
         emulated=emulated,
-        pins=tuple(sorted(pins.items())),
+        pins=tuple((level, n) for level, n in enumerate(pins) if n),
         validations=tuple((level, n) for level, n in enumerate(validations) if n),
     )
     return ModelReplay(replayed.refused(answers), answers, counts)

@@ -172,6 +172,20 @@ def test_what_is_absent_from_an_l1_holds_nothing(g: TraceGuest) -> None:
     assert count(g, B) == before
 
 
+def test_what_stands_behind_an_absent_entry_is_held(g: TraceGuest) -> None:
+    """All slots of a table are looked at, in an L1 and above."""
+    for level, table, child, flags in ((1, A, C, RW), (2, B, A, RO), (3, D, B, RO)):
+        g.write(table, 3, E, RW & ~PRESENT)
+        g.write(table, 5, child, flags)
+        read_only(g, table)
+        before = count(g, child)
+        for _ in range(2):
+            assert g.pin(level, table) == OK
+            assert count(g, child) == before + 1
+            assert g.unpin(table) == OK
+            assert count(g, child) == before
+
+
 @pytest.mark.parametrize(
     ("kinds", "code"),
     [(("foreign", "none"), EBUSY), (("none", "foreign"), EPERM), (("flag", "none"), EINVAL)],
@@ -528,14 +542,16 @@ def test_commands_in_the_pointer(g: TraceGuest) -> None:
 
 @pytest.mark.parametrize("level", [2, 3, 4])
 def test_a_table_may_refer_to_itself_read_only(g: TraceGuest, level: int) -> None:
-    read_only(g, A)
+    read_only(g, A, C)
     assert g.pin(level, A) == OK
     assert g.mmu_update(A, 5, A, RW, False) == EINVAL
     assert g.mmu_update(A, 5, A, RO, False) == OK
-    assert count(g, A) == 1
+    assert g.mmu_update(A, 6, C, RO, False) == OK
+    assert (count(g, A), count(g, C)) == (1, 1)
     assert g.unpin(A) == OK
-    assert count(g, A) == 0
+    assert (count(g, A), count(g, C)) == (0, 0)  # what follows is given back, too
     assert g.pin(level, A) == OK  # and it is accepted at once as well
+    assert count(g, C) == 1
     assert g.mmu_update(A, 5, 0, 0, False) == OK
     assert count(g, A) == 1
 
