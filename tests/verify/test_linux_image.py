@@ -165,7 +165,7 @@ def bzimage(**fields: tuple[int, str, Any]) -> bytes:
     usual = {
         "magic": (0x202, "4s", b"HdrS"), "version": (0x206, "<H", 0x208),
         "sectors": (0x1F1, "B", 3),
-        "end": (0x201, "B", 0x66), "text": (0x20E, "<H", 0x100), "words": (0x300, "5s", b"6.1 x"),
+        "jump": (0x200, "B", 0xEB), "end": (0x201, "B", 0x66), "text": (0x20E, "<H", 0x100), "words": (0x300, "5s", b"6.1 x"),
         "offset": (0x248, "<I", 0x10), "length": (0x24C, "<I", 0x17F0),
     }  # fmt: skip
     for at, form, value in (usual | fields).values():
@@ -182,6 +182,8 @@ def test_setup_header() -> None:
     four = parse_setup_header(bzimage(sectors=(0x1F1, "B", 0), length=(0x24C, "<I", 16)))
     assert four.payload.start == 5 * 512 + 0x10
     assert parse_setup_header(bzimage(text=(0x20E, "<H", 0))).release == ""
+    long = bzimage(words=(0x300, "300s", b"6" * 300))
+    assert parse_setup_header(long).release == "6" * 256
     for wrong, why in (
         ({"version": (0x206, "<H", 0x207)}, "0x0207 is older than 2.08"),
         ({"length": (0x24C, "<I", 0x17F1)}, "outside the file"),
