@@ -165,7 +165,8 @@ def bzimage(**fields: tuple[int, str, Any]) -> bytes:
     usual = {
         "magic": (0x202, "4s", b"HdrS"), "version": (0x206, "<H", 0x208),
         "sectors": (0x1F1, "B", 3),
-        "jump": (0x200, "B", 0xEB), "end": (0x201, "B", 0x66), "text": (0x20E, "<H", 0x100), "words": (0x300, "5s", b"6.1 x"),
+        "jump": (0x200, "B", 0xEB), "end": (0x201, "B", 0x66), "text": (0x20E, "<H", 0x100),
+        "words": (0x300, "5s", b"6.1 x"),
         "offset": (0x248, "<I", 0x10), "length": (0x24C, "<I", 0x17F0),
     }  # fmt: skip
     for at, form, value in (usual | fields).values():

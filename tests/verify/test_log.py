@@ -40,7 +40,7 @@ from paravirt_mm.sources.bootlog.facts import (
     WritableRange,
 )
 from paravirt_mm.sources.bootlog.lines import LineVerdict, LogLine
-from paravirt_mm.verify.log.check import check_log
+from paravirt_mm.verify.log.check import MAX_TRIALS, check_log
 from paravirt_mm.verify.log.pairing import aligned
 from paravirt_mm.verify.log.predict import last_pfns, mapping_lines
 from paravirt_mm.verify.log.report import (
@@ -582,6 +582,21 @@ def test_as_many_are_tried_as_may_be(tmp_path: Path, monkeypatch: pytest.MonkeyP
         monkeypatch.setattr("paravirt_mm.verify.log.check.MAX_TRIALS", most)
         assert not check(text, tmp_path).agrees
         assert len(runs) == 1 + most
+
+
+def test_what_the_six_best_releases_leave_open_is_tried(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After the usual form of each release that prints so."""
+    text = re.sub(r".*Linux version.*\n", "", VYATTA_2632)
+    runs: list[Trial] = []
+    monkeypatch.setattr(Trial, "run", lambda trial: runs.append(trial))
+    check(text, tmp_path)
+    usual = [trial.candidate.release for trial in runs if trial.candidate.unusual == 0]
+    assert usual == [trial.candidate.release for trial in runs[: len(usual)]]
+    assert len(usual) == len(set(usual)) > 6
+    assert len(runs) < len(usual) + MAX_TRIALS
+    assert {trial.candidate.release for trial in runs[len(usual) :]} == {*usual[:6]}
 
 
 def test_all_together_may_cost_no_more_than_the_limit(
