@@ -214,7 +214,9 @@ def test_a_boot_may_take_as_long_as_it_is_given(
     assert (given, booted) == ([5], [])
 
 
-def test_facts_of_a_kernel_are_kept_beside_its_boots(tmp_path: Path, booted: list[MapSpec]) -> None:
+def test_facts_of_a_kernel_are_kept_beside_its_boots(
+    tmp_path: Path, booted: list[MapSpec], monkeypatch: pytest.MonkeyPatch
+) -> None:
     image = str(tmp_path / "vmlinuz-1")
     facts = kernel_facts(image)
     assert (facts.release, facts.physical_range) == ("6.1.0", (16 * MIB, 71 * MIB))
@@ -225,6 +227,9 @@ def test_facts_of_a_kernel_are_kept_beside_its_boots(tmp_path: Path, booted: lis
     kept.write_text("[]")
     assert kernel_facts(image) == facts
     assert kernel_path(image) == Path(image)
+    monkeypatch.setenv("PARAVIRT_MM_LINUX", image)
+    assert kernel_path("") == Path(image)
+    assert kernel_facts("") == facts
 
 
 def test_what_cannot_be_booted_is_told_in_one_line(tmp_path: Path, booted: list[MapSpec]) -> None:

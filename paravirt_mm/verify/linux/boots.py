@@ -95,7 +95,7 @@ def recorded_boot(
     does not reach the end of its direct map in ``timeout`` seconds.
     """
     try:
-        file = _File.of(find_kernel(Path(image) if image else None))
+        file = _File.of(_kernel_file(image))
         spec = attrs.evolve(map_of(machine, file.facts()).spec, command_line=parameters)
         return _boot(file, spec, timeout)
     except LiveLinuxError as error:
@@ -105,7 +105,7 @@ def recorded_boot(
 def kernel_path(image: str) -> Path:
     """Return the kernel that ``image`` names, as `recorded_boot` takes it. Raises InputError."""
     try:
-        return find_kernel(Path(image) if image else None)
+        return _kernel_file(image)
     except LiveLinuxError as error:
         raise InputError(str(error)) from error
 
@@ -113,9 +113,13 @@ def kernel_path(image: str) -> Path:
 def kernel_facts(image: str) -> KernelFacts:
     """Return on what machines a kernel boots. Raises InputError as `recorded_boot` does."""
     try:
-        return _File.of(find_kernel(Path(image) if image else None)).facts()
+        return _File.of(_kernel_file(image)).facts()
     except LiveLinuxError as error:
         raise _refused(error) from error
+
+
+def _kernel_file(image: str) -> Path:
+    return find_kernel(Path(image) if image else None)
 
 
 def _refused(error: LiveLinuxError) -> InputError:

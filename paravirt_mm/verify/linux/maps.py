@@ -153,8 +153,7 @@ def _spec(memory: MemoryMap, reserved: RangeSet) -> MapSpec:
 
 def _cut(memory: MemoryMap, limit: int) -> MemoryMap:
     """Return what lies below ``limit``."""
-    entries = [(e.start, min(e.end, limit), e.type) for e in memory if e.start < limit]
-    return MemoryMap.sanitise(entries)
+    return MemoryMap.sanitise((e.start, min(e.end, limit), e.type) for e in memory)
 
 
 def _shrunk(memory: MemoryMap, total: int) -> MemoryMap:
