@@ -192,7 +192,7 @@ def _run() -> int:
     return code if isinstance(code, int) else ExitCode.OK
 
 
-_USED_UP = {
+_USED_UP: dict[int | None, str] = {
     errno.EMFILE: "no file descriptor is left (`ulimit -n` is how many there may be)",
     errno.ENFILE: "no file descriptor is left on this system",
     errno.ENOMEM: "out of memory",
@@ -202,7 +202,7 @@ _USED_UP = {
 def _refused(error: OSError | MemoryError) -> ExitCode:
     """Tell what the system refuses; return the exit code."""
     number = error.errno if isinstance(error, OSError) else errno.ENOMEM
-    complain(f"the system refuses: {_USED_UP.get(number or 0, error)}")
+    complain(f"the system refuses: {_USED_UP.get(number, error)}")
     return ExitCode.SYSTEM if number in _USED_UP else ExitCode.BAD_INPUT
 
 

@@ -163,8 +163,8 @@ def _line(line: LogLine) -> Iterator[str]:
 def _runs_of_series(series: Sequence[str]) -> Iterator[str]:
     """Yield neighbouring series together: 3.10-3.18."""
     order = {name: number for number, name in enumerate(all_series())}
-    numbered = enumerate(sorted(series, key=lambda name: order.get(name, -1)))
-    for _, run in groupby(numbered, lambda item: order.get(item[1], -1) - item[0]):
+    numbered = enumerate(sorted(series, key=order.__getitem__))
+    for _, run in groupby(numbered, lambda item: order[item[1]] - item[0]):
         names = [name for _, name in run]
         yield names[0] if len(names) == 1 else f"{names[0]}-{names[-1]}"
 
