@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import pytest
@@ -95,6 +97,29 @@ def test_settings_are_those_of_the_command_line(
     offered = (default_specs("allocator", registry), default_specs("backend", registry))
     assert driven.settings == Settings(*offered)
     assert driven.width == 2 * (os.cpu_count() or 1)
+
+
+def test_where_a_sweep_is_ended_nothing_more_is_begun() -> None:
+    """What is under way may end; what waits for it is given up."""
+    begun, last = Event(), Event()
+    futures: list[Future[object]] = []
+
+    def first() -> None:
+        begun.set()
+        last.wait(0.1)
+
+    def interrupted() -> None:
+        with sweep._local(1) as (executor, _):
+            futures.extend((executor.submit(first), executor.submit(last.set)))
+            begun.wait()
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    under_way, waiting = futures
+    assert under_way.done()
+    assert waiting.cancelled()
+    assert not last.is_set()
 
 
 def test_files_are_named_so_that_a_worker_elsewhere_finds_them(

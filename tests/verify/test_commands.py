@@ -9,8 +9,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import attrs
 import pytest
 
+from paravirt_mm import offers, sources
 from paravirt_mm.cli import verify_linux
 from paravirt_mm.cli.verify_log import _runs_of_series
 from paravirt_mm.invariants.rules import Finding
@@ -84,20 +86,39 @@ def test_what_the_cpu_did_as_data(paravirt_mm: Run, monkeypatch: pytest.MonkeyPa
 def test_the_cpu_gets_samples_and_seed_and_five_levels_only_where_there_are_any(
     paravirt_mm: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked = []
+    """Four and no. 0 where nobody says."""
+    told = []
 
     def check(trace: object, samples: int, seed: int) -> CpuReport:
-        print(samples, seed, flush=True)
-        return AGREES
+        return attrs.evolve(AGREES, probes=samples, faults=seed)
 
     monkeypatch.setattr(cpu, "check_cpu", check)
-    for machine in ("qemu-512m", "qemu-pae-320m"):
-        result = paravirt_mm(
-            "verify", "cpu", machine, "-a", OLD, "-b", "native", "--samples", 7, "--seed", 3
-        )
+    for machine, *options in (("qemu-512m", "--samples", 7, "--seed", 3), ("qemu-pae-320m",)):
+        result = paravirt_mm("verify", "cpu", machine, "-a", OLD, "-b", "native", *options)
         assert result.returncode == 0
-        asked.append([line.split()[1] for line in result.stdout.splitlines()[:-1]])
-    assert asked == [["qemu-512m", "qemu-512m+la57"], ["qemu-pae-320m"]]
+        told += [line.split(f"  {OLD}  native: ") for line in result.stdout.splitlines()[:-1]]
+    assert told == [
+        ["agrees  qemu-512m", "7 accesses, 3 faults, 3 runs (ok)"],
+        ["agrees  qemu-512m+la57", "7 accesses, 3 faults, 3 runs (ok)"],
+        ["agrees  qemu-pae-320m", "4 accesses, 0 faults, 3 runs (ok)"],
+    ]
+
+
+def test_where_nothing_is_named_the_cpu_walks_everything(
+    paravirt_mm: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The package's machines, and what the plugins offer."""
+    monkeypatch.setattr(cpu, "check_cpu", lambda *_: AGREES)
+    monkeypatch.setattr(sources, "bundled_machines", lambda: ("qemu-512m", "qemu-pae-320m"))
+    offered = {"allocator": (OLD, "incremental"), "backend": ("native", "xen")}
+    monkeypatch.setattr(offers, "default_specs", offered.__getitem__)
+    result = paravirt_mm("verify", "cpu", "--no-la57", "--json")
+    assert [json.loads(line)["scenario"] for line in result.stdout.splitlines()] == [
+        f"{machine}  {allocator}  {backend}"
+        for machine in ("qemu-512m", "qemu-pae-320m")
+        for allocator in (OLD, "incremental")
+        for backend in ("native", "xen")
+    ]
 
 
 def test_a_plugin_that_fails_has_no_tables_to_walk(paravirt_mm: Run, tmp_path: Path) -> None:
