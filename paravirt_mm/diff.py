@@ -107,39 +107,37 @@ def pairs(a: str, b: str, backend: str, registry: Registry | None = None) -> Ite
     Raises `SpecError` where one of the specs is wrong.
     """
     registry = registry or default_registry()
-    common: dict[str, bool] | None = None
-    for text in (a, b):
-        parsed = PluginSpec.parse(text)
-        registry.make(parsed, "allocator")
-        switches = {
-            field.name: field.default
-            for field in registry.get(parsed.name, "allocator").options()
-            if isinstance(field.default, bool) and field.name not in dict(parsed.options)
-        }
-        common = switches if common is None else dict(set(common.items()) & set(switches.items()))
+    common = _switches(a, registry) & _switches(b, registry)
     registry.make(PluginSpec.parse(backend), "backend")
     yield Pair(a, b, backend)
-    for name, default in sorted((common or {}).items()):
+    for name, default in sorted(common):
         pair = Pair(a, b, backend, f"{name}={'no' if default else 'yes'}")
         try:
             for text in (a, b):
                 registry.make(PluginSpec.parse(pair.spec(text)), "allocator")
-        except SpecError:  # an older kernel does not know it
+        except SpecError:  # an older kernel does not know it, or the caller has set it
             continue
         yield pair
 
 
-def kernels_of(
-    specs: Iterable[str], machine: Machine, registry: Registry | None = None
-) -> Iterator[KernelFacts]:
+def _switches(text: str, registry: Registry) -> set[tuple[str, bool]]:
+    """Return the options of an allocator that are yes or no, with what they are where nobody says.
+    Raises `SpecError`.
+    """
+    spec = PluginSpec.parse(text)
+    registry.make(spec, "allocator")
+    options = registry.get(spec.name, "allocator").options()
+    return {(one.name, one.default) for one in options if isinstance(one.default, bool)}
+
+
+def kernels_of(specs: Iterable[str], machine: Machine) -> Iterator[KernelFacts]:
     """Yield what decides on which machines the real kernels among some allocators boot.
 
     ``machine`` is any machine. Raises `SpecError`, and `InputError` where a kernel cannot be read.
     """
-    registry = registry or default_registry()
     for text in specs:
-        if is_real(text, registry):
-            made = Instances([registry.make(PluginSpec.parse(text), "allocator")])
+        if is_real(text):
+            made = Instances([default_registry().make(PluginSpec.parse(text), "allocator")])
             file = contract.kernel_file(made.call("pvmm_kernel_file", machine=machine))
             if file is not None:
                 yield kernel_facts(file.image)
@@ -211,7 +209,7 @@ def kinds(
     found: Iterable[Compared],
     aspects: Sequence[str] = ASPECTS,
     *,
-    seconds: float = 60.0,
+    seconds: float,
     jobs: int = 1,
     limits: Limits = RUNNING,
     tried: Callable[[str, int], None] | None = None,

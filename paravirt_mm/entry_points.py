@@ -32,11 +32,6 @@ class Place:
 
     value: str
 
-    @property
-    def module(self) -> str:
-        """The file or module."""
-        return self.value.rpartition(":")[0]
-
     def load(self) -> Any:
         """Import it; modules beside a file can be imported by it, and so can those in the folder
         where the process was started.

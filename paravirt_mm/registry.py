@@ -93,7 +93,7 @@ class Registry:
             if not found.names_a_class:
                 problem = f"its entry point must be module:Class, not {found.point.value!r:.100}"
             elif taken is not None:
-                owner = f"{taken.distribution} {taken.version} ({taken.point.module})"
+                owner = f"{taken.distribution} {taken.version} ({taken.point.value})"
                 problem = f"the name {name!r} is taken by {owner}; rename the entry point"
             else:
                 registry._points[name] = found

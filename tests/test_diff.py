@@ -204,6 +204,8 @@ def test_switches_of_both_are_tried() -> None:
     names = [p.switches for p in pairs(f"{OLD},kaslr=yes", "incremental:kernel=3.9", "native")]
     assert names == ["", "randomize_memory=no"]  # 3.9 does not know movable_node
     assert [p.switches for p in pairs(OLD, "legacy_linear", "native")] == [""]
+    names = [p.switches for p in pairs(f"{OLD},movable_node=no", NEW, "native")]
+    assert names == ["", "kaslr=yes", "randomize_memory=no"]
     with pytest.raises(SpecError):
         list(pairs(OLD, "nobody", "native"))
 

@@ -28,7 +28,12 @@ from paravirt_mm.differences import Difference, _Done, _figure_differences, diff
 from paravirt_mm.engine.trace import RangeSplit, Trace
 from paravirt_mm.machine.paging import MIB, PAGE_SIZE
 from paravirt_mm.machine.ranges import align_down, align_up
-from paravirt_mm.testing import AscendingAllocator, PlainPlatform, registry_with
+from paravirt_mm.testing import (
+    AscendingAllocator,
+    PlainPlatform,
+    TypingPlatform,
+    registry_with,
+)
 
 QEMU = bundled("qemu-512m")
 
@@ -79,7 +84,10 @@ class Refuses(PlainPlatform):
         return Refusal("not here", -22)
 
 
-REGISTRY = registry_with(installed=False, placed=Placed, plain=PlainPlatform, refuses=Refuses)
+REGISTRY = registry_with(
+    installed=False, placed=Placed, up=AscendingAllocator, plain=PlainPlatform,
+    typing=TypingPlatform, refuses=Refuses,
+)  # fmt: skip
 
 
 def run(spec: str = "placed", machine: Machine = QEMU, backend: str = "plain") -> Run:
@@ -121,6 +129,17 @@ def test_page_sizes_are_told_with_the_range() -> None:
         "1: 0x100000 to 0x200000 with pages of level 1",
         "1: 0x100000 to the kernel's end with pages of level 1",
     )
+
+
+def test_tables_are_told_by_level() -> None:
+    """A platform that has mapped the kernel has the upper tables, and 13 of 256 small ones. What
+    follows from that (their places, figures) is not told.
+    """
+    small = attrs.evolve(QEMU, features=attrs.evolve(QEMU.features, pse=False, gbpages=False))
+    without, with_some = (run("up", small, backend) for backend in ("plain", "typing"))
+    tables = Difference("tables", "256 L1, 1 L2, 1 L3", "243 L1")
+    assert list(differences(without, with_some)) == [tables]
+    assert list(differences(with_some, without)) == [Difference("tables", tables.b, tables.a)]
 
 
 def test_a_run_that_never_began_has_an_end_and_nothing_else() -> None:
