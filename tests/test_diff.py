@@ -18,11 +18,13 @@ from paravirt_mm import (
     InputError,
     MemoryMap,
     RecordedBoot,
+    Refusal,
     Run,
     Scenario,
     Source,
     SpecError,
     bundled,
+    hookimpl,
     load,
     read_boot,
 )
@@ -233,6 +235,21 @@ def places(run: Run) -> list[int]:
     ]
 
 
+def test_a_real_kernel_that_a_platform_refuses_says_nothing_of_where_a_model_lies(
+    boots: None,
+) -> None:
+    @attrs.frozen
+    class Refuses(PlainPlatform):
+        @hookimpl
+        def pvmm_boot_state(self, machine: Machine) -> Any:
+            return Refusal("not here", -22)
+
+    pair = Pair(f"linux:image={OLD_IMAGE}", "incremental", "refuses")
+    runs = list(pair.runs(MAPS["tiny"], registry_with(refuses=Refuses)))
+    assert [str(run.verdict) for _, run in runs] == ["rejected: not here, -22"] * 2
+    assert runs[1][1].machine == MAPS["tiny"]
+
+
 @pytest.mark.parametrize(
     "specs",
     [
@@ -285,8 +302,12 @@ def test_pairs_run_with_the_registry_that_is_given() -> None:
     (pair,) = pairs("up", "up:first_step=0x2000000", "plain", registry)
     (result,) = survey([pair], [bundled("qemu-512m")], 1, registry=registry)
     assert [one.aspect for one in result.differences] == ["steps"]
-    (kind,) = kinds([result], seconds=0.3, registry=registry)
+    told: list[tuple[str, int]] = []
+    (kind,) = kinds(
+        [result], seconds=0.3, registry=registry, tried=lambda *words: told.append(words)
+    )
     assert kind.tries
+    assert (told[0], told[-1]) == (("steps", 1), ("steps", kind.tries))
     (kind,) = kinds([result], seconds=0, registry=registry)
     assert (kind.tries, kind.machine, kind.machines) == (0, result.machine, ("qemu-512m",))
 
@@ -323,8 +344,11 @@ def test_answers_come_in_order_and_one_that_dies_is_one_answer(jobs: int) -> Non
 
 def test_switch_is_named_only_where_it_matters() -> None:
     todo = [Pair(OLD, NEW, "native", switches) for switches in ("kaslr=yes", "")]
-    results = list(kinds([compared(pair, MAPS["tiny"]) for pair in todo], seconds=0))
+    found = [compared(pair, MAPS["tiny"]) for pair in todo]
+    results = list(kinds(found, seconds=0))
     assert [(kind.pair.switches, kind.difference.aspect) for kind in results] == [("", "brk")]
+    (only,) = kinds(found[:1], seconds=0)
+    assert only.pair.switches == "kaslr=yes"
 
 
 def test_run_that_fails_is_no_difference(tmp_path: Path) -> None:

@@ -6,12 +6,14 @@ from collections.abc import Generator, Sequence
 from typing import Any
 
 import attrs
+import pytest
 
 from paravirt_mm import (
     ActivateRoot,
     Boot,
     Machine,
     Map,
+    Outcome,
     PageRun,
     Refusal,
     Run,
@@ -21,11 +23,12 @@ from paravirt_mm import (
     StepResult,
     TableDemand,
     TablePages,
+    Verdict,
     bundled,
     hookimpl,
 )
 from paravirt_mm.differences import Difference, _Done, _figure_differences, differences
-from paravirt_mm.engine.trace import RangeSplit, Trace
+from paravirt_mm.engine.trace import RangeSplit, RootActivated, Trace
 from paravirt_mm.machine.paging import MIB, PAGE_SIZE
 from paravirt_mm.machine.ranges import align_down, align_up
 from paravirt_mm.testing import (
@@ -169,6 +172,18 @@ def test_places_that_are_nothing_to_the_kernel_are_told() -> None:
     assert found["steps"] == tuple(f"1: 0x100000 to {end + more:#x}" for more in (0x1000, 0x3000))
 
 
+def test_of_a_real_kernel_no_panic_is_known_beyond_its_direct_map() -> None:
+    """So a model's is none that could differ; of two models, and before CR3 is loaded, it is."""
+    good = attrs.evolve(run(), verdict=Verdict(Outcome.OK))
+    late = attrs.evolve(good, verdict=Verdict(Outcome.PANIC, "later"))
+    begun = [one for one in good.trace if not isinstance(one, RootActivated)]
+    early = attrs.evolve(late, trace=Trace(begun))
+    end = Difference("end", "ok", "panic: later")
+    assert list(differences(good, late)) == [end]
+    assert list(differences(good, late, recorded=True)) == []
+    assert next(differences(good, early, recorded=True)) == end
+
+
 def test_a_range_that_only_one_maps_is_told_beside_nothing() -> None:
     more, less = run(), run(backend="plain")
     events = [one for one in less.trace if not (isinstance(one, RangeSplit) and one.end > 64 * MIB)]
@@ -179,10 +194,13 @@ def test_a_range_that_only_one_maps_is_told_beside_nothing() -> None:
     assert (back.a, back.b) == (told_.b, told_.a)
 
 
-def test_before_the_end_of_brk_a_place_is_its_address() -> None:
-    """Behind it, what is as far behind is the same, wherever the two kernels end."""
-    first, second = (_Done(run(machine=with_kernel(end))) for end in (32 * MIB, 34 * MIB))
-    for behind, same in ((-1, False), (0, True), (1, True)):
+@pytest.mark.parametrize("odd", [0, 1])
+def test_before_the_end_of_brk_a_place_is_its_address(odd: int) -> None:
+    """Behind it, what is as far behind is the same, wherever the two kernels end; a page in which
+    brk ends is not behind it.
+    """
+    first, second = (_Done(run(machine=with_kernel(end + odd))) for end in (32 * MIB, 34 * MIB))
+    for behind, same in ((-1, False), (0, not odd), (1, True)):
         pages = [PageRun((done.kernel.brk_end >> 12) + behind, 1) for done in (first, second)]
         places = first.page(pages[0], 0), second.page(pages[1], 0)
         assert places[0].same(places[1]) is same
