@@ -77,6 +77,16 @@ def test_in_the_end_it_is_counted() -> None:
     ]
 
 
+def test_long_words_are_cut() -> None:
+    """Of a reason 200 characters are shown, of a difference 400."""
+    for length, shown in ((200, 200 * "x"), (201, 199 * "x" + "…")):
+        found = [Compared(PAIR, MACHINE, refused="x" * length)]
+        assert list(diff._text("a", "b", found, [], 1.0))[-1] == f"1 could not be made: {shown}"
+    for length, shown in ((400, 400 * "x"), (401, 399 * "x" + "…")):
+        long = attrs.evolve(kind(1), difference=Difference("brk", "x" * length, "x" * length))
+        assert list(diff._kind_text(long))[-2:] == [f"  A  {shown}", f"  B  {shown}"]
+
+
 def test_without_any_machine_there_are_those_of_the_package_and_random_ones() -> None:
     specs = ("incremental", "legacy_linear")
     own = [*(one.name for one in builtin_maps()), *bundled_machines()]
