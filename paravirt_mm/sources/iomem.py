@@ -20,7 +20,9 @@ from paravirt_mm.sources.lines import bounded_lines, wrapping_of
 MAX_ENTRIES = 1 << 17
 """More resources than this are refused."""
 
-_LINE = re.compile(r"\s*([0-9a-fA-F]{1,16})-([0-9a-fA-F]{1,16}) : (.{0,200})")
+_LINE = re.compile(r"[>|`\s]*([0-9a-fA-F]{1,16})-([0-9a-fA-F]{1,16}) : (.{0,200})")
+_AROUND = re.compile(r"[>|`\s]*$|.*[$#%](?:\s.*)?$")
+"""Nothing, or the prompt of a shell, with its command."""
 _KERNEL_PARTS = frozenset({"Kernel code", "Kernel rodata", "Kernel data", "Kernel bss"})
 
 
@@ -30,11 +32,11 @@ def read_iomem(content: Content, source: str, name: str) -> Machine:
     kernel = RangeSet()
     where = source
     for number, line in bounded_lines(content, source, cut=wrapping_of(content)):
-        if not line.strip():
-            continue
         where = f"{source}:{number}"
         match = _LINE.match(line)
         if match is None:
+            if _AROUND.match(line):
+                continue
             raise InputError(f"not a line of /proc/iomem: {line[:80]!a}", where)
         start, end, label = int(match[1], 16), int(match[2], 16) + 1, match[3].strip()
         if label in _KERNEL_PARTS:

@@ -27,7 +27,10 @@ Loaded = tuple[str, Machine | InputError]
 """Where something was read from, and the machine that it is, or why it is none."""
 NOTHING = "holds no machine: no boot log, firmware map or machine file"
 
-_IOMEM = re.compile(rb"\s{0,99}[0-9a-fA-F]{8,16}-[0-9a-fA-F]{8,16} : ")
+_IOMEM = re.compile(
+    rb"(?:[^\n]{0,200}/proc/iomem\s{0,9}\n)?[>|`\s]{0,99}[0-9a-fA-F]{8,16}-[0-9a-fA-F]{8,16} : "
+)
+"""With what a terminal or a mail puts before it."""
 _MACHINE_TOML = re.compile(rb'^[ \t]{0,99}format[ \t]{0,99}=[ \t]{0,99}"paravirt-mm', re.MULTILINE)
 _UNSAFE = re.compile(r"[^A-Za-z0-9._+-]+")
 _SUFFIXES = re.compile(

@@ -101,6 +101,21 @@ def test_iomem_with_blanks_at_the_ends_of_lines_and_without_a_kernel(tmp_path):
     assert load(written(tmp_path, "bare", bare)).kernel == DEFAULT_KERNEL
 
 
+@pytest.mark.parametrize(
+    "dressed",
+    [
+        "".join(f"> {line}\n" for line in IOMEM.splitlines()) + ">\n",
+        "".join(f">> > {line}\r\n" for line in IOMEM.splitlines()),
+        f"host:~$ sudo cat /proc/iomem\n{IOMEM}host:~$ \n",
+        f"[root@host ~]# cat /proc/iomem \r\n{IOMEM}\n[root@host ~]# exit\n",
+        f"```\n{IOMEM}```\n",
+    ],
+    ids=["mail", "answer", "terminal", "root", "markdown"],
+)
+def test_iomem_as_it_was_pasted(tmp_path, dressed):
+    assert load(written(tmp_path, "iomem", dressed)) == load(written(tmp_path, "iomem", IOMEM))
+
+
 def test_iomem_as_an_ordinary_user_sees_it(tmp_path):
     path = written(tmp_path, "iomem", "00000000-00000000 : System RAM\n")
     with pytest.raises(InputError, match=r"iomem:1: addresses are hidden; .* as root"):
