@@ -87,6 +87,8 @@ class KernelHints:
         From text to the linker's ``_end``, all of brk included.
     ceiling
         Where the kernel must end at the latest: the end of what the startup code has mapped.
+    initrd
+        What was loaded beside it.
     """
 
     size: int | None = None
@@ -94,6 +96,7 @@ class KernelHints:
     image: Span | None = None
     linked: Span | None = None
     ceiling: int | None = None
+    initrd: Span | None = None
 
 
 def place_kernel(
@@ -116,20 +119,29 @@ def place_kernel(
             start = max(align_down(hints.brk_start - size, 2 * MIB), lowest)
         image = KernelImage(start, hints.brk_start, hints.brk_start, hints.brk_start + ASSUMED_BRK)
         return image, (f"kernel starts at {start:#x}", f"{ASSUMED_BRK >> 10} KiB of brk for tables")
-    if hints.linked is not None:
-        start, end = hints.linked
+    linked = hints.linked
+    if hints.image is not None and linked is None:
+        start, end = hints.image
+        brk = align_up(end, PAGE_SIZE)
+        if _is_free(memory, hints, brk, brk + ASSUMED_BRK):
+            image = KernelImage(start, end, brk, brk + ASSUMED_BRK)
+            return image, (f"{ASSUMED_BRK >> 10} KiB of brk for tables, after the kernel",)
+        linked = hints.image
+    if linked is not None:
+        start, end = linked
         brk = max(align_down(end, PAGE_SIZE) - ASSUMED_BRK, align_up(start, PAGE_SIZE))
         image = KernelImage(start, brk, brk, align_up(end, PAGE_SIZE))
         return image, (f"the kernel's last {ASSUMED_BRK >> 10} KiB are brk for tables",)
-    if hints.image is not None:
-        start, end = hints.image
-        brk = align_up(end, PAGE_SIZE)
-        image = KernelImage(start, end, brk, brk + ASSUMED_BRK)
-        return image, (f"{ASSUMED_BRK >> 10} KiB of brk for tables, after the kernel",)
     start, size = _default_place(memory, mode, release, hints)
     end = align_up(start + size, PAGE_SIZE)
     image = KernelImage(start, end, end, end + ASSUMED_BRK)
     return image, (f"kernel at {start:#x}-{end:#x}, {ASSUMED_BRK >> 10} KiB of brk after it",)
+
+
+def _is_free(memory: MemoryMap, hints: KernelHints, start: int, end: int) -> bool:
+    """Tell whether all of a range is RAM in which no initrd lies."""
+    first, last = hints.initrd or (0, 0)
+    return memory.ram().covers(start, end) and not (start < last and first < end)
 
 
 def _default_place(

@@ -6,6 +6,8 @@ or be blamed on a model later.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import attrs
 
 from paravirt_mm.errors import InputError
@@ -44,25 +46,34 @@ def checked(machine: Machine, where: str) -> Machine:
     check_kernel(machine.kernel.span, machine.memory_map, where)
     if machine.initrd is not None:
         check_place("the initrd", machine.initrd, machine.memory_map, where)
-    return _with_note(machine)
+    return _with_notes(machine)
 
 
-def _with_note(machine: Machine) -> Machine:
-    """Say of a kernel that lies outside RAM that it does: what follows from that is no fault of
-    an allocator.
+def _with_notes(machine: Machine) -> Machine:
+    """Say of a kernel or initrd where no boot loader puts it that it lies there: what follows from
+    that is no fault of an allocator.
     """
-    outside = next(machine.memory_map.ram().gaps(*machine.kernel.span), None)
-    if outside is None:
-        return machine
-    low, high = outside
-    note = (
-        f"the kernel lies outside RAM at {low:#x}-{high:#x}, and is left there"
-        " (Linux 3.9 and later add that range as RAM)"
-    )
     source = machine.provenance
-    if note in source.assumed:
+    notes = [note for note in _notes(machine) if note not in source.assumed]
+    if not notes:
         return machine
-    return attrs.evolve(machine, provenance=attrs.evolve(source, assumed=(*source.assumed, note)))
+    return attrs.evolve(machine, provenance=attrs.evolve(source, assumed=(*source.assumed, *notes)))
+
+
+def _notes(machine: Machine) -> Iterator[str]:
+    ram, kernel = machine.memory_map.ram(), machine.kernel
+    if outside := next(ram.gaps(*kernel.span), None):
+        yield (
+            f"the kernel lies outside RAM at {outside[0]:#x}-{outside[1]:#x}, and is left there"
+            " (Linux 3.9 and later add that range as RAM)"
+        )
+    if machine.initrd is None:
+        return
+    start, end = machine.initrd
+    if outside := next(ram.gaps(start, end), None):
+        yield f"the initrd lies outside RAM at {outside[0]:#x}-{outside[1]:#x}, and is left there"
+    if start < kernel.span[1] and kernel.span[0] < end:
+        yield f"the initrd at {start:#x}-{end:#x} and the kernel lie on each other"
 
 
 def check_kernel(span: Span, memory: MemoryMap, where: str) -> None:

@@ -120,6 +120,56 @@ def test_a_kernel_outside_ram_is_told_once(tmp_path: Path) -> None:
     assert "outside RAM" not in " ".join(inside.provenance.assumed)
 
 
+INITRDS = [
+    ((0x1FFF000, 0x2000000), []),
+    ((0x1FFF000, 0x2000800), ["outside RAM at 0x2000000-0x2000800"]),
+    ((0x1100000, 0x1200000), []),
+    ((0x10FFFFF, 0x1200000), ["initrd at 0x10fffff-0x1200000 and the kernel lie on each other"]),
+    ((0xE00000, 0x1000001), ["initrd at 0xe00000-0x1000001 and the kernel lie on each other"]),
+    ((0xE00000, 0x1000000), []),
+]
+
+
+@pytest.mark.parametrize(("initrd", "told"), INITRDS)
+def test_an_initrd_where_no_boot_loader_puts_it_is_told(
+    initrd: tuple[int, int], told: list[str], tmp_path: Path
+) -> None:
+    text = TOML + 'memory = [[0x100000, 0x2000000, "usable"], [0x2000000, 0x2100000, "reserved"]]\n'
+    text += f"initrd = [{initrd[0]}, {initrd[1]}]\n[kernel]\nstart = 0x1000000\nend = 0x1080000\n"
+    text += "brk_start = 0x1080000\nbrk_end = 0x1100000\n"
+    machine = load(written(tmp_path, text))
+    notes = [note for note in machine.provenance.assumed if "initrd" in note]
+    assert len(notes) == len(told)
+    assert all(words in note for words, note in zip(told, notes, strict=True))
+    assert load(written(tmp_path, write_toml(machine), "again.toml")) == machine
+
+
+AFTER, LAST = (0x8B7000, 0x8F7000), (0x876000, 0x8B7000)
+
+
+@pytest.mark.parametrize(
+    ("initrd", "end_of_ram", "brk"),
+    [
+        ("RAMDISK: 00900000 - 01000000", 0x20000000, AFTER),
+        ("RAMDISK: 008f7000 - 01000000", 0x20000000, AFTER),
+        ("RAMDISK: 008f6000 - 01000000", 0x20000000, LAST),
+        ("RAMDISK: 00100000 - 00200000", 0x8F7000, AFTER),
+        ("RAMDISK: 00100000 - 00200000", 0x8F6000, LAST),
+    ],
+)
+def test_brk_is_not_assumed_where_something_else_lies(
+    initrd: str, end_of_ram: int, brk: tuple[int, int], tmp_path: Path
+) -> None:
+    """Releases without brk say where the kernel ends: theirs would end there, too."""
+    text = (
+        f"BIOS-e820: 0000000000100000 - {end_of_ram:016x} (usable)\n{initrd}\n"
+        "  #3 [0000200000 - 00008b6f9c]    TEXT DATA BSS ==> [0000200000 - 00008b6f9c]\n"
+    )
+    machine = load(written(tmp_path, text))
+    assert (machine.kernel.brk_start, machine.kernel.brk_end) == brk
+    assert not any("lie on" in note or "outside" in note for note in machine.provenance.assumed)
+
+
 @pytest.mark.parametrize("name", ["m.json", "records.jsonl"])
 def test_a_key_that_stands_twice(tmp_path: Path, name: str) -> None:
     text = '{"format": "paravirt-mm-machine-1", "name": "x", "e820": [], "e820": []}'

@@ -248,7 +248,9 @@ def _kernel_hints(printed: Printed, taken: RangeSet) -> assume.KernelHints:
         return assume.KernelHints(printed.kernel_bytes, brk, linked, linked, printed.boot_mapped)
     if image is None and brk is not None:
         image = next(((start, end) for start, end in taken if start <= brk < end), None)
-    return assume.KernelHints(printed.kernel_bytes, brk, image, None, printed.boot_mapped)
+    return assume.KernelHints(
+        printed.kernel_bytes, brk, image, None, printed.boot_mapped, printed.initrd
+    )
 
 
 def _boot_mapped(printed: Printed, mode: PagingMode, kernel_end: int, assumed: list[str]) -> int:
