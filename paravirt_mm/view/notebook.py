@@ -27,7 +27,7 @@ from paravirt_mm.view.story import bounded, chapters
 from paravirt_mm.view.survey import Subject, survey, totals
 
 
-@attrs.frozen(slots=False)
+@attrs.frozen
 class Comparison(Shown):
     """Machines, with every scenario that was run on them; a notebook shows it as sums, sentences
     and a chart.

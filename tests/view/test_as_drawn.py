@@ -89,8 +89,9 @@ def test_the_page_is_as_it_was_seen(few: list[Subject], monkeypatch: pytest.Monk
     unread = ["<no> such log", *(f"log {n}" for n in range(page.MAX_UNREAD + 1))]
     text = page.page(few, unread=unread)
     (data,) = re.findall(r'(?<=<script type="application/json" id="data">).*?(?=</script>)', text)
-    text = re.sub(r"(?s)(?<=<style>).*?(?=</style>)", "...", text)
-    text = re.sub(r"(?s)(<script[^>]*>).*?(?=</script>)", r"\1...", text)
+    text = re.sub(
+        r"(?s)(<(?:style|script)\b[^>]*>.{0,30}).*?(?=</(?:style|script)>)", r"\1...", text
+    )
     text = re.sub(r"sha256-[^&]*", "sha256-...", text)
     assert text == kept(PICTURES / "page.html", text)
     machine = json.loads(data)["machines"][1]

@@ -10,6 +10,7 @@ import pytest
 from paravirt_mm import E820Type, Machine, MemoryMap, bundled
 from paravirt_mm.machine.paging import MIB
 from paravirt_mm.view import page
+from paravirt_mm.view.memory_map import Scale
 from paravirt_mm.view.page import MAX_ENTRIES
 from paravirt_mm.view.scene import LINES, MAX_FRAMES, MAX_RANGES, MAX_UPPER, thinned
 from paravirt_mm.view.sentences import _kind, _names
@@ -93,4 +94,9 @@ def test_a_ruler_names_what_it_has_room_for() -> None:
             assert len(line) == width
             there = line.split()
             assert there == [name for name in most if name in there]
+            scale = Scale(max(one.map_limit, one.memory_map.ram_pages().end), width)
+            for address, name in LINES[: len(most)]:
+                place = int(scale(address))
+                covered = place and not line[place - 1 : place + len(name)].isspace()
+                assert name in there or covered or place + len(name) > width
         assert there == most

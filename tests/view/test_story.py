@@ -18,6 +18,7 @@ from paravirt_mm.engine.steps import HandOver, NewRoot
 from paravirt_mm.engine.trace import (
     EntriesWritten,
     EntryKind,
+    OperationRejected,
     Panicked,
     RangeMapped,
     RunFinished,
@@ -230,6 +231,26 @@ def test_who_gives_up_says_how_much_was_missing(missing: int, lack: str) -> None
     teller.tell(Panicked("no space", missing))
     teller.tell(RunFinished(()))
     assert list(teller.end()) == [f"The kernel gives up: no space{lack}."]
+    refused = _Teller()
+    refused.tell(OperationRejected("pin L1", -22))
+    refused.tell(RunFinished(()))
+    assert list(refused.end()) == ["The platform refuses: pin L1, -22."]
+
+
+@pytest.mark.parametrize(
+    ("runs", "words"),
+    [
+        ((PageRun(1, 1, 1),), "1 page too large: 0x1000-0x2000 goes back unused."),
+        (
+            (PageRun(1, 2, 1), PageRun(8, 1, 1)),
+            "3 pages too large: 0x1000-0x3000, 0x8000-0x9000 go back unused.",
+        ),
+    ],
+)
+def test_what_was_guessed_too_much_goes_back(runs: tuple[PageRun, ...], words: str) -> None:
+    teller = _Teller()
+    teller.tell(SurplusReleased(runs))
+    assert list(teller.end()) == [f"The guess was {words}"]
 
 
 class Part(StrEnum):
