@@ -71,6 +71,8 @@ def test_a_trace_is_one_line_of_json() -> None:
         (["pin", 1, 1.0], "page 1.0"),
         (["pin", 1], "has 1 fields, not 2"),
         (["read", 1, 512], "index 512 is not in 0..511"),
+        (["read", 1, 10**90], f"index 1{'0' * 39} is not in 0..511"),
+        (["x" * 300], f"operation 1, ('{'x' * 198}: no such operation"),
         (["mmu_update", 1, 2, 3, 0x1067, False], "overlap the frame number"),
         (["mmu_update", 1, 2, 3, 0x67, 1], "1 is not true or false"),
         (["probe", 1 << 64, "read"], "address"),

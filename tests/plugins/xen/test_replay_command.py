@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
@@ -15,6 +17,7 @@ from paravirt_mm.errors import ExitCode
 from paravirt_mm_xen import verify as command
 from paravirt_mm_xen.command import xen
 from paravirt_mm_xen.live import ENVIRONMENT, MissingPieceError, OperationTrace, find_pieces
+from paravirt_mm_xen.mmu.releases import RECORDED
 from paravirt_mm_xen.traces.guest import predict
 from paravirt_mm_xen.verify import guest_machine, run_all
 
@@ -182,6 +185,25 @@ def test_a_wrong_model_is_shrunk_to_a_reproducer(monkeypatch: pytest.MonkeyPatch
     reproducer = next(json.loads(line) for line in lines if line.startswith("{"))
     assert -16 in reproducer["rc"]
     assert len(reproducer["ops"]) < 12
+
+
+@pytest.mark.parametrize(
+    ("asked", "sizes"),
+    [({}, (64,)), ({"runs": True}, (64, 256, 512)), ({"sizes": (96,), "runs": True}, (96,))],
+)
+def test_sizes_of_the_guests_that_are_run(
+    asked: dict[str, Any], sizes: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Sequence[int]] = []
+
+    def run_all(sizes: Sequence[int], *_: object) -> tuple[()]:
+        seen.append(sizes)
+        return ()
+
+    monkeypatch.setattr(command, "run_all", run_all)
+    options = command.VerifyOptions(live=True, **asked)
+    assert command._runs(options, None, RECORDED, {}, print) is ExitCode.OK
+    assert seen == [sizes]
 
 
 def test_defaults_are_those_that_the_help_tells() -> None:

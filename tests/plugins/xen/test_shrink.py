@@ -101,6 +101,16 @@ def test_page_numbers_that_matter_are_kept() -> None:
     assert found.trace.ops[-1] == ("unpin", 7)
 
 
+def test_a_trace_that_names_no_page_has_one() -> None:
+    for operations, pages in (
+        ([("boot_baseptr",)], 1),
+        ([("unpin", 7)], 1),
+        ([("copy_page", 5, 3)], 2),
+    ):
+        trace = compact("t", operations)
+        assert check(trace).pages == pages
+
+
 @pytest.mark.slow
 def test_a_long_trace_is_shrunk_within_what_a_boot_holds() -> None:
     operations = [("unpin", i % 500) for i in range(1_300)]  # too many for random subsets

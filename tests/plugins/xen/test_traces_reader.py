@@ -15,6 +15,7 @@ from paravirt_mm.errors import InputError
 from paravirt_mm_xen.traces import files as traces
 from paravirt_mm_xen.traces.files import TraceReader, read_traces
 from paravirt_mm_xen.traces.format import (
+    REFUSED_BY_GUEST,
     OperationTrace,
     RecordedTrace,
     mentioned_pages,
@@ -246,6 +247,36 @@ def test_what_a_load_tells_of_an_entry() -> None:
     ):  # fmt: skip
         assert guest.store_value(1, 7, value) == 0
         assert guest.read(1, 7) == told
+
+
+def test_what_the_guest_does_not_try() -> None:
+    """It would cut itself off (guest/replay.c): nothing in the last slot of its own root, and no
+    root without that; of a batch one such member is enough.
+    """
+    guest = TraceGuest(4)
+    assert guest.copy_kernel_slots(0) == guest.update_va_mapping(0, 0, 0x65) == 0
+    assert guest.new_baseptr(0) == 0
+    own, other = (0, 511, 0, 0, False), (1, 511, 0, 0, False)
+    slot = 0xFFFF_FF80_0000_0000
+    for tried in (
+        guest.mmu_update(*own),
+        guest.mmu_update_batch((other, own)),
+        guest.mmu_update_batch((own, other)),
+        guest.mmuext_batch((("tlb_flush", "all"), ("new_baseptr", 1))),
+        guest.mmuext_batch((("new_baseptr", 0), ("new_baseptr", 1))),
+        guest.multicall((("mmu_update", *other), ("update_va", slot, 0, 0))),
+        guest.update_va(slot, 0, 0),
+        guest.probe(slot, "read"),
+    ):
+        assert tried == REFUSED_BY_GUEST
+    for tried in (
+        guest.mmu_update(*other),
+        guest.mmu_update_batch((other, other)),
+        guest.mmuext_batch((("tlb_flush", "all"), ("new_baseptr", 0))),
+        guest.update_va(slot - 4096, 0, 0),
+        guest.probe(slot - 4096, "read"),
+    ):
+        assert tried != REFUSED_BY_GUEST
 
 
 @pytest.mark.parametrize(("assists", "told"), [((), 0x2067), (("m2p_strict",), 0xFFF067)])
