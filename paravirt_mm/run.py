@@ -76,11 +76,10 @@ class Run(Shown):
         """
         if name not in FIGURES or "figures" in self.__dict__:
             return self.figures.get(name)
-        if self._books is None:
-            return None
-        return FIGURES[name].compute(self._books)
+        return None if self.books is None else FIGURES[name].compute(self.books)
 
     @cached_property
-    def _books(self) -> Books | None:
+    def books(self) -> Books | None:
+        """What the figures are computed from; None where the run failed."""
         failed = self.verdict.outcome is Outcome.ERROR
         return Books(self.trace) if self.trace.begun and not failed else None

@@ -25,6 +25,7 @@ figures would have to grow.
 from __future__ import annotations
 
 import difflib
+import math
 import operator
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -46,6 +47,9 @@ MAX_LENGTH = 1000
 MAX_DEPTH = 40
 """Parentheses and ``not`` within each other, at the most."""
 
+_BITS = 64
+"""Of numbers that are to be equal the longest gap."""
+
 Number = int | float
 
 FACTS: Mapping[str, Callable[[Machine], int]] = {
@@ -58,11 +62,13 @@ FACTS: Mapping[str, Callable[[Machine], int]] = {
 """What can be asked of the machine itself: bytes of RAM, entries of the map, pieces of RAM, ..."""
 
 _FITS = {
-    f"crashkernel_{size}m_below_{limit}": (f"crashkernel_largest_below_{limit}", size * MIB)
-    for limit, _ in LIMITS
+    f"crashkernel_{size}m_below_{name}": (limit, size * MIB)
+    for name, limit in LIMITS
     for size in SIZES
 }
-"""Figures that are yes or no, and which one must be how large for a yes: that has a slope."""
+"""Figures that are yes or no, and how much room below which limit it takes for a yes: that has a
+slope.
+"""
 
 
 @attrs.frozen
@@ -112,6 +118,21 @@ class _Figure:
         run = sight.of(self.other)
         found = run.figure(self.name) if run is not None else None
         return found if isinstance(found, int | float) else None
+
+    def distance(self, sight: Sight, wanted: bool) -> float:
+        return _flat(self.value(sight), wanted)
+
+
+@attrs.frozen
+class _CrashRoom:
+    """Bytes for the largest crash kernel below a limit, to the page."""
+
+    limit: int
+    other: bool
+
+    def value(self, sight: Sight) -> Number | None:
+        run = sight.of(self.other)
+        return run.books.room[self.limit].crash_kernel if run is not None and run.books else None
 
     def distance(self, sight: Sight, wanted: bool) -> float:
         return _flat(self.value(sight), wanted)
@@ -207,8 +228,12 @@ class _Comparison:
             return 1.0
         if _COMPARISONS[self.sign](left, right) is wanted:
             return 0.0
-        # Relative, so that figures of different units can stand in one condition; always above 0.
+        # In parts of the whole, so that figures of different units can stand in one condition;
+        # always above 0.
         gap = abs(left - right)
+        if self.sign == ("==" if wanted else "!="):
+            # Numbers near each other are no nearer to being equal for being large.
+            return min(1.0, math.log2(gap + 2) / _BITS)
         return (gap + 1) / (gap + 2 + min(abs(left), abs(right)))
 
     def ratio(self, sight: Sight) -> Fraction | None:
@@ -255,6 +280,18 @@ class _Joined:
         return sum(each) / len(each) if self.needs_all is wanted else min(each)
 
 
+def _ratios(term: Term, sight: Sight, wanted: bool) -> Iterator[Fraction]:
+    if isinstance(term, _Not):
+        yield from _ratios(term.term, sight, not wanted)
+    elif isinstance(term, _Joined):
+        for one in term.terms:
+            yield from _ratios(one, sight, wanted)
+    elif isinstance(term, _Comparison) and term.distance(sight, wanted):
+        ratio = term.ratio(sight)
+        if ratio is not None:
+            yield ratio
+
+
 @attrs.frozen
 class Condition:
     """A parsed condition. ``needs_other`` tells that it speaks of a second allocator,
@@ -267,8 +304,6 @@ class Condition:
     needs_extra: bool
     names: frozenset[str]
     """Figures that it speaks of and that the core does not have: a plugin may."""
-    comparisons: tuple[_Comparison, ...]
-    """Those in it, wherever they stand."""
 
     @classmethod
     def parse(cls, text: str) -> Condition:
@@ -277,9 +312,9 @@ class Condition:
             raise SpecError(f"a condition is no longer than {MAX_LENGTH} characters")
         parser = _Parser(text)
         term = parser.whole()
-        names, comparisons = frozenset(parser.unknown), tuple(parser.comparisons)
+        names = frozenset(parser.unknown)
         needs_extra = parser.needs_extra or bool(names)
-        return cls(text, term, parser.needs_other, needs_extra, names, comparisons)
+        return cls(text, term, parser.needs_other, needs_extra, names)
 
     def holds(self, run: Run, other: Run | None = None) -> bool:
         """Tell whether the condition is true of a run."""
@@ -291,10 +326,9 @@ class Condition:
 
     def ratios(self, run: Run, other: Run | None = None) -> list[Fraction]:
         """Return by what the figures of comparisons would have to grow to meet what they are
-        compared with, where a factor can say it.
+        compared with, where a factor can say it and they are not as they should be.
         """
-        sight = Sight(run, other)
-        return [ratio for one in self.comparisons if (ratio := one.ratio(sight)) is not None]
+        return list(_ratios(self.term, Sight(run, other), True))
 
     def __str__(self) -> str:
         return self.text
@@ -361,7 +395,6 @@ class _Parser:
         self.depth = 0
         self.needs_other = self.needs_extra = False
         self.unknown: set[str] = set()
-        self.comparisons: list[_Comparison] = []
 
     def whole(self) -> Term:
         if not self.tokens:
@@ -396,11 +429,7 @@ class _Parser:
         sign = self._takes(*_COMPARISONS)
         if not sign:
             return left
-        return self._compared(left, sign, self._sum())
-
-    def _compared(self, left: Term, sign: str, right: Term) -> _Comparison:
-        self.comparisons.append(_Comparison(left, sign, right))
-        return self.comparisons[-1]
+        return _Comparison(left, sign, self._sum())
 
     def _sum(self) -> Term:
         left = self._product()
@@ -456,8 +485,8 @@ class _Parser:
                 )
             self.unknown.add(name)
         if name in _FITS:
-            largest, size = _FITS[name]
-            return self._compared(_Figure(largest, other), ">=", _Literal(size))
+            limit, size = _FITS[name]
+            return _Comparison(_CrashRoom(limit, other), ">=", _Literal(size))
         return _Figure(name, other)
 
     def _quoted(self) -> str:

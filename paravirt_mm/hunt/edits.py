@@ -64,7 +64,7 @@ def changed(
     for _ in range(choose.one_of((1, 1, 2, 3))):
         try:
             if bool(ratios) and choose.one_of(_ONE_IN_THREE):
-                resize = choose.one_of((_resized, _resized, _split_up))
+                resize = choose.one_of((_resized, _resized, _split_up, _scattered))
                 after = resize(choose, machine, choose.one_of(ratios))
             elif bool(marks) and choose.one_of(_ONE_IN_THREE):
                 after = _at_mark(choose, machine, marks)
@@ -218,14 +218,19 @@ def _until(machine: Machine, end: int) -> Machine:
 
 def _resized(choose: Choices, machine: Machine, ratio: Fraction) -> Machine:
     """Return the machine with so many times its RAM, or with RAM that ends so many times as high:
-    what is missing follows on the last piece. Many a figure is nearly in proportion to one of the
-    two, so that a few of these changes come to a number that it should have.
+    what is missing follows on the last piece, what is too much goes from the end of the last ones
+    or of the largest. Many a figure is nearly in proportion to one of the two, so that a few of
+    these changes come to a number that it should have.
     """
     ram = machine.memory_map.ram_pages()
     limit = min(1 << machine.mode.physical_bits, MAX_ADDRESS)
     end = int(ram.end * ratio)
     if choose.one_of(_ONE_IN_TWO):
         wanted = int(ram.total * ratio)
+        if ratio < 1 and choose.one_of(_ONE_IN_TWO):
+            low, high = max(ram, key=lambda span: span[1] - span[0])
+            left = align_down(max(high - low + wanted - ram.total, 0), PAGE_SIZE)
+            return _with_hole(choose, machine, low + left, high)
         end = ram.end + wanted - ram.total
         for low, high in ram:
             if wanted <= high - low:
@@ -263,6 +268,21 @@ def _split_up(choose: Choices, machine: Machine, ratio: Fraction) -> Machine:
         ram.discard(*gap)
     others = [entry for entry in _raw(machine) if entry[2] is not E820Type.RAM]
     return _with_map(machine, [*others, *((*span, E820Type.RAM) for span in ram)])
+
+
+def _scattered(choose: Choices, machine: Machine, ratio: Fraction) -> Machine:
+    """Return the machine with its RAM in so many times as many pieces: single pages above the rest,
+    each of them in a table of its own.
+    """
+    apart = machine.mode.table_span(choose.integer(1, machine.mode.root_level - 1))
+    first = align_up(machine.memory_map.entries[-1].end, apart)
+    limit = min(1 << machine.mode.physical_bits, MAX_ADDRESS)
+    wanted = int(len(machine.memory_map.ram_pages()) * (ratio - 1))
+    pages = [
+        (start, start + PAGE_SIZE, E820Type.RAM)
+        for start in range(first, limit, apart)[: max(0, min(wanted, MAX_PIECES))]
+    ]
+    return _with_map(machine, [*_raw(machine), *pages]) if pages else machine
 
 
 def _reserve(choose: Choices, machine: Machine) -> Machine:

@@ -165,10 +165,10 @@ class MemoryMap:
 
     @cached_property
     def _ram_pages(self) -> Ranges:
-        pages = (
-            (align_up(start, PAGE_SIZE), align_down(end, PAGE_SIZE)) for start, end in self.ram()
-        )
-        return RangeSet(pages).view()
+        ram = [entry for entry in self.entries if entry.type is E820Type.RAM]
+        return RangeSet(
+            (align_up(entry.start, PAGE_SIZE), align_down(entry.end, PAGE_SIZE)) for entry in ram
+        ).view()
 
     def known(self) -> Ranges:
         """Return everything that has an entry of any type, in bytes."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from paravirt_mm.engine.answers import Cost, Way
 from paravirt_mm.engine.ledger import Ledger, PageStatus
@@ -179,39 +179,49 @@ class Books:
         """CR3 loads and explicit flushes."""
         return sum([cost.flushes for cost in self._costs])
 
-    @cached_property
+    @property
     def flips(self) -> int:
         """Changes of pages between writable and not writable."""
         return sum([high - low for low, high in self._ledger.flips()])
 
-    @cached_property
-    def _statuses(self) -> Sequence[tuple[int, int, PageStatus]]:
-        """What became of pages, if any became writable again: else each has flipped once, and not
-        in vain.
-        """
-        return list(self._ledger) if self._writable_again else ()
+    # Where no page became writable again, each has flipped once, and not in vain.
 
     @property
     def flips_wasted(self) -> int:
         """Flips of pages that end the run writable."""
+        if not self._writable_again:
+            return 0
         writable = [one for one in self._statuses if not one[2].readonly]
         return sum([(high - low) * status.flips for low, high, status in writable])
 
     @property
     def max_flips(self) -> int:
         """The most flips that one page saw."""
-        return max([min(1, self.flips), *(status.flips for _, _, status in self._statuses)])
+        if not self._writable_again:
+            return min(1, self.flips)
+        return max([status.flips for _, _, status in self._statuses], default=0)
 
     @cached_property
-    def free_below(self) -> Mapping[int, Sequence[Span]]:
+    def _statuses(self) -> Sequence[tuple[int, int, PageStatus]]:
+        return list(self._ledger)
+
+    @cached_property
+    def room(self) -> Mapping[int, Room]:
         """What is free when the run ends, by the limit of a crash kernel below which it lies."""
         free = free_after(self._trace)
-        return {limit: list(free.below(limit)) for _, limit in crashkernel.LIMITS}
+        return {limit: Room.of(list(free.below(limit))) for _, limit in crashkernel.LIMITS}
 
-    @cached_property
-    def crash_room(self) -> Mapping[int, int]:
-        """The room for the largest crash kernel that fits there, by limit."""
-        return {limit: crashkernel.room(free) for limit, free in self.free_below.items()}
+
+class Room(NamedTuple):
+    """Bytes that are free below a limit: the largest block, and the largest crash kernel."""
+
+    block: int
+    crash_kernel: int
+
+    @classmethod
+    def of(cls, free: Sequence[Span]) -> Room:
+        """Measure what is free."""
+        return cls(max([high - low for low, high in free], default=0), crashkernel.room(free))
 
 
 def free_after(trace: Trace) -> Ranges:

@@ -107,15 +107,15 @@ def _unused_below(limit: Limit, books: Books) -> int | None:
 
 
 def _largest_free(limit: int, books: Books) -> int:
-    return max([high - low for low, high in books.free_below[limit]], default=0)
+    return books.room[limit].block
 
 
 def _crashkernel_fits(size: int, limit: int, books: Books) -> bool:
-    return size <= books.crash_room[limit]
+    return size <= books.room[limit].crash_kernel
 
 
 def _crashkernel_largest(limit: int, books: Books) -> int:
-    return align_down(books.crash_room[limit], MIB)
+    return align_down(books.room[limit].crash_kernel, MIB)
 
 
 def _pins(level: int, books: Books) -> int:

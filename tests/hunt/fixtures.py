@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from paravirt_mm import E820Type, Machine, MemoryMap, Outcome, PluginSpec, Run, Trace, Verdict
+from paravirt_mm import GIB, E820Type, Machine, MemoryMap, Outcome, PluginSpec, Run, Trace, Verdict
+from paravirt_mm.measure.books import Room
 
 MIB = 1 << 20
 MakeRun = Callable[..., Run]
@@ -23,7 +25,10 @@ def made() -> MakeRun:
         figures: Mapping[str, Any] | None = None, outcome: Outcome = Outcome.OK, detail: str = ""
     ) -> Run:
         run = Run(machine, spec, spec, Trace(), Verdict(outcome, detail))
-        run.__dict__["figures"] = dict(figures or {})  # in place of the cached property
+        # In place of the cached properties.
+        run.__dict__["figures"] = dict(figures or {})
+        largest = (figures or {}).get("crashkernel_largest_below_4g", 0)
+        run.__dict__["books"] = SimpleNamespace(room={4 * GIB: Room(0, largest)})
         return run
 
     return make

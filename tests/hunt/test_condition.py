@@ -110,6 +110,11 @@ def test_facts_of_the_machine():
         ("waste != 1200", 1 / 1202),
         ("crashkernel_512m_below_4g", (256 * MIB + 1) / (512 * MIB + 2)),
         ("-1000 > 0", 1001 / 1002),
+        # Numbers that are to be equal: by the gap alone, in bits of 64, however large they are.
+        ("waste == 1206", 3 / 64),
+        ("2 * waste == 2398", 2 / 64),
+        ("not waste != 1206", 3 / 64),
+        ("waste * 1T * 1T == 0", 1),
         # Of what only is or is not: all the way.
         ("panic", 1),
         ("not ok", 1),
@@ -149,6 +154,9 @@ def test_how_far_from_true_a_run_is(made, text, distance):
         ("machine.ram == 16M", [Fraction(1, 4)]),
         ("crashkernel_512m_below_4g", [2]),
         ("waste == 1200", []),  # they are equal
+        # What is as it should be stays as it is.
+        ("waste > 400 or used == 8", [Fraction(2, 3)]),
+        ("not waste < 400 and not not used == 8", [Fraction(2, 3)]),
         ("overrun > 3", []),  # no factor makes something of nothing
         ("waste == 0 or waste > -1 or -1 > waste or unused.figure > 1 or ok", []),
     ],

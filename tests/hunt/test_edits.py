@@ -274,10 +274,14 @@ def test_memory_grows_by_a_ratio_on_its_last_piece() -> None:
     base = machine((0, 64 * MIB, RAM), (128 * MIB, 192 * MIB, RAM))
     for ratio, found in (
         (Fraction(3, 2), {(128, 256), (128, 288)}), (Fraction(1), {(128, 192)}),
-        (Fraction(3, 4), {(128, 160), (128, 144)}), (Fraction(1, 2), {(0, 64)}),
+        (Fraction(3, 4), {(128, 160), (128, 144), (128, 192)}),
+        (Fraction(1, 2), {(0, 64), (128, 192)}),
     ):  # fmt: skip
         last = {[*ram(m)][-1] for m in every(lambda c, r=ratio: edits._resized(c, base, r))}
         assert last == {(low * MIB, high * MIB) for low, high in found}
+    large = machine((0, 16 * MIB, RAM), (32 * MIB, 96 * MIB, RAM), (GIB, GIB + 16 * MIB, RAM))
+    less_of_it = {tuple(ram(m)) for m in every(lambda c: edits._resized(c, large, Fraction(1, 2)))}
+    assert ((0, 16 * MIB), (32 * MIB, 48 * MIB), (GIB, GIB + 16 * MIB)) in less_of_it, "the largest"
     odd = Fraction(64 * MIB * 2 + 100, 64 * MIB * 2)
     assert all(ram(m).end % PAGE == 0 for m in every(lambda c: edits._resized(c, base, odd)))
     narrow = machine((0, 64 * MIB, RAM), mode=MODES["i386"])
@@ -326,6 +330,28 @@ def test_memory_is_split_into_so_many_times_as_many_pieces() -> None:
         for m in every(lambda c: edits._split_up(c, one, Fraction(10**9)))
     }
     assert counts == {256 // 2 - 1, edits.MAX_PIECES, 9}, "a page between two of them"
+
+
+def test_single_pages_of_memory_lie_in_tables_of_their_own() -> None:
+    """So many times as many pieces, above all that there is, as far as the mode has addresses."""
+    base = machine((0, 64 * MIB, RAM), (65 * MIB, 66 * MIB, RESERVED))
+    spans = {base.mode.table_span(level) for level in (1, 2, 3)}
+    found = set()
+    for after in every(lambda choose: edits._scattered(choose, base, Fraction(4))):
+        old, *pages = ram(after)
+        assert old == (0, 64 * MIB)
+        assert {high - low for low, high in pages} == {PAGE}
+        assert len(pages) == 3
+        (apart,) = {b - a for (a, _), (b, _) in pairwise(pages)}
+        assert pages[0][0] == apart * -(-66 * MIB // apart)
+        found.add(apart)
+    assert found == spans
+    assert all(m is base for m in every(lambda c: edits._scattered(c, base, Fraction(1))))
+    narrow = machine((0, 63 * MIB, RAM), mode=MODES["i386"])
+    many = {
+        len(list(ram(m))) for m in every(lambda c: edits._scattered(c, narrow, Fraction(10**6)))
+    }
+    assert many == {1 + (4 * GIB - 64 * MIB) // (4 * MIB)}
 
 
 def test_as_many_reservations_more_as_are_asked_for() -> None:
@@ -790,10 +816,11 @@ def test_one_to_three_changes_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(edits, "_at_mark", lambda _c, one, _: attrs.evolve(one, name="mark"))
     monkeypatch.setattr(edits, "_resized", lambda _c, one, _: attrs.evolve(one, name="ratio"))
     monkeypatch.setattr(edits, "_split_up", lambda _c, one, _: attrs.evolve(one, name="pieces"))
+    monkeypatch.setattr(edits, "_scattered", lambda _c, one, _: attrs.evolve(one, name="apart"))
     for marks, ratios, names in (
         ((), (), {"other"}), ((1,), (), {"other", "mark"}),
-        ((), (2,), {"other", "ratio", "pieces"}),
-        ((1,), (2,), {"other", "mark", "ratio", "pieces"}),
+        ((), (2,), {"other", "ratio", "pieces", "apart"}),
+        ((1,), (2,), {"other", "mark", "ratio", "pieces", "apart"}),
     ):  # fmt: skip
         found = {m.name for m in every(lambda c, m=marks, r=ratios: changed(c, base, m, r))}
         assert found == names
