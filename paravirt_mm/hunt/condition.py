@@ -48,7 +48,7 @@ MAX_DEPTH = 40
 """Parentheses and ``not`` within each other, at the most."""
 
 _BITS = 64
-"""Of numbers that are to be equal the longest gap."""
+"""The longest gap between figures that are to be equal."""
 
 Number = int | float
 
@@ -231,8 +231,9 @@ class _Comparison:
         # In parts of the whole, so that figures of different units can stand in one condition;
         # always above 0.
         gap = abs(left - right)
-        if self.sign == ("==" if wanted else "!="):
-            # Numbers near each other are no nearer to being equal for being large.
+        constant = isinstance(self.left, _Literal) or isinstance(self.right, _Literal)
+        if self.sign == ("==" if wanted else "!=") and not constant:
+            # Else larger numbers would look nearer to each other, and lead ever further up.
             return min(1.0, math.log2(gap + 2) / _BITS)
         return (gap + 1) / (gap + 2 + min(abs(left), abs(right)))
 

@@ -40,13 +40,17 @@ from paravirt_mm.untouched import unchanged
 
 BATCH = 128
 """Tries of a batch; half of them are fresh."""
+LONG = 4
+"""Each so manieth batch is so many times as long, with no more fresh machines: some ways up take
+hundreds of changes.
+"""
 KEPT = 6
 """Machines of a batch that come nearest, and are changed further."""
 _MARKED = 300
 """Events of a run that are looked through for places of interest."""
 _START = -1
 """The number of the batch that has the real machines as they are."""
-_DRAWS = 8
+_DRAWS = 20
 """So often another machine is drawn in place of one that the batch has tried."""
 _NOTE = 8
 """Bytes of the note which try a process is at."""
@@ -177,10 +181,14 @@ def run_batch(quarry: Quarry, seed: int, number: int) -> BatchResult:
 
 
 def _batch(
-    quarry: Quarry, seed: int, number: int, stopped: Mapping[int, str], most: int = BATCH
+    quarry: Quarry,
+    seed: int,
+    number: int,
+    stopped: Mapping[int, str],
+    most: int | None = None,
 ) -> Iterator[int | BatchResult]:
-    """Do one batch, of ``most`` tries at the most: yield the number of each try before it is made,
-    and the result in the end.
+    """Do one batch, of ``most`` tries at the most (None: all): yield the number of each try before
+    it is made, and the result in the end.
 
     ``stopped`` says which tries had to be stopped when they were made, and why. Plugins of others
     are watched over a whole batch: to look after each try would take as long as the try.
@@ -204,7 +212,7 @@ def _batch(
 
 
 def _tried(
-    quarry: Quarry, seed: int, number: int, stopped: Mapping[int, str], most: int
+    quarry: Quarry, seed: int, number: int, stopped: Mapping[int, str], most: int | None
 ) -> Iterator[int | BatchResult]:
     condition = _parsed(quarry.condition)
     # What a plugin of others does wrong when it is asked for figures, nobody else would find out.
@@ -234,6 +242,11 @@ def _tried(
     yield BatchResult(number, tries, None, best.nearest, errors, error, frozenset(figures))
 
 
+def _size(number: int) -> int:
+    """Return how many tries a batch has."""
+    return BATCH * LONG if number % LONG == LONG - 1 else BATCH
+
+
 def _made(quarry: Quarry, seed: int, number: int, best: _Best) -> Iterator[Machine]:
     """Yield the machines of a batch, each another one: fresh ones first, then changes of those that
     are the best so far.
@@ -241,7 +254,7 @@ def _made(quarry: Quarry, seed: int, number: int, best: _Best) -> Iterator[Machi
     choose = Seeded(f"hunt {seed} {number}")
     name = f"hunt-{seed}-{number}"
     made = {attrs.evolve(machine, name=name) for machine in quarry.start}
-    for place in range(BATCH):
+    for place in range(_size(number)):
         for _ in range(_DRAWS):
             if place < BATCH // 2 or not best.kept:
                 machine = _fresh(choose, quarry, name)
@@ -456,8 +469,8 @@ class _Way:
         """Return how many tries are left for a batch where those before it made all of theirs."""
         start = len(self._quarry.start)
         if self._max_tries is None:
-            return max(start, BATCH)
-        return self._max_tries - (0 if number == _START else start + number * BATCH)
+            return max(start, _size(number))
+        return self._max_tries - (0 if number == _START else start + sum(map(_size, range(number))))
 
     def hear(self, item: int | BatchResult | Stopped) -> BatchResult | None:
         """Take what the child said; return the batch if it has ended."""

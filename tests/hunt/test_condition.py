@@ -110,11 +110,12 @@ def test_facts_of_the_machine():
         ("waste != 1200", 1 / 1202),
         ("crashkernel_512m_below_4g", (256 * MIB + 1) / (512 * MIB + 2)),
         ("-1000 > 0", 1001 / 1002),
-        # Numbers that are to be equal: by the gap alone, in bits of 64, however large they are.
-        ("waste == 1206", 3 / 64),
-        ("2 * waste == 2398", 2 / 64),
-        ("not waste != 1206", 3 / 64),
-        ("waste * 1T * 1T == 0", 1),
+        ("waste == 2200", 1001 / 2202),
+        # Two figures that are to be equal: by the gap alone, in bits of 64, however large they are.
+        ("waste == reserved - 6", 3 / 64),
+        ("waste * 1G == reserved * 1G - 6G - 6G + 2", 2 / 64),
+        ("not waste != reserved - 6", 3 / 64),
+        ("waste * 1T * 1T == used * 2", 1),
         # Of what only is or is not: all the way.
         ("panic", 1),
         ("not ok", 1),

@@ -31,6 +31,9 @@ TOP = Machine(
 )
 
 
+RUN = Scenario.of(SMALL, "incremental:variant=hpa", "native").run()
+
+
 class Watching(Quarry):
     """Notes what is tried."""
 
@@ -79,6 +82,25 @@ def test_a_batch_tries_no_machine_twice_nor_a_real_one_as_it_is() -> None:
     assert result.tries == len(Watching.seen) == len({*Watching.seen}) == BATCH
     assert attrs.evolve(SMALL, name="hunt-9-4") not in Watching.seen
     assert 0 < result.nearest < 1
+
+
+@pytest.mark.parametrize(("number", "size"), [(2, BATCH), (3, BATCH * search.LONG)])
+def test_each_fourth_batch_is_a_long_one_and_as_many_of_it_are_fresh(
+    monkeypatch: pytest.MonkeyPatch, number: int, size: int
+) -> None:
+    """So that what takes hundreds of changes is come to."""
+    drawn: list[Machine] = []
+    fresh = search._fresh
+
+    def noted(choose: Seeded, quarry: Quarry, name: str) -> Machine:
+        drawn.append(fresh(choose, quarry, name))
+        return drawn[-1]
+
+    monkeypatch.setattr(search, "_fresh", noted)
+    monkeypatch.setattr(Quarry, "runs", lambda *_, **__: (RUN, None))
+    quarry = attrs.evolve(HPA, condition="tables < 0", machines=(SMALL, TOP))
+    assert size - 5 <= done(quarry, number, most=10**6).tries <= size, "few find nothing new"
+    assert BATCH // 2 <= len(drawn) < BATCH
 
 
 @pytest.mark.parametrize(
@@ -274,16 +296,20 @@ def test_tries_are_shared_out_to_batches() -> None:
     """The real machines are the first; then a batch each, as many as are left."""
     quarry = attrs.evolve(HPA, machines=(SMALL, TOP))
 
+    long = BATCH * search.LONG
+
     def left(most: int | None, number: int) -> int:
         return search._Way(quarry, 0, 0, 1, most)._left(number)
 
-    assert left(None, search._START) == left(None, 7) == BATCH
+    assert [left(None, n) for n in (0, 2, 3, 6, 7)] == [BATCH, BATCH, long, BATCH, long]
+    assert left(None, search._START) >= 2
     many = attrs.evolve(HPA, machines=(SMALL,) * (BATCH + 5))
-    assert search._Way(many, 0, 0, 1, None)._left(search._START) == BATCH + 5
+    assert search._Way(many, 0, 0, 1, None)._left(search._START) >= BATCH + 5
     assert [left(10, n) for n in (search._START, 0)] == [10, 8]
     most = 2 + BATCH + 3
     assert [left(most, n) for n in (search._START, 0, 1)] == [most, BATCH + 3, 3]
     assert left(2 + BATCH, 1) == 0
+    assert left(2 + 3 * BATCH + long + 9, 4) == 9, "the fourth was a long one"
 
 
 def test_a_way_hears_tries_stops_and_batches() -> None:
