@@ -70,7 +70,7 @@ def members(stream: BinaryIO, source: str) -> Iterator[Member]:
             sparse = b"GNU.sparse" in attributes
         elif kind in b"07\0S":
             stem, folder = header[:100].rstrip(b"\0"), header[345:500].rstrip(b"\0")
-            if header[_MAGIC_AT : _MAGIC_AT + 8] == b"ustar  \0" or not folder:
+            if header[_MAGIC_AT : _MAGIC_AT + 8] == b"ustar  \0":
                 folder = b""  # GNU tar keeps times there
             full = name if name is not None else b"/".join(filter(None, (folder, stem)))
             problem = ""

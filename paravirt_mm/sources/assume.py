@@ -31,6 +31,7 @@ LARGEST_KERNEL = 64 * MIB
 """More than any distribution's kernel from text to bss takes."""
 ASSUMED_BRK = DEFAULT_KERNEL.brk_end - DEFAULT_KERNEL.brk_start
 """Bytes of brk that early page tables may come from, where nothing says how many."""
+_BRK_KIB = ASSUMED_BRK // KIB
 
 _LOADED_HIGH = (2, 6, 31)
 """First release whose default CONFIG_PHYSICAL_START is 16 MiB."""
@@ -118,24 +119,24 @@ def place_kernel(
             lowest = ISA_END if hints.brk_start > ISA_END else 0
             start = max(align_down(hints.brk_start - size, 2 * MIB), lowest)
         image = KernelImage(start, hints.brk_start, hints.brk_start, hints.brk_start + ASSUMED_BRK)
-        return image, (f"kernel starts at {start:#x}", f"{ASSUMED_BRK >> 10} KiB of brk for tables")
+        return image, (f"kernel starts at {start:#x}", f"{_BRK_KIB} KiB of brk for tables")
     linked = hints.linked
     if hints.image is not None and linked is None:
         start, end = hints.image
         brk = align_up(end, PAGE_SIZE)
         if _is_free(memory, hints, brk, brk + ASSUMED_BRK):
             image = KernelImage(start, end, brk, brk + ASSUMED_BRK)
-            return image, (f"{ASSUMED_BRK >> 10} KiB of brk for tables, after the kernel",)
+            return image, (f"{_BRK_KIB} KiB of brk for tables, after the kernel",)
         linked = hints.image
     if linked is not None:
         start, end = linked
         brk = max(align_down(end, PAGE_SIZE) - ASSUMED_BRK, align_up(start, PAGE_SIZE))
         image = KernelImage(start, brk, brk, align_up(end, PAGE_SIZE))
-        return image, (f"the kernel's last {ASSUMED_BRK >> 10} KiB are brk for tables",)
+        return image, (f"the kernel's last {_BRK_KIB} KiB are brk for tables",)
     start, size = _default_place(memory, mode, release, hints)
     end = align_up(start + size, PAGE_SIZE)
     image = KernelImage(start, end, end, end + ASSUMED_BRK)
-    return image, (f"kernel at {start:#x}-{end:#x}, {ASSUMED_BRK >> 10} KiB of brk after it",)
+    return image, (f"kernel at {start:#x}-{end:#x}, {_BRK_KIB} KiB of brk after it",)
 
 
 def _is_free(memory: MemoryMap, hints: KernelHints, start: int, end: int) -> bool:

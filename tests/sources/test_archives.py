@@ -59,6 +59,10 @@ END = bytes(1024)
         (GOOD + header(b"b.txt", 1 << 33) + b"x" * 100, ["good", "longer than 64 MiB"]),
         (GOOD + header(b"b.txt", 4096) + b"x" * 100, ["good", "ends inside of a member"]),
         (GOOD + header(b"b.txt", 0, told=b"\x80" + b"\xff" * 11), ["good", "longer than 64 MiB"]),
+        (
+            header(b"b.txt", 0, told=b"\x80" + len(LOG).to_bytes(11, "big")) + body(LOG) + GOOD,
+            ["b", "good"],
+        ),
         (GOOD + header(b"b.txt", 0, told=b"\xff" * 12), ["good", "size of member 2"]),
         (GOOD + header(b"b.txt", 0, told=b"0000009999\0\0"), ["good", "size of member 2"]),
         (GOOD + b"junk" * 128, ["good", "member 2 has no header"]),
@@ -72,7 +76,8 @@ END = bytes(1024)
         (header(b"empty.txt", 0) + GOOD, ["not a boot log", "good"]),
     ],
     ids=[
-        "good", "no end", "size of 8 GiB", "cut", "huge binary size", "negative size",
+        "good", "no end", "size of 8 GiB", "cut", "huge binary size", "binary size",
+        "negative size",
         "no octal size", "junk", "sparse", "sparse by pax", "name by pax", "long name",
         "name of 4 GiB", "folders and links", "nested", "empty file",
     ],

@@ -253,6 +253,8 @@ def test_machine_files_round_trip(tmp_path, name, write):
     assert title == 'a "quoted" \\ title with \\x7f and é', "escaped on the way in"
     assert attrs.evolve(again, provenance=whole().provenance) == whole()
     assert len(text.splitlines()) > 20, "for people to read, and to compare line by line"
+    if name == "m.json":
+        assert text.startswith('{\n "format": "paravirt-mm-machine-1",\n "name": "')
     assert write(again) == text.replace("\x7f", "\\\\x7f").replace("\\u007f", "\\\\x7f")
 
 

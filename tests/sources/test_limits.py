@@ -160,6 +160,7 @@ REFUSED: dict[str, Any] = {
     r"n\[1\]: -0x1 is not between": lambda: CHECK.span([4, -1], "n"),
     "n: 0x10000000000000001 is not between": lambda: CHECK.address((1 << 64) + 1, "n"),
     "n: a number of 129 bits is not between": lambda: CHECK.address(1 << 128, "n"),
+    f"n: {2**128 - 1} is not a string": lambda: CHECK.text(2**128 - 1, "n"),
     "pb: missing": lambda: CHECK.need({"a": 1}, "b", "p"),
     "pb: unknown; known are a, c": lambda: CHECK.only({"b": 1}, frozenset("ca"), "p"),
     "key 'a' stands twice": lambda: checker.once([("a", 1), ("a", 1)]),
@@ -210,6 +211,14 @@ def test_entries_of_a_memmap_that_are_wrong(start: str, end: str, words: str) ->
         values.machine("wrong")
 
 
+def test_a_folder_is_a_memmap_with_all_parts_of_entry_0(tmp_path: Path) -> None:
+    (tmp_path / "0").mkdir()
+    for part in ("end", "start", "type"):
+        assert not firmware_map.is_memmap(tmp_path)
+        (tmp_path / "0" / part).write_text("")
+    assert firmware_map.is_memmap(tmp_path)
+
+
 def test_a_memmap_of_one_byte_is_one() -> None:
     values = firmware_map.Values("here")
     for number, (start, end) in enumerate([("0x0", "0xfffff"), ("0x200000", "0x200000")]):
@@ -254,6 +263,7 @@ def test_a_member_as_long_as_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_part_as_long_as_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert inputs.MAX_PART_BYTES == archives.MAX_MEMBER_BYTES  # it may be a member
     monkeypatch.setattr(inputs, "MAX_PART_BYTES", (1 << 20) + 7)
     for size, problem in (((1 << 20) + 7, ""), ((1 << 20) + 8, "longer than 1 MiB; do so")):
         part = inputs._carried("here", "n", io.BytesIO(bytes(size)), "do so")
