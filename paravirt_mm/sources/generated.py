@@ -147,23 +147,20 @@ def any_machine(choose: Choices, mode: PagingMode, name: str) -> Machine:
             nx=mode.has_nx,
         ),
         kernel=kernel,
-        reserved=_reservations(choose, memory, kernel, room_end),
+        reserved=_reservations(choose, memory, room_end),
         initrd=_initrd(choose, memory, room_end, mode),
         boot_mapped=boot_mapped,
         provenance=Provenance(source="generated"),
     )
 
 
-def _reservations(
-    choose: Choices, memory: MemoryMap, kernel: KernelImage, room_end: int
-) -> tuple[Span, ...]:
+def _reservations(choose: Choices, memory: MemoryMap, room_end: int) -> tuple[Span, ...]:
     taken = RangeSet([LOW_RESERVED] if choose.one_of((True, False)) else [])
     regions = [(low, high) for low, high in memory.ram() if high > room_end]
     for _ in range(choose.integer(0, 4)) if regions else ():
         low, high = choose.one_of(regions)
         start = max(low, room_end) + _size(choose, (0, max(high - max(low, room_end), 1)))
         taken.add(start, min(start + _size(choose, _SMALL_TO_LARGE), high))
-    taken.discard(kernel.brk_end, room_end)
     return tuple(taken)
 
 

@@ -61,7 +61,7 @@ def read_json(text: str, source: str) -> Machine:
     except json.JSONDecodeError as error:
         raise InputError(f"not JSON: {error.msg}", f"{source}:{error.lineno}") from None
     except (ValueError, RecursionError) as error:
-        raise InputError(f"not JSON: {printable(str(error), 200)}", source) from None
+        raise InputError(f"not JSON: {error}", source) from None
     return _machine(document, source)
 
 

@@ -155,6 +155,13 @@ def test_lines_of_a_journal_are_numbered_as_they_were_printed(tmp_path: Path) ->
     assert numbers == [len(LINES)] * 2
 
 
+def test_a_journal_may_stand_in_one_line(tmp_path: Path) -> None:
+    """As `jq --slurp --compact-output` and many a logger's export have it; each way round."""
+    for order in (1, -1):
+        records = ",".join(journal(order).splitlines())
+        read(tmp_path, f"[{records}]\n".encode(), "journal.json")
+
+
 @pytest.mark.parametrize(
     "prefix",
     [

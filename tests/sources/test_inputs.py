@@ -43,6 +43,11 @@ def test_members_of_an_archive_are_carried(tmp_path: Path) -> None:
         CarriedPart(f"{path}:x/one.txt", "one.txt", LOG),
         CarriedPart(f"{path}:0/start", "start", b"0x0"),
     ]
+    names = "n" * 255, "m" * 256  # as long as Linux lets them be, and longer
+    path = written(tmp_path, "b.tar", tar(*((name, LOG) for name in names)))
+    assert [part.source for part in divide([path])] == [
+        f"{path}:{names[0]}", f"{path}:{'m' * 254}…",
+    ]  # fmt: skip
 
 
 def test_an_archive_of_a_firmware_map_stays_whole(
