@@ -20,6 +20,7 @@ from paravirt_mm.sources.archives import MAX_FILES
 from paravirt_mm.sources.bootlog.facts import BootLog
 from paravirt_mm.sources.bundled import bundled, bundled_machines
 from paravirt_mm.sources.content import Content, Spec, content_of, opened
+from paravirt_mm.sources.foreign import foreign
 from paravirt_mm.sources.iomem import read_iomem
 from paravirt_mm.sources.lines import is_journal
 
@@ -198,6 +199,8 @@ def _of_archive(content: Content, source: str, name: str, boot: int | None) -> I
 
 
 def _scanned(content: Content, source: str, name: str, boot: int | None) -> BootLog:
+    if other := foreign(content.head):
+        raise InputError(other, source)
     # A tenth of a command's start, and most commands read no log.
     from paravirt_mm.sources.bootlog.read import scan_boot_log
 

@@ -25,6 +25,7 @@ from paravirt_mm.machine.model import Machine
 from paravirt_mm.sources import load, read_boot_log
 from paravirt_mm.sources.bootlog import read as read_module
 from paravirt_mm.sources.bootlog.facts import LastPfn, Place
+from paravirt_mm.sources.foreign import FOREIGN, foreign
 from tests.sources.packed import zipped
 
 LINES = (
@@ -271,6 +272,39 @@ def test_what_cannot_be_read_is_named(tmp_path: Path, content: bytes, expected: 
     (tmp_path / "boot.txt").write_bytes(content)
     with pytest.raises(InputError, match=expected):
         load(tmp_path / "boot.txt")
+
+
+@pytest.mark.parametrize(
+    ("head", "told"),
+    [
+        (b"7z\xbc\xaf\x27\x1c\x00\x04", "a 7-Zip archive, no text: .*`7z x`"),
+        (b"\x04\x22\x4d\x18\x64\x40\xa7", "compressed with lz4, no text: .*`lz4 -d`"),
+        (
+            lzma.compress(b"x", format=lzma.FORMAT_ALONE),
+            "with lzma, no text: .*`xz -d --format=lzma`",
+        ),
+        (b"LPKSHHRH\x00\x00", "a journal in its own format, no text: .*`journalctl -k -b --file`"),
+        (b"\x7fELF\x02\x01\x01", "an ELF file.*`paravirt-mm inspect`.*`paravirt-mm verify`"),
+        (b"%PDF-1.7\n", "a PDF document, no text: give its text"),
+        (b"\xff\xd8\xff\xe0", "a picture, no text: give its text"),
+    ],
+    ids=["7z", "lz4", "lzma", "journal", "elf", "pdf", "jpeg"],
+)
+def test_what_holds_no_text_is_named_with_a_remedy(tmp_path: Path, head: bytes, told: str) -> None:
+    path = tmp_path / "dmesg"
+    path.write_bytes(head + PLAIN.encode())
+    for read_it in (load, read_boot_log):
+        with pytest.raises(InputError, match=f"dmesg: .*{told}"):
+            read_it(path)
+
+
+def test_every_first_bytes_name_one_kind_alone() -> None:
+    """None begins like another, nor as a log may."""
+    for magic in FOREIGN:
+        assert sum(magic.startswith(other) for other in FOREIGN) == 1
+        assert not PLAIN.encode().startswith(magic)
+        assert foreign(magic)
+        assert foreign(magic[:-1]) is None
 
 
 XEN = (
