@@ -113,7 +113,7 @@ class SevenSteps:
 
     def _lowest_start(self, boot: Boot, step: Map) -> int:
         """Return the lowest start from which a range can be mapped to its end with the pages at
-        hand.
+        hand; its end or more where not even the last table of it can be paid for.
         """
         low, high = step.start, step.end
         brk, whole = boot.brk_free, boot.tables_needed(step)
@@ -137,7 +137,7 @@ class SevenSteps:
             else:
                 bad, middle = middle, middle - stride
             stride *= 2
-        return min(high, top - good * unit)
+        return top - good * unit
 
     def allocate(self, boot: Boot, step: Step, demand: TableDemand) -> Sequence[TablePages]:
         """Take brk pages while there are some, then the highest free pages that are mapped."""

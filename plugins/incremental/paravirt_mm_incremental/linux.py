@@ -126,7 +126,7 @@ class LinuxSteps:
         step = boot.mode.entry_span(2)
         mapped, lower = 0, start
         while lower < end:
-            upper = min(align_down(lower, step) + step, end) if end - lower > step else end
+            upper = align_down(lower, step) + step if end - lower > step else end
             this_step, max_mapped = yield from self._map_ram(boot, lower, upper, start, max_mapped)
             lower = upper
             mapped += this_step

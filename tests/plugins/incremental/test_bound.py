@@ -111,6 +111,7 @@ def test_each_statement_has_the_numbers_of_its_name_in_words():
         proof.less_is_not_enough(2, 10),
         proof.less_is_not_enough(3, 10),
         proof.less_is_not_enough(4, 10),
+        proof.less_is_not_enough(3, 3),  # a block of one span
         proof.seed_reach(64).__class__("x", "x", proof.seed_reach(64).opposite[:-1]),
         proof.linux_step(32, 1, 16),
         proof.linux_step(256, 1, 2),
@@ -509,6 +510,11 @@ def test_the_account_page_by_page(mode: str) -> None:
     assert list(spans(machine, pieces, RangeSet())) == []
     assert list(spans(machine, pieces[1:], RangeSet())) == [TableSpan(0, 0, 3)]
     assert list(spans(machine, pieces[4:], RangeSet())) == by_page(machine, pieces[4:], [])
+    # A span that two pieces share is told once, and the lower one's others all the same.
+    shared = [(0, 11 * MIB), (23 * MIB // 2, 13 * MIB)]
+    ram = MemoryMap.sanitise((low, high, E820Type.RAM) for low, high in shared)
+    found = spans(attrs.evolve(machine, memory_map=ram), [], RangeSet())
+    assert [span.start // MIB for span in found] == [12, 10, 8, 6, 4, 2, 0]
 
 
 @pytest.mark.parametrize(

@@ -164,6 +164,10 @@ def test_the_first_large_page_is_none_to_begin_at() -> None:
     assert calls(run(full, "kernel=6.15"))[1] == (top - 2 * MIB, top)
     free = attrs.evolve(full, reserved=((2 * MIB, 4 * MIB), (6 * MIB, top)))
     assert calls(run(free, "kernel=6.15"))[1] == (4 * MIB, 6 * MIB)
+    # With no free large page at all it begins at the end of the last whole one.
+    odd = machine((0, top + MIB), reserved=((2 * MIB, top + MIB),))
+    mapped = calls(run(odd, "kernel=6.15"))
+    assert (mapped[1], mapped[-1]) == ((top - 2 * MIB, top), (top, top + MIB))
 
 
 def test_a_step_as_large_as_what_is_left_goes_down_to_the_first_mib() -> None:
@@ -214,6 +218,15 @@ def test_what_the_trampoline_took_of_brk_is_left_of_it_no_more() -> None:
         assert low.use_brk is uses_brk
 
 
+def test_a_trampoline_takes_no_more_of_brk_than_there_is() -> None:
+    """Three pages map the first MiB; there is none for the trampoline, nor for what follows."""
+    found = run(machine((0, 64 * MIB)), "kernel=4.9,kaslr=yes,brk_pages=3")
+    assert str(found.verdict) == "ok"
+    sources = [part.source for e in found.trace.of(TablesAllocated) for part in e.batch.pages]
+    assert sources[0] is Source.BRK
+    assert Source.BRK not in sources[1:]
+
+
 def windows(found: Run) -> list[tuple[int, ...]]:
     """Start of each range, and where pages for its tables are looked for, in MiB."""
     return [
@@ -259,6 +272,16 @@ def test_a_window_without_any_page_is_empty(window: tuple[int, int], empty: bool
         assert panic.value.missing_tables == (2 if empty else 1)
         taken = [TablePages(PageRun(window[0] // PAGE, 1, -1), Source.MEMBLOCK)]
         assert list(panic.value.taken) == ([] if empty else taken)
+        # Booted with movable_node memory is given out from the kernel's end upward; below it, what
+        # lies in the window and nowhere else.
+        upward = Incremental(kernel="4.4", movable_node=True)
+        if empty:
+            with pytest.raises(KernelPanic):
+                upward.pvmm_allocate_tables(boot, step, demand)
+        else:
+            wider = attrs.evolve(step, tables_from=(4 * MIB, 5 * MIB), use_brk=False)
+            found = upward.pvmm_allocate_tables(boot, wider, demand)
+            assert [part.run for part in found] == [PageRun(5 * MIB // PAGE - 1, 2, -1)]
     with pytest.raises(TypeError, match="no tables are asked for in step AttachTables"):
         Incremental(kernel="3.9").pvmm_allocate_tables(boot, AttachTables(), demand)
 
@@ -278,6 +301,16 @@ def test_up_from_the_kernel_in_one_call_if_a_step_is_enough() -> None:
         (end, 20 * MIB),
         (20 * MIB, end + 2 * MIB + PAGE),
     ]
+
+
+def test_up_from_the_end_of_the_kernels_last_page() -> None:
+    """Where a log does not tell it by whole pages."""
+    subject = attrs.evolve(
+        machine((0, 64 * MIB), reserved=((0, MIB),)),
+        kernel=KernelImage(16 * MIB, 18 * MIB, 18 * MIB, 18 * MIB, 18 * MIB + 40 * PAGE + 5),
+    )
+    found = run(subject, "kernel=6.1,movable_node=yes")
+    assert calls(found)[1][0] == 18 * MIB + (40 + 16 + 1) * PAGE  # with the brk of 6.1
 
 
 def test_what_the_startup_code_mapped_counts_where_it_says_so() -> None:
@@ -347,6 +380,53 @@ def test_a_kernel_beyond_ram_is_promised_too() -> None:
     assert found.trace.start.promised == ((0, end),)
 
 
+def test_a_kernel_is_mapped_by_whole_pages() -> None:
+    """Where a log does not tell it by whole pages."""
+    kernel = KernelImage(16 * MIB + 7, 18 * MIB - 5, 18 * MIB - 5, 18 * MIB - 5)
+    found = proposed(attrs.evolve(machine((0, 64 * MIB)), kernel=kernel), 64)
+    start, end = calls(found)[0]
+    brk_end = found.trace.start.boot.kernel_of(found.trace.start.machine).brk_end
+    assert (start, end) == (16 * MIB, brk_end + -brk_end % PAGE)
+
+
+@pytest.mark.parametrize(
+    ("brk_pages", "labels"),
+    [
+        (4, "12555"),
+        (5, "1255"),
+        (6, "12255"),
+        (15, "12255"),
+        (16, "1225"),
+        (23, "12225"),
+        (24, "1222"),
+    ],
+)
+def test_a_round_goes_on_in_the_next_piece_while_there_are_pages(
+    brk_pages: int, labels: str
+) -> None:
+    """Five tables map the upper piece, eleven what is above the kernel (one of them three pages),
+    eight what is below it; no piece is begun that none is left for.
+    """
+    subject = machine(
+        (0, 40 * MIB + 3 * PAGE),
+        (50 * MIB + PAGE, 60 * MIB),
+        features=CpuFeatures(pse=False),
+    )
+    found = proposed(subject, brk_pages)
+    assert "".join(step.label[0] for step in maps(found)) == labels
+    assert maps(found)[1].start == max(50 * MIB + PAGE, 60 * MIB - brk_pages * 2 * MIB)
+
+
+def test_a_page_that_is_taken_in_part_is_no_table() -> None:
+    top = 64 * MIB
+    subject = machine(
+        (0, top), reserved=((top - 2 * MIB + 5, top),), features=CpuFeatures(pse=False)
+    )
+    found = proposed(subject, 2)
+    taken = [part.run for e in found.trace.of(TablesAllocated) for part in e.batch.pages]
+    assert max(run.high for run in taken) == (top - 2 * MIB) // PAGE
+
+
 TAKEN = ((0, MIB), (16 * MIB, 18 * MIB), (250 * MIB, 251 * MIB), (252 * MIB - PAGE, 252 * MIB))
 
 
@@ -386,6 +466,7 @@ def test_each_round_maps_all_that_the_pages_at_hand_pay_for(
 
     for event in found.trace:
         if isinstance(event, TablesAllocated):
+            assert all(run.count for run in event.batch.runs)
             pages = [run.start + n * run.step for run in event.batch.runs for n in range(run.count)]
             if event.batch.count == 1 and not known:
                 brk.remove(pages[0])  # the root
