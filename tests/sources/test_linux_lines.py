@@ -255,6 +255,11 @@ def test_a_line_that_stands_twice_counts_once_where_entries_do() -> None:
     assert (twice.reserved, len(twice.facts)) == (once.reserved, 1)
     assert twice.assumed == ["every line stands twice in the log: each counts once"]
     assert len(fed(EARLY("SMP config"), EARLY("SMP config")).facts) == 2
+    before = fed(*[LAST_PFN] * 2, *["(XEN) Dom0 kernel: 64-bit, paddr 0x1 -> 0x2"] * 2, *[LOW] * 2)
+    assert (len(before.facts), len(before.xen.facts)) == (1, 1)
+    places = ("(XEN) VIRTUAL MEMORY ARRANGEMENT:", "(XEN)  Start info: 00ffffff->01ffffff")
+    ranges = fed(*(line for line in (XEN, *places) for _ in range(2)))
+    assert len(ranges.xen.facts) == 2
     assert [entry[:2] for entry in fed(LOW, HIGH, LOW).maps[0].entries] == [
         (0, 0x9FC00), (0x100000, 0x20000000), (0, 0x9FC00),
     ]  # fmt: skip

@@ -7,7 +7,7 @@ own words. All numbers are bytes with exclusive ends, whatever the release print
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Literal, TypeVar
 
 import attrs
@@ -134,6 +134,15 @@ class DomainKernel(Fact):
 def of_kind(facts: Iterable[Fact], kind: type[_F]) -> list[_F]:
     """Return the facts of one kind, in order."""
     return [fact for fact in facts if isinstance(fact, kind)]
+
+
+def once_each(facts: Sequence[Fact]) -> list[Fact]:
+    """Return facts without those that say what the one before them says."""
+    return [
+        fact
+        for number, fact in enumerate(facts)
+        if not number or attrs.evolve(fact, line=facts[number - 1].line) != facts[number - 1]
+    ]
 
 
 _XENLINUX = re.compile(r"-?xen(?:0|U|pae|PAE)?(?:-(?:amd64|686|686-pae|vserver.*))?(?:$|[.+~])")

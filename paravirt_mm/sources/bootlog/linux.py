@@ -39,6 +39,7 @@ from paravirt_mm.sources.bootlog.facts import (
     Reservation,
     TableBlock,
     WritableRange,
+    once_each,
 )
 from paravirt_mm.sources.bootlog.printed import MapChange, Printed, PrintedMap
 from paravirt_mm.sources.bootlog.xen import MAX_MAP_ENTRIES, XEN_MARK, tells_a_range
@@ -188,6 +189,8 @@ class PrintedBoot(Printed):
         if not self._doubled and (MAP_ENTRY.search(message) or tells_a_range(message)):
             self._doubled = True
             self._assume("every line stands twice in the log: each counts once")
+            for facts in (self.facts, self.xen.facts):
+                facts[:] = once_each(facts)
         return self._doubled
 
     def _fact(
