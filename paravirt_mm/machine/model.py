@@ -49,7 +49,7 @@ class CpuFeatures:
 
     def largest_level(self, mode: PagingMode) -> int:
         """Return the highest level whose entries may map pages under these features."""
-        if not self.pse or 2 not in mode.large_levels:
+        if not self.pse:
             return 1
         return 3 if self.gbpages and 3 in mode.large_levels else 2
 

@@ -179,6 +179,8 @@ def test_map_is_a_dict_of_integers(
     for low, high, _ in known:
         between -= portion.closedopen(low, high)
     assert list(ranges.gaps(start, end)) == _pairs(between)
+    assert ranges.missing(start, end) == sum(high - low for low, high in _pairs(between))
+    assert ranges.missing(end, start) == 0  # nothing lies in a range from its end to its start
     assert all(ranges.get(p) == plain.get(p) for p in range(-1, LIMIT + 1))
     parts = list(ranges.segments(start, end))
     assert {p: v for low, high, v in parts for p in range(low, high)} == {

@@ -125,6 +125,18 @@ def test_zero_length_inverted_unsorted_overlapping_unaligned():
     assert memory.end_pfn() == 0x7FF0
 
 
+def test_only_whole_pages_of_ram_count():
+    """memblock_trim_memory: of an entry's first page and of its last it may have a part."""
+    for start, end, pages in (
+        (0x1000, 0x3000, [(0x1000, 0x3000)]),
+        (0x1001, 0x3FFF, [(0x2000, 0x3000)]),
+        (0xFFF, 0x3001, [(0x1000, 0x3000)]),
+        (0x1001, 0x2FFF, []),
+        (0x1001, 0x1FFF, []),
+    ):
+        assert list(MemoryMap.sanitise([(start, end, RAM)]).ram_pages()) == pages
+
+
 def test_a_type_that_nobody_defined_wins_like_any_other_number():
     memory = MemoryMap.sanitise([(0, 0x4000, RAM), (0x1000, 0x2000, E820Type(20))])
     assert [int(entry.type) for entry in memory] == [1, 20, 1]
