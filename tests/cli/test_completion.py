@@ -12,8 +12,10 @@ from pathlib import Path
 import click
 import pytest
 
+from paravirt_mm import registry
 from paravirt_mm.cli import COMPLETE, completion, verify
 from paravirt_mm.cli.main import main
+from paravirt_mm.testing import AscendingAllocator, BlockAllocator, registry_with
 from tests.commands import Run
 
 COMMAND = Path(sys.executable).with_name("paravirt-mm")
@@ -95,6 +97,13 @@ ALLOCATORS = ["chunk_end", "incremental", "legacy_linear", "linux"]
 def test_what_is_offered(line: str, expected: list[str], offered: Callable[..., list[str]]) -> None:
     """Names that fit, in order; files where a machine may stand and none is known by that name."""
     assert offered(line) == expected
+
+
+def test_names_are_offered_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whichever was loaded first."""
+    known = registry_with(installed=False, zeta=AscendingAllocator, alpha=BlockAllocator)
+    monkeypatch.setattr(registry, "default_registry", lambda: known)
+    assert list(completion._specs("allocator", "")) == ["alpha", "zeta"]
 
 
 def test_kernels_are_offered_that_were_checked(offered: Callable[..., list[str]]) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import os
 import signal
 import sys
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 import pytest
@@ -64,6 +65,19 @@ def test_what_is_raised_becomes_an_exit_code(
     assert words in result.stderr
     assert bool(result.stderr) == bool(words)
     assert ("Traceback" in result.stderr) == (code == 70)
+
+
+def test_what_cannot_be_written_in_the_end_is_told(
+    paravirt_mm: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Full(io.StringIO):
+        def flush(self) -> NoReturn:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(sys, "stdout", Full())
+    result = paravirt_mm("figures")
+    told = "paravirt-mm: standard output: cannot be written: No space left on device\n"
+    assert (result.returncode, result.stderr) == (3, told)
 
 
 @pytest.mark.parametrize(("answer", "code"), [(None, 0), (5, 5), ("text", 0)])

@@ -97,6 +97,15 @@ def test_observers_hear_of_everything_until_they_fail(
     assert (words[0], words[-1]) == (heard[0], heard[-1])
 
 
+def test_no_trace_is_written_that_nobody_asked_for(
+    mine: str, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor is it printed, which a child would do on standard error."""
+    done = runner(capfd, monkeypatch)("run", "qemu-512m", "-a", f"{mine}:Good", *NATIVE, "--json")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert json.loads(done.stdout)["outcome"] == "ok"
+
+
 def test_one_scenario_that_has_to_be_stopped_costs_itself(mine: str, paravirt_mm: Run) -> None:
     done = paravirt_mm(
         "compare", "qemu-512m", "qemu-pae-320m", "-a", f"{mine}:Dies", "-a", f"{mine}:Good",
