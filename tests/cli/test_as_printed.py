@@ -144,6 +144,7 @@ WHAT: dict[str, tuple[str, ...]] = {
     "a run that is refused": ("run", "qemu-512m", "-a", HPA, "-b", "faulty:operation=3"),
     "a run that fails": ("run", "qemu-512m", "-a", "./mine.py:Fails", *NATIVE),
     "one of many machines": ("compare", *FOUR, "-a", HPA, "-b", "xen"),
+    "one of many good ends": ("compare", *FOUR, "-a", HPA, *NATIVE),
     "one of many bad ends": ("compare", *FOUR, "-a", HPA, "-b", "faulty:operation=1"),
     "one of crash kernels": (
         "compare", "qemu-512m", "asus-l8400-256m", "-a", HPA, *NATIVE,
