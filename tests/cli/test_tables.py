@@ -115,6 +115,17 @@ def test_a_limited_number_of_bad_ends_is_told_one_line_a_machine(good: Finished)
     assert lines[-1] == "and 3 more ends like these"
 
 
+@pytest.mark.parametrize("more", [0, 1])
+def test_of_a_bad_end_as_much_is_told_as_fits(more: int, good: Finished) -> None:
+    """60 characters of the machine's name, 300 of the verdict."""
+    bad = ended(good, Outcome.PANIC, "y" * (293 + more))
+    (subject,) = _subjects([bad])
+    named = attrs.evolve(subject.machine, name="x" * (60 + more))
+    (line,) = compare._ends([attrs.evolve(subject, machine=named)], Paper(1000))
+    name, verdict = ("x" * 59 + "…", "y" * 292 + "…") if more else ("x" * 60, "y" * 293)
+    assert line == f"{name}: panic: {verdict} (incremental hpa/native)"
+
+
 def test_what_was_assumed_is_counted_where_there_is_no_room_for_it(good: Finished) -> None:
     plain = attrs.evolve(
         good, machine=attrs.evolve(SMALL, provenance=attrs.evolve(SMALL.provenance, assumed=()))
