@@ -19,7 +19,7 @@ from paravirt_mm.offers import brought_machine
 from paravirt_mm.printable import printable
 from paravirt_mm.sources import bundled_machines
 from paravirt_mm.sources.inputs import CarriedPart, Part, divide
-from paravirt_mm.sources.load import NOTHING, Loaded, load
+from paravirt_mm.sources.load import Loaded, load
 from paravirt_mm.sources.machine_file import write_toml
 
 T = TypeVar("T")
@@ -67,7 +67,7 @@ def all_machines(inputs: Iterable[str]) -> Iterator[Machine]:
 
 
 def _guarded_machines(spec: str, boot: int | None) -> Iterator[Loaded]:
-    next_part, answers = 0, 0
+    next_part = 0
     begun: _Begun | None = None
 
     def work(_: int) -> Iterator[_Begun | Loaded]:
@@ -80,7 +80,6 @@ def _guarded_machines(spec: str, boot: int | None) -> Iterator[Loaded]:
         if isinstance(item, _Begun):
             begun, next_part = item, item.number + 1
             continue
-        answers += 1
         if isinstance(item, Stopped):
             source = begun.source if begun else printable(spec)
             yield source, _stopped(item, source)
@@ -89,8 +88,6 @@ def _guarded_machines(spec: str, boot: int | None) -> Iterator[Loaded]:
             begun = None
         else:
             yield item
-    if not answers:
-        yield spec, InputError(NOTHING, printable(spec))
 
 
 def parts(inputs: Iterable[str]) -> Iterator[Part]:

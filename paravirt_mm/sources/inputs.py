@@ -122,7 +122,7 @@ class GeneratedPart:
 def divide(specs: Iterable[str]) -> Iterator[Part]:
     """Yield the parts of files, folders, archives and names of bundled machines, in order.
 
-    What cannot be opened becomes a part as well: reading it gives the error.
+    What cannot be opened or holds nothing becomes a part as well: reading it gives the error.
     """
     for spec in specs:
         path = Path(spec)
@@ -154,7 +154,7 @@ def _parts_of_file(spec: str) -> Iterator[Part]:
             if archives.is_archive(content.head):
                 yield from _members(content.stream, spec, source)
             elif _RECORD_FILE.search(path.name):
-                yield from _records(content.stream, source)
+                yield from _records(content.stream, spec, source)
             elif spec == "-":
                 yield _carried(source, "-", content.stream, "give a file")
             else:
@@ -189,9 +189,12 @@ def _members(stream: BinaryIO, spec: str, source: str) -> Iterator[Part]:
         yield CarriedPart(source, Path(spec).name, b"", NOTHING)
 
 
-def _records(stream: BinaryIO, source: str) -> Iterator[Part]:
-    number = 0
+def _records(stream: BinaryIO, spec: str, source: str) -> Iterator[Part]:
+    number, found = 0, False
     while line := stream.readline(MAX_RECORD_BYTES + 1):
         number += 1
         if line.strip():
+            found = True
             yield CarriedPart(f"{source}:{number}", "record.json", line)
+    if not found:
+        yield CarriedPart(source, Path(spec).name, b"", NOTHING)

@@ -107,7 +107,10 @@ def test_without_any_machine_there_are_those_of_the_package_and_random_ones() ->
 def test_that_some_were_not_tried_is_said(
     paravirt_mm: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    backends = set()
+
     def survey(todo: Any, chosen: Any, *_: object) -> Any:
+        backends.update(pair.backend for pair in todo)
         return (Compared(pair, one, refused="it hangs") for one in chosen for pair in todo)
 
     monkeypatch.setattr(output, "PATIENCE", -1.0)
@@ -119,8 +122,9 @@ def test_that_some_were_not_tried_is_said(
     assert told[-1] == "paravirt-mm: no machine could be compared: it hangs"
     assert told[0].endswith(" more were not tried: none could be compared for a minute")
     monkeypatch.setattr(output, "PATIENCE", 60.0)
-    result = paravirt_mm("diff", one, one, "qemu-512m", "pae-4g")
+    result = paravirt_mm("diff", one, one, "qemu-512m", "pae-4g", "-b", "xen")
     assert result.stderr == "paravirt-mm: no machine could be compared: it hangs\n"
+    assert backends == {"native", "xen"}
 
 
 def test_folders_for_what_is_written_are_made(paravirt_mm: Run, tmp_path: Path) -> None:

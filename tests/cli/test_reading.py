@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -101,10 +102,24 @@ def test_what_is_read_is_what_is_read_without_a_guard(folder: Path) -> None:
     assert reading.machine(names[1]) == load(names[1])
 
 
-def test_a_folder_of_nothing_holds_no_machine(tmp_path: Path) -> None:
-    ((_, outcome),) = reading.machines([str(tmp_path)])
-    assert isinstance(outcome, InputError)
-    assert str(outcome).startswith(f"{tmp_path}: holds no machine")
+@pytest.mark.parametrize("kind", ["folder", "records", "archive"])
+def test_what_is_empty_holds_no_machine(kind: str, tmp_path: Path) -> None:
+    """Whoever reads it; `sweep` has a row that says so."""
+    path = tmp_path / f"{kind}.jsonl"
+    if kind == "folder":
+        path.mkdir()
+    elif kind == "records":
+        path.write_text("\n \n")
+    else:
+        with tarfile.open(path, "w") as archive:
+            archive.add(tmp_path, "empty", recursive=False)
+    for outcomes in (
+        reading.machines([str(path)]),
+        *(part.machines(None) for part in reading.parts([str(path)])),
+    ):
+        ((_, outcome),) = outcomes
+        assert isinstance(outcome, InputError)
+        assert str(outcome).startswith(f"{path}: holds no machine")
 
 
 def test_large_inputs_may_take_longer(tmp_path: Path) -> None:
