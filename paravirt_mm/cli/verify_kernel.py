@@ -83,7 +83,7 @@ def _text(replays: Sequence[Replay], verbose: bool) -> str:
     agree: Counter[tuple[str, str]] = Counter()
     fields: Counter[str] = Counter()
     for replay in replays:
-        key = replay.kernel, replay.spec.partition(",brk_pages")[0]
+        key = replay.kernel, _model(replay)
         total[key] += 1
         agree[key] += replay.agrees
         fields[replay.kernel] = max(fields[replay.kernel], len(replay.fields))
@@ -97,4 +97,9 @@ def _text(replays: Sequence[Replay], verbose: bool) -> str:
 
 def _evidence(replays: Sequence[Replay]) -> Iterable[Evidence]:
     for replay in replays:
-        yield Evidence(replay.spec.partition(",brk_pages")[0], int(replay.agrees), 1)
+        yield Evidence(_model(replay), int(replay.agrees), 1)
+
+
+def _model(replay: Replay) -> str:
+    """Return the spec of the model, without how much brk the machine leaves it."""
+    return replay.spec.partition(",brk_pages")[0]

@@ -52,10 +52,6 @@ def _logs(folder: Path) -> None:
         (folder / "logs" / name).write_text((LOGS / f"{name}.txt").read_text())
 
 
-def _raw(folder: Path) -> None:
-    (folder / "raw").write_bytes(bytes(8192))
-
-
 def _boots(folder: Path) -> None:
     good = RECORDS["6.1.0-56-amd64:tiny"]
     wrong = json.loads(json.dumps(good))
@@ -175,7 +171,9 @@ WHAT: dict[str, tuple[str, ...]] = {
     ),
     "tables of a real kernel": ("inspect", "pae", "--runs"),
     "tables of half a kernel": ("inspect", "cut"),
-    "machines of a plain model": ("verify", "kernel", "machines.jsonl"),
+    "machines of a plain model": (
+        "verify", "kernel", "machines.jsonl", "--judge", "naive", "--record", "new.json",
+    ),
     "all of a plain model": ("verify", "kernel", "machines.jsonl", "-v"),
     "a plain model as data": ("verify", "kernel", "machines.jsonl", "--json"),
     "a processor and an early end": (
@@ -205,10 +203,8 @@ WHAT: dict[str, tuple[str, ...]] = {
     "a dump as data": ("inspect", "core", "--json"),
     "no tables in a dump": ("inspect", "core", "--cr3", "0x5fff"),
     "no tables as data": ("inspect", "core", "--cr3", "0x5000", "--json", "--runs"),
-    "a dump without a root": ("inspect", "raw"),
-    "a dump without a mode": ("inspect", "raw", "--cr3", "0x1000"),
     "a dump in another mode": ("inspect", "cut", "--mode", "i386"),
-    "logs of all kinds": ("verify", "log", "logs", "-v"),
+    "logs of all kinds": ("verify", "log", "logs", "-v", "--record", "new.json"),
     "a log": ("verify", "log", "3.5-inclusive-ends.txt"),
     "two logs": ("verify", "log", "wrong.txt", "3.13-i386-pae.txt"),
     "a log as data": ("verify", "log", "wrong.txt", "--json"),
@@ -235,7 +231,6 @@ FILES: dict[str, Callable[[Path], None]] = {
     ),
     **dict.fromkeys(("tables in a dump", "runs in a dump", "a dump as data"), _image),
     **dict.fromkeys(("no tables in a dump", "no tables as data"), _image),
-    **dict.fromkeys(("a dump without a root", "a dump without a mode"), _raw),
     "a dump in another mode": _dump,
     "logs of all kinds": _logs,
     **dict.fromkeys(("a log", "two logs", "a log as data"), _log),

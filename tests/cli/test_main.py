@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
-from typing import Any, NoReturn
+from typing import Any
 
 import click
 import pytest
@@ -67,14 +67,21 @@ def test_what_is_raised_becomes_an_exit_code(
     assert ("Traceback" in result.stderr) == (code == 70)
 
 
+@pytest.mark.parametrize("last", [1, 2])
 def test_what_cannot_be_written_in_the_end_is_told(
-    paravirt_mm: Run, monkeypatch: pytest.MonkeyPatch
+    last: int, paravirt_mm: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Full(io.StringIO):
-        def flush(self) -> NoReturn:
-            raise OSError(errno.ENOSPC, "No space left on device")
+    """Be the disk full while the command writes, or when it has ended."""
 
-    monkeypatch.setattr(sys, "stdout", Full())
+    class Fills(io.StringIO):
+        flushed = 0
+
+        def flush(self) -> None:
+            self.flushed += 1
+            if self.flushed >= last:
+                raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(sys, "stdout", Fills())
     result = paravirt_mm("figures")
     told = "paravirt-mm: standard output: cannot be written: No space left on device\n"
     assert (result.returncode, result.stderr) == (3, told)

@@ -296,10 +296,15 @@ def test_a_report_says_what_it_is_about_and_what_is_missing(
     result = paravirt_mm("report", "qemu-512m", *one, *fails)
     assert result.returncode == 4  # though another scenario ended well
     assert "raise ValueError('no idea')" in result.stderr
-    result = paravirt_mm("picture", "qemu-512m", *NATIVE, "-o", tmp_path / "x.svg", *fails)
+    (tmp_path / "other").mkdir()
+    too = written_plugin(tmp_path / "other", "pvmm_promise", "raise ValueError('nor I')")
+    both = (*fails, "-a", too)
+    result = paravirt_mm("picture", "qemu-512m", *NATIVE, "-o", tmp_path / "x.svg", *both)
     assert result.returncode == 4
     assert "raise ValueError('no idea')" in result.stderr
-    assert "paravirt-mm: not drawn: error: plugin " in result.stderr
+    *_, told = result.stderr.splitlines()  # the first is enough
+    assert told.startswith("paravirt-mm: not drawn: error: plugin ")
+    assert told.endswith("no idea")
 
 
 @pytest.mark.parametrize(

@@ -11,10 +11,12 @@ import pytest
 from click.testing import CliRunner
 
 from paravirt_mm import Run
-from paravirt_mm.cli.inspect import command
+from paravirt_mm.cli.inspect import _runs, command
 from paravirt_mm.image.dump import open_dump
 from paravirt_mm.image.elf import write_core
 from paravirt_mm.image.inspect import OWN, Inspection, inspect
+from paravirt_mm.image.walker import LeafRun
+from paravirt_mm.machine.paging import X86_64
 from paravirt_mm.measure.figures import TABLE_FIGURES
 
 LINUX = "linux-6.12-qemu-256m.core.xz"
@@ -140,3 +142,14 @@ def test_truncated_dump_says_so(dumps: Path, tmp_path: Path) -> None:
     code, text = run_command(str(path))
     assert code == 1
     assert "truncated" in text
+
+
+def test_a_run_is_told_with_its_size_and_rights() -> None:
+    runs = (
+        LeafRun(0x200000, 0x600000, 0x1000000, 2, True, False, True, False),
+        LeafRun(0x7000, 0x8000, 0x9000, 1, False, True, False, True),
+    )
+    assert _runs(Inspection(X86_64, 0, {}, None, None, runs, (), 0)) == [
+        "0x0000000000200000-0x00000000005fffff -> 0x000001000000  2M rw x  kern",
+        "0x0000000000007000-0x0000000000007fff -> 0x000000009000  4k ro nx user global",
+    ]
