@@ -153,7 +153,8 @@ def _attribute(node: ast.Attribute) -> Iterator[ast.AST]:
 def _call(node: ast.Call) -> Iterator[ast.AST]:
     called = node.func
     if isinstance(called, ast.Name) and called.id in _BOUNDS and len(node.args) == 2:
-        yield from node.args[: 1 if called.id.startswith("align") else 2]
+        some = node.args[: 1 if called.id.startswith("align") else 2]
+        yield from (each for each in some if not isinstance(each, ast.Starred))
     if isinstance(called, ast.Attribute) and called.attr in _LEFT_OUT and not node.args:
         yield called.value
 

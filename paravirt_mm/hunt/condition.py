@@ -383,7 +383,7 @@ def _number(text: str) -> Number:
     shift = _SUFFIX.get(text[-1].lower(), 0)
     digits = text[:-1] if shift else text
     value: Number = float(digits) if "." in digits else int(digits)
-    return value * (1 << shift) if shift else value
+    return value * (1 << shift)
 
 
 class _Parser:
@@ -520,7 +520,7 @@ class _Parser:
             meant = "; a text stands behind an outcome: panic 'ran out'"
         elif token.text in _COMPARISONS:
             meant = "; join two comparisons with 'and'"
-        elif token is not self.tokens[0] and (token.kind != "sign" or token.text == "("):
+        elif token.kind != "sign" or token.text == "(":
             meant = "; between two conditions stands 'and' or 'or'"
         return self._error(
             f"{token.text!r} in column {token.column + 1} is not expected there{meant}"
@@ -539,7 +539,7 @@ def _close(
     other: bool = False,
 ) -> str:
     """Return what was meant, in words. ``other``: it is said of the second allocator."""
-    if name.lower() in FACTS and names is not FACTS:
+    if name.lower() in FACTS:
         return f"; did you mean 'machine.{name.lower()}'?"
     if name == "differs":
         return "; 'differs' stands alone: it compares with the second allocator"

@@ -173,11 +173,6 @@ def _peculiarities(machine: Machine) -> Iterator[Candidate]:
     yield _with(machine, features=attrs.evolve(machine.features, **unusual))
     for name, usual in unusual.items():
         yield _with(machine, features=attrs.evolve(machine.features, **{name: usual}))
-    raw = [(entry.start, entry.end, entry.type) for entry in machine.memory_map]
-    for number, (start, end, kind) in enumerate(raw):
-        if kind not in (E820Type.RAM, E820Type.RESERVED):
-            changed = [*raw[:number], (start, end, E820Type.RESERVED), *raw[number + 1 :]]
-            yield _mapped(machine, changed)
 
 
 def _edges(machine: Machine) -> Iterator[Candidate]:
@@ -193,11 +188,11 @@ def _edges(machine: Machine) -> Iterator[Candidate]:
         # Close (or halve) the gap below, so that everything above slides down.
         for by in {entry.start - floor, (entry.start - floor) // 2}:
             shift = align_down(by, PAGE_SIZE)
-            if shift and entry.start > machine.kernel.span[1]:
+            if entry.start > machine.kernel.span[1]:
                 yield _slid(machine, entry.start, shift)
         for part in (2, 4, 16):
             shift = align_down((entry.end - entry.start) // part, PAGE_SIZE)
-            if shift and entry.end > machine.kernel.span[1]:
+            if entry.end > machine.kernel.span[1]:
                 yield _slid(machine, entry.end, shift)
     for number, span in enumerate(machine.reserved):
         for start, end in _rounder(E820Entry(*span, E820Type.RAM), 0):

@@ -154,6 +154,8 @@ def test_how_far_from_true_a_run_is(made, text, distance):
         ("flips_per_table == 0.75", [Fraction(1, 2)]),
         ("machine.ram == 16M", [Fraction(1, 4)]),
         ("crashkernel_512m_below_4g", [2]),
+        ("waste == 1", [Fraction(1, 1200)]),
+        ("machine.entries == 3", [3]),
         ("waste == 1200", []),  # they are equal
         # What is as it should be stays as it is.
         ("waste > 400 or used == 8", [Fraction(2, 3)]),
@@ -199,6 +201,9 @@ def test_names_of_plugins_and_whether_another_run_is_needed():
         condition = Condition.parse(text)
         assert (condition.needs_other, condition.names) == (needs_other, names)
         assert (condition.text, str(condition)) == (text, text)
+        assert condition.needs_extra == (bool(names) or "differs" in text)
+    for text, extra in (("ok", False), ("error", True), ("panic or other.error", True)):
+        assert Condition.parse(text).needs_extra is extra
 
 
 def test_outcome_with_a_reason(made):
@@ -207,6 +212,8 @@ def test_outcome_with_a_reason(made):
     assert Condition.parse('panic "find space"').holds(run)
     assert not Condition.parse("panic 'ran out'").holds(run)
     assert not Condition.parse("violation").holds(run)
+    for text in ("xCannot", "tablesx"):
+        assert not Condition.parse(f"panic '{text}'").holds(run)
     assert Condition.parse('panic "find space" and panic').distance(run) == 0
     assert Condition.parse("panic 'ran out'").distance(run) == 1
     assert Condition.parse("ok 'find space' or panic").holds(run)
@@ -242,6 +249,8 @@ def test_second_allocator(made):
         "waste > 1 and ok",
         "not (waste > 1 or panic)",
         "1 / overrun > 0",
+        "1 + waste > 0",
+        "waste + 1 > 0",
     ],
 )
 def test_without_a_value_nothing_is_found(made, text):
@@ -249,6 +258,13 @@ def test_without_a_value_nothing_is_found(made, text):
     run = made({"overrun": 0})
     assert not Condition.parse(text).holds(run)
     assert not Condition.parse("not " + f"({text})").holds(run)
+
+
+@pytest.mark.parametrize("text", ["my.word > 1", "my.word", "my.word + 1 > 0"])
+def test_words_are_no_numbers(made, text):
+    run = made({"my.word": "yes"})
+    assert not Condition.parse(text).holds(run)
+    assert not Condition.parse(f"not ({text})").holds(run)
 
 
 def test_what_decides_needs_no_other_value(made):
@@ -267,6 +283,9 @@ def test_what_decides_needs_no_other_value(made):
         ("(waste > 1", "')' is missing"),
         ("waste => 1", "'==' compares"),
         ("waste > 1 && ok", "write 'and'"),
+        ("waste > 1 || ok", "write 'or'"),
+        ("!ok", "write 'not', or '!=' between numbers"),
+        ("waste = 1", "'==' compares"),
         ("waste > 10%", "waste_percent"),
         ("waste > > 1", "not expected"),
         ("waste > 1; import os", "cannot read"),
@@ -302,12 +321,23 @@ def test_what_decides_needs_no_other_value(made):
         ("other.differs", "there is no figure 'differs'"),
         ("waste > 1 > 2", "'>' in column 11"),
         ("1 +", "ends too early"),
+        ("machine.RAM > 1", "there is no 'machine.RAM'; did you mean 'machine.ram'?"),
+        ("waste > " + "$" * 30, f"cannot read {'$' * 20!r};"),
+        ("(ok) and " + "(" * 41 + "ok" + ")" * 41, "nested"),
+        ("not panic and " + "not " * 41 + "ok", "nested"),
+        ("-1 < 0 and " + "-" * 41 + "1 < 0", "nested"),
+        ("ok (panic)", "'(' in column 4 is not expected there; between two conditions stands"),
     ],
 )
 def test_refused(text, says):
     with pytest.raises(SpecError, match=r"condition") as error:
         Condition.parse(text)
     assert says in str(error.value)
+
+
+def test_of_a_sign_that_nobody_expects_nothing_more_is_said():
+    with pytest.raises(SpecError, match=r"'\)' in column 4 is not expected there$"):
+        Condition.parse("ok )")
 
 
 @given(st.text(max_size=60))

@@ -61,6 +61,8 @@ def test_a_find_is_shrunk_and_named_and_keeps_its_end() -> None:
     assert is_sound(found.machine), "as the one that was found"
     assert (len(found.machine.memory_map), found.machine.reserved) == (1, ())
     assert is_sound(find(attrs.evolve(QUARRY, condition="ok")).machine), "whatever would do, too"
+    anything = find(attrs.evolve(QUARRY, condition="machine.ram > 0"))
+    assert is_sound(anything.machine)
     assert found.shrunk_from == 3
     assert found.tries > 3
     assert found.other is None
@@ -70,6 +72,7 @@ def test_a_find_is_shrunk_and_named_and_keeps_its_end() -> None:
     assert not is_sound(tight)
     little = find(attrs.evolve(QUARRY, condition="machine.ram < 20000000"), tight)
     assert not is_sound(little.machine), "what had no room to begin with needs none"
+    assert little.machine.reserved == ()
     untouched = find(seconds=0.0)
     assert (untouched.tries, untouched.machine.memory_map) == (0, MACHINE.memory_map)
     with pytest.raises(ValueError, match="found nothing"):
@@ -161,6 +164,7 @@ def test_a_story_is_its_last_lines() -> None:
     lines = [line for _, line in numbered_lines(run.trace)]
     assert len(lines) > STORY_LINES
     story = Ending.of(run).story
+    assert STORY_LINES == 40
     left = len(lines) - STORY_LINES
     assert story[0] == f"   ... {left} line{'s' * (left > 1)} before ..."
     assert list(story[1:]) == lines[-STORY_LINES:]

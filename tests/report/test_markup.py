@@ -85,6 +85,30 @@ def test_numbers_and_plain_text_stay(text: str) -> None:
     assert no_formula(text) == text
 
 
+SPECIAL = r"""&<>|\`*[]{}!$%#_~^"'"""
+WEB, BACKSLASHED = "&amp;&lt;&gt;", r"""&\<>\|\\\`\*\[\]\{\}!$%#_~^"'"""
+MARKDOWN = WEB + r"""\|\\\`\*\[\]{}!$%#_~^"'"""
+WIKI = WEB + r"""&#124;\`*&#91;&#93;&#123;&#125;&#33;$%#_~^"'"""
+TEX = r"""\&<>|\textbackslash{}`*[]\{\}!\$\%\#\_\textasciitilde{}\textasciicircum{}"'"""
+AS_WRITTEN = {
+    "html": WEB + r"""|\`*[]{}!$%#_~^&quot;&#x27;""",
+    **dict.fromkeys(("latex", "latex_raw", "latex_booktabs", "latex_longtable"), TEX),
+    **dict.fromkeys(("github", "pipe"), MARKDOWN),
+    **dict.fromkeys(("mediawiki", "textile", "moinmoin"), WIKI),
+    **dict.fromkeys(("jira", "youtrack", "asciidoc", "rst"), BACKSLASHED),
+    "orgtbl": SPECIAL.replace("|", r"\vert{}"),
+    "simple": SPECIAL,
+}
+
+
+def test_what_stands_for_each_character() -> None:
+    """In each family of formats; two points begin a comment of reStructuredText, elsewhere not."""
+    assert {style: escaped(SPECIAL, style) for style in AS_WRITTEN} == AS_WRITTEN
+    assert escaped(SPECIAL, "unsafehtml") == AS_WRITTEN["html"]
+    assert [escaped(text, "rst") for text in ("..a", "a..", "")] == [r"\..a", "a..", ""]
+    assert escaped("..a", "simple") == "..a"
+
+
 def test_plain_formats_stay_plain() -> None:
     assert escaped(EVIL, "simple") == EVIL
     assert words("a\nb", "plain") == "a\nb"

@@ -72,21 +72,21 @@ def test_words_for_each_event(linear: Run) -> None:
     called = Cost(hypercalls={"mmu_update": 2})
     (allocated,) = linear.trace.of(TablesAllocated)
     part = allocated.batch.pages[0]
-    six = attrs.evolve(allocated, batch=attrs.evolve(allocated.batch, pages=(part,) * 6))
+    five = attrs.evolve(allocated, batch=attrs.evolve(allocated.batch, pages=(part,) * 5))
     four = attrs.evolve(allocated, batch=attrs.evolve(allocated.batch, pages=(part,) * 4))
     events = (
         StepStarted(3, NewRoot("over\x1b")),
         StepStarted(4, Map(0, 4096, "x\x1b")),
         StepStarted(5, Map(0, 4096)),
         TablesReserved(runs[:4]),
-        SurplusReleased(runs),
+        SurplusReleased(runs[:5]),
         MadeWritable(runs[:1], 0, Cost()),
         EntriesWritten(0, 1, EntryKind.LEAF, 3, 0, Cost(way=Way.DIRECT)),
         EntriesWritten(0, 1, EntryKind.LEAF, 3, 0, called),
         EntriesWritten(0, 2, EntryKind.TABLE, 1, 0, Cost(way=Way.EMULATED)),
         RangeMapped(Leaves(1, 0, 8192), ((0, 4096),)),
         RangeMapped(Leaves(1, 0, 8192), ()),
-        six,
+        five,
         four,
         Panicked("no\x1b room"),
         OperationRejected("pin\x1b", -22),

@@ -94,12 +94,17 @@ def test_merit() -> None:
     neither, nor is a place, a word, or a plugin's own figure.
     """
     more = {name for name in FIGURES if name.startswith(("largest_free_", "crashkernel_"))}
-    assert more
-    assert all(merit(name) is Merit.MORE for name in more)
+    assert len(more) == 10
+    neither = {
+        "used", "brk_used", "brk_size", "lowest_table", "highest_table", "direct_writes",
+        "hypercall_writes", "mapped_4k", "mapped_large", "mapped_huge", "steps",
+        *(f"{what}_l{level}" for what in ("pins", "validations") for level in range(1, 5)),
+    }  # fmt: skip
+    assert {name for name in FIGURES if merit(name) is Merit.MORE} == more
+    assert {name for name in FIGURES if merit(name) is Merit.NEITHER} == neither
     for name in ("tables", "waste", "flips", "hypercalls"):
         assert merit(name) is Merit.LESS
-    for name in ("used", "direct_writes", "steps", "xen.hypercalls", "reserved_at", "mapped_4k"):
-        assert merit(name) is Merit.NEITHER
+    assert merit("xen.hypercalls") is Merit.NEITHER
     rows = [row("a", waste=5), row("b", waste=5), row("c"), row("d", where=TWO, waste=9)]
     assert judged(rows, "waste") == [Merit.NEITHER] * 4
     rows += [row("e", waste=7), row("f", waste=6)]

@@ -24,7 +24,7 @@ def f(a: int = 1, b=2):
         g(a)
     for x in reversed(a.copy()[:b]):
         y += x // 2 if x.start else -x
-    return align_up(a, 4) + b
+    return align_up(a, 4) + b - max(a, *b)
 """
 
 

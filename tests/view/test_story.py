@@ -15,6 +15,7 @@ from paravirt_mm import BootState, E820Type, Machine, Map, MemoryMap, Run, Scena
 from paravirt_mm.engine.answers import Cost
 from paravirt_mm.engine.pages import PageRun
 from paravirt_mm.engine.steps import HandOver, NewRoot
+from paravirt_mm.engine.tables import Leaves
 from paravirt_mm.engine.trace import (
     EntriesWritten,
     EntryKind,
@@ -216,6 +217,13 @@ def test_a_step_is_named_by_what_it_does_where_it_has_no_label() -> None:
         (None, "0: g"), (7, "repeat: h"),
     ]  # fmt: skip
     assert len(named[9][1]) == MAX_TEXT
+
+
+def test_where_nothing_is_promised_no_share_of_it_is_told() -> None:
+    teller = _Teller()
+    teller.tell(RangeMapped(Leaves(1, 0, 8192), ()))
+    assert list(teller.end()) == ["Maps 8K: 8K by L1 entries."]
+    assert teller.mapped == 8192
 
 
 @pytest.mark.parametrize(
