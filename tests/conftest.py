@@ -4,6 +4,7 @@ where it is there.
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import os
 import re
@@ -105,9 +106,26 @@ def _settle() -> None:
     gc.freeze()
 
 
+def _in_large_pages() -> None:
+    """Lay what there is into pages of 2 MiB, where Linux can do that (6.1): the guard forks, and a
+    fork copies an entry for each page of a process that knows ten thousand tests.
+    """
+    page, collapse = 2 << 20, 25  # MADV_COLLAPSE, madvise(2)
+    madvise = ctypes.CDLL(None).madvise
+    madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+    for line in Path("/proc/self/maps").read_text("utf-8").splitlines():
+        span, mode, *_, inode, name = f"{line} ".split(" ", 5)
+        if mode == "rw-p" and inode == "0" and name.strip() in ("", "[heap]"):
+            first, last = (int(end, 16) for end in span.split("-"))
+            begin, end = -(-first // page) * page, last // page * page
+            if begin < end:
+                madvise(begin, end - begin, collapse)
+
+
 def pytest_collection_finish() -> None:
     """Settle with all tests known."""
     _settle()
+    _in_large_pages()
     gc.enable()
 
 
@@ -119,11 +137,20 @@ def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> 
 
 
 @pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Nobody asks a report for the keywords of its test, and three reports a test travel."""
+    report = yield
+    report.keywords = {}
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol() -> Generator[None, object, object]:
     """What a test adds to the registry of all, a class that a file on a command line has, leaves
     with it.
     """
     known = registry.default_registry()
+    _ = known.plugins  # else each branch would load and check them anew
     registry._DEFAULT[:] = [known.branch()]
     try:
         return (yield)

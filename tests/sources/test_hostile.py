@@ -6,6 +6,7 @@ import gzip
 import random
 import time
 import tracemalloc
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -69,8 +70,10 @@ def test_a_map_of_100_000_entries(tmp_path):
             f":{MAX_CHANGES + 2}: more than {MAX_CHANGES} changes",
         ),
         (
-            [ENTRY(i << 16, (i << 16) + 0x7FFF, "usable") for i in range(50_000)]
-            + ["e820: update [mem 0x0-0xfff] usable ==> reserved\n"] * 4000,
+            chain(
+                (ENTRY(i << 16, (i << 16) + 0x7FFF, "usable") for i in range(50_000)),
+                ["e820: update [mem 0x0-0xfff] usable ==> reserved\n"] * 4000,
+            ),
             "4000 changes of a memory map with 50000 entries",
         ),
     ],
