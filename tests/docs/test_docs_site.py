@@ -27,6 +27,7 @@ from paravirt_mm import hookimpl, hookspecs
 from paravirt_mm.cli.main import cli
 from paravirt_mm.sources import bundled, bundled_machines
 from paravirt_mm.sources.machine_file import write_json
+from tests.commands import Result, Run
 
 HERE = Path(__file__).parent
 CHECKOUT = HERE.parents[1]
@@ -123,13 +124,31 @@ def examples(tmp_path: Path) -> Path:
     return site
 
 
+def _in_a_process(environment: dict[str, str]) -> Run:
+    def run(*arguments: str) -> Result:
+        done = subprocess.run(
+            [sys.executable, "-m", "paravirt_mm", *arguments],
+            capture_output=True, text=True, check=False, timeout=300, env=environment,
+        )  # fmt: skip
+        return Result(done.returncode, done.stdout, done.stderr)
+
+    return run
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("page", RUN, ids=_name)
-def test_every_page_can_be_followed(page: Path, folder: Path, examples: Path) -> None:
-    """From top to bottom in one folder: files are saved, commands run, and say what is shown."""
-    environment = dict(os.environ)
-    if "pip install ./examples/" in page.read_text(encoding="utf-8"):
-        environment["PYTHONPATH"] = str(examples)
+def test_every_page_can_be_followed(
+    page: Path, folder: Path, examples: Path, paravirt_mm: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From top to bottom in one folder: files are saved, commands run, and say what is shown.
+
+    A command is a process of its own where it finds plugins that a page writes or installs, and
+    where it starts processes.
+    """
+    monkeypatch.chdir(folder)
+    installs = "pip install ./examples/" in page.read_text(encoding="utf-8")
+    process = _in_a_process(os.environ | ({"PYTHONPATH": str(examples)} if installs else {}))
+    plugins = installs or any((block.file or "").endswith(".py") for block in blocks(page))
     steps: list[tuple[int, Any]] = [(block.line, block) for block in blocks(page) if block.file]
     steps += [(c.line, c) for p, c in OURS if p == page]
     for _, step in sorted(steps, key=lambda item: item[0]):
@@ -140,11 +159,8 @@ def test_every_page_can_be_followed(page: Path, folder: Path, examples: Path) ->
             continue
         if "vmcore" in step.words:
             shutil.copy(folder / "tables.core", folder / "vmcore")
-        result = subprocess.run(
-            [sys.executable, "-m", "paravirt_mm", *(FEWER.get(w, w) for w in step.words[1:])],
-            cwd=folder, capture_output=True, text=True, check=False, timeout=300,
-            env=environment,
-        )  # fmt: skip
+        run = process if plugins or "sweep" in step.words else paravirt_mm
+        result = run(*(FEWER.get(word, word) for word in step.words[1:]))
         where = f"{_name(page)}:{step.line}: {' '.join(step.words)}"
         assert result.returncode in (0, 1), f"{where}\n{result.stdout}{result.stderr}"
         assert shows(step.output, result.stdout), f"{where} says\n{result.stdout}"
