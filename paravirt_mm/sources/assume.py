@@ -32,6 +32,8 @@ LARGEST_KERNEL = 64 * MIB
 ASSUMED_BRK = DEFAULT_KERNEL.brk_end - DEFAULT_KERNEL.brk_start
 """Bytes of brk that early page tables may come from, where nothing says how many."""
 _BRK_KIB = ASSUMED_BRK // KIB
+WHOLE = "the memory map is whole (the log ends with it)"
+"""Entries that a cut log lacks nothing tells of."""
 
 _LOADED_HIGH = (2, 6, 31)
 """First release whose default CONFIG_PHYSICAL_START is 16 MiB."""

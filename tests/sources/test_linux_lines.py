@@ -29,13 +29,17 @@ RAM, RESERVED = E820Type.RAM, E820Type.RESERVED
 MAPPING = "init_memory_mapping: [mem 0x00000000-0x000fffff]"
 
 
+COUNTED = {"last_line", "order", "entries", "changes", "ends_in_map"}
+"""What each line may change, or each entry of a map does."""
+
+
 def said(*lines: str) -> dict[str, Any]:
     """What is known after the last line and was not before it; of lists the new part."""
     before, after = fed(*lines[:-1]), fed(*lines)
     found: dict[str, Any] = {}
     for field in attrs.fields(Printed):
         was, now = getattr(before, field.name), getattr(after, field.name)
-        if was != now and field.name not in ("last_line", "order", "entries", "changes"):
+        if was != now and field.name not in COUNTED:
             found[field.name] = now[len(was) :] if isinstance(now, list) else now
     return found
 
@@ -49,6 +53,7 @@ def mapped(kind: Any, line: str, *fields: object) -> dict[str, Any]:
 
 
 LINUX = "Linux version 6.1.0"
+XEN = "(XEN) Xen version 4.17.0"
 NOT_RAM = ".text .data .bss are not marked as E820_RAM!"
 SPAN = (0x10000000, 0x10010000)
 REMOVE = "e820: remove [mem 0x10000000-0x{}]".format
@@ -241,6 +246,15 @@ CHANGES: list[tuple[Sequence[str], list[MapChange]]] = [
 ]  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("lines", "ends"),
+    [([], False), ([LOW], True), ([LOW, HIGH], True), ([LOW, LOW], True), ([LOW, UPDATE], False),
+     ([LOW, ""], False), ([LOW, XEN], False), ([LAST_PFN], False), ([LAST_PFN, LOW], True)],
+)  # fmt: skip
+def test_whether_a_log_ends_in_its_map(lines: Sequence[str], ends: bool) -> None:
+    assert fed(*lines).ends_in_map is ends
+
+
 @pytest.mark.parametrize(("lines", "changes"), CHANGES)
 def test_changes_of_a_map(lines: Sequence[str], changes: list[MapChange]) -> None:
     *before, last = fed(*lines).maps
@@ -389,7 +403,6 @@ def test_a_change_of_less_than_nothing_is_refused() -> None:
 
 # -- where a boot begins, and whether it is one ----------------------------------------------------
 
-XEN = "(XEN) Xen version 4.17.0"
 XEN_MAP = ("(XEN) EFI RAM map:", "(XEN)  [0000000000000000, 000000000009ffff] (usable)")
 ENDS: list[tuple[Sequence[str], str, bool]] = [
     ([], LINUX, False),

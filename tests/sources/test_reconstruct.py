@@ -45,6 +45,7 @@ def pieces(machine: Machine) -> list[tuple[int, int, E820Type]]:
 
 # -- what is assumed, and told ---------------------------------------------------------------------
 
+WHOLE = "the memory map is whole (the log ends with it)"
 TRIM = "Linux's trimming of the map (first page reserved, 640K-1M not RAM)"
 WIDE = "x86_64 (nothing in the log says 32 bits)"
 KERNEL = "kernel at 0x1000000-0x1e00000, 256 KiB of brk after it"
@@ -57,7 +58,8 @@ MAPPED = "startup code maps up to 0x20000000"
 @pytest.mark.parametrize(
     ("lines", "assumed"),
     [
-        ([LOW, HIGH], [TRIM, WIDE, KERNEL, FIRST_64K, BIOS, "no initrd", MAPPED]),
+        ([LOW, HIGH], [TRIM, WHOLE, WIDE, KERNEL, FIRST_64K, BIOS, "no initrd", MAPPED]),
+        ([LOW, HIGH, ""], [TRIM, WIDE, KERNEL, FIRST_64K, BIOS, "no initrd", MAPPED]),
         (
             [LOW, HIGH, "RAMDISK: [mem 0x1e000000-0x1effffff]"],
             [TRIM, WIDE, KERNEL, FIRST_64K, BIOS, MAPPED],
@@ -68,7 +70,7 @@ MAPPED = "startup code maps up to 0x20000000"
         ),
         (
             ["Linux version 5.13.0", LOW, HIGH],
-            [TRIM, WIDE, KERNEL, FIRST_MIB, BIOS, "no initrd", MAPPED],
+            [TRIM, WHOLE, WIDE, KERNEL, FIRST_MIB, BIOS, "no initrd", MAPPED],
         ),
         (
             ["Linux version gone", LOW, HIGH, RESERVE(0, 0xFFFF)],
@@ -76,7 +78,7 @@ MAPPED = "startup code maps up to 0x20000000"
         ),
         (
             ["Linux version gone", LOW, HIGH],
-            [TRIM, WIDE, KERNEL, FIRST_64K, BIOS, "no initrd", MAPPED],
+            [TRIM, WHOLE, WIDE, KERNEL, FIRST_64K, BIOS, "no initrd", MAPPED],
         ),
         (
             [LOW.replace("9fbff", "9efff"), HIGH, "found SMP MP-table at [ffff8800000f6bb0] f6bb0",

@@ -49,6 +49,16 @@ def test_an_entry_of_a_hosts_map(mark: str, line: str, entry: Any) -> None:
     assert scanned(mark.format(line)).entries == []
 
 
+def test_a_log_that_ends_with_the_hosts_map_is_told_to() -> None:
+    """More of the map may have followed."""
+    lines = (HEADER, "(XEN)  [0000000000100000, 000000001fffffff] (usable)")
+    machines = [
+        host_machine("m", "here", scanned(*some)) for some in (lines, (*lines, "(XEN) EFI"))
+    ]
+    told = ["the log ends with it" in " ".join(m.provenance.assumed) for m in machines]
+    assert told == [True, False]
+
+
 def test_the_last_map_counts_and_ends_with_another_line() -> None:
     """With e820-verbose the map before fix-ups comes first."""
     entry = "(XEN)  [{:016x}, {:016x}] (usable)".format

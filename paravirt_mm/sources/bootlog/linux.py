@@ -174,6 +174,7 @@ class PrintedBoot(Printed):
         if message == self._last and self._is_double(message):
             return
         self._last = message
+        self.ends_in_map = False
         if message.startswith(XEN_MARK):
             self.xen.feed(f"{self.source}:{number}", number, message)
             return
@@ -219,6 +220,7 @@ class PrintedBoot(Printed):
         label = line["label"]
         kind = "firmware" if label in _FIRMWARE else label
         self.on_xen |= label == "Xen"
+        self.ends_in_map = True
         self.entries += 1
         if self.entries > MAX_MAP_ENTRIES:
             raise self._refused(f"more than {MAX_MAP_ENTRIES} memory map entries")

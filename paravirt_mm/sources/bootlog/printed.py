@@ -66,7 +66,7 @@ class Printed:
     is the line where a user's map replaced one that ``last_pfn`` was printed for already.
     ``order`` counts the lines taken, to tell what was printed before what; ``mapping`` is true once
     the direct map is being built, ``progressed`` once anything shows that the kernel went on after
-    printing its map.
+    printing its map; ``ends_in_map`` while the last line is an entry of one.
     """
 
     number: int
@@ -100,6 +100,7 @@ class Printed:
     user_map_from: int = 0
     mapping: bool = False
     progressed: bool = False
+    ends_in_map: bool = False
     changes: int = 0
     entries: int = 0
     order: int = 0

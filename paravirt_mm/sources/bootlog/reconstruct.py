@@ -60,6 +60,8 @@ def reconstruct(printed: Printed, name: str, source: str) -> tuple[Machine, tupl
     assumed = list(printed.assumed)
     memory, kept = _effective_map(printed, assumed)
     memory, made_up = _with_head(printed, memory, assumed)
+    if printed.ends_in_map:
+        assumed.append(assume.WHOLE)
     check_ram(memory, printed.source)
     release = leading_version(printed.release) or None
     mode = _mode(printed, assumed)

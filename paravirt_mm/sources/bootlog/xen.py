@@ -19,7 +19,7 @@ from paravirt_mm.machine.model import Machine, Span
 from paravirt_mm.machine.paging import PAGE_SHIFT, PAGE_SIZE
 from paravirt_mm.machine.ranges import align_up
 from paravirt_mm.printable import printable
-from paravirt_mm.sources.assume import machine_from_map
+from paravirt_mm.sources.assume import WHOLE, machine_from_map
 from paravirt_mm.sources.bootlog.facts import DomainKernel, Fact, Hypervisor, Place
 from paravirt_mm.sources.e820_words import log_type
 
@@ -49,26 +49,26 @@ MAX_MAP_ENTRIES = 1 << 17
 
 @attrs.define
 class HypervisorScan:
-    """Collects what Xen printed, line by line."""
+    """Collects what Xen printed, line by line. ``in_map``: an entry of a map may follow."""
 
     entries: list[tuple[int, int, E820Type]] = attrs.field(factory=list)
     facts: list[Fact] = attrs.field(factory=list)
     version: str | None = None
-    _in_map: bool = False
+    in_map: bool = False
     _section: Literal["physical", "virtual"] | None = None
 
     def feed(self, where: str, number: int, message: str) -> None:
         """Take one line that starts with ``(XEN)``. Raises InputError for a map too long."""
         text = printable(_STAMP.sub("", message))
         rest = " ".join(text.split())
-        if self._in_map:
+        if self.in_map:
             if entry := _MAP_ENTRY.match(rest):
                 self._add(where, entry)
                 return
-            self._in_map = False
+            self.in_map = False
         if _MAP_HEADER.match(rest):
             # With e820-verbose the map before fix-ups comes first; the last one is what Xen uses.
-            self._in_map = True
+            self.in_map = True
             self.entries.clear()
         elif version := _VERSION.match(rest):
             self.version = printable(version[1], 40)
@@ -137,7 +137,7 @@ def host_machine(
     kernel = next((f for f in reversed(scan.facts) if isinstance(f, DomainKernel)), None)
     image = (kernel.start, kernel.end) if kernel else None
     pages = _pages_of_dom0(scan.facts)
-    memory, sentences = host_map, [*assumed]
+    memory, sentences = host_map, [*assumed, *[WHOLE] * scan.in_map]
     if pages and pages << PAGE_SHIFT < host_map.ram_pages().total:
         memory = _with_less_ram(host_map, pages << PAGE_SHIFT)
         sentences.append(f"RAM: the lowest {pages} pages of the host's, as many as dom0 has")
