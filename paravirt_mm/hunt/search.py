@@ -17,8 +17,8 @@ import mmap
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
-from functools import cache
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache, cached_property
 from itertools import chain, islice
 
 import attrs
@@ -278,6 +278,19 @@ def _numbers_of_plugins(run: Run) -> Iterator[str]:
     )
 
 
+@attrs.frozen(slots=False)
+class _Tried:
+    """A machine that was tried, and what changes of it go by."""
+
+    machine: Machine
+    runs: Runs
+
+    @cached_property
+    def marks(self) -> Sequence[int]:
+        """Where something began or ended."""
+        return _marks(self.runs[0])
+
+
 class _Best:
     """The machines of a batch that come nearest to the condition, and do not all do the same.
 
@@ -286,17 +299,17 @@ class _Best:
     """
 
     def __init__(self) -> None:
-        self._kept: dict[tuple[float, Outcome, int], tuple[Machine, Runs]] = {}
+        self._kept: dict[tuple[float, Outcome, int], _Tried] = {}
 
     @property
-    def kept(self) -> list[tuple[Machine, Runs]]:
+    def kept(self) -> list[_Tried]:
         """What is changed further."""
         return list(self._kept.values())
 
     def changed(self, choose: Seeded, condition: Condition) -> Machine:
         """Return one of them, changed."""
-        machine, runs = choose.one_of(self.kept)
-        return changed(choose, machine, _marks(runs[0]), condition.ratios(*runs))
+        one = choose.one_of(self.kept)
+        return changed(choose, one.machine, one.marks, condition.ratios(*one.runs))
 
     @property
     def nearest(self) -> float:
@@ -306,7 +319,7 @@ class _Best:
     def add(self, distance: float, runs: Runs, machine: Machine) -> None:
         """Enter a machine that was tried."""
         ended, events = runs[0].verdict.outcome, len(runs[0].trace)
-        self._kept.setdefault((distance, ended, events), (machine, runs))
+        self._kept.setdefault((distance, ended, events), _Tried(machine, runs))
         distances = sorted(distance for distance, _, _ in self._kept)
         limit = distances[min(KEPT, len(distances)) - 1]
         self._kept = {key: kept for key, kept in self._kept.items() if key[0] <= limit}

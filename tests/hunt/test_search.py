@@ -208,7 +208,7 @@ def best_of(*items: tuple[float, Outcome, int]) -> search._Best:
 
 
 def names(best: search._Best) -> list[str]:
-    return [machine.name for machine, _ in best.kept]
+    return [one.machine.name for one in best.kept]
 
 
 def test_the_nearest_machines_are_kept_and_no_two_that_do_the_same() -> None:
