@@ -122,6 +122,13 @@ def test_what_is_empty_holds_no_machine(kind: str, tmp_path: Path) -> None:
         assert str(outcome).startswith(f"{path}: holds no machine")
 
 
+def test_where_all_are_wanted_the_first_that_cannot_be_read_is_told(tmp_path: Path) -> None:
+    found = reading.all_machines(["qemu-512m", str(tmp_path / "none"), str(tmp_path / "nor this")])
+    assert next(found).name == "qemu-512m"
+    with pytest.raises(InputError, match="none: "):
+        next(found)
+
+
 def test_large_inputs_may_take_longer(tmp_path: Path) -> None:
     large = tmp_path / "large"
     large.touch()
