@@ -26,6 +26,7 @@ from paravirt_mm.verify.linux.qemu import (
 )
 from tests.boot_records import RECORDS
 from tests.commands import Run, written_plugin
+from tests.kept import DATA
 
 OLD = "legacy_linear:kernel=3.6"
 AGREES = CpuReport(12, 5, 0, 3, 2, (), ())
@@ -324,3 +325,18 @@ def test_boots_end_with_whoever_wanted_them(
 def test_neighbouring_series_are_told_together(series: list[str], told: list[str]) -> None:
     """In the order in which they were released, which is none of numbers or letters."""
     assert list(_runs_of_series(series)) == told
+
+
+def test_logs_that_are_none_are_named_and_the_others_go_on(
+    paravirt_mm: Run, tmp_path: Path
+) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "bad").write_text("nothing")
+    log = DATA / "logs" / "2.6.28-modified-map.txt"
+    result = paravirt_mm("verify", "log", tmp_path / "empty", tmp_path / "bad", log)
+    assert result.returncode == 3
+    empty, bad = result.stderr.splitlines()
+    assert empty == f"paravirt-mm: {tmp_path}/empty: there is no file in this folder"
+    assert bad.startswith(f"paravirt-mm: {tmp_path}/bad: ")
+    assert result.stdout.startswith(f"{log}: ")
+    assert result.stdout.count("Linux") + result.stdout.count("release not") == 1
