@@ -55,10 +55,14 @@ _MAPS_BEGIN_BELOW = 64 * KIB
 
 
 def low_memory(memory: MemoryMap, end: int = EBDA_START) -> tuple[MemoryMap, str] | None:
-    """Give a map whose head is lost its conventional memory back; None where it has some."""
+    """Give a map whose head is lost its conventional memory back, if it has none of it; None where
+    nothing is lost.
+    """
     first = min((entry.start for entry in memory), default=0)
-    if first < _MAPS_BEGIN_BELOW or any(memory.ram().below(BIOS_END)):
+    if first < _MAPS_BEGIN_BELOW:
         return None
+    if any(memory.ram().below(BIOS_END)):
+        return memory, f"no memory below {first:#x}, where the map begins"
     end = min(end, first)
     entries = [(PAGE_SIZE, end, E820Type.RAM), *((e.start, e.end, e.type) for e in memory)]
     return (
