@@ -464,6 +464,7 @@ def test_a_kernel_is_entered_as_the_protocol_wants(levels: int) -> None:
     assert (told["cr3"], told["rsi"], told["rip"]) == (0x3000, 0x1000, 16 * MIB)
     assert [told[name] for name in ("cs", "ds", "es", "fs", "gs", "ss")] == [0x10, *[0x18] * 5]
     assert told["eflags"] == 2  # bit 1 is always set
+    assert set(told) <= set(REQUIRED_REGISTERS)
 
 
 def test_a_head_that_ends_where_the_image_begins_has_its_place() -> None:

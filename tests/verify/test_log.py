@@ -602,14 +602,26 @@ def test_what_the_six_best_releases_leave_open_is_tried(
 def test_all_together_may_cost_no_more_than_the_limit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without a release all are candidates; one at least is tried."""
-    text = re.sub(r".*Linux version.*\n", "", UBUNTU_313)
-    facts = len(check(text, tmp_path).lines) - 1
-    for work, also in ((1, 0), (3 * facts, 2)):
-        monkeypatch.setattr("paravirt_mm.verify.log.check.MAX_WORK", work)
-        report = check(text, tmp_path)
-        assert len(report.also) <= also
-        assert report.kernel
+    """Without a release all are candidates; one at least is tried. Each costs as much as the log
+    has lines to compare, or its map entries, whichever are more.
+    """
+    runs: list[Trial] = []
+    monkeypatch.setattr(Trial, "run", lambda trial: runs.append(trial))
+    for left_out in ("Linux version|ACPI", "Linux version|init_memory_mapping| page |BRK"):
+        text = re.sub(rf".*(?:{left_out}).*\n", "", UBUNTU_313)
+        assert check(text, tmp_path).kernel
+        log, facts = runs[0]._log, len(runs[0]._facts)
+        assert log.machine is not None
+        entries = len(log.machine.memory_map)
+        assert entries < facts if "ACPI" in left_out else entries > facts
+        cost = max(entries, facts)
+        for work, tried in ((1, 1), (3 * cost - 1, 2), (3 * cost, 3)):
+            runs.clear()
+            monkeypatch.setattr("paravirt_mm.verify.log.check.MAX_WORK", work)
+            assert check(text, tmp_path).kernel
+            assert len(runs) == tried
+        monkeypatch.setattr("paravirt_mm.verify.log.check.MAX_WORK", 1 << 17)
+        runs.clear()
 
 
 def test_lines_of_other_kinds_in_one_place_are_paired_in_order() -> None:

@@ -187,7 +187,7 @@ def parse_setup_header(image: bytes) -> SetupHeader:
             "off: copy it again"
         )
     (text,) = struct.unpack_from("<H", image, 0x20E)
-    release = image[text + 0x200 : text + 0x200 + 256].split(b"\0", 1)[0] if text else b""
+    release = image[text + 0x200 : text + 0x200 + 256].partition(b"\0")[0] if text else b""
     header_end = 0x202 + image[0x201]
     return SetupHeader(
         raw=image[0x1F1:header_end],

@@ -135,7 +135,7 @@ class KernelMemory:
 
     def text_at(self, virtual: int) -> str:
         """A NUL-terminated string, cut after 512 bytes."""
-        data = self.ram.read(self.physical(virtual), _MAX_TEXT).split(b"\0", 1)[0]
+        data = self.ram.read(self.physical(virtual), _MAX_TEXT).partition(b"\0")[0]
         return data.decode("ascii", "replace")
 
     def memblock(self) -> MemblockState:
