@@ -359,6 +359,8 @@ def test_a_refused_root_leaves_the_old_one(g: TraceGuest) -> None:
     old = g.hypervisor.baseptr
     assert g.hypervisor.new_baseptr(g.mfn(A)) == EINVAL
     assert g.hypervisor.new_user_baseptr(g.mfn(A)) == EINVAL
+    nobodys = 1 << 39  # a frame that is not the guest's, or is none
+    assert g.hypervisor.new_user_baseptr(nobodys) == g.hypervisor.new_baseptr(nobodys) == EINVAL
     assert (g.hypervisor.baseptr, g.hypervisor.user_baseptr) == (old, None)
 
 

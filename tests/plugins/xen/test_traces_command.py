@@ -92,6 +92,7 @@ def test_a_result_begins_with_nothing() -> None:
         "cpu_seconds": 0, "operations_per_second": 0, "operations_per_second_model": 0,
         "differences": [], "errors": [],
     }  # fmt: skip
+    assert recorded.FilesResult(seconds=1.23449).as_dict()["cpu_seconds"] == 1.234
     assert recorded.summary_line(empty) == (
         "model of Xen 4.17: 0 operations in 0 traces: nothing compared"
         " (0 operations a CPU second in the model, 0 with reading)"
