@@ -12,6 +12,7 @@ from typing import BinaryIO
 
 import attrs
 
+from paravirt_mm.counted import counted
 from paravirt_mm.errors import InputError
 from paravirt_mm.machine.e820 import E820Type, MemoryMap
 from paravirt_mm.machine.model import Machine
@@ -26,7 +27,7 @@ MAX_VALUE_BYTES = 256
 PARTS = ("start", "end", "type")
 
 _NUMBER = re.compile(r"\d{1,6}")
-_MEMBER = re.compile(r"(?:.*/)?(\d{1,6})/(start|end|type)", re.DOTALL)
+_MEMBER = re.compile(r"(.*/|)(\d{1,6})/(start|end|type)", re.DOTALL)
 
 
 def is_memmap(path: Path) -> bool:
@@ -61,13 +62,24 @@ class Values:
 
     source: str
     _texts: dict[tuple[int, str], str] = attrs.field(factory=dict, init=False)
+    _folder: str | None = attrs.field(default=None, init=False)
 
     def take(self, file_name: str, file: BinaryIO) -> bool:
-        """Read a file if its name is one of a memmap folder. Raises InputError for too many."""
+        """Read a file if its name is one of a memmap folder. Raises InputError for too many, and
+        for files of two such folders.
+        """
         entry = _MEMBER.fullmatch(file_name)
         if entry is None:
             return False
-        self._texts[int(entry[1]), entry[2]] = file.read(MAX_VALUE_BYTES).decode("ascii", "replace")
+        folder, number, part = entry.groups()
+        text = file.read(MAX_VALUE_BYTES).decode("ascii", "replace")
+        if self._folder is None:
+            self._folder = folder
+        if folder != self._folder:
+            first, other = (printable(name, 80) for name in (self._folder, folder))
+            raise InputError(f"two firmware maps, {first!r} and {other!r}; give one", self.source)
+        if self._texts.setdefault((int(number), part), text) != text:
+            raise InputError("stands there twice", f"{self.source}/{int(number)}/{part}")
         if len(self._texts) > MAX_ENTRIES * len(PARTS):
             raise InputError(f"more than {MAX_ENTRIES} entries", self.source)
         return True
@@ -78,7 +90,8 @@ class Values:
     def machine(self, name: str) -> Machine:
         """Return the machine. Raises InputError that names the file at fault."""
         entries: list[tuple[int, int, E820Type]] = []
-        for index in sorted({number for number, _ in self._texts}):
+        numbers = sorted({number for number, _ in self._texts})
+        for index in numbers:
             start, end = (self._address(index, part) for part in ("start", "end"))
             if start > end:
                 raise InputError(
@@ -92,7 +105,14 @@ class Values:
                 )
             entries.append((start, end + 1, kind))
         memory = MemoryMap.sanitise(entries)
-        return machine_from_map(name, self.source, "from /sys/firmware/memmap", memory)
+        machine = machine_from_map(name, self.source, "from /sys/firmware/memmap", memory)
+        if missing := numbers[-1] + 1 - len(numbers):
+            # Linux counts from 0; an entry of memory that is unplugged leaves its number free.
+            note = f"{counted(missing, 'entry')} of the map missing: memory unplugged since"
+            assumed = (note, *machine.provenance.assumed)
+            about = attrs.evolve(machine.provenance, assumed=assumed)
+            machine = attrs.evolve(machine, provenance=about)
+        return machine
 
     def _address(self, index: int, part: str) -> int:
         text = self._texts.get((index, part), "").strip("\0 \n")

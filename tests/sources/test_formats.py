@@ -7,6 +7,7 @@ import gzip
 import io
 import json
 import lzma
+import shutil
 import sys
 import tarfile
 from pathlib import Path
@@ -161,6 +162,39 @@ def test_memmap_with_nonsense(tmp_path, part, text, message):
     (folder / "2" / part).write_text(text)
     with pytest.raises(InputError, match=message):
         load(folder)
+
+
+@pytest.mark.parametrize(
+    ("missing", "told"), [((), ""), ((3,), "1 entry of"), ((1, 3), "2 entries of")]
+)
+def test_memmap_with_missing_entries(tmp_path, missing, told):
+    """Linux leaves the numbers of unplugged memory free; a copy may lack some as well."""
+    folder = memmap_folder(tmp_path)
+    for number in missing:
+        shutil.rmtree(folder / str(number))
+    said = [note for note in load(folder).provenance.assumed if "missing" in note]
+    assert said == [f"{told} the map missing: memory unplugged since"] * bool(missing)
+
+
+def test_two_memmaps_in_an_archive_are_refused(tmp_path):
+    folder = memmap_folder(tmp_path)
+    archive = tmp_path / "memmap.tar"
+    with tarfile.open(archive, "w") as tar:
+        tar.add(folder, "one/memmap")
+        tar.add(folder, "two/memmap")
+    with pytest.raises(
+        InputError, match="two firmware maps, 'one/memmap/' and 'two/memmap/'; give"
+    ):
+        load(archive)
+    with tarfile.open(archive, "w") as tar:
+        tar.add(folder, "memmap")
+        tar.add(folder, "memmap")  # the same once more
+    assert load(archive).memory_map == load(folder).memory_map
+    (folder / "3" / "end").write_text("0xffffffffff")
+    with tarfile.open(archive, "a") as tar:
+        tar.add(folder, "memmap")
+    with pytest.raises(InputError, match=r"memmap.tar/3/end: stands there twice"):
+        load(archive)
 
 
 def test_memmap_with_a_missing_file(tmp_path):

@@ -151,17 +151,17 @@ def test_headers_as_tar_implementations_write_them(
 
 
 def test_the_first_entry_of_a_firmware_map_that_is_wrong_is_named() -> None:
-    values = firmware_map.Values("here")
-    for number in (10, 2):
-        for part, text in (("start", "0x0"), ("end", "0xf"), ("type", "x" * 50)):
-            values.take(f"{number}/{part}", io.BytesIO(text.encode()))
-    with pytest.raises(InputError) as caught:
-        values.machine("m")
-    assert str(caught.value) == f"here/2/type: unknown memory type '{'x' * 39}…'"
-    values.take("2/start", io.BytesIO(b"y" * 50))
-    with pytest.raises(InputError) as caught:
-        values.machine("m")
-    assert str(caught.value) == f"here/2/start: '{'y' * 39}…' is not an address"
+    for start, told in (
+        ("0x0", f"here/2/type: unknown memory type '{'x' * 39}…'"),
+        ("y" * 50, f"here/2/start: '{'y' * 39}…' is not an address"),
+    ):
+        values = firmware_map.Values("here")
+        for number in (10, 2):
+            for part, text in (("start", start), ("end", "0xf"), ("type", "x" * 50)):
+                values.take(f"{number}/{part}", io.BytesIO(text.encode()))
+        with pytest.raises(InputError) as caught:
+            values.machine("m")
+        assert str(caught.value) == told
 
 
 def test_a_machine_file_is_laid_out_for_people() -> None:

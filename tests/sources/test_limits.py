@@ -187,12 +187,12 @@ def test_as_many_entries_of_a_memmap_as_are_said(monkeypatch: pytest.MonkeyPatch
     for number in range(2):
         for part, text in (("start", f"0x{number:x}00000"), ("end", f"0x{number:x}fffff")):
             assert values.take(f"memmap/{number}/{part}", io.BytesIO(text.encode()))
-        assert values.take(f"{number}/type", io.BytesIO(b"System RAM\n"))
+        assert values.take(f"memmap/{number}/type", io.BytesIO(b"System RAM\n"))
     assert not values.take("2/other", io.BytesIO(b""))
     made = values.machine("two")
     assert (made.memory_map.entries[0].start, made.memory_map.entries[-1].end) == (0, 2 * MIB)
     with pytest.raises(InputError, match="more than 2 entries"):
-        values.take("2/start", io.BytesIO(b"0x0"))
+        values.take("memmap/2/start", io.BytesIO(b"0x0"))
 
 
 @pytest.mark.parametrize(
