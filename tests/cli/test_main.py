@@ -82,7 +82,7 @@ def test_what_cannot_be_written_in_the_end_is_told(
                 raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(sys, "stdout", Fills())
-    result = paravirt_mm("figures")
+    result = paravirt_mm("completion", "zsh")
     told = "paravirt-mm: standard output: cannot be written: No space left on device\n"
     assert (result.returncode, result.stderr) == (3, told)
 
