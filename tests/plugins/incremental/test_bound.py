@@ -132,7 +132,13 @@ MOST = 1 << 34
 FORMULAS = {
     "rounds": (
         {"begin": 0, "paid": 0, "gained": 0, "cost": 1},
-        [{"begin": -1}, {"paid": -1, "gained": -2}, {"gained": -1}, {"cost": -1}, {"cost": 0}],
+        [
+            {"begin": -1},
+            {"paid": -1, "cost": 5},
+            {"gained": -1},
+            {"cost": -1, "paid": 9},
+            {"cost": 0},
+        ],
         [{"begin": 5, "cost": 9}, {"paid": 9, "cost": 0}, {"begin": 2, "gained": 3, "cost": 6}],
     ),
     "enough-3": (
