@@ -444,7 +444,7 @@ def _hole_at(choose: Choices, machine: Machine, place: int) -> Machine:
 
 def _take_at(choose: Choices, machine: Machine, place: int) -> Machine:
     size = choose.one_of((PAGE_SIZE, PAGE_SIZE, PAGE_SIZE + _few(choose), 2 * MIB, 64 * MIB))
-    start = max(0, place - choose.one_of((0, size)))
+    start = place - choose.one_of((0, size))
     return _taking(machine, [(start, start + size)])
 
 
