@@ -121,6 +121,20 @@ def test_a_block_ends_with_the_last_whole_page() -> None:
     assert blocks[0] == (PageRun(0x1F000 - 8, 8),)
 
 
+@pytest.mark.parametrize(("start", "first"), [(0x20000, 0x20), (0x20800, 3)])
+def test_the_highest_part_that_holds_a_block_is_taken(start: int, first: int) -> None:
+    """Of what can be reached; pages that are not whole do not count."""
+    parts = [(0x2800, 0xA000), (start, 0x27800)]
+    boot: Any = SimpleNamespace(
+        tables_needed=lambda step: 2,
+        machine=SimpleNamespace(map_limit=1 << 20),
+        memblock=SimpleNamespace(free_descending=lambda low, high: [(0x1000, high)]),
+        reachable=lambda low, high: iter(parts),
+    )
+    step = Map(0, 1 << 20)
+    assert BlockAllocator().pvmm_reserve_tables(boot, step) == [PageRun(first, 7)]
+
+
 def test_a_platform_that_asks_nothing_maps_all_ram() -> None:
     state = PlainPlatform().pvmm_boot_state(QEMU)
     ram = QEMU.memory_map.ram_pages()
