@@ -169,6 +169,8 @@ def test_what_was_checked_is_told_of_allocators_and_of_backends_that_were() -> N
 
 
 def test_assumptions_are_shown_up_to_a_number() -> None:
+    assert MAX_ASSUMED == 8
+
     def told(count: int) -> str:
         facts = tuple(f"fact {n}\x1b" for n in range(count))
         where = machine(provenance=Provenance("x", assumed=facts))
