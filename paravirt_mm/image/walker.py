@@ -78,10 +78,14 @@ class LeafRun:
     global_: bool
 
 
+NO_ROOT = "no root"
+"""The damage where CR3, which is no entry of any table, refers to no memory."""
+
+
 @attrs.frozen
 class Damage:
     """Something wrong in the tables: what, at which level, for which virtual address, and the
-    entry.
+    entry. Of `NO_ROOT` the level is the root's, and the entry CR3.
     """
 
     kind: str
@@ -91,6 +95,8 @@ class Damage:
     message: str
 
     def __str__(self) -> str:
+        if self.kind == NO_ROOT:
+            return f"CR3 {self.entry:#x}: {self.message}"
         return f"L{self.level} entry {self.entry:#x} for {self.address:#x}: {self.message}"
 
 
@@ -316,9 +322,10 @@ class _Walker:
                 else:
                     entries[position] = np.frombuffer(data, dtype=self.format.dtype)
         missing = np.flatnonzero(~there)
+        is_root = level == self.mode.root_level
         self._find_all(
-            "missing",
-            level + 1,
+            NO_ROOT if is_root else "missing",
+            level if is_root else level + 1,
             tables.virtual[missing],
             tables.address[missing],
             f"the L{level} table that it refers to is not in memory",
