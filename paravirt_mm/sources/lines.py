@@ -38,7 +38,7 @@ _CONTROL_SEQUENCE = re.compile(
 _PREFIX = re.compile(
     r"""
     (?: (?:\w{1,3}(?=>))?[>|`]+\ ?                       # quoted in a mail, in markup
-      | (?:"[^"]{0,64}",){1,8}"                         # the last column of a table
+      | (?:(?:"[^"]{0,64}"|[\w.:+-]{1,40}),){1,8}"      # the last column of a table
       | <\d{1,3}>(?:1\s\S{1,40}\s\S{1,255}\skernel\s\S{1,128}\s\S{1,32}\s(?:-|\[[^]]{0,512}\])\s)?
                                                        # priority, as in /dev/kmsg; RFC 5424
       | \d{1,3},\d{1,20},\d{1,20},[-c][^;]{0,64};      # a record of /dev/kmsg
@@ -72,7 +72,7 @@ _QUOTED_PRINTABLE = re.compile(
 _LONE_RETURN = re.compile(rb"\r(?![\r\n])")
 """A line end of serial consoles and of old computers."""
 _JOURNAL = re.compile(
-    rb'\A[\s\x1e\[]*(?:data:\s*)?\{[\s\S]*?"(?:MESSAGE|message|msg|dmesg|log|line)"\s*:'
+    rb'\A[\s\x1e\[-]*(?:data:\s*)?\{[\s\S]*?"(?:MESSAGE|message|msg|dmesg|log|line)"\s*:'
 )
 _IN_JOURNAL = re.compile(
     r'"(?:(?:__REALTIME_TIMESTAMP|time)"\s*:\s*"?(?P<at>\d{1,20}(?:\.\d{1,9})?)'
@@ -90,7 +90,12 @@ def strip_prefixes(line: str) -> str:
     position = 0
     while match := _PREFIX.match(line, position):
         position = match.end()
-    rest = line[position:]
+    return from_position(line, position)
+
+
+def from_position(line: str, position: int) -> str:
+    """Return a line from there on, without what closes the marks that stand before it."""
+    rest = line[position:].rstrip()
     for mark in '`|"':
         if mark in line[:position]:
             rest = rest.rstrip(mark + " ")

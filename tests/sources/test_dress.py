@@ -129,6 +129,8 @@ def dmesg_json(indent: int | None = None) -> str:
         "".join(f"> `{line}`\n" for line in LINES).encode(),
         "".join(f"| {line} |\n" for line in LINES).encode(),
         "".join(f'"2024-03-03","host","{line}"\n' for line in LINES).encode(),
+        ("time,message\n" + "".join(f'12:00:00,7,"{line}"\n' for line in LINES)).encode(),
+        "".join(f'- {{"lvl": "target", "msg": "{line}"}}\n' for line in LINES).encode(),
     ],
     ids=[
         "crlf", "cr", "cr, lf at the end", "utf-16", "utf-16-le", "utf-16-be", "utf-8 bom",
@@ -139,6 +141,7 @@ def dmesg_json(indent: int | None = None) -> str:
         "mail", "html", "utf-32", "noise first", "base64", "attachment", "docker", "message",
         "br", "span", "nbsp", "colour inside words", "no line ends", "not even blanks",
         "no stamps either", "markdown", "table", "csv",
+        "csv with a head", "yaml",
     ],
 )  # fmt: skip
 def test_encodings(tmp_path: Path, encoded: bytes) -> None:
@@ -331,6 +334,9 @@ XEN = (
         lambda line: line.replace("(XEN)", "(XEN) [2024-03-03 08:15:02]"),
         lambda line: line.replace("(XEN)", "(XEN) [00000012a3b4c5d6]"),
         lambda line: " ".join(line.split()),
+        "> `{}`".format,
+        "| {} |".format,
+        '1700000000.123,"{}"'.format,
     ],
 )
 def test_hypervisors(tmp_path: Path, dress: Callable[[str], str]) -> None:

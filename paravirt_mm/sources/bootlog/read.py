@@ -32,7 +32,12 @@ from paravirt_mm.sources.bootlog.reconstruct import reconstruct
 from paravirt_mm.sources.bootlog.xen import XEN_MARK, host_machine
 from paravirt_mm.sources.content import Content
 from paravirt_mm.sources.e820_words import log_type
-from paravirt_mm.sources.lines import bounded_lines, strip_prefixes, wrapping_of
+from paravirt_mm.sources.lines import (
+    bounded_lines,
+    from_position,
+    strip_prefixes,
+    wrapping_of,
+)
 from paravirt_mm.sources.wrapped import Wrapping
 
 _ADDRESS_OPEN = re.compile(r"(?:\[mem(?:\s+(?:0x[0-9a-fA-F]*(?:-(?:0x[0-9a-fA-F]*)?)?)?)?)$")
@@ -216,7 +221,7 @@ def _message(line: str) -> str:
     """Return what was printed, without prefixes, blanks in a row made one."""
     hypervisor = line.find(XEN_MARK)
     if hypervisor >= 0:
-        return line[hypervisor:].rstrip()
+        return from_position(line, hypervisor)
     return " ".join(strip_prefixes(line.lstrip()).split())
 
 
