@@ -208,6 +208,7 @@ def _blocks(stream: BinaryIO | _Base64, source: str, returns: bool) -> Iterator[
             raise InputError(
                 f"longer than {MAX_LOG_BYTES >> 20} MiB; cut out the boot messages", source
             )
+        block = block.translate(None, b"\0")  # a crash may leave pages of them in a file
         if returns:
             block = block.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
         end = block.rfind(b"\n") + 1

@@ -113,6 +113,7 @@ def dmesg_json(indent: int | None = None) -> str:
         PLAIN.replace(">", "&gt;").replace("(", "&#40;").encode(),
         PLAIN.encode("utf-32"),
         b"\xff\xfe\x00\x80\xa7\n" + PLAIN.encode(),
+        bytes(8192) + PLAIN.encode() + bytes(8192),
         b"Content-Transfer-Encoding: base64\n\n" + base64.encodebytes(PLAIN.encode()),
         b"--b\nContent-Type: text/plain\n\nmy log\n--b\nContent-Transfer-Encoding: base64\n\n"
         + base64.encodebytes(PLAIN.encode())
@@ -138,7 +139,8 @@ def dmesg_json(indent: int | None = None) -> str:
         "journal", "json-seq", "json-sse", "json-pretty", "reversed journal",
         "pieces", "reversed pieces",
         "dmesg -J", "dmesg -J in a line", "bytes", "=3D", "quoted-printable",
-        "mail", "html", "utf-32", "noise first", "base64", "attachment", "docker", "message",
+        "mail", "html", "utf-32", "noise first", "zeros of a crash",
+        "base64", "attachment", "docker", "message",
         "br", "span", "nbsp", "colour inside words", "no line ends", "not even blanks",
         "no stamps either", "markdown", "table", "csv",
         "csv with a head", "yaml",
