@@ -58,22 +58,12 @@ class AscendingAllocator:
         self, boot: Boot, step: Step, demand: TableDemand
     ) -> Sequence[TablePages]:
         """Take free pages from the bottom."""
-        pages: list[TablePages] = []
-        wanted = demand.count
-        for run in _free_pages(boot):
-            pages.append(TablePages(run.head(min(run.count, wanted)), Source.MEMBLOCK))
-            wanted -= pages[-1].run.count
-            if not wanted:
-                return pages
-        raise KernelPanic("no free page can be reached", wanted)
-
-
-def _free_pages(boot: Boot) -> Iterator[PageRun]:
-    for low, high in reversed(list(boot.memblock.free_descending(0, boot.machine.map_limit))):
-        for start, end in boot.reachable(low, high):
-            run = PageRun.of_span(align_up(start, PAGE_SIZE), end)
-            if run.count > 0:
-                yield run
+        spans = reversed(list(boot.free_reachable(0, boot.machine.map_limit)))
+        runs = list(first_pages((PageRun.of_span(*span) for span in spans), demand.count))
+        missing = demand.count - page_count(runs)
+        if missing:
+            raise KernelPanic("no free page can be reached", missing)
+        return [TablePages(run, Source.MEMBLOCK) for run in runs]
 
 
 @attrs.frozen
@@ -102,12 +92,12 @@ class BlockAllocator:
     @hookimpl
     def pvmm_reserve_tables(self, boot: Boot, step: Map) -> Sequence[PageRun]:
         """Set aside what the step needs, and the spare pages."""
-        size = (boot.tables_needed(step) + self.spare) << PAGE_SHIFT
-        for low, high in boot.memblock.free_descending(0, boot.machine.map_limit):
-            for start, end in reversed(list(boot.reachable(low, high))):
-                if align_up(start, PAGE_SIZE) + size <= end:
-                    return [PageRun.of_span(align_down(end, PAGE_SIZE) - size, end)]
-        raise KernelPanic("no block can be reached", size >> PAGE_SHIFT)
+        wanted = boot.tables_needed(step) + self.spare
+        for span in boot.free_reachable(0, boot.machine.map_limit):
+            run = PageRun.of_span(*span)
+            if run.count >= wanted:
+                return [run.tail(run.count - wanted)]
+        raise KernelPanic("no block can be reached", wanted)
 
     @hookimpl
     def pvmm_allocate_tables(self, boot: Boot, demand: TableDemand) -> Sequence[TablePages]:

@@ -128,8 +128,7 @@ def test_the_highest_part_that_holds_a_block_is_taken(start: int, first: int) ->
     boot: Any = SimpleNamespace(
         tables_needed=lambda step: 2,
         machine=SimpleNamespace(map_limit=1 << 20),
-        memblock=SimpleNamespace(free_descending=lambda low, high: [(0x1000, high)]),
-        reachable=lambda low, high: iter(parts),
+        free_reachable=RangeSet(parts).descending,
     )
     step = Map(0, 1 << 20)
     assert BlockAllocator().pvmm_reserve_tables(boot, step) == [PageRun(first, 7)]
