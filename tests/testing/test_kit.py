@@ -31,6 +31,7 @@ from paravirt_mm.testing import (
     BlockAllocator,
     PlainPlatform,
     TypingPlatform,
+    check,
     fixtures,
     registry_with,
 )
@@ -258,6 +259,22 @@ def test_a_suite_is_made_for_a_spec() -> None:
         suite_for("no_such")
     with pytest.raises(pytest.UsageError, match="is an observer"):
         suite_for(f"{__name__}:Watches")
+
+
+def test_the_suite_that_is_asked_for_is_the_one_that_is_collected(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(check, "TestPlugin", None, raising=False)
+    asked: dict[str, str | None] = {"--pvmm-plugin": None}
+    config: Any = SimpleNamespace(getoption=asked.__getitem__)
+    fixtures.pytest_configure(config)
+    assert check.TestPlugin is None
+    asked["--pvmm-plugin"] = "native"
+    fixtures.pytest_configure(config)
+    assert (check.TestPlugin.name, check.TestPlugin.__name__) == ("native", "TestPlugin")
+    asked["--pvmm-plugin"] = "no_such"
+    with pytest.raises(pytest.UsageError, match="no plugin 'no_such'"):
+        fixtures.pytest_configure(config)
 
 
 @attrs.frozen
