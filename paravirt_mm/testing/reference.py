@@ -40,13 +40,13 @@ class AscendingAllocator:
     @hookimpl
     def pvmm_promise(self, boot: Boot) -> Promise:
         """Promise all RAM up to the limit of the direct map."""
-        return Promise(tuple(boot.memblock.memory(0, boot.machine.map_limit)))
+        return Promise(tuple(boot.memblock.memory(end=boot.machine.map_limit)))
 
     @hookimpl
     def pvmm_map_steps(self, boot: Boot) -> Generator[Step, StepResult, None]:
         """One step a part of a region, then CR3."""
         step = self.first_step
-        for start, end in boot.memblock.memory(0, boot.machine.map_limit):
+        for start, end in boot.memblock.memory(end=boot.machine.map_limit):
             while start < end:
                 stop = min(end, align_down(start + step, self.first_step))
                 yield Map(start, stop, label="region")
@@ -81,12 +81,12 @@ class BlockAllocator:
     @hookimpl
     def pvmm_promise(self, boot: Boot) -> Promise:
         """Promise all RAM up to the limit of the direct map."""
-        return Promise(tuple(boot.memblock.memory(0, boot.machine.map_limit)))
+        return Promise(tuple(boot.memblock.memory(end=boot.machine.map_limit)))
 
     @hookimpl
     def pvmm_map_steps(self, boot: Boot) -> Generator[Step, StepResult, None]:
         """One step a region."""
-        for start, end in boot.memblock.memory(0, boot.machine.map_limit):
+        for start, end in boot.memblock.memory(end=boot.machine.map_limit):
             yield Map(start, end, label="region", reserve=True)
 
     @hookimpl

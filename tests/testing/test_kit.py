@@ -160,7 +160,7 @@ def test_an_unsound_boot_state_is_found(what: str) -> None:
 @pytest.mark.parametrize(
     ("answer", "sound"),
     [
-        (Refusal("not here", -22), True),
+        (Refusal("not here", -1), True),
         (Refusal("not here", 0), False),
         (Refusal("", -22), False),
         ("text", False),

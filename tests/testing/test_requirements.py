@@ -291,7 +291,7 @@ def test_the_large_machine_is_a_pc_of_4_tib() -> None:
     """With the two holes of a PC, below 1 MiB and below 4 GiB, and every page size."""
     large = _large_machine()
     ram = [(0x1000, 0x9F000), (MIB, 3 * GIB), (4 * GIB, 4096 * GIB)]
-    assert list(large.memory_map.ram_pages()) == ram
+    assert list(large.memory_map.ram()) == ram
     assert large.features.largest_level(large.mode) == 3
 
 
