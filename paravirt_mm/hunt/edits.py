@@ -182,8 +182,7 @@ def _overlap(choose: Choices, machine: Machine) -> Machine:
 def _more_memory(choose: Choices, machine: Machine) -> Machine:
     top = max(machine.memory_map.entries[-1].end, 4 * GIB)
     start = top + choose.one_of((0, 0, PAGE_SIZE, 2 * MIB, GIB, 256 * GIB))
-    limit = min(1 << machine.mode.physical_bits, MAX_ADDRESS)
-    end = min(start + _size(choose), limit)
+    end = min(start + _size(choose), 1 << machine.mode.physical_bits)
     return _with_map(machine, [*_raw(machine), (start, end, E820Type.RAM)])
 
 
@@ -210,10 +209,9 @@ def _until(machine: Machine, end: int) -> Machine:
             for e in machine.memory_map
         ],
     )
-    taken = RangeSet(machine.reserved)
-    taken.discard(end, max(end, MAX_ADDRESS))
+    taken = tuple(RangeSet(machine.reserved).below(end))
     gone = machine.initrd is not None and machine.initrd[1] > end
-    return attrs.evolve(shorter, reserved=tuple(taken), initrd=None if gone else machine.initrd)
+    return attrs.evolve(shorter, reserved=taken, initrd=None if gone else machine.initrd)
 
 
 def _resized(choose: Choices, machine: Machine, ratio: Fraction) -> Machine:
@@ -223,7 +221,6 @@ def _resized(choose: Choices, machine: Machine, ratio: Fraction) -> Machine:
     these changes come to a number that it should have.
     """
     ram = machine.memory_map.ram_pages()
-    limit = min(1 << machine.mode.physical_bits, MAX_ADDRESS)
     end = int(ram.end * ratio)
     if choose.one_of(_ONE_IN_TWO):
         wanted = int(ram.total * ratio)
@@ -237,7 +234,7 @@ def _resized(choose: Choices, machine: Machine, ratio: Fraction) -> Machine:
                 end = low + wanted
                 break
             wanted -= high - low
-    end = align_down(min(end, limit), PAGE_SIZE)
+    end = align_down(min(end, 1 << machine.mode.physical_bits), PAGE_SIZE)
     if end <= ram.end:
         return _end_at(choose, machine, end)
     return _with_map(machine, [*_raw(machine), (ram.end, end, E820Type.RAM)])
@@ -306,7 +303,7 @@ def _crowd(choose: Choices, machine: Machine) -> Machine:
     taken = RangeSet(machine.reserved)
     for low, high in choose.one_of((pieces, [choose.one_of(pieces)])):
         first = align_up(low, large)
-        for number in range(min(MAX_CROWD, max(0, high - first) // large)):
+        for number in range(min(MAX_CROWD, (high - first) // large)):
             start = first + number * large + choose.one_of((0, PAGE_SIZE, large - PAGE_SIZE))
             taken.add(start, start + PAGE_SIZE)
     taken.discard(*machine.kernel.span)
@@ -330,7 +327,7 @@ def _initrd(choose: Choices, machine: Machine) -> Machine:
         return without
     limit = machine.mode.lowmem_limit or 4 * GIB
     if choose.one_of(_ONE_IN_TWO):
-        limit = max(1, align_down(choose.one_of(_edges(without)), PAGE_SIZE) - _few(choose))
+        limit = align_down(choose.one_of(_edges(without)), PAGE_SIZE) - _few(choose)
     behind = align_up(machine.kernel.span[1], PAGE_SIZE)
     for low, high in machine.memory_map.ram().descending(behind, limit):
         if high - size >= low:
@@ -358,7 +355,7 @@ def _take_beside(choose: Choices, machine: Machine) -> Machine:
     """
     edge = choose.one_of(_edges(machine)) + _few(choose) * choose.one_of(_UP_OR_DOWN)
     size = choose.one_of((PAGE_SIZE, PAGE_SIZE, 1, PAGE_SIZE + 1, 64 * KIB, 2 * MIB))
-    start = max(0, edge - choose.one_of((0, size)))
+    start = edge - choose.one_of((0, size))
     return _taking(machine, [(start, start + size)])
 
 
@@ -368,9 +365,9 @@ def _leave_few(choose: Choices, machine: Machine) -> Machine:
     """
     low, high = choose.one_of(list(machine.memory_map.ram_pages()))
     left = PAGE_SIZE + _few(choose)
-    start = choose.one_of((low, max(low, high - left), align_down((low + high) // 2, PAGE_SIZE)))
+    start = choose.one_of((low, high - left, align_down((low + high) // 2, PAGE_SIZE)))
     end = machine.kernel.span[1] + choose.one_of((0, ROOM_AFTER_KERNEL))
-    return _taking(machine, [(low, start), (min(start + left, high), high)], end)
+    return _taking(machine, [(low, start), (start + left, high)], end)
 
 
 def _taking(machine: Machine, spans: Sequence[Span], kernel_end: int = 0) -> Machine:
@@ -510,7 +507,7 @@ def _take_nearly_all(choose: Choices, machine: Machine) -> Machine:
     for first, last in machine.memory_map.ram_pages().within(low, high):
         left = choose.one_of((0, 0, 1)) * (PAGE_SIZE + _few(choose))
         spans.append(choose.one_of(((first + left, last), (first, last - left))))
-    return _taking(machine, [span for span in spans if span[0] < span[1]], behind)
+    return _taking(machine, spans, behind)
 
 
 def _grow_kernel(choose: Choices, machine: Machine) -> Machine:

@@ -127,6 +127,19 @@ def test_an_edge_is_aligned_outward() -> None:
     }  # fmt: skip
 
 
+def test_an_edge_is_that_of_any_entry() -> None:
+    entries = [(MIB + 5, 32 * MIB + 5, RAM), (GIB + 5, GIB + 7, E820Type.NVS),
+               (16 * GIB + 5, 18 * GIB + 5, RAM)]  # fmt: skip
+    base = machine(*entries)
+    for change in (edits._move_edge, edits._align_edge):
+        alone = set()
+        for after in every(lambda choose, change=change: change(choose, base)):
+            others = [n for n, raw in enumerate(entries) if raw not in edits._raw(after)]
+            if len(others) == 1:
+                alone |= {*others}
+        assert alone == {0, 1, 2}, change.__name__
+
+
 def test_sizes_are_usual_ones_or_so_many_large_pages_and_a_little_off() -> None:
     sizes = set(every(edits._size))
     off = {0, 1, -1, PAGE, -PAGE}
@@ -196,6 +209,11 @@ def test_a_riddle_has_even_holes_behind_the_kernel() -> None:
     assert {count for unit, count in seen if unit < GIB} == {3, 9, 25, 60}
     assert {count for unit, count in seen if unit == GIB} == {3, 7}  # no more in 8 GiB
     assert sizes == {PAGE, 2 * PAGE, 64 * KIB}
+    for n in range(60):
+        for entry in edits._riddle(
+            Seeded(n), machine((0, GIB, RAM), (4 * GIB, 6 * GIB, RAM))
+        ).memory_map:
+            assert entry.type is RAM or entry.start < GIB or entry.start >= 4 * GIB
 
 
 def test_an_overlap_lies_across_an_edge(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -209,8 +227,13 @@ def test_an_overlap_lies_across_an_edge(monkeypatch: pytest.MonkeyPatch) -> None
         for kind in (FILLINGS - {None}) | {RAM}
     }
     low = machine((0, 128 * MIB, RAM))
+    firsts = set()
     for after in every(lambda choose: edits._overlap(choose, low)):
-        assert after.memory_map.entries[0].start == 0
+        first = after.memory_map.entries[0]
+        assert first.start == 0
+        firsts.add((first.end, first.type))
+    across = {(2 * MIB, kind) for kind in FILLINGS - {None}}
+    assert firsts == across | {(126 * MIB, RAM), (128 * MIB, RAM), (130 * MIB, RAM)}
 
 
 def test_more_memory_begins_behind_everything_at_4g_or_higher(
@@ -250,6 +273,20 @@ def test_small_machines_have_little_more_than_their_kernel_needs() -> None:
     room = {ram(m).end - behind for m in every(lambda c: small(c, machine((0, 8 * GIB, RAM))))}
     sizes = {n * MIB for n in (0, 2, 14, 62, 126, 254)}
     assert room == {size + off for size in sizes for off in (0, PAGE, -PAGE)}
+
+
+def test_behind_a_kernel_is_the_next_whole_page() -> None:
+    odd = attrs.evolve(KERNEL, brk_end=END - 5)
+    whole = machine((0, 8 * GIB, RAM), kernel=odd)
+    assert min(ram(m).end for m in every(lambda c: small(c, whole))) == END + 8 * MIB - PAGE
+    assert min(ram(m).end for m in every(lambda c: edits._less_memory(c, whole))) == END
+    tight = machine((16 * MIB, END + PAGE, RAM), kernel=odd)
+    assert {m.initrd for m in every(lambda c: edits._initrd(c, tight))} == {
+        None, (END, END + PAGE),
+    }  # fmt: skip
+    split = machine((0, END + 8 * MIB + 4 * PAGE, RAM), kernel=odd)
+    gaps = {m.reserved for m in every(lambda c: edits._split_up(c, split, Fraction(10)))}
+    assert gaps == {(), ((END + 8 * MIB + 2 * PAGE, END + 8 * MIB + 3 * PAGE),)}
 
 
 def test_what_lies_in_memory_that_is_gone_goes_with_it() -> None:
@@ -330,6 +367,15 @@ def test_memory_is_split_into_so_many_times_as_many_pieces() -> None:
         for m in every(lambda c: edits._split_up(c, one, Fraction(10**9)))
     }
     assert counts == {256 // 2 - 1, edits.MAX_PIECES, 9}, "a page between two of them"
+    two = {tuple(taken(m)) for m in every(lambda c: edits._split_up(c, base, Fraction(3, 2)))}
+    assert ((160 * MIB, 160 * MIB + PAGE),) in two, "a single one, in the middle"
+    for pages, most in ((3, 0), (4, 1), (5, 1), (6, 2)):
+        tight = machine((MIB, MIB + pages * PAGE, RAM))
+        counts = {
+            len(list(taken(m)) or less(tight, m))
+            for m in every(lambda c, t=tight: edits._split_up(c, t, Fraction(10)))
+        }
+        assert counts == {most}, f"a piece of {pages} pages"
 
 
 def test_single_pages_of_memory_lie_in_tables_of_their_own() -> None:
@@ -347,6 +393,9 @@ def test_single_pages_of_memory_lie_in_tables_of_their_own() -> None:
         found.add(apart)
     assert found == spans
     assert all(m is base for m in every(lambda c: edits._scattered(c, base, Fraction(1))))
+    wide = machine((0, 64 * MIB, RAM), mode=MODES["x86_64-la57"])
+    tops = {[*ram(m)][-1] for m in every(lambda c: edits._scattered(c, wide, Fraction(2)))}
+    assert tops == {(0, 64 * MIB), (0, 64 * MIB + PAGE), (GIB, GIB + PAGE)}, "none at 256 TiB"
     narrow = machine((0, 63 * MIB, RAM), mode=MODES["i386"])
     many = {
         len(list(ram(m))) for m in every(lambda c: edits._scattered(c, narrow, Fraction(10**6)))
@@ -396,6 +445,7 @@ def test_a_crowd_leaves_no_large_page_free() -> None:
                 assert high - low in (PAGE, 2 * PAGE)
                 assert low % large in (0, PAGE, large - PAGE) or high % large == PAGE
                 assert not (low < END and high > 16 * MIB)
+                assert ram(base).covers(low, high), "within the piece"
             free = ram(after).difference(taken(after))
             whole = [
                 start
@@ -445,12 +495,23 @@ def test_an_initrd_lies_as_high_as_a_loader_could_put_it() -> None:
         seen.add((3 * GIB - low) // PAGE if high <= 3 * GIB else "high")
     assert seen >= {None, *sizes}
     assert -(-(5 * MIB + 123) // PAGE) in seen, "right below the end of RAM"
+    whole = machine((0, 6 * GIB, RAM))
+    tops = {m.initrd for m in every(lambda c: edits._initrd(c, whole)) if m.initrd}
+    pages = {size: -(-size // PAGE) * PAGE for size in sizes}
+    assert {(4 * GIB - pages[size], 4 * GIB - pages[size] + size) for size in sizes} <= tops
+    assert {high for _, high in tops if GIB < high <= 4 * GIB} == {
+        4 * GIB - pages[size] + size for size in sizes
+    }, "nothing else that ends near there"
     narrow = machine((0, 3 * GIB, RAM), mode=MODES["i386"])
     limit = MODES["i386"].lowmem_limit
     assert limit is not None
     highest = [m.initrd[1] for m in every(lambda c: edits._initrd(c, narrow)) if m.initrd]
     assert sorted(highest)[len(highest) // 2] <= 3 * GIB
     assert limit - PAGE < max(h for h in highest if h <= limit) <= limit
+    amid = attrs.evolve(machine((0, 63 * MIB, RAM)), reserved=((48 * MIB + 100, 49 * MIB),))
+    near = {m.initrd[1] for m in every(lambda choose: edits._initrd(choose, amid)) if m.initrd}
+    assert 48 * MIB - 1 in near
+    assert not any(48 * MIB < end <= 48 * MIB + PAGE for end in near), "no page with half of it"
     full = machine((16 * MIB, END + PAGE, RAM))
     ends = {m.initrd for m in every(lambda choose: edits._initrd(choose, full))}
     assert ends == {None, (END, END + PAGE)}
@@ -514,6 +575,9 @@ def test_all_of_a_piece_is_taken_but_a_few_pages() -> None:
         for m in every(lambda choose: edits._leave_few(choose, base))
     }
     assert behind == {True, False}
+    alone = machine((16 * MIB, 64 * MIB, RAM))
+    firsts = {m.reserved[0][0] for m in every(lambda choose: edits._leave_few(choose, alone))}
+    assert firsts == {END, END + 8 * MIB}, "right behind the kernel, or where a loader needs none"
 
 
 def test_what_is_taken_spares_the_kernel() -> None:
@@ -561,22 +625,34 @@ def test_as_much_of_the_top_is_taken_as_so_many_tables_map(
     assert {0, 1, 63, 512 - 63, 511} <= free_ends
 
 
-def test_nearly_all_is_taken_but_a_few_pages_of_some_pieces() -> None:
+def test_nearly_all_is_taken_but_a_few_pages_of_some_pieces(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     base = machine((0, 0x9F000, RAM), (MIB, 128 * MIB, RAM))
     behind = END + MIB
-    sides, left = set(), set()
+    sides, left, ends = set(), set(), set()
     for n in range(300):
         after = edits._take_nearly_all(Seeded(n), base)
         free = ram(after).difference(taken(after))
         assert free.covers(16 * MIB, behind)
+        assert all(edge % PAGE == 0 for span in after.reserved for edge in span), "whole pages"
         below, above = taken(after).overlaps(0, 16 * MIB), taken(after).overlaps(behind, GIB)
         sides.add((below, above))
         for low, high in free:
             if low > behind or high < 16 * MIB:
                 left.add((high - low) // PAGE)
                 assert low in (0, MIB, 16 * MIB) or high in (0x9F000, 128 * MIB, 16 * MIB)
+                ends.add((low in (0, MIB), high in (0x9F000, 128 * MIB)))
     assert sides == {(True, False), (False, True), (True, True)}
     assert {1, 2, 3, 4} <= left
+    assert ends >= {(True, False), (False, True)}, "the first few of a piece, or its last"
+    monkeypatch.setattr(edits, "_few", lambda _: PAGE)
+    close = machine((16 * MIB, 64 * MIB, RAM), (64 * MIB + PAGE, 65 * MIB, RAM))
+    sizes = {
+        sum(high - low for low, high in ram(after).difference(taken(after)).within(64 * MIB, GIB))
+        for after in (edits._take_nearly_all(Seeded(n), close) for n in range(60))
+    }
+    assert sizes == {0, 2 * PAGE, MIB - PAGE}, "none of the next piece"
 
 
 # -- marks and borders ---------------------------------------------------------------------------

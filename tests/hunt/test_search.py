@@ -14,7 +14,8 @@ import attrs
 import pytest
 
 from paravirt_mm import MODES, E820Type, Machine, MemoryMap, Outcome, Run, Scenario, bundled
-from paravirt_mm.engine.trace import RangeSplit, TablesAllocated
+from paravirt_mm.engine.trace import RangeSplit, TablesAllocated, Trace
+from paravirt_mm.errors import SpecError
 from paravirt_mm.guard import Stopped
 from paravirt_mm.hunt import search
 from paravirt_mm.hunt.search import BATCH, KEPT, BatchResult, HuntResult, Quarry, hunt, run_batch
@@ -192,6 +193,60 @@ def test_only_sound_machines_are_tried_in_another_mode() -> None:
     assert all(search.is_sound(machine, MIB) for machine in Watching.seen)
 
 
+class Drawn:
+    """Fresh machines in place of chance: so many equal ones, then as many of another, and so on."""
+
+    def __init__(self, equal: int) -> None:
+        self.equal, self.count = equal, 0
+
+    def __call__(self, choose: Seeded, quarry: Quarry, name: str) -> Machine:
+        self.count += 1
+        return attrs.evolve(SMALL, max_pfn_hint=1000 + (self.count - 1) // self.equal)
+
+
+@pytest.mark.parametrize(
+    ("equal", "made", "count"),
+    [
+        (1, BATCH, BATCH),
+        (20, BATCH, 1 + 20 * (BATCH - 1)),
+        (21, BATCH // 2, 21 * BATCH // 2),  # each other place stays empty
+        (10**9, 1, 1 + 20 * (BATCH - 1)),
+    ],
+)
+def test_another_machine_is_drawn_twenty_times_in_place_of_one_that_was_tried(
+    monkeypatch: pytest.MonkeyPatch, equal: int, made: int, count: int
+) -> None:
+    """Then its place in the batch stays empty; while nothing is kept all of it is fresh."""
+    draw = Drawn(equal)
+    monkeypatch.setattr(search, "_fresh", draw)
+    machines = list(search._made(attrs.evolve(HPA, machines=(TOP,)), 0, 0, search._Best()))
+    assert len(machines) == len({*machines})
+    assert (len(machines), draw.count) == (made, count)
+
+
+def test_the_second_half_of_a_batch_changes_what_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    draw = Drawn(1)
+    monkeypatch.setattr(search, "_fresh", draw)
+    machines = list(search._made(HPA, 0, 0, best_of((0.5, Outcome.OK, 3))))
+    assert [m.name for m in machines[: BATCH // 2]] == ["small"] * (BATCH // 2)
+    assert {m.name for m in machines[BATCH // 2 :]} == {"0"}
+    assert draw.count == BATCH // 2
+
+
+def test_a_kernel_of_another_mode_is_tried_where_it_could_start() -> None:
+    """No 32-bit kernel lies beyond the 896 MiB that it maps."""
+    high = attrs.evolve(
+        SMALL,
+        memory_map=MemoryMap.sanitise([(MIB, 4096 * MIB, E820Type.RAM)]),
+        kernel=SMALL.kernel.at(1024 * MIB),
+    )
+    quarry = attrs.evolve(HPA, machines=(high,), modes=("i386", "i386-pae"))
+    machines = list(search._made(quarry, 0, 0, search._Best()))
+    assert machines
+    assert {m.mode.name for m in machines} == {"i386", "i386-pae"}
+    assert all(m.kernel.span[1] + MIB <= 896 * MIB for m in machines)
+
+
 # -- what is kept --------------------------------------------------------------------------------
 
 
@@ -244,6 +299,15 @@ def test_marks_are_where_a_run_begins_or_ends_something() -> None:
     assert search._marks(attrs.evolve(refused.run(), trace=type(run.trace)())) == []
 
 
+def test_marks_are_looked_for_in_the_first_300_events() -> None:
+    """All of a run of ten thousand would be as good as none, and take as long as the run."""
+    first = RUN.trace.start
+    splits = [RangeSplit(start * MIB, (start + 1) * MIB, ()) for start in range(1001, 1303)]
+    marks = search._marks(attrs.evolve(RUN, trace=Trace([first, *splits])))
+    assert marks[-1] == splits[298].end
+    assert splits[0].start in marks
+
+
 def test_fresh_machines_are_generated_or_real_ones_large_and_small() -> None:
     quarry = attrs.evolve(HPA, machines=(TOP,))
     made = [search._fresh(Seeded(n), quarry, f"f{n}") for n in range(300)]
@@ -271,6 +335,32 @@ def test_sides_are_the_two_runs_that_are_compared() -> None:
     assert one.counts(SMALL)
     assert attrs.evolve(one, modes=("x86_64",)).counts(SMALL)
     assert not attrs.evolve(one, modes=("i386",)).counts(SMALL)
+
+
+@pytest.mark.parametrize(
+    ("other", "plugins"),
+    [(None, "incremental, xen"), ("legacy_linear", "incremental, legacy_linear, xen")],
+)
+def test_a_condition_has_figures_of_the_plugins_of_the_hunt(
+    other: str | None, plugins: str
+) -> None:
+    """The message names the first in the alphabet, whatever order a set has."""
+    wrong = " or ".join(f"{name}.x > 1" for name in "hgfedcba")
+    quarry = Quarry("incremental", "xen", f"xen.model > 1 or {wrong}", other=other)
+    with pytest.raises(SpecError, match=rf"no figure 'a\.x': the plugins .* are {plugins}$"):
+        quarry.check()
+    attrs.evolve(quarry, condition="xen.model > 1 or incremental.x > 1").check()
+
+
+def test_a_condition_on_a_second_allocator_wants_one() -> None:
+    alone = Quarry("incremental", "xen", "differs")
+    with pytest.raises(SpecError, match="'differs' speaks of a second allocator: add --against"):
+        alone.check()
+    attrs.evolve(alone, other="legacy_linear").check()
+    attrs.evolve(alone, other_backend="native").check()
+    for wrong in ({"allocator": "nobody"}, {"backend": "nobody"}, {"other": "nobody"}):
+        with pytest.raises(SpecError, match="nobody"):
+            attrs.evolve(alone, **wrong).check()
 
 
 def test_a_reason_is_an_outcome_and_words_without_numbers() -> None:
