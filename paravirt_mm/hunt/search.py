@@ -17,7 +17,7 @@ import mmap
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from functools import cache, cached_property
 from itertools import chain, islice
 
@@ -195,25 +195,20 @@ def _batch(
     """
     suspects = quarry.suspects()
     if not suspects:
-        yield from _tried(quarry, seed, number, stopped, most)
+        yield (yield from _tried(quarry, seed, number, stopped, most))
         return
-    result = None
     with unchanged(dice=False) as touched:
-        for item in _tried(quarry, seed, number, stopped, most):
-            if isinstance(item, BatchResult):
-                result = item
-            else:
-                yield item
-    if result is not None and touched:
+        result = yield from _tried(quarry, seed, number, stopped, most)
+    if touched:
         error = f"error: {replaced(suspects, touched)}"
         result = BatchResult(number, result.tries, None, 1.0, result.tries, error)
-    if result is not None:
-        yield result
+    yield result
 
 
 def _tried(
     quarry: Quarry, seed: int, number: int, stopped: Mapping[int, str], most: int | None
-) -> Iterator[int | BatchResult]:
+) -> Generator[int, None, BatchResult]:
+    """Yield the number of each try before it is made; return the result."""
     condition = _parsed(quarry.condition)
     # What a plugin of others does wrong when it is asked for figures, nobody else would find out.
     extra = condition.needs_extra or bool(quarry.suspects())
@@ -236,10 +231,9 @@ def _tried(
         if started and condition.names:
             figures.update(*(_numbers_of_plugins(run) for run in runs if run))
         if condition.holds(*runs):
-            yield BatchResult(number, tries, machine, 0.0, errors, error)
-            return
+            return BatchResult(number, tries, machine, 0.0, errors, error)
         best.add(condition.distance(*runs), runs, machine)
-    yield BatchResult(number, tries, None, best.nearest, errors, error, frozenset(figures))
+    return BatchResult(number, tries, None, best.nearest, errors, error, frozenset(figures))
 
 
 def _size(number: int) -> int:
@@ -376,7 +370,7 @@ def hunt(
     quarry: Quarry,
     *,
     seed: int = 0,
-    seconds: float = 60.0,
+    seconds: float,
     jobs: int = 1,
     max_tries: int | None = None,
     limits: Limits = TRYING,

@@ -8,12 +8,23 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any, ClassVar
 
 import attrs
 import pytest
 
-from paravirt_mm import MODES, E820Type, Machine, MemoryMap, Outcome, Run, Scenario, bundled
+from paravirt_mm import (
+    MODES,
+    E820Type,
+    KernelImage,
+    Machine,
+    MemoryMap,
+    Outcome,
+    Run,
+    Scenario,
+    bundled,
+)
 from paravirt_mm.engine.trace import RangeSplit, TablesAllocated, Trace
 from paravirt_mm.errors import SpecError
 from paravirt_mm.guard import Stopped
@@ -54,7 +65,7 @@ def _fresh_notes() -> None:
 
 def done(quarry: Quarry, number: int, seed: int = 0, most: int = BATCH,
          stopped: Mapping[int, str] | None = None) -> BatchResult:  # fmt: skip
-    *_, result = search._tried(quarry, seed, number, stopped or {}, most)
+    *_, result = search._batch(quarry, seed, number, stopped or {}, most)
     assert isinstance(result, BatchResult)
     return result
 
@@ -124,6 +135,51 @@ def test_a_plugin_of_others_is_asked_for_figures_always(tmp_path: Any) -> None:
     path.write_text("from paravirt_mm_xen import Xen\nclass Copy(Xen): pass\n", encoding="utf-8")
     done(Watching("incremental", f"{path}:Copy", "panic", machines=(SMALL,)), search._START)
     assert Watching.extra == [True]
+
+
+STRANGER = """
+from paravirt_mm import hookimpl
+from paravirt_mm.hunt import search
+from paravirt_mm_xen import Xen
+class Patches(Xen):
+    @hookimpl
+    def pvmm_features(self, machine):
+        search.KEPT += 1
+        return Xen.pvmm_features(self, machine)
+class Good(Xen): pass
+"""
+
+
+def test_a_batch_in_which_a_plugin_replaces_something_is_worth_nothing(tmp_path: Path) -> None:
+    """All of its tries are errors, whatever they found; what was replaced is put back."""
+    path = tmp_path / "stranger.py"
+    path.write_text(STRANGER, encoding="utf-8")
+    good = Quarry("incremental", f"{path}:Good", "tables > 9999", machines=(SMALL, TOP))
+    (found,) = good.suspects()
+    assert "Good" in found
+    assert Quarry("incremental", "xen", "ok").suspects() == ()
+    said = run_batch(good, 0, search._START)
+    assert (said.tries, said.found, said.errors, said.error) == (2, None, 0, "")
+    assert said.nearest < 1
+    assert [*search._batch(good, 0, search._START, {})] == [1, 2, said]
+    bad = attrs.evolve(good, backend=f"{path}:Patches")
+    for condition, tries in (("tables > 9999", 2), ("tables > 0", 1)):
+        said = run_batch(attrs.evolve(bad, condition=condition), 0, search._START)
+        assert (said.number, said.tries, said.found, said.errors) == (-1, tries, None, tries)
+        assert said.nearest == 1
+        assert "Patches" in said.error
+        assert "replaces paravirt_mm.hunt.search.KEPT while it runs" in said.error
+    assert bad.judge(SMALL)[1][0] == "error"
+    assert attrs.evolve(bad, condition="error").holds(SMALL)
+    assert not attrs.evolve(good, condition="error").holds(SMALL)
+    assert search.KEPT == KEPT
+
+
+def test_plugins_of_the_package_are_not_watched(monkeypatch: pytest.MonkeyPatch) -> None:
+    """That takes as long as a few tries, and nobody needs it."""
+    monkeypatch.delattr(search, "unchanged")
+    quarry = attrs.evolve(HPA, machines=(SMALL,))
+    assert run_batch(quarry, 0, search._START).tries == 1
 
 
 def test_a_seed_and_a_number_decide_what_is_tried() -> None:
@@ -272,11 +328,11 @@ def test_the_nearest_machines_are_kept_and_no_two_that_do_the_same() -> None:
     best = best_of((0.5, ok, 3), (0.5, ok, 3), (0.5, panic, 3), (0.5, ok, 4), (0.6, ok, 3))
     assert names(best) == ["0", "2", "3", "4"]
     assert best.nearest == 0.5
-    ascending = [(n / 10, ok, 3) for n in range(KEPT + 2)]
-    assert names(best_of(*ascending)) == [str(n) for n in range(KEPT)]
+    ascending = [(n / 10, ok, 3) for n in range(8)]
+    assert names(best_of(*ascending)) == [str(n) for n in range(6)]
     assert best_of(*ascending).nearest == 0
     falling = best_of(*reversed(ascending))
-    assert names(falling) == [str(n) for n in range(2, KEPT + 2)]
+    assert names(falling) == [str(n) for n in range(2, 8)]
     level = best_of(*((0.5, ok, n) for n in range(KEPT + 3)))
     assert len(level.kept) == KEPT + 3, "where there is no slope any of them may be changed"
 
@@ -295,6 +351,10 @@ def test_marks_are_where_a_run_begins_or_ends_something() -> None:
             expected |= {edge for part in event.batch.pages for edge in part.run.span}
     assert {*marks} == expected
     assert len(expected) > 6
+    apart = KernelImage(16 * MIB, 18 * MIB, 19 * MIB, 20 * MIB, 21 * MIB)
+    run = Scenario.of(attrs.evolve(SMALL, kernel=apart), "incremental", "native").run()
+    begun = attrs.evolve(run, trace=Trace([run.trace.start]))
+    assert {n * MIB for n in (16, 19, 21)} <= {*search._marks(begun)}, "brk, and what is loaded"
     refused = Scenario.of(bundled("asus-l8400-256m"), "incremental", "xen")
     assert search._marks(attrs.evolve(refused.run(), trace=type(run.trace)())) == []
 
@@ -323,6 +383,33 @@ def test_fresh_machines_are_generated_or_real_ones_large_and_small() -> None:
     assert any(m.memory_map.ram().end < 300 * MIB for m in generated)
 
 
+def test_a_fresh_machine_is_changed_unless_it_is_a_generated_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A generated one may be tried as it is; real ones have been tried already."""
+    names = {"any_machine": SMALL, "small": None, "changed": None}
+    done: list[str] = []
+    quarry = attrs.evolve(HPA, machines=(TOP,), modes=("i386", "i386-pae"))
+    for name, gives in names.items():
+
+        def note(*given: Any, name: str = name, gives: Machine | None = gives) -> Machine:
+            done.append(name)
+            if gives:
+                assert given[1].name in ("i386", "i386-pae"), "of a mode that counts"
+            return gives or given[1]
+
+        monkeypatch.setattr(search, name, note)
+    seen = set()
+    for n in range(100):
+        search._fresh(Seeded(n), quarry, "f")
+        seen.add(tuple(done))
+        done.clear()
+    small = ("small", "changed")
+    assert seen == {
+        ("any_machine",), ("any_machine", "changed"), ("any_machine", *small), ("changed",), small,
+    }  # fmt: skip
+
+
 # -- a hunt --------------------------------------------------------------------------------------
 
 
@@ -339,14 +426,15 @@ def test_sides_are_the_two_runs_that_are_compared() -> None:
 
 @pytest.mark.parametrize(
     ("other", "plugins"),
-    [(None, "incremental, xen"), ("legacy_linear", "incremental, legacy_linear, xen")],
+    [(None, "incremental, xen"), ("legacy_linear", "incremental, legacy_linear, native, xen")],
 )
 def test_a_condition_has_figures_of_the_plugins_of_the_hunt(
     other: str | None, plugins: str
 ) -> None:
     """The message names the first in the alphabet, whatever order a set has."""
     wrong = " or ".join(f"{name}.x > 1" for name in "hgfedcba")
-    quarry = Quarry("incremental", "xen", f"xen.model > 1 or {wrong}", other=other)
+    quarry = Quarry("incremental", "xen", f"xen.model > 1 or {wrong}", other=other,
+                    other_backend=other and "native")  # fmt: skip
     with pytest.raises(SpecError, match=rf"no figure 'a\.x': the plugins .* are {plugins}$"):
         quarry.check()
     attrs.evolve(quarry, condition="xen.model > 1 or incremental.x > 1").check()
@@ -361,6 +449,22 @@ def test_a_condition_on_a_second_allocator_wants_one() -> None:
     for wrong in ({"allocator": "nobody"}, {"backend": "nobody"}, {"other": "nobody"}):
         with pytest.raises(SpecError, match="nobody"):
             attrs.evolve(alone, **wrong).check()
+
+
+def test_each_side_is_run() -> None:
+    """And neither where one had to be stopped."""
+    both = attrs.evolve(HPA, other="legacy_linear", other_backend="xen")
+    for one, two in (both.runs(SMALL), both.stopped(SMALL, "it slept")):
+        assert two is not None
+        assert (one.machine, two.machine) == (SMALL, SMALL)
+        told = [(str(run.allocator), str(run.backend)) for run in (one, two)]
+        assert [a.partition(":")[0] for a, _ in told] == ["incremental", "legacy_linear"]
+        assert [b for _, b in told] == ["native", "xen"]
+    assert all(run and run.verdict.outcome is Outcome.ERROR for run in both.stopped(SMALL, "x"))
+    for runs in (HPA.runs(SMALL), HPA.stopped(SMALL, "it slept")):
+        assert runs[1] is None
+    alone = attrs.evolve(both, condition="differs")
+    assert alone.judge(SMALL)[0] is alone.holds(SMALL) is True
 
 
 def test_a_reason_is_an_outcome_and_words_without_numbers() -> None:
@@ -435,6 +539,8 @@ def test_a_way_notes_every_try_and_says_now_and_then_that_it_lives(
     assert batches == [1, 20]
     assert 4 <= len(tries) <= 10, "not each of them"
     assert (way.tries, way._heard) == (0, 21)
+    only = search._Way(quarry, 0, search._START, 1, 1).work(0)
+    assert [item.number for item in only if isinstance(item, BatchResult)] == [-1]
 
 
 def told_by(monkeypatch: pytest.MonkeyPatch, *items: Any) -> list[float]:
@@ -488,6 +594,8 @@ def test_batches_are_counted_in_their_order(monkeypatch: pytest.MonkeyPatch) -> 
     assert quiet.nearest == 1.0
     two = result((0, hit), (1, attrs.evolve(hit, number=2, found=SMALL)))
     assert two.machine == TOP, "the earlier batch counts"
+    late = result((0, nothing[2]), (1, attrs.evolve(hit, number=2)))
+    assert (late.machine, late.nearest) == (TOP, 0.0), "whatever is missing before it"
 
 
 def test_the_time_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -502,9 +610,11 @@ def test_as_many_processes_as_there_are_processors_at_most(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     widths: list[list[int]] = []
+    seeds: set[int] = set()
 
     def together(ways: Any, limits: Any, until: float) -> Iterator[Any]:
         widths.append([way.__self__._number for way in ways])
+        seeds.update(way.__self__._seed for way in ways)
         assert {way.__self__.by for way in ways} == {len(ways)}
         yield from ()
 
@@ -513,6 +623,11 @@ def test_as_many_processes_as_there_are_processors_at_most(
         monkeypatch.setattr(os, "cpu_count", lambda cpus=cpus: cpus)
         hunt(attrs.evolve(HPA, machines=(SMALL,)), jobs=jobs, seconds=1)
     assert widths == [[-1, 0, 1], [-1, 0], [-1], [-1]]
+    hunt(HPA, seconds=1)
+    assert widths[-1] == [-1], "one, where no more are asked for"
+    assert seeds == {0}
+    hunt(HPA, seconds=1, seed=5)
+    assert seeds == {0, 5}
 
 
 def test_a_batch_can_be_run_alone() -> None:
