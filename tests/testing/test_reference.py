@@ -174,11 +174,16 @@ def test_boot_tables_may_lie_at_the_beginning_of_memory(pages: int) -> None:
     assert getattr(state, "boot_tables", None) == (((0, 4 << 12),) if pages == 4 else None)
 
 
-def test_a_kernel_that_begins_within_a_page_is_mapped_whole() -> None:
+def test_a_kernel_that_begins_or_ends_within_a_page_is_mapped_whole() -> None:
     odd = attrs.evolve(QEMU, kernel=attrs.evolve(QEMU.kernel, start=0x1000800))
     state = TypingPlatform(0).pvmm_boot_state(odd)
     assert isinstance(state, BootState)
     assert RangeSet(state.mapped).first == 0x1000000
+    brk_end = QEMU.kernel.brk_end
+    odd = attrs.evolve(QEMU, kernel=attrs.evolve(QEMU.kernel, brk_end=brk_end - 0x800))
+    state = TypingPlatform(0).pvmm_boot_state(odd)
+    assert isinstance(state, BootState)
+    assert RangeSet(state.mapped).end == brk_end
 
 
 @pytest.mark.parametrize(("allocator", "idle"), [("ascending", 0), ("block", 10)])
