@@ -273,8 +273,14 @@ CHECKS: dict[str, tuple[Check, list[Any], list[tuple[Any, str]]]] = {
         lambda value: contract.readonly(value, 2 * PAGE_SIZE, 5 * PAGE_SIZE),
         [None, [], [(2 * PAGE_SIZE, 3 * PAGE_SIZE), (3 * PAGE_SIZE, 5 * PAGE_SIZE)]],
         [
-            ([(PAGE_SIZE, 3 * PAGE_SIZE)], "lies outside of"),
-            ([(3 * PAGE_SIZE, 6 * PAGE_SIZE)], "must be 0 <="),
+            (
+                [(PAGE_SIZE, 3 * PAGE_SIZE), (4 * PAGE_SIZE, 5 * PAGE_SIZE)],
+                r"lies outside of 0x2000..0x5000: \(0x1000, 0x3000\)",
+            ),
+            (
+                [(3 * PAGE_SIZE, 6 * PAGE_SIZE)],
+                r"must be 0 <= start < end <= 0x5000: \(0x3000, 0x6000\)",
+            ),
             ([(3 * PAGE_SIZE, 4 * PAGE_SIZE + 1)], "begin and end at pages"),
             ([(3 * PAGE_SIZE, 4 * PAGE_SIZE), (2 * PAGE_SIZE, 3 * PAGE_SIZE)], "must ascend"),
         ],
