@@ -112,7 +112,8 @@ def test_wide_tables_hold_every_figure_that_says_something(paravirt_mm):
 
 
 def test_json_and_csv_hold_every_figure(paravirt_mm):
-    as_json = json.loads(paravirt_mm("compare", SMALL, *TWO, "-f", "json").stdout)
+    as_json = json.loads(said := paravirt_mm("compare", SMALL, *TWO, "-f", "json").stdout)
+    assert said == f"{json.dumps(as_json, indent=1)}\n"
     text = paravirt_mm("compare", SMALL, *TWO, "-f", "csv").stdout
     as_csv = list(csv.DictReader(io.StringIO(text)))
     assert len(as_json) == len(as_csv) == 4

@@ -123,6 +123,22 @@ def test_nobody_minds_that_errors_go_nowhere(
         sys.stderr.flush()
 
 
+def test_what_is_closed_of_the_three_streams_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No file that is opened later gets one of their numbers."""
+    asked, taken = [], []
+
+    def fstat(number: int) -> None:
+        asked.append(number)
+        raise OSError(errno.EBADF, "closed")
+
+    monkeypatch.setattr(os, "fstat", fstat)
+    monkeypatch.setattr(os, "open", lambda *call: taken.append(call))
+    with streams():
+        pass
+    monkeypatch.undo()
+    assert (asked, taken) == ([0, 1, 2], [(os.devnull, os.O_RDWR)] * 3)
+
+
 def test_standard_output_that_is_closed_is_named_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdout", None)
     with streams():
