@@ -49,7 +49,7 @@ def opened(tmp_path: Path) -> Callable[[bytes], Path]:
         (b"KDUMP   " + bytes(100), "makedumpfile -E"),
         (b"makedumpfile" + bytes(100), "makedumpfile -R"),
         (lzma.compress(b"x" * 100), "xz; unpack it"),
-        (gzip.compress(b"x" * 100), "gzip; unpack it"),
+        (gzip.compress(b"x" * 100, mtime=0), "gzip; unpack it"),
         (b"\x28\xb5\x2f\xfd" + bytes(100), "zstd; unpack it"),  # RFC 8878: magic number
         (b"\x7fELF\x02\x02\x01" + bytes(100), "little-endian"),
         (b"\x7fELF\x00\x01\x01" + bytes(100), "32-bit or 64-bit"),  # ELFCLASSNONE
