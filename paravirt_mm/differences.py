@@ -61,8 +61,8 @@ def differences(first: Run, second: Run, *, recorded: bool = False) -> Iterator[
         yield Difference("end", *ends)
     if not (first.trace.begun and second.trace.begun):
         return
-    brk = [run.figures["brk_size"] for run in (first, second)]
-    if brk[0] != brk[1]:
+    brk = [run.figure("brk_size") for run in (first, second)]
+    if None not in brk and brk[0] != brk[1]:
         yield Difference("brk", *(counted(pages, "page") for pages in brk))
     a, b = _Done(first), _Done(second)
     for aspect, mine, others in (("steps", a.steps, b.steps), ("sizes", a.sizes, b.sizes)):

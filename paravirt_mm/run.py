@@ -14,7 +14,7 @@ from paravirt_mm.engine.trace import Trace
 from paravirt_mm.invariants.rules import Finding
 from paravirt_mm.machine.model import Machine
 from paravirt_mm.measure.books import Books
-from paravirt_mm.measure.figures import FIGURES, measure
+from paravirt_mm.measure.figures import FIGURES, figures_of
 from paravirt_mm.options import PluginSpec
 from paravirt_mm.shown import Shown
 
@@ -68,7 +68,8 @@ class Run(Shown):
         """
         if not self.trace.events or self.verdict.outcome is Outcome.ERROR:
             return MappingProxyType({})
-        return MappingProxyType({**measure(self.trace), **self.extra})
+        core = {} if self.books is None else figures_of(self.books)
+        return MappingProxyType({**core, **self.extra})
 
     def figure(self, name: str) -> Any:
         """Return one figure, for who asks thousands of runs for the same few; None: there is none.

@@ -239,7 +239,8 @@ def boot_state(machine: Machine, answer: Any) -> BootState | Refusal:
     for item in told.items(state.places, "BootState.places"):
         if not isinstance(item, tuple) or len(item) != 2 or not isinstance(item[0], str):
             told.refuse("BootState.places must hold (name, (start, end))", item)
-        told.span(item[1], f"place '{item[0]}'", end, align=1)
+        name, span = item
+        told.span(span, f"place {name!r}", end, align=1)
     return state
 
 

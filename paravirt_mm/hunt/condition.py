@@ -90,27 +90,23 @@ class Term(Protocol):
         """Return what the term is worth here."""
 
     def distance(self, sight: Sight, wanted: bool) -> float:
-        """Return how far the term is from being true (``wanted``) or false; 0: it is."""
-
-
-def _flat(value: Number | None, wanted: bool) -> float:
-    """Distance of what can only be true or not."""
-    return 0.0 if value is not None and bool(value) is wanted else 1.0
+        """Return how far the term is from being true (``wanted``) or false; 0: it is. Most can
+        only be the one or the other.
+        """
+        value = self.value(sight)
+        return 0.0 if value is not None and bool(value) is wanted else 1.0
 
 
 @attrs.frozen
-class _Literal:
+class _Literal(Term):
     number: Number
 
     def value(self, sight: Sight) -> Number | None:
         return self.number
 
-    def distance(self, sight: Sight, wanted: bool) -> float:
-        return _flat(self.number, wanted)
-
 
 @attrs.frozen
-class _Figure:
+class _Figure(Term):
     name: str
     other: bool
 
@@ -119,12 +115,9 @@ class _Figure:
         found = run.figure(self.name) if run is not None else None
         return found if isinstance(found, int | float) else None
 
-    def distance(self, sight: Sight, wanted: bool) -> float:
-        return _flat(self.value(sight), wanted)
-
 
 @attrs.frozen
-class _CrashRoom:
+class _CrashRoom(Term):
     """Bytes for the largest crash kernel below a limit, to the page."""
 
     limit: int
@@ -134,23 +127,17 @@ class _CrashRoom:
         run = sight.of(self.other)
         return run.books.room[self.limit].crash_kernel if run is not None and run.books else None
 
-    def distance(self, sight: Sight, wanted: bool) -> float:
-        return _flat(self.value(sight), wanted)
-
 
 @attrs.frozen
-class _Fact:
+class _Fact(Term):
     name: str
 
     def value(self, sight: Sight) -> Number | None:
         return FACTS[self.name](sight.run.machine)
 
-    def distance(self, sight: Sight, wanted: bool) -> float:
-        return _flat(self.value(sight), wanted)
-
 
 @attrs.frozen
-class _Ends:
+class _Ends(Term):
     outcome: Outcome
     text: str
     other: bool
@@ -161,19 +148,13 @@ class _Ends:
             return None
         return int(run.verdict.outcome is self.outcome and self.text in run.verdict.detail)
 
-    def distance(self, sight: Sight, wanted: bool) -> float:
-        return _flat(self.value(sight), wanted)
-
 
 @attrs.frozen
-class _Differs:
+class _Differs(Term):
     def value(self, sight: Sight) -> Number | None:
         if sight.other is None:
             return None
         return int(next(differences(sight.run, sight.other), None) is not None)
-
-    def distance(self, sight: Sight, wanted: bool) -> float:
-        return _flat(self.value(sight), wanted)
 
 
 _ARITHMETIC: Mapping[str, Callable[[Number, Number], Number]] = {
@@ -193,7 +174,7 @@ _COMPARISONS: Mapping[str, Callable[[Number, Number], bool]] = {
 
 
 @attrs.frozen
-class _Arithmetic:
+class _Arithmetic(Term):
     """Two terms and an operator between numbers."""
 
     left: Term
@@ -205,9 +186,6 @@ class _Arithmetic:
         if left is None or right is None or (self.sign == "/" and not right):
             return None
         return _ARITHMETIC[self.sign](left, right)
-
-    def distance(self, sight: Sight, wanted: bool) -> float:
-        return _flat(self.value(sight), wanted)
 
 
 @attrs.frozen

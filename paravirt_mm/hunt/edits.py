@@ -59,7 +59,7 @@ def changed(
 
     ``marks`` are addresses at which something began or ended when an allocator ran on it: a third
     of the changes put something there. ``ratios`` say by what figures should grow: as many changes
-    give it that much more or less RAM, or so many times the pieces.
+    give it that much more or less RAM, or so many times the pieces, reservations or entries.
     """
     for _ in range(choose.one_of((1, 1, 2, 3))):
         try:

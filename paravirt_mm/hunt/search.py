@@ -194,11 +194,14 @@ def _batch(
     are watched over a whole batch: to look after each try would take as long as the try.
     """
     suspects = quarry.suspects()
+    # What a plugin of others does wrong when it is asked for figures, nobody else would find out.
+    extra = _parsed(quarry.condition).needs_extra or bool(suspects)
+    tried = _tried(quarry, seed, number, stopped, most, extra=extra)
     if not suspects:
-        yield (yield from _tried(quarry, seed, number, stopped, most))
+        yield (yield from tried)
         return
     with unchanged(dice=False) as touched:
-        result = yield from _tried(quarry, seed, number, stopped, most)
+        result = yield from tried
     if touched:
         error = f"error: {replaced(suspects, touched)}"
         result = BatchResult(number, result.tries, None, 1.0, result.tries, error)
@@ -206,12 +209,18 @@ def _batch(
 
 
 def _tried(
-    quarry: Quarry, seed: int, number: int, stopped: Mapping[int, str], most: int | None
+    quarry: Quarry,
+    seed: int,
+    number: int,
+    stopped: Mapping[int, str],
+    most: int | None,
+    *,
+    extra: bool,
 ) -> Generator[int, None, BatchResult]:
-    """Yield the number of each try before it is made; return the result."""
+    """Yield the number of each try before it is made; return the result. ``extra``: plugins are
+    asked for figures.
+    """
     condition = _parsed(quarry.condition)
-    # What a plugin of others does wrong when it is asked for figures, nobody else would find out.
-    extra = condition.needs_extra or bool(quarry.suspects())
     best = _Best()
     errors, error, tries = 0, "", 0
     figures: set[str] = set()
@@ -230,9 +239,10 @@ def _tried(
         error = error or (str(failed[0].verdict) if failed else "")
         if started and condition.names:
             figures.update(*(_numbers_of_plugins(run) for run in runs if run))
-        if condition.holds(*runs):
+        distance = condition.distance(*runs)
+        if distance == 0:
             return BatchResult(number, tries, machine, 0.0, errors, error)
-        best.add(condition.distance(*runs), runs, machine)
+        best.add(distance, runs, machine)
     return BatchResult(number, tries, None, best.nearest, errors, error, frozenset(figures))
 
 

@@ -170,7 +170,8 @@ def _peculiarities(machine: Machine) -> Iterator[Candidate]:
     yield _with(machine, max_pfn_hint=None, max_low_pfn_hint=None)
     yield _with(machine, kernel=DEFAULT_KERNEL)
     unusual = _unusual_features(machine)
-    yield _with(machine, features=attrs.evolve(machine.features, **unusual))
+    if len(unusual) > 1:
+        yield _with(machine, features=attrs.evolve(machine.features, **unusual))
     for name, usual in unusual.items():
         yield _with(machine, features=attrs.evolve(machine.features, **{name: usual}))
 

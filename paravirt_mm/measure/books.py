@@ -43,6 +43,7 @@ class Books:
 
     def __init__(self, trace: Trace) -> None:
         start = trace.start
+        self._trace = trace
         self.machine = start.machine
         self.mode = start.machine.mode
         self.kernel = start.boot.kernel_of(start.machine)
@@ -67,7 +68,6 @@ class Books:
             if enter := _ENTRIES.get(type(event)):
                 enter(self, event)
         self._add_up_tables()
-        self._trace = trace
 
     def _step(self, event: StepStarted) -> None:
         if isinstance(event.step, Map):
@@ -179,7 +179,7 @@ class Books:
         """CR3 loads and explicit flushes."""
         return sum([cost.flushes for cost in self._costs])
 
-    @property
+    @cached_property
     def flips(self) -> int:
         """Changes of pages between writable and not writable."""
         return sum([high - low for low, high in self._ledger.flips()])

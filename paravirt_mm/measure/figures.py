@@ -288,5 +288,9 @@ def measure(trace: Trace) -> Mapping[str, Value]:
     """Return every figure of a trace; none of one without a start (a refused domain)."""
     if not trace.begun:
         return {}
-    books = Books(trace)
+    return figures_of(Books(trace))
+
+
+def figures_of(books: Books) -> Mapping[str, Value]:
+    """Return every figure."""
     return {name: figure.compute(books) for name, figure in FIGURES.items()}
