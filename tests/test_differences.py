@@ -222,3 +222,12 @@ def test_figures_that_only_one_has_are_none_of_the_others() -> None:
     a, b = {"x": 1, "same": 4, "mine.y": 2, "gone": 3}, {"x": 2, "same": 4, "mine.y": 3, "new": 1}
     assert list(_figure_differences(a, b)) == [Difference("figures", "x 1", "x 2")]
     assert list(_figure_differences(a, a)) == []
+
+
+def test_of_runs_that_failed_there_are_no_figures_to_compare() -> None:
+    """Both alike, or one alone."""
+    whole = Scenario.of(QEMU, "up", "plain").run(REGISTRY)
+    failed = attrs.evolve(whole, verdict=Verdict(Outcome.ERROR, "gone"))
+    assert whole.trace.begun
+    assert list(differences(failed, failed)) == []
+    assert [found.aspect for found in differences(whole, failed)] == ["end"]

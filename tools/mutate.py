@@ -315,8 +315,8 @@ def _forget_results(functions: list[FunctionType]) -> None:
 
 
 def _seconds_of_children() -> float:
-    used = os.times()
-    return used.children_user + used.children_system
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def _in_child(work: Callable[[], bool], seconds: float) -> int:
@@ -464,7 +464,9 @@ class Copied:
             self._write(path, plain)
 
     def _write(self, path: Path, text: str) -> None:
-        """Write a file at a time of its own: Python takes as old a file for the one compiled."""
+        """Write a file with a time of its own: one of the same time and size would be taken for the
+        one that Python compiled last.
+        """
         path.write_text(text, encoding="utf-8")
         self._writes += 1
         os.utime(path, (self._writes, self._writes))

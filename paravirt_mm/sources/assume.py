@@ -6,6 +6,8 @@ returns what it assumed as sentences for `Provenance.assumed`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import attrs
 
 from paravirt_mm.machine.e820 import E820Type, MemoryMap
@@ -147,8 +149,10 @@ def place_kernel(
 
 def _is_free(memory: MemoryMap, hints: KernelHints, start: int, end: int) -> bool:
     """Tell whether all of a range is RAM in which no initrd lies."""
-    first, last = hints.initrd or (0, 0)
-    return memory.ram().covers(start, end) and not (start < last and first < end)
+    free = memory.ram()
+    if hints.initrd is not None:
+        free.discard(*hints.initrd)
+    return free.covers(start, end)
 
 
 def _default_place(
@@ -184,16 +188,17 @@ def machine_from_map(
     firmware: MemoryMap,
     image: Span | None = None,
     linked: Span | None = None,
+    assumed: Sequence[str] = (),
 ) -> Machine:
     """Return a 64-bit machine of which little more than the firmware's map is known.
 
-    ``image`` is where its kernel lies, ``linked`` the same with its brk. Raises InputError where
-    the map has no RAM.
+    ``image`` is where its kernel lies, ``linked`` the same with its brk; ``assumed`` is what was
+    assumed to read the map, and told first. Raises InputError where the map has no RAM.
     """
     memory, trimming = standard_trimming(firmware)
     check_ram(memory, source)
-    kernel, assumed = place_kernel(memory, X86_64, None, KernelHints(image=image, linked=linked))
-    sentences = ["x86_64, no 1 GiB pages", trimming, *assumed, "no initrd"]
+    kernel, placed = place_kernel(memory, X86_64, None, KernelHints(image=image, linked=linked))
+    sentences = [*assumed, "x86_64, no 1 GiB pages", trimming, *placed, "no initrd"]
     reserved: tuple[Span, ...] = ()
     if low := low_reservation(None):
         reserved = (low[0],)

@@ -105,14 +105,13 @@ class Values:
                 )
             entries.append((start, end + 1, kind))
         memory = MemoryMap.sanitise(entries)
-        machine = machine_from_map(name, self.source, "from /sys/firmware/memmap", memory)
+        assumed = []
         if missing := numbers[-1] + 1 - len(numbers):
             # Linux counts from 0; an entry of memory that is unplugged leaves its number free.
-            note = f"{counted(missing, 'entry')} of the map missing: memory unplugged since"
-            assumed = (note, *machine.provenance.assumed)
-            about = attrs.evolve(machine.provenance, assumed=assumed)
-            machine = attrs.evolve(machine, provenance=about)
-        return machine
+            entries_missing = f"{counted(missing, 'entry')} of the map missing"
+            assumed.append(f"{entries_missing}: memory unplugged since")
+        title = "from /sys/firmware/memmap"
+        return machine_from_map(name, self.source, title, memory, assumed=assumed)
 
     def _address(self, index: int, part: str) -> int:
         text = self._texts.get((index, part), "").strip("\0 \n")

@@ -107,7 +107,8 @@ def bounded_lines(
 ) -> Iterator[tuple[int, str]]:
     """Yield ``(number, line)`` from 1, without line ends and terminal control sequences.
 
-    With ``wanted``, only lines that hold one of these words, and `LINES_AFTER` each, are yielded.
+    With ``wanted``, only lines that hold one of these words, and `LINES_AFTER` after each, are
+    yielded.
     Lines that are ``cut`` (`wrapping_of`) are joined.
     Bytes that are not UTF-8 become U+FFFD. Raises InputError past `MAX_LOG_BYTES` and `MAX_LINES`.
     """
@@ -127,17 +128,17 @@ def bounded_lines(
         return
     words = [word.encode() for word in wanted] or [b""]
     number = 0
-    follows = 0
+    left = 0
     for block in _blocks(content.stream, source, returns):
-        if not follows and not any(word in block for word in words):
+        if not left and not any(word in block for word in words):
             number += block.count(b"\n")
         else:
             for raw in block.split(b"\n")[:-1]:
                 number += 1
                 found = any(word in raw for word in words)
-                if found or follows:
+                if found or left:
                     yield number, _plain(raw[:MAX_LINE_BYTES].decode("utf-8", "replace"))
-                follows = LINES_AFTER if found else max(follows - 1, 0)
+                left = LINES_AFTER if found else max(left - 1, 0)
         _check_count(number, source)
 
 
@@ -162,12 +163,12 @@ def _each(blocks: Iterator[bytes], source: str) -> Iterator[tuple[int, str]]:
 
 
 def _wanted(lines: Iterator[tuple[int, str]], wanted: Sequence[str]) -> Iterator[tuple[int, str]]:
-    follows = 0
+    left = 0
     for number, line in lines:
         found = not wanted or any(word in line for word in wanted)
-        if found or follows:
+        if found or left:
             yield number, line[:MAX_LINE_BYTES]
-        follows = LINES_AFTER if found else max(follows - 1, 0)
+        left = LINES_AFTER if found else max(left - 1, 0)
 
 
 def _check_count(number: int, source: str) -> None:
@@ -208,7 +209,7 @@ def _blocks(stream: BinaryIO | _Base64, source: str, returns: bool) -> Iterator[
             raise InputError(
                 f"longer than {MAX_LOG_BYTES >> 20} MiB; cut out the boot messages", source
             )
-        block = block.translate(None, b"\0")  # a crash may leave pages of them in a file
+        block = block.replace(b"\0", b"")  # a crash may leave pages of them in a file
         if returns:
             block = block.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
         end = block.rfind(b"\n") + 1

@@ -14,6 +14,7 @@ from paravirt_mm.errors import InputError
 from paravirt_mm.machine.e820 import MemoryMap
 from paravirt_mm.machine.model import Machine, Span
 from paravirt_mm.machine.paging import GIB, PAGE_SHIFT, PAGE_SIZE
+from paravirt_mm.machine.ranges import RangeSet
 
 MAX_PHYSICAL_BITS = 46
 """Without 5-level tables Linux addresses no more (MAXMEM), and 32-bit CPUs much less."""
@@ -72,7 +73,7 @@ def _notes(machine: Machine) -> Iterator[str]:
     start, end = machine.initrd
     if outside := next(ram.gaps(start, end), None):
         yield f"the initrd lies outside RAM at {outside[0]:#x}-{outside[1]:#x}, and is left there"
-    if start < kernel.span[1] and kernel.span[0] < end:
+    if RangeSet([machine.initrd]).overlaps(*kernel.span):
         yield f"the initrd at {start:#x}-{end:#x} and the kernel lie on each other"
 
 

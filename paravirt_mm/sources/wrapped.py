@@ -26,8 +26,7 @@ _TERMINAL = 80
 _MARKS = ">| \t"
 """Quoting and indentation, which the rest of a line has as well."""
 _QUOTES = re.compile(r"\A(?:[>|] ?)*")
-_WORDS = re.compile(r"[])]\w")
-"""The end of a line and the beginning of its rest, if the blank between them is gone."""
+_WORD = re.compile(r"\w")
 _IN_RANGE = re.compile(r"[0-9a-f]-$")
 _BEGINS = re.compile(
     r"""
@@ -94,9 +93,9 @@ def wrapping(text: str) -> Wrapping | None:
             if _continues(last, line, width):
                 cut += 1
                 ends.append(len(last.rstrip()))
-                between_words |= (
-                    _WORDS.match(f"{last.rstrip()[-1:]}{_QUOTES.sub('', line)}") is not None
-                )
+                # A word behind a bracket: the blank between them is gone.
+                is_word = _WORD.match(_QUOTES.sub("", line)) is not None
+                between_words |= is_word and last.rstrip().endswith(("]", ")"))
     hard = not between_words and all(end >= width - 1 for end in ends)
     enough = 1 if hard and width == _TERMINAL else _LEAST
     return Wrapping(width, hard) if cut >= enough and 2 * cut >= rest else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -84,6 +85,16 @@ def test_lines_that_matter_are_put_together(
     lines: Sequence[str], wanted: list[tuple[int, str]]
 ) -> None:
     assert messages(*lines) == wanted
+
+
+def test_a_line_of_sizes_that_never_ends_is_put_together_up_to_a_bound() -> None:
+    """Else each line of a log would cost all that is joined so far."""
+    found = messages(SIZES[:30], *["e820 1"] * 3000)
+    assert 512 <= max(len(text) for _, text in found) < 520
+    assert len(found) > 2900
+    begin = time.process_time()
+    assert read._SIZES_REST.match("1" * 20_000 + "!") is None
+    assert time.process_time() - begin < 1
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,8 @@ own words. All numbers are bytes with exclusive ends, whatever the release print
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
+from itertools import groupby
 from typing import Literal, TypeVar
 
 import attrs
@@ -136,13 +137,10 @@ def of_kind(facts: Iterable[Fact], kind: type[_F]) -> list[_F]:
     return [fact for fact in facts if isinstance(fact, kind)]
 
 
-def once_each(facts: Sequence[Fact]) -> list[Fact]:
+def once_each(facts: Iterable[Fact]) -> list[Fact]:
     """Return facts without those that say what the one before them says."""
-    return [
-        fact
-        for number, fact in enumerate(facts)
-        if not number or attrs.evolve(fact, line=facts[number - 1].line) != facts[number - 1]
-    ]
+    alike = groupby(facts, key=lambda fact: attrs.evolve(fact, line=0))
+    return [next(same) for _, same in alike]
 
 
 _XENLINUX = re.compile(r"-?xen(?:0|U|pae|PAE)?(?:-(?:amd64|686|686-pae|vserver.*))?(?:$|[.+~])")

@@ -49,8 +49,10 @@ _BROKEN_ENTRY = re.compile(
 _REST = re.compile(r"0x|-0x|\[mem")
 _CUT_ENTRY = re.compile(rf"{_BROKEN_ENTRY.pattern}[^]]*[0-9a-fx-]$")
 _SIZES_OPEN = re.compile(r"Memory: \d+[kK]/\d+[kK] available(?: \([^()]*)?$")
-_SIZES_REST = re.compile(r"\(?[^:()\[\]]*\)|[a-z\dK, -]*\d[a-z\dK, -]*$")
+_SIZES_REST = re.compile(r"\(?[^:()\[\]]*\)|[a-zK, -]*\d[a-z\dK, -]*$")
 """What closes the bracket of the line about free memory, or more sizes, before that."""
+_MOST_SIZES = 512
+"""Characters of the line about free memory at the most, however often it is cut."""
 _JOINED = re.compile(
     r"""
     \s?(?:<\d>)?\[\s*\d{1,6}\.\d{6}\](?:\[\s*[TC]\d+\])?\s     # seconds since boot
@@ -187,7 +189,7 @@ def _messages(content: Content, source: str, cut: Wrapping | None) -> Iterator[t
             first, start = pending
             pending = None
             if (joined := _join(start, message)) is not None:
-                if _SIZES_OPEN.match(joined):
+                if len(joined) < _MOST_SIZES and _SIZES_OPEN.match(joined):
                     pending = first, joined
                 else:
                     yield first, joined

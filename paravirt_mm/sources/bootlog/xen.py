@@ -141,8 +141,8 @@ def host_machine(
     if pages and pages << PAGE_SHIFT < host_map.ram_pages().total:
         memory = _with_less_ram(host_map, pages << PAGE_SHIFT)
         sentences.append(f"RAM: the lowest {pages} pages of the host's, as many as dom0 has")
-    machine = machine_from_map(name, source, title, memory, linked=image)
-    sentences += machine.provenance.assumed
+    machine = machine_from_map(name, source, title, memory, linked=image, assumed=sentences)
+    sentences = list(machine.provenance.assumed)
     initrd = _initrd(scan.facts, memory)
     if initrd is not None:
         sentences.remove("no initrd")

@@ -357,7 +357,7 @@ class Hypervisor:
         return self.mmuext_op(Command.NEW_USER_BASEPTR, mfn)
 
     def mmuext_op(self, command: int, arg1: int = 0, arg2: int = 0) -> int:
-        """One operation.  `arg1` is a frame, or an address for ``INVLPG_*`` and ``SET_LDT``."""
+        """One operation; ``arg1`` is a frame, or an address for ``INVLPG_*`` and ``SET_LDT``."""
         d = self._domain
         d.counters.mmuext_op += 1
         code = self._operate(command, arg1, arg2)
