@@ -308,11 +308,10 @@ def test_a_kernel_of_another_mode_is_tried_where_it_could_start() -> None:
 
 def best_of(*items: tuple[float, Outcome, int]) -> search._Best:
     best = search._Best()
-    run = Scenario.of(SMALL, "incremental:variant=hpa", "native").run()
     for n, (distance, outcome, events) in enumerate(items):
         shorter = attrs.evolve(
-            run, trace=type(run.trace)(run.trace.events[:events]),
-            verdict=attrs.evolve(run.verdict, outcome=outcome),
+            RUN, trace=Trace(RUN.trace.events[:events]),
+            verdict=attrs.evolve(RUN.verdict, outcome=outcome),
         )  # fmt: skip
         best.add(distance, (shorter, None), attrs.evolve(SMALL, name=str(n)))
     return best
@@ -338,13 +337,12 @@ def test_the_nearest_machines_are_kept_and_no_two_that_do_the_same() -> None:
 
 
 def test_marks_are_where_a_run_begins_or_ends_something() -> None:
-    run = Scenario.of(SMALL, "incremental:variant=hpa", "native").run()
-    start = run.trace.start
+    start = RUN.trace.start
     kernel = start.boot.kernel_of(start.machine)
-    marks = search._marks(run)
+    marks = search._marks(RUN)
     assert marks == sorted({*marks})
     expected = {*kernel.span, *kernel.loaded, kernel.brk_start}
-    for event in run.trace:
+    for event in RUN.trace:
         if isinstance(event, RangeSplit):
             expected |= {event.start, event.end}
         elif isinstance(event, TablesAllocated):
@@ -356,7 +354,7 @@ def test_marks_are_where_a_run_begins_or_ends_something() -> None:
     begun = attrs.evolve(run, trace=Trace([run.trace.start]))
     assert {n * MIB for n in (16, 19, 21)} <= {*search._marks(begun)}, "brk, and what is loaded"
     refused = Scenario.of(bundled("asus-l8400-256m"), "incremental", "xen")
-    assert search._marks(attrs.evolve(refused.run(), trace=type(run.trace)())) == []
+    assert search._marks(attrs.evolve(refused.run(), trace=Trace())) == []
 
 
 def test_marks_are_looked_for_in_the_first_300_events() -> None:
@@ -469,11 +467,10 @@ def test_each_side_is_run() -> None:
 
 def test_a_reason_is_an_outcome_and_words_without_numbers() -> None:
     """Another panic, or one for want of any memory, is not what was found."""
-    run = Scenario.of(SMALL, "incremental:variant=hpa", "native").run()
 
     def reason(detail: str) -> search.Reason:
-        verdict = attrs.evolve(run.verdict, outcome=Outcome.PANIC, detail=detail)
-        return search._reason(attrs.evolve(run, verdict=verdict))
+        verdict = attrs.evolve(RUN.verdict, outcome=Outcome.PANIC, detail=detail)
+        return search._reason(attrs.evolve(RUN, verdict=verdict))
 
     assert reason("no space for 12 pages: at 0x5") == reason("no space for 93 pages: elsewhere")
     assert reason("no space for 12 pages") != reason("no memory at all")

@@ -17,7 +17,6 @@ from collections.abc import Callable
 from functools import reduce
 from pathlib import Path
 
-import attrs
 import pytest
 
 from paravirt_mm.errors import InputError
@@ -27,6 +26,7 @@ from paravirt_mm.sources.bootlog import read as read_module
 from paravirt_mm.sources.bootlog.facts import LastPfn, Place
 from paravirt_mm.sources.foreign import FOREIGN, foreign
 from tests.sources.packed import zipped
+from tests.sources.understood import understood
 
 LINES = (
     "Linux version 6.1.0-13-amd64 (build@host)",
@@ -197,7 +197,6 @@ def test_prefixes(tmp_path: Path, prefix: str) -> None:
     read(tmp_path, "".join(f"{prefix}{line}\n" for line in LINES).encode())
 
 
-REAL = Path(__file__).parents[1] / "data" / "logs"
 WITHOUT_A_KERNELS_TIME = [
     "2026-11-26T15:02:38,123456+00:00 ", "2026-11-26T15:02:38.1234567Z ",
     "2026-11-26 15:02:38.123 ",
@@ -207,15 +206,11 @@ WITHOUT_A_KERNELS_TIME = [
 
 
 @pytest.mark.parametrize("name", ["xen-4.1-host", "6.12-xen-dom0", "5.5-user-map", "2.6.32-i386"])
-def test_a_real_log_says_the_same_in_any_dress_and_twice(tmp_path: Path, name: str) -> None:
+def test_a_real_log_says_the_same_in_any_dress_and_twice(
+    tmp_path: Path, logs: Path, name: str
+) -> None:
     """Loggers' times are no rest of the line before; and each line may stand there twice."""
-
-    def understood(path: Path) -> Machine:
-        machine = load(path)
-        about = attrs.evolve(machine.provenance, source="", title="", assumed=())
-        return attrs.evolve(machine, name="m", provenance=about)
-
-    bare = re.sub(r"^\[ *[\d.]+\] ", "", (REAL / f"{name}.txt").read_text(), flags=re.MULTILINE)
+    bare = re.sub(r"^\[ *[\d.]+\] ", "", (logs / f"{name}.txt").read_text(), flags=re.MULTILINE)
     (path := tmp_path / "m.txt").write_text(bare)
     as_printed = understood(path)
     dressed = [

@@ -8,14 +8,13 @@ import textwrap
 from collections.abc import Callable
 from pathlib import Path
 
-import attrs
 import pytest
 
-from paravirt_mm.machine.model import Machine
 from paravirt_mm.sources import load
 from paravirt_mm.sources.content import opened
 from paravirt_mm.sources.lines import wrapping_of
 from paravirt_mm.sources.wrapped import LONGEST, WIDEST, Wrapping, wrapping
+from tests.sources.understood import understood
 
 DATA = Path(__file__).parents[1] / "data" / "logs"
 LOGS = ("3.13-i386-pae.txt", "4.19-xen-and-dom0.txt", "4.9-memblock-debug.txt", "5.5-user-map.txt")
@@ -55,13 +54,6 @@ def quoted(text: str, width: int) -> str:
 def journal(text: str, width: int) -> str:
     plain = (re.sub(r"^\[ *\d+\.\d+\] ?", "", line) for line in text.splitlines())
     return by_words("\n".join(f"Nov 26 01:02:03 host kernel: {line}" for line in plain), width)
-
-
-def understood(path: Path) -> Machine:
-    """Return the machine of a log, but for its name and where it comes from."""
-    machine = load(path)
-    release = attrs.evolve(machine.provenance, source="", title="", assumed=())
-    return attrs.evolve(machine, name="m", provenance=release)
 
 
 @pytest.mark.parametrize("name", LOGS)

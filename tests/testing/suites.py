@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from paravirt_mm.testing import AllocatorConformance, BackendConformance
 
 
@@ -21,3 +23,10 @@ def backend_suite(factory: type[Any], **more: Any) -> BackendConformance:
     members = _members(factory, more)
     made: type[BackendConformance] = type("Suite", (BackendConformance,), members)
     return made()
+
+
+def refused(test: Any, *arguments: Any, words: str = "") -> None:
+    """A test of the suite fails, and says so in these words."""
+    with pytest.raises(AssertionError) as caught:
+        test(*arguments)
+    assert words in str(caught.value), str(caught.value)

@@ -34,7 +34,7 @@ from paravirt_mm.testing import (
     generate,
 )
 from paravirt_mm.testing.conformance import MACHINES, _drawn, _large_machine
-from tests.testing.suites import allocator_suite, backend_suite
+from tests.testing.suites import allocator_suite, backend_suite, refused
 
 SPECS = ("mine", "partner")
 
@@ -65,12 +65,6 @@ def handed(suite: Any, *runs: Any) -> list[tuple[str, ...]]:
 
     suite.run = run
     return asked
-
-
-def refused(test: Any, *arguments: Any, words: str = "") -> None:
-    with pytest.raises(AssertionError) as caught:
-        test(*arguments)
-    assert words in str(caught.value), str(caught.value)
 
 
 # -- the plugin itself -----------------------------------------------------------------------------
