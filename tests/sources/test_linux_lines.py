@@ -21,7 +21,7 @@ from paravirt_mm.sources.bootlog.facts import (
     WritableRange,
 )
 from paravirt_mm.sources.bootlog.linux import PrintedBoot
-from paravirt_mm.sources.bootlog.printed import MapChange, Printed, PrintedMap
+from paravirt_mm.sources.bootlog.printed import CountedRam, MapChange, Printed, PrintedMap
 from paravirt_mm.sources.bootlog.reconstruct import reconstruct as machine_of
 from tests.sources.printed import HIGH, LAST_PFN, LOW, UPDATE, fed
 
@@ -143,8 +143,20 @@ SAYS: list[tuple[str, dict[str, Any]]] = [
     ("NX (Execute Disable) protection cannot be enabled: non-PAE kernel!",
      {"nx": False, "non_pae": True}),
     ("Using GB pages for direct mapping", {"gbpages": True, "mapping": True}),
-    ("Memory: 500K/600K available (10K kernel code, 20K rwdata, 99K reserved, 30K init)",
-     {"kernel_bytes": 60 << 10, "progressed": True}),
+    *(
+        (f"Memory: {text}", {"kernel_bytes": 60 << 10, "progressed": True} | counted)
+        for text, counted in (
+            ("500K/600K available (10K kernel code, 20K rwdata, 99K reserved, 30K init)",
+             {"counted_ram": CountedRam(600 << 10)}),  # all of it, since 3.11
+            ("500k/600k available (60k kernel code, 99k absent, 9k reserved)",
+             {"counted_ram": CountedRam(501 << 10)}),  # of all up to max_pfn
+            ("500k/600k available (60k kernel code, 601k absent)", {"counted_ram": CountedRam(0)}),
+            ("500k/600k available (60k kernel code, 99k reserved, 0k highmem)",
+             {"counted_ram": CountedRam(599 << 10, 2 << 20)}),
+            ("500k/600k available (60k kernel code, 99k reserved)", {}),
+            ("500k/600k available (60k kernel code, 0k highmem)", {}),
+        )
+    ),
     ("Linux version 6.1.0-13-amd64 (a@b)", {"release": "6.1.0-13-amd64"}),
     ("Kernel command line: quiet splash", {"command_line": "quiet splash"}),
     ("Command line: quiet", {"command_line": "quiet"}),

@@ -103,6 +103,50 @@ def test_what_is_assumed_is_told(lines: list[str], assumed: list[str]) -> None:
     assert machine.provenance.source == "here"
 
 
+COUNTED = "Memory: 1K/{}K available (1K kernel code)".format
+ABSENT = "Memory: 1k/{}k available (1k kernel code, {}k absent, 1k reserved)".format
+HIGHMEM = "Memory: {}k/524288k available (1k kernel code, {}k reserved, 0k highmem)".format
+TRIMMED_RAM = 0x9E * 4 + 511 * 1024
+"""KiB of RAM in `LOW` and `HIGH` less the first page."""
+
+
+@pytest.mark.parametrize(
+    ("line", "agrees"),
+    [
+        (COUNTED(TRIMMED_RAM), True),
+        (COUNTED(TRIMMED_RAM + 4), True),  # up to 2.6.33 the first page is not trimmed off
+        (COUNTED(TRIMMED_RAM + 8), False),
+        (COUNTED(TRIMMED_RAM - 4), False),
+        (ABSENT(524288, 524288 - TRIMMED_RAM), True),
+        (ABSENT(524288, 524288 - TRIMMED_RAM + 4), False),
+        (HIGHMEM(500000, TRIMMED_RAM - 500000), True),
+        (HIGHMEM(500000, TRIMMED_RAM - 500000 - 2048), True),  # 2.6.32 leaves some out
+        (HIGHMEM(500000, TRIMMED_RAM - 500000 - 2056), False),
+        (HIGHMEM(500000, TRIMMED_RAM - 500000 + 8), False),
+    ],
+)
+def test_a_map_with_other_ram_than_the_kernel_counted_is_told(line: str, agrees: bool) -> None:
+    told = [text for text in of(LOW, HIGH, line).provenance.assumed if "counted" in text]
+    assert len(told) == (not agrees)
+    assert all(f"its RAM is {TRIMMED_RAM}K, but the kernel counted " in text for text in told)
+
+
+def test_ram_that_a_kernel_cannot_address_it_does_not_count() -> None:
+    """Without PAE it counts up to 4 GiB."""
+    more = entry(4 << 30, 5 << 30)
+    lines = [LOW, HIGH, more, LAST_PFN(0x20000, 0x100000), COUNTED(TRIMMED_RAM)]
+    assert "counted" not in " ".join(of(*lines).provenance.assumed)
+
+
+def test_what_64_bits_print_of_the_first_4_gib_and_the_map_does_not_say_is_told() -> None:
+    more, all_of_it = entry(4 << 30, 5 << 30), LAST_PFN(0x140000, 0x400000000)
+    for low, told in ((0x20000, False), (0x10000, True)):
+        machine = of(LOW, HIGH, more, all_of_it, LAST_PFN(low, 0x400000000))
+        assert machine.max_low_pfn == low
+        text = "max_low_pfn 0x10000 as printed; the map says 0x20000"
+        assert (text in machine.provenance.assumed) is told
+
+
 def test_where_startup_code_of_32_bits_ends() -> None:
     """A MiB after the kernel, up to the end of a last-level table: 4 MiB of one, 2 MiB with PAE."""
     kernel = EARLY(0x1000000, 0x1300001, "TEXT DATA BSS")

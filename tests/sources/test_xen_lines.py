@@ -15,7 +15,9 @@ from paravirt_mm.machine.paging import MIB
 from paravirt_mm.sources.bootlog.facts import DomainKernel, Fact, Hypervisor, Place
 from paravirt_mm.sources.bootlog.linux import PrintedBoot
 from paravirt_mm.sources.bootlog.printed import MapChange, PrintedMap
+from paravirt_mm.sources.bootlog.reconstruct import reconstruct
 from paravirt_mm.sources.bootlog.xen import HypervisorScan, host_machine
+from tests.sources.printed import fed
 
 RAM, RESERVED = E820Type.RAM, E820Type.RESERVED
 HEADER = "(XEN) EFI RAM map:"
@@ -70,6 +72,25 @@ def test_the_last_map_counts_and_ends_with_another_line() -> None:
     assert scan.host_map is not None
     assert [(e.start, e.end) for e in scan.host_map] == [(0, 0x2000), (0x4000, 0x5000)]
     assert scanned(HEADER).host_map is None
+
+
+@pytest.mark.parametrize(
+    ("counted", "agrees"), [(0x1FF * 4, True), (0x1FE * 4, False), (0x200 * 4, False)]
+)
+def test_a_hosts_map_with_other_ram_than_xen_counted_is_told(counted: int, agrees: bool) -> None:
+    """It counts whole pages of what each entry is long (__start_xen)."""
+    entries = "(XEN)  [{:016x}, {:016x}] ({})".format
+    low, high = entries(0x800, 0xFFFFF, "usable"), entries(MIB, 2 * MIB - 1, "usable")
+    acpi = entries(2 * MIB, 3 * MIB, "ACPI data")
+    said = f"(XEN) System RAM: 1MB ({counted}kB)"
+    wrong = f"the host's map as printed: its RAM is 2044K, but Xen counted {counted}K"
+    scan = scanned(HEADER, low, high, acpi, said)
+    assert scan.miscounted() == ([] if agrees else [wrong])
+    assert (wrong in host_machine("m", "here", scan).provenance.assumed) is not agrees
+    dom0 = ("Xen: [mem 0x0000000000100000-0x000000001fffffff] usable", "last_pfn = 0x20000")
+    machine, _ = reconstruct(fed(HEADER, low, high, acpi, said, *dom0), "m", "here")
+    assert (wrong in machine.provenance.assumed) is not agrees
+    assert scanned(said).miscounted() == scanned(HEADER, low).miscounted() == []
 
 
 PLACES: list[tuple[Sequence[str], list[Fact]]] = [

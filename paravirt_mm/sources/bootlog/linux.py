@@ -26,7 +26,7 @@ import attrs
 from paravirt_mm.errors import InputError
 from paravirt_mm.machine.e820 import E820Type
 from paravirt_mm.machine.model import Span
-from paravirt_mm.machine.paging import PAGE_SIZE
+from paravirt_mm.machine.paging import MIB, PAGE_SIZE
 from paravirt_mm.machine.ranges import align_up
 from paravirt_mm.machine.release import leading_version
 from paravirt_mm.printable import printable
@@ -41,7 +41,7 @@ from paravirt_mm.sources.bootlog.facts import (
     WritableRange,
     once_each,
 )
-from paravirt_mm.sources.bootlog.printed import MapChange, Printed, PrintedMap
+from paravirt_mm.sources.bootlog.printed import CountedRam, MapChange, Printed, PrintedMap
 from paravirt_mm.sources.bootlog.xen import MAX_MAP_ENTRIES, XEN_MARK, tells_a_range
 from paravirt_mm.sources.e820_words import log_type
 from paravirt_mm.sources.possible import MAX_KERNEL_BYTES
@@ -107,7 +107,8 @@ _MEGABYTES = re.compile(r"(\d{1,7})MB (HIGH|LOW)MEM available")
 _NX = re.compile(r"NX \(Execute Disable\) protection(?:: (?P<how>\w+)|(?P<problem> .*))")
 _GB_PAGES = re.compile("Using GB pages for direct mapping")
 _UNPRIVILEGED = re.compile("ACPI in unprivileged domain")
-_MEMORY = re.compile(r"Memory: \d+[kK]/\d+[kK] available \(")
+_MEMORY = re.compile(r"Memory: (?P<free>\d{1,15})[kK]/(?P<all>\d{1,15})(?P<unit>[kK]) available \(")
+_NOT_FREE = re.compile(r"(\d{1,12})k (absent|reserved)")
 SIZE = re.compile(r"(\d{1,9})[kK] (?:kernel code|rwdata|rodata|data|init|bss)\b")
 """A part of the kernel's image, in the line about free memory."""
 _ON_XEN = re.compile(
@@ -394,6 +395,7 @@ class PrintedBoot(Printed):
 
     def _take_sizes(self, line: _Line) -> None:
         self.kernel_bytes = sum(int(size[1]) for size in SIZE.finditer(line.message)) << 10
+        self.counted_ram = _counted_ram(line)
         self.progressed = True
 
     def _take_xen(self, line: _Line) -> None:
@@ -460,6 +462,19 @@ class PrintedBoot(Printed):
 
     def _began_before(self, line: int) -> bool:
         return any(fact.line < line for fact in self.facts)
+
+
+def _counted_ram(line: _Line) -> CountedRam | None:
+    """Return what the line about free memory says of all RAM; None where it does not."""
+    free, all_of_it = int(line["free"]), int(line["all"])
+    rest = {what: int(size) for size, what in _NOT_FREE.findall(line.message)}
+    if line["unit"] == "K":  # since 3.11; before, it is all up to max_pfn
+        return CountedRam(all_of_it << 10)
+    if "absent" in rest:  # on x86_64, since 2.6.25
+        return CountedRam(max(0, all_of_it - rest["absent"]) << 10)
+    if "highmem" in line.message and "reserved" in rest:
+        return CountedRam(free + rest["reserved"] << 10, MIB * 2)
+    return None
 
 
 _Take = Callable[[PrintedBoot, _Line], None]

@@ -58,6 +58,18 @@ class PrintedMap:
         return MemoryMap.sanitise(self.entries)
 
 
+@attrs.frozen
+class CountedRam:
+    """How many bytes of RAM a kernel says it has, and how many it may have left out of that."""
+
+    bytes: int
+    left_out: int = 0
+
+    def agrees(self, ram: int) -> bool:
+        """Tell whether ``ram`` bytes may be what was counted."""
+        return self.bytes <= ram <= self.bytes + self.left_out
+
+
 @attrs.define
 class Printed:
     """One boot, as far as it has been read. Addresses are bytes, ends exclusive.
@@ -83,6 +95,7 @@ class Printed:
     freed: list[tuple[int, Span]] = attrs.field(factory=list)
     kernel_image: Span | None = None
     kernel_bytes: int | None = None
+    counted_ram: CountedRam | None = None
     initrd: Span | None = None
     boot_mapped: int | None = None
     trampoline: Span | None = None

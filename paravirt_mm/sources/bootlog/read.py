@@ -8,8 +8,9 @@ Cut logs
     Lines wrapped by a mail program or a terminal are joined (`paravirt_mm.sources.wrapped`; entries
     of a map always). A type that is lost is read as reserved. A map that
     has lost its head gets that of the map printed before it, else what was mapped there. Where
-    every line stands twice, it counts once. Each such step is listed in ``provenance.assumed``;
-    what contradicts itself is refused with its line.
+    every line stands twice, it counts once. Where the kernel or Xen has counted other RAM than its
+    map has, a line of that may be lost. All this is listed in ``provenance.assumed``; what
+    contradicts itself is refused with its line.
 
 Several boots in one file
     The first boot with a memory map and something after it is read, or the one asked for.

@@ -58,7 +58,8 @@ def reconstruct(printed: Printed, name: str, source: str) -> tuple[Machine, tupl
     Raises InputError where the map has no RAM, changes without end or contradicts the rest.
     """
     assumed = list(printed.assumed)
-    memory, kept = _effective_map(printed, assumed)
+    shown, kept = _effective_map(printed, assumed)
+    memory = _trimmed(printed, shown, assumed)
     memory, made_up = _with_head(printed, memory, assumed)
     if printed.ends_in_map:
         assumed.append(assume.WHOLE)
@@ -88,12 +89,10 @@ def reconstruct(printed: Printed, name: str, source: str) -> tuple[Machine, tupl
         boot_mapped=_boot_mapped(printed, mode, kernel.span[1], assumed),
     )
     max_pfn, max_low_pfn = _hints(printed, machine, assumed)
-    machine = attrs.evolve(
-        machine,
-        max_pfn_hint=max_pfn,
-        max_low_pfn_hint=max_low_pfn,
-        provenance=Provenance(source, "", printed.release, tuple(assumed)),
-    )
+    machine = attrs.evolve(machine, max_pfn_hint=max_pfn, max_low_pfn_hint=max_low_pfn)
+    assumed.extend([*_miscounted(printed, machine, shown), *printed.xen.miscounted()])
+    provenance = Provenance(source, "", printed.release, tuple(assumed))
+    machine = attrs.evolve(machine, provenance=provenance)
     return checked(machine, printed.source), made_up
 
 
@@ -135,11 +134,16 @@ def _effective_map(printed: Printed, assumed: list[str]) -> tuple[MemoryMap, lis
             if change.hole is not None:
                 entries = [(entry.start, entry.end, entry.type) for entry in memory]
                 memory = MemoryMap.sanitise([*entries, (*change.span, change.hole)])
+    return memory, kept
+
+
+def _trimmed(printed: Printed, memory: MemoryMap, assumed: list[str]) -> MemoryMap:
+    """Return the map with what Linux trims off a map, unless the log shows how it did."""
     last = printed.maps[-1]
     if last.label != "modified" and all(map(printed.is_late, last.changes)):
         memory, sentence = assume.standard_trimming(memory)
         assumed.append(sentence)
-    return memory, kept
+    return memory
 
 
 def _shown_map(shown: PrintedMap, before: MemoryMap, mixed: bool, assumed: list[str]) -> MemoryMap:
@@ -302,7 +306,24 @@ def _hints(printed: Printed, machine: Machine, assumed: list[str]) -> tuple[int 
         machine = attrs.evolve(machine, max_pfn_hint=max_pfn)
     if max_low_pfn == machine.max_low_pfn:
         max_low_pfn = None
+    if max_low_pfn is not None and not machine.mode.is_32bit:  # there vmalloc= and such decide
+        said = f"max_low_pfn {max_low_pfn:#x} as printed; the map says {machine.max_low_pfn:#x}"
+        assumed.append(said)
     return max_pfn, max_low_pfn
+
+
+def _miscounted(printed: Printed, machine: Machine, shown: MemoryMap) -> list[str]:
+    """Say so where the kernel has counted other RAM than its map has: a line of it may be lost.
+
+    ``shown`` is the map before anything was assumed to be trimmed off: up to 2.6.33 nothing was.
+    """
+    maps = (machine.memory_map, shown)
+    sizes = [memory.ram_pages().total_below(machine.max_pfn << PAGE_SHIFT) for memory in maps]
+    counted = printed.counted_ram
+    if counted is None or any(map(counted.agrees, sizes)):
+        return []
+    has, ram = sizes[0] >> 10, counted.bytes >> 10
+    return [f"the map as printed: its RAM is {has}K, but the kernel counted {ram}K"]
 
 
 def _last(pfns: list[int]) -> int | None:

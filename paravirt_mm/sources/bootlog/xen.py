@@ -33,6 +33,7 @@ _MAP_HEADER = re.compile(r"\s*(Initial )?[\w-]+ RAM map:\s*$")
 _MAP_ENTRY = re.compile(
     rf"(?:\[{_HEX}, {_HEX}\]|{_HEX} - {_HEX}) (?:\((?P<type>[^)]{{0,60}})\)?|(?P<number>type \d+))$"
 )
+_SYSTEM_RAM = re.compile(r"System RAM: \d{1,12}MB \((\d{1,15})kB\)")
 _SECTION = re.compile(r"\s*(PHYSICAL|VIRTUAL) MEMORY ARRANGEMENT:")
 _PLACE = re.compile(
     rf"\s*(?P<name>[A-Z][\w .-]{{0,30}}?):?\s+{_HEX}->{_HEX}(?: \((?P<pages>\d{{1,15}}) pages)?"
@@ -49,12 +50,16 @@ MAX_MAP_ENTRIES = 1 << 17
 
 @attrs.define
 class HypervisorScan:
-    """Collects what Xen printed, line by line. ``in_map``: an entry of a map may follow."""
+    """Collects what Xen printed, line by line.
+
+    ``in_map``: an entry of a map may follow; ``counted_ram``: what Xen says it has, in bytes.
+    """
 
     entries: list[tuple[int, int, E820Type]] = attrs.field(factory=list)
     facts: list[Fact] = attrs.field(factory=list)
     version: str | None = None
     in_map: bool = False
+    counted_ram: int | None = None
     _section: Literal["physical", "virtual"] | None = None
 
     def feed(self, where: str, number: int, message: str) -> None:
@@ -73,6 +78,8 @@ class HypervisorScan:
         elif version := _VERSION.match(rest):
             self.version = printable(version[1], 40)
             self.facts.append(Hypervisor(number, text, self.version))
+        elif counted := _SYSTEM_RAM.match(rest):
+            self.counted_ram = int(counted[1]) << 10
         elif kernel := _XEN_KERNEL.match(rest):
             self.facts.append(Hypervisor(number, text, bits=int(kernel[1])))
         elif section := _SECTION.match(rest):
@@ -116,6 +123,19 @@ class HypervisorScan:
         """The host's map as Xen printed it; None where it did not."""
         return MemoryMap.sanitise(self.entries) if self.entries else None
 
+    def miscounted(self) -> list[str]:
+        """Say so where Xen has counted other RAM than its map has: a line of it may be lost.
+
+        It counts whole pages of each entry's size, wherever the entry begins (__start_xen).
+        """
+        sizes = (end - start for start, end, kind in self.entries if kind is E820Type.RAM)
+        ram = sum(size >> PAGE_SHIFT << PAGE_SHIFT for size in sizes)
+        counted = self.counted_ram
+        if counted is None or not self.entries or counted == ram:
+            return []
+        shown = f"its RAM is {ram >> 10}K, but Xen counted {counted >> 10}K"
+        return [f"the host's map as printed: {shown}"]
+
 
 def tells_a_range(message: str) -> bool:
     """Tell whether a line is Xen's, of a range of addresses: it prints none twice in a row."""
@@ -137,7 +157,7 @@ def host_machine(
     kernel = next((f for f in reversed(scan.facts) if isinstance(f, DomainKernel)), None)
     image = (kernel.start, kernel.end) if kernel else None
     pages = _pages_of_dom0(scan.facts)
-    memory, sentences = host_map, [*assumed, *[WHOLE] * scan.in_map]
+    memory, sentences = host_map, [*assumed, *[WHOLE] * scan.in_map, *scan.miscounted()]
     if pages and pages << PAGE_SHIFT < host_map.ram_pages().total:
         memory = _with_less_ram(host_map, pages << PAGE_SHIFT)
         sentences.append(f"RAM: the lowest {pages} pages of the host's, as many as dom0 has")
