@@ -52,38 +52,39 @@ KERNEL = "kernel at 0x1000000-0x1e00000, 256 KiB of brk after it"
 FIRST_64K = "first 64 KiB reserved (CONFIG_X86_RESERVE_LOW's default)"
 FIRST_MIB = "first MiB reserved (5.13 and later always do)"
 BIOS = "0x9f000-1M reserved for the BIOS"
+NO_1G = "no 1 GiB pages (nothing in the log says so)"
 MAPPED = "startup code maps up to 0x20000000"
 
 
 @pytest.mark.parametrize(
     ("lines", "assumed"),
     [
-        ([LOW, HIGH], [TRIM, WHOLE, WIDE, KERNEL, FIRST_64K, BIOS, "no initrd", MAPPED]),
-        ([LOW, HIGH, ""], [TRIM, WIDE, KERNEL, FIRST_64K, BIOS, "no initrd", MAPPED]),
+        ([LOW, HIGH], [TRIM, WHOLE, WIDE, KERNEL, FIRST_64K, BIOS, "no initrd", NO_1G, MAPPED]),
+        ([LOW, HIGH, ""], [TRIM, WIDE, KERNEL, FIRST_64K, BIOS, "no initrd", NO_1G, MAPPED]),
         (
             [LOW, HIGH, "RAMDISK: [mem 0x1e000000-0x1effffff]"],
-            [TRIM, WIDE, KERNEL, FIRST_64K, BIOS, MAPPED],
+            [TRIM, WIDE, KERNEL, FIRST_64K, BIOS, NO_1G, MAPPED],
         ),
         (
             [LOW, HIGH, *TRIMMED, LAST_PFN(0x20000, 0x400000000)],
-            [KERNEL, FIRST_64K, BIOS, "no initrd", MAPPED],
+            [KERNEL, FIRST_64K, BIOS, "no initrd", NO_1G, MAPPED],
         ),
         (
             ["Linux version 5.13.0", LOW, HIGH],
-            [TRIM, WHOLE, WIDE, KERNEL, FIRST_MIB, BIOS, "no initrd", MAPPED],
+            [TRIM, WHOLE, WIDE, KERNEL, FIRST_MIB, BIOS, "no initrd", NO_1G, MAPPED],
         ),
         (
             ["Linux version gone", LOW, HIGH, RESERVE(0, 0xFFFF)],
-            [TRIM, WIDE, KERNEL, BIOS, "no initrd", MAPPED],
+            [TRIM, WIDE, KERNEL, BIOS, "no initrd", NO_1G, MAPPED],
         ),
         (
             ["Linux version gone", LOW, HIGH],
-            [TRIM, WHOLE, WIDE, KERNEL, FIRST_64K, BIOS, "no initrd", MAPPED],
+            [TRIM, WHOLE, WIDE, KERNEL, FIRST_64K, BIOS, "no initrd", NO_1G, MAPPED],
         ),
         (
             [LOW.replace("9fbff", "9efff"), HIGH, "found SMP MP-table at [ffff8800000f6bb0] f6bb0",
              "initial memory mapped: [mem 0x00000000-0x1fffffff]"],
-            [TRIM, KERNEL, FIRST_64K, "no initrd"],
+            [TRIM, KERNEL, FIRST_64K, "no initrd", NO_1G],
         ),
         (
             [LOW.replace("9fbff", "9f000"), HIGH, LOWMEM],
@@ -92,8 +93,17 @@ MAPPED = "startup code maps up to 0x20000000"
         ),
         (
             [LOW, HIGH, LAST_PFN(0x18000, 0x400000000)],
-            [TRIM, KERNEL, FIRST_64K, BIOS, "no initrd", MAPPED,
+            [TRIM, KERNEL, FIRST_64K, BIOS, "no initrd", NO_1G, MAPPED,
              "max_pfn 0x18000 as printed; the map says 0x20000"],
+        ),
+        (
+            [LOW, HIGH, LAST_PFN(0x20000, 0x400000000), MAPPING(0, 0xFFFFF)],
+            [TRIM, KERNEL, FIRST_64K, BIOS, "no initrd", MAPPED],
+        ),
+        (
+            [LOW, HIGH, "Booting paravirtualized kernel on Xen"],
+            [TRIM, WIDE, KERNEL, FIRST_64K, BIOS, "no initrd",
+             "large pages, none of 1 GiB (Xen hides what the CPU has)", MAPPED],
         ),
     ],
 )  # fmt: skip
@@ -357,6 +367,8 @@ PAGES = "[mem {:#x}-{:#x}] page {}".format
         ([PAGES(0, MIB - 1, "4k"), PAGES(2 * MIB, 4 * MIB - 1, "4k")], False, False),
         ([PAGES(0, (1 << 30) - 1, "1G")], True, True),
         ([PAGES(0, (1 << 30) - 1, "1G"), PAGES(0, MIB - 1, "4k")], True, True),
+        # Xen lets a guest have none, whatever the CPU has.
+        ([PAGES(2 * MIB, 4 * MIB - 1, "4k"), "Hypervisor detected: Xen PV"], True, False),
         (["Using GB pages for direct mapping"], True, True),
         (["Using GB pages for direct mapping", PAGES(0, MIB - 1, "4k")], True, True),
     ],

@@ -82,7 +82,7 @@ def reconstruct(printed: Printed, name: str, source: str) -> tuple[Machine, tupl
         name=name,
         memory_map=memory,
         mode=mode,
-        features=_features(printed, mode),
+        features=_features(printed, mode, assumed),
         kernel=kernel,
         reserved=tuple(taken),
         initrd=printed.initrd,
@@ -234,14 +234,22 @@ def _mode_of_32bit(printed: Printed, assumed: list[str]) -> PagingMode:
     return I386 if by_4m else I386_PAE
 
 
-def _features(printed: Printed, mode: PagingMode) -> CpuFeatures:
-    """Return the features in use: a kernel that splits everything into 4k has no large pages."""
+def _features(printed: Printed, mode: PagingMode, assumed: list[str]) -> CpuFeatures:
+    """Return the features in use: a kernel that splits everything into 4k has no large pages.
+
+    Xen hides large pages from its guests: below it a log does not tell what the CPU has.
+    """
     pages = of_kind(printed.facts, PageRange)
     large = mode.entry_span(2)
     has_room = any(align_up(page.start, large) + large <= page.end for page in pages)
+    gbpages = printed.gbpages or any(page.page == "1G" for page in pages)
+    if printed.on_xen:
+        assumed.append("large pages, none of 1 GiB (Xen hides what the CPU has)")
+    elif 3 in mode.large_levels and not (printed.mapping or gbpages):
+        assumed.append("no 1 GiB pages (nothing in the log says so)")
     return CpuFeatures(
-        pse=not has_room or any(page.page != "4k" for page in pages),
-        gbpages=printed.gbpages or any(page.page == "1G" for page in pages),
+        pse=printed.on_xen or not has_room or any(page.page != "4k" for page in pages),
+        gbpages=gbpages,
         nx=mode.has_nx and printed.nx is not False,
     )
 
