@@ -144,7 +144,8 @@ SAYS: list[tuple[str, dict[str, Any]]] = [
      {"nx": False, "non_pae": True}),
     ("Using GB pages for direct mapping", {"gbpages": True, "mapping": True}),
     *(
-        (f"Memory: {text}", {"kernel_bytes": 60 << 10, "progressed": True} | counted)
+        (f"Memory: {text}",
+         {"kernel_bytes": 60 << 10, "progressed": True, "set_up": True} | counted)
         for text, counted in (
             ("500K/600K available (10K kernel code, 20K rwdata, 99K reserved, 30K init)",
              {"counted_ram": CountedRam(600 << 10)}),  # all of it, since 3.11
@@ -158,7 +159,7 @@ SAYS: list[tuple[str, dict[str, Any]]] = [
         )
     ),
     ("Linux version 6.1.0-13-amd64 (a@b)", {"release": "6.1.0-13-amd64"}),
-    ("Kernel command line: quiet splash", {"command_line": "quiet splash"}),
+    ("Kernel command line: quiet splash", {"command_line": "quiet splash", "set_up": True}),
     ("Command line: quiet", {"command_line": "quiet"}),
     ("ACPI in unprivileged domain disabled", {"unprivileged": True}),
     ("Booting paravirtualized kernel on Xen", {"on_xen": True}),
@@ -222,7 +223,7 @@ AFTER: list[tuple[Sequence[str], dict[str, Any]]] = [
     ([INITRD, INITRD.replace("1e", "1c")], {}),
     ([INITRD, EARLY("RAMDISK")],
      {"facts": [Reservation(2, EARLY("RAMDISK"), 1 << 28, (1 << 28) + 0x1000, "RAMDISK")]}),
-    (["Command line: quiet", "Kernel command line: other"], {}),
+    (["Command line: quiet", "Kernel command line: other"], {"set_up": True}),
     (["NX (Execute Disable) protection cannot be enabled: non-PAE kernel!",
       "NX (Execute Disable) protection: active"], {"nx": True}),
     (["Base memory trampoline at [c009b000] 9b000 size 4096",
@@ -234,6 +235,19 @@ AFTER: list[tuple[Sequence[str], dict[str, Any]]] = [
 @pytest.mark.parametrize(("lines", "wanted"), AFTER)
 def test_a_line_after_others_says_this(lines: Sequence[str], wanted: dict[str, Any]) -> None:
     assert said(*lines) == wanted
+
+
+@pytest.mark.parametrize(
+    "line", [MAPPING, "[mem 0x0-0xfff] page 4k", "BRK [0x01c00000, 0x01c00fff] PGTABLE",
+             "kernel direct mapping tables up to 20000000 @ 8000-15000"],
+)  # fmt: skip
+def test_once_the_direct_map_is_there_others_are_not_its(line: str) -> None:
+    """EFI's runtime services are mapped later (efi_ioremap, up to 3.x), and memory plugged in."""
+    set_up = "Memory: 1k/2k available (3k kernel code)"
+    assert "facts" in said(line)
+    for before in (set_up, "Kernel command line: quiet"):
+        assert said(before, line) == {}
+    assert "facts" in said("Command line: quiet", line)
 
 
 CHANGES: list[tuple[Sequence[str], list[MapChange]]] = [

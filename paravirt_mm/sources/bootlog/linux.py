@@ -181,7 +181,8 @@ class PrintedBoot(Printed):
             return
         for word, pattern, take in _TAKERS:
             if word in message and (match := pattern.search(message)):
-                take(self, _Line(message, match))
+                if not (self.set_up and take in _OF_THE_DIRECT_MAP):
+                    take(self, _Line(message, match))
                 return
         if _BROKEN_CHANGE.search(message) and self.maps and not self.mapping:
             raise self._refused(f"change of the memory map not understood: {message[:80]!a}")
@@ -296,6 +297,7 @@ class PrintedBoot(Printed):
         self.release = printable(line[1], 80)
 
     def _take_command_line(self, line: _Line) -> None:
+        self.set_up |= line.message.startswith("Kernel")
         self.command_line = self.command_line or printable(line[1], 1000)
 
     def _take_last_pfn(self, line: _Line) -> None:
@@ -396,7 +398,7 @@ class PrintedBoot(Printed):
     def _take_sizes(self, line: _Line) -> None:
         self.kernel_bytes = sum(int(size[1]) for size in SIZE.finditer(line.message)) << 10
         self.counted_ram = _counted_ram(line)
-        self.progressed = True
+        self.progressed = self.set_up = True
 
     def _take_xen(self, line: _Line) -> None:
         # Fully virtualised guests (HVM, PVH) say so, and have native page tables. Kernels before
@@ -478,6 +480,16 @@ def _counted_ram(line: _Line) -> CountedRam | None:
 
 
 _Take = Callable[[PrintedBoot, _Line], None]
+
+# Once setup_arch is over these are of EFI's runtime services, or of memory that is plugged in.
+_OF_THE_DIRECT_MAP = frozenset(
+    {
+        PrintedBoot._take_range,
+        PrintedBoot._take_pages,
+        PrintedBoot._take_block,
+        PrintedBoot._take_brk,
+    }
+)
 
 # In this order: a line goes to the first pattern that it holds, of those whose word it holds.
 _TAKERS: tuple[tuple[str, re.Pattern[str], _Take], ...] = (

@@ -77,8 +77,9 @@ class Printed:
     ``freed`` says what was given back, and how many reservations there were then; ``user_map_from``
     is the line where a user's map replaced one that ``last_pfn`` was printed for already.
     ``order`` counts the lines taken, to tell what was printed before what; ``mapping`` is true once
-    the direct map is being built, ``progressed`` once anything shows that the kernel went on after
-    printing its map; ``ends_in_map`` while the last line is an entry of one.
+    the direct map is being built, ``set_up`` once it must be there, ``progressed`` once anything
+    shows that the kernel went on after printing its map; ``ends_in_map`` while the last line is an
+    entry of one.
     """
 
     number: int
@@ -112,6 +113,7 @@ class Printed:
     kernel_not_ram: bool = False
     user_map_from: int = 0
     mapping: bool = False
+    set_up: bool = False
     progressed: bool = False
     ends_in_map: bool = False
     changes: int = 0
