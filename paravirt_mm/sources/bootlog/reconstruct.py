@@ -88,10 +88,11 @@ def reconstruct(printed: Printed, name: str, source: str) -> tuple[Machine, tupl
         initrd=printed.initrd,
         boot_mapped=_boot_mapped(printed, mode, kernel.span[1], assumed),
     )
-    max_pfn, max_low_pfn = _hints(printed, machine, assumed)
+    doubts: list[str] = []  # told first: of a long list the head is shown
+    max_pfn, max_low_pfn = _hints(printed, machine, doubts)
     machine = attrs.evolve(machine, max_pfn_hint=max_pfn, max_low_pfn_hint=max_low_pfn)
-    assumed.extend([*_miscounted(printed, machine, shown), *printed.xen.miscounted()])
-    provenance = Provenance(source, "", printed.release, tuple(assumed))
+    doubts += [*_miscounted(printed, machine, shown), *printed.xen.miscounted()]
+    provenance = Provenance(source, "", printed.release, (*doubts, *assumed))
     machine = attrs.evolve(machine, provenance=provenance)
     return checked(machine, printed.source), made_up
 
@@ -293,7 +294,7 @@ def _reserve_low(
 # -- max_pfn and max_low_pfn -----------------------------------------------------------------------
 
 
-def _hints(printed: Printed, machine: Machine, assumed: list[str]) -> tuple[int | None, int | None]:
+def _hints(printed: Printed, machine: Machine, doubts: list[str]) -> tuple[int | None, int | None]:
     """Return max_pfn and max_low_pfn as printed, where the map leads to another number."""
     pfns = [
         last.pfn for last in of_kind(printed.facts, LastPfn) if last.line > printed.user_map_from
@@ -310,13 +311,13 @@ def _hints(printed: Printed, machine: Machine, assumed: list[str]) -> tuple[int 
     if max_pfn == machine.max_pfn:
         max_pfn = None
     if max_pfn is not None:
-        assumed.append(f"max_pfn {max_pfn:#x} as printed; the map says {machine.max_pfn:#x}")
+        doubts.append(f"max_pfn {max_pfn:#x} as printed; the map says {machine.max_pfn:#x}")
         machine = attrs.evolve(machine, max_pfn_hint=max_pfn)
     if max_low_pfn == machine.max_low_pfn:
         max_low_pfn = None
     if max_low_pfn is not None and not machine.mode.is_32bit:  # there vmalloc= and such decide
         said = f"max_low_pfn {max_low_pfn:#x} as printed; the map says {machine.max_low_pfn:#x}"
-        assumed.append(said)
+        doubts.append(said)
     return max_pfn, max_low_pfn
 
 

@@ -157,7 +157,7 @@ def host_machine(
     kernel = next((f for f in reversed(scan.facts) if isinstance(f, DomainKernel)), None)
     image = (kernel.start, kernel.end) if kernel else None
     pages = _pages_of_dom0(scan.facts)
-    memory, sentences = host_map, [*assumed, *[WHOLE] * scan.in_map, *scan.miscounted()]
+    memory, sentences = host_map, [*scan.miscounted(), *assumed, *[WHOLE] * scan.in_map]
     if pages and pages << PAGE_SHIFT < host_map.ram_pages().total:
         memory = _with_less_ram(host_map, pages << PAGE_SHIFT)
         sentences.append(f"RAM: the lowest {pages} pages of the host's, as many as dom0 has")
