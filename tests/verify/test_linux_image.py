@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import re
 import stat
 import struct
 import sys
+import threading
 import time
 from contextlib import nullcontext
 from pathlib import Path
@@ -284,6 +287,10 @@ def test_payload_of_a_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     with pytest.raises(KernelImageError, match="lz4 could not unpack the payload to 15 bytes"):
         unpack(len(packed) + 1)  # it ends too early
     assert unpack(len(packed)) == packed
+    for watchdog in threading.enumerate():  # nothing is left that would keep this process alive
+        if isinstance(watchdog, threading.Timer):
+            watchdog.join(5)
+            assert not watchdog.is_alive()
     more.write_bytes(b"1")
     with pytest.raises(KernelImageError, match="lz4 could not unpack the payload to 14 bytes"):
         unpack(len(packed))
@@ -543,11 +550,14 @@ def test_a_start_puts_what_tells_of_the_map_and_nothing_else() -> None:
 
 
 STUB = """\
-import os, re, socket, sys
+import ctypes, os, re, socket, sys
 words = " ".join(sys.argv[1:])
+at_parents_end = ctypes.c_int()
+ctypes.CDLL(None).prctl(2, ctypes.byref(at_parents_end))
 console = int(re.search(r"console,path=/proc/self/fd/(\\d+)", words)[1])
 ram = int(re.search(r"mem-path=/proc/self/fd/(\\d+)", words)[1])
-os.write(console, b"\\x1b[0m" + words.encode() + b"\\r\\n" + os.pread(ram, 4, 0))
+seen = os.pread(ram, 4, 0) + b" %d" % at_parents_end.value
+os.write(console, b"\\x1b[0m" + words.encode() + b"\\r\\n" + seen)
 if "-cpu qemu64,-pse" in words:
     sys.exit("no such processor")
 names = sys.argv[0].rsplit("/", 1)[0] + "/names"
@@ -571,6 +581,7 @@ def test_a_machine_lives_as_long_as_it_is_used(
     program.write_text(f"#!{sys.executable}\n{STUB}")
     program.chmod(0o755)
     (tmp_path / "names").write_text(described(list(REQUIRED_REGISTERS)))
+    open_files = len(os.listdir("/proc/self/fd"))
     if not has_setpriv:
         monkeypatch.setattr("shutil.which", lambda name: None)
     spec = MapSpec(ram=[(0, 0x9F000), (MIB, 64 * MIB)])
@@ -583,16 +594,40 @@ def test_a_machine_lives_as_long_as_it_is_used(
             assert running.poll() is None
             told = machine.console()
             assert told.startswith(".[0m-S -nodefaults -no-user-config -no-reboot -display none")
-            assert told.endswith("\nseen")
+            # SIGKILL if this process is killed, where there is what asks for it.
+            assert told.endswith("\nseen 9" if has_setpriv else "\nseen 0")
             shared = f"memory-backend-file,id=ram,share=on,size={64 * MIB}"
             assert f"-m 64M -machine memory-backend=ram -object {shared}" in told
-            process.end_all()
-            assert running.wait(10) == -9
+            assert re.search(
+                r" -chardev socket,id=gdb,fd=\d+ -gdb chardev:gdb "
+                r"-chardev file,id=console,path=/proc/self/fd/\d+ -serial chardev:console\n",
+                told,
+            )
+            if has_setpriv:
+                process.end_all()
+                assert running.wait(10) == -9
+        assert running.returncode == -9
         assert set(process._running) == before
         wrong = attrs.evolve(spec, pse=False)
-        with pytest.raises(KernelBootError, match="did not start: no such processor"):
+        if has_setpriv:
+            reason = "no such processor"
+        else:
+            reason = "QEMU closed its gdb connection"
+            program.write_text(f"#!{sys.executable}\n")
+        with pytest.raises(KernelBootError) as caught:
             process.Qemu(str(program), wrong, kernel(), ram, 20)
+        assert str(caught.value).partition(": ")[2].startswith(reason)
+        assert not str(caught.value).endswith("\n")
         assert set(process._running) == before
+    assert len(os.listdir("/proc/self/fd")) == open_files
+
+
+def test_the_end_of_a_console_is_told() -> None:
+    """16 KiB of it; what cannot be shown is a point."""
+    with GuestRam(RamLayout(MIB)) as ram:
+        os.truncate(ram.fd, 0)
+        os.pwrite(ram.fd, b"begin" + b"\x07" * 16383 + b"\n", 0)
+        assert process._tail(ram.fd) == "." * 16383 + "\n"
 
 
 @pytest.mark.parametrize(
@@ -683,6 +718,8 @@ def test_registers_have_places_in_their_order() -> None:
         layout.unpack(packet, ["x"])
     with pytest.raises(GdbError, match="no register 'efer'"):
         RegisterLayout.from_xml(described([*REQUIRED_REGISTERS[:-1]]))
+    with pytest.raises(GdbError, match="no register 'cr4'"):
+        RegisterLayout.from_xml(described([*REQUIRED_REGISTERS[:-2]]))
     many = [f"r{n}" for n in range(1000 - len(REQUIRED_REGISTERS))]
     assert RegisterLayout.from_xml(described([*many, *REQUIRED_REGISTERS])).number["efer"] == 999
     with pytest.raises(GdbError, match="no register 'efer'"):
@@ -758,8 +795,8 @@ def record(**given: Any) -> BootRecord:
 
 def test_a_record_as_data() -> None:
     """docs/boot-record.md; hashes are those of the kernel-oracle files."""
+    assert all(field.kw_only for field in attrs.fields(BootRecord))
     told = record().to_json(tables_up_to=2)
-
     assert told == {
         "format": "paravirt-mm-boot-1", "release": "6.1", "levels": 4, "e820": [[0, MIB, 2]],
         "firmware_e820": [[0, MIB, 1]], "memory": [[0, MIB]], "reserved": [[0, PAGE]],

@@ -421,6 +421,8 @@ DESCRIPTION = "<!-- <reg name='no' bitsize='64'/>\n<reg name=\"no\" bitsize=\"64
 class Stub:
     """The other end of a connection: answers from a table, and remembers what was asked."""
 
+    includes = '<xi:include href="core.xml"/>'
+
     def __init__(self, answers: dict[str, bytes]) -> None:
         self.answers = answers
         self.asked: list[str] = []
@@ -459,7 +461,7 @@ class Stub:
     def _answer(self, command: str) -> bytes:
         if command.startswith("qXfer"):
             name, place = command.split(":")[3:5]
-            text = DESCRIPTION if name == "core.xml" else '<xi:include href="core.xml"/>'
+            text = DESCRIPTION if name == "core.xml" else self.includes
             start, size = (int(number, 16) for number in place.split(","))
             piece = text[start : start + min(size, 100)]
             last = start + len(piece) >= len(text)
@@ -544,9 +546,40 @@ def test_gdb_stops_are_told_from_other_answers(stub: Callable[..., Stub]) -> Non
 
 
 def test_gdb_end_of_the_machine_is_told(stub: Callable[..., Stub]) -> None:
-    client = stub(c=Stub.packet("W00")).client()
+    server = stub(c=Stub.packet("W00"))
+    client = server.client()
     with pytest.raises(GdbError, match="triple fault"):
         client.resume()
+    server._theirs.shutdown(socket.SHUT_WR)
+    with pytest.raises(GdbError, match=r"^QEMU closed its gdb connection$"):
+        client.resume()
+
+
+def test_gdb_answers_have_bounds(
+    stub: Callable[..., Stub], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """16 parts of a description, 64 KiB of a monitor's text; nothing is sent for ever."""
+    monkeypatch.setattr(Stub, "includes", 20 * Stub.includes)
+    server = stub()
+    client = server.client()
+    assert sum("core.xml:0," in asked for asked in server.asked) == 16
+
+    def monitor(*sizes: int) -> str:
+        answers = iter([*("O" + "61" * size for size in sizes), "OK"])
+        monkeypatch.setattr(client, "command", lambda _: next(answers))
+        monkeypatch.setattr(client, "_read_packet", lambda: next(answers))
+        return client.monitor("info")
+
+    assert monitor((1 << 16) - 1, 1) == "a" * (1 << 16)
+    with pytest.raises(GdbError, match="refused 'info': 'O61'"):
+        monitor(1 << 16, 1)
+    client._deadline = time.monotonic() + 0.05
+    server._theirs.close()
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        client._socket = ours
+        with pytest.raises(GdbError, match="within the time allowed"):
+            client._send(bytes(1 << 22))
 
 
 # ---------------------------------------------------------------------------------------------

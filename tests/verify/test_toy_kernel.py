@@ -21,25 +21,37 @@ from paravirt_mm.verify.linux.qemu import (
     recorder as recorder_module,
     stops,
 )
-from paravirt_mm.verify.linux.qemu.errors import KernelBootError, MapSpecError
+from paravirt_mm.verify.linux.qemu.errors import (
+    KernelBootError,
+    KernelImageError,
+    MapSpecError,
+)
+from paravirt_mm.verify.linux.qemu.handover import enter, put_kernel
+from paravirt_mm.verify.linux.qemu.ram import GuestRam
+from paravirt_mm.verify.linux.qemu.record import BootProvenance
 
 from .toy_kernel import (
     BASE,
     BRK,
     BSS,
     BSS_END,
+    CLEARS_AT,
     DATA,
     END,
+    EXTEND,
     PAGE,
+    PAGE_OFFSET,
     PARAMETERS,
     PV_OPS,
     RODATA,
     ROOT,
+    START64,
     VARIABLE,
     Gdb,
     Machine,
     Script,
     Step,
+    entries,
     kernel,
     tables_for,
     virtual,
@@ -55,7 +67,7 @@ STEPS = (
         MIB, 64 * MIB, ((MIB, 2 * MIB, 0), (2 * MIB, 64 * MIB, 4), (0, 1 << 30, 12)),
         # The last pages of RAM, the last of brk, and one behind it.
         ((1, L2), (3, 64 * MIB - 3 * PAGE), (1, L3 + 2 * PAGE), (1, L3 + 3 * PAGE)),
-        (L2 // PAGE, L3 // PAGE),
+        (L2 // PAGE, 64 * MIB // PAGE - 1, L3 // PAGE),
     ),
 )  # fmt: skip
 SCRIPT = Script(STEPS, TABLES, reserved=((0, 0x10000), (BASE, BASE + END)))
@@ -112,7 +124,99 @@ def test_all_that_a_kernel_does_is_told() -> None:
     assert 0 < told.seconds < 60
 
 
-WATCHED_IN_THE_GUEST = ("fentry", "nop", "jump", "pushes")
+def test_five_levels_are_those_of_the_processor() -> None:
+    """CR4 says so. A table that another function took is no part of the hooks' order."""
+    l4 = 41 * MIB
+    tables = {l4: entries({PAGE_OFFSET >> 39 & 511: L3 | 0x63}), **TABLES}
+    steps = (attrs.evolve(STEPS[0], hooked=(l4 // PAGE, L3 // PAGE)), *STEPS[1:])
+    script = attrs.evolve(SCRIPT, steps=steps, tables=tables, root_slot=PAGE_OFFSET >> 48 & 511)
+    toy = kernel(script, SPEC)
+    toy = attrs.evolve(toy, symbols={**toy.symbols, "__pgtable_l5_enabled": virtual(0)})
+    record = record_boot(attrs.evolve(SPEC, levels=5), toy)
+    assert record.levels == 5
+    assert [(t.level, t.pfn) for t in record.tables] == [
+        (2, L2 // PAGE), (3, L3 // PAGE), (4, l4 // PAGE),
+    ]  # fmt: skip
+    assert record.leaf_runs == ((0, 64 * MIB, 2),)
+    assert record.hook_order == ((3, L3 // PAGE), (2, L2 // PAGE), (3, L3 // PAGE))
+
+
+def test_the_processor_has_40_bits() -> None:
+    """QEMU's, without hardware's help; what maps more is told, not left out."""
+    far = {slot: 1 << bit | 0x1E3 for slot, bit in ((32, 39), (33, 40))}
+    leaves = {slot: slot << 21 | 0x1E3 for slot in range(32)}
+    script = attrs.evolve(SCRIPT, tables={**TABLES, L2: entries(leaves | far)})
+    record = record_boot(SPEC, kernel(script, SPEC))
+    assert record.leaf_runs == ((0, 64 * MIB, 2),)
+    assert record.findings == (
+        "L2 entry 0x100000001e3 for 0xffff888004200000: a reserved bit is set",
+        "L2 leaf at offset 0x4000000 maps 0x8000000000",
+    )
+
+
+class Firmware(Machine):
+    """A machine whose firmware loads the kernel, with nothing in memory before."""
+
+    def __init__(self, _: str, spec: MapSpec, kernel: Kernel, ram: GuestRam, timeout: float):
+        super().__init__(_, spec, kernel, ram, timeout)
+        assert not list(ram.beyond([]))
+        put_kernel(ram, kernel, spec, "")
+        enter(self.gdb, spec, kernel.entry)
+
+
+def test_firmware_starts_a_kernel_from_its_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is put into memory, nothing kept for other boots. Directories are not told."""
+    monkeypatch.setattr(recorder_module, "Qemu", Firmware)
+    clock = SimpleNamespace(monotonic=iter((100.0, 101.23456)).__next__)
+    monkeypatch.setattr(recorder_module, "time", clock)
+    toy = attrs.evolve(kernel(SCRIPT, SPEC), path=Path("/boot/vmlinuz-6.1"))
+    record = record_boot(attrs.evolve(SPEC, entry="firmware", command_line="root=/dev/sda"), toy)
+    check(record)
+    assert (Machine.made[0].gdb.resumed, toy.starts) == (2, {})
+    words = (
+        "nokaslr earlyprintk=serial,ttyS0,115200 memmap=exactmap memmap=0x9f000@0x0 "
+        "memmap=0x1000$0x9f000 memmap=0x3f00000@0x100000 root=/dev/sda"
+    )
+    assert record.provenance == BootProvenance(
+        "6.1.0-toy (of tests)", "toy 1", record.provenance.qemu_arguments, words, "firmware", 1.235
+    )
+    told = record.provenance.qemu_arguments
+    assert told[-6:] == ("-m", "64M", "-kernel", "vmlinuz-6.1", "-append", words)
+
+
+CLEARING = START64 + CLEARS_AT
+
+
+@pytest.mark.parametrize(
+    ("script", "symbols", "done", "resumed"),
+    [
+        (SCRIPT, {}, True, 4),
+        (attrs.evolve(SCRIPT, fill=0x100), {}, True, 4),
+        (attrs.evolve(SCRIPT, fill=1), {}, False, 4),
+        (SCRIPT, {"__bss_start": BSS + 8}, False, 4),
+        (SCRIPT, {"clear_bss": CLEARING}, True, 4),
+        (SCRIPT, {"clear_bss": CLEARING - 94}, True, 4),
+        (SCRIPT, {"clear_bss": CLEARING - 95}, False, 3),
+    ],
+    ids=["usual", "AL is 0", "AL is 1", "elsewhere", "at once", "in 96 bytes", "behind"],
+)
+def test_bss_is_cleared_for_the_kernel(
+    script: Script, symbols: dict[str, int], done: bool, resumed: int, tmp_path: Path
+) -> None:
+    """Where ``rep stosb`` would fill all of it with zeroes: RDI and RCX are as it leaves them."""
+    toy = kernel(script, SPEC)
+    found = {name: virtual(at) for name, at in symbols.items()}
+    toy = attrs.evolve(toy, symbols={**toy.symbols, **found})
+    check(record_boot(SPEC, toy, dump=tmp_path / "dump"), script)
+    gdb = Machine.made[0].gdb
+    written = [told for told in gdb.written if told[0] in ("rdi", "rcx")]
+    assert written == ([("rdi", virtual(BSS_END)), ("rcx", 0)] if done else [])
+    assert gdb.resumed == resumed
+    bss = memory(tmp_path / "dump")[BASE + BSS : BASE + BSS_END]
+    assert bss == bytes([script.fill & 0xFF]) * (BSS_END - BSS)
+
+
+WATCHED_IN_THE_GUEST = ("fentry", "nop", "jump", "pushes", "call")
 
 
 @pytest.mark.parametrize("begins", [*WATCHED_IN_THE_GUEST, "cpuid"])
@@ -156,7 +260,7 @@ def test_a_list_that_is_full_is_read_and_goes_on(tmp_path: Path) -> None:
     unchanged(tmp_path / "dump", toy)
 
 
-CALLS, RANGES, ASKED, HOOKED = 2, 4, 5, 4
+CALLS, RANGES, ASKED, HOOKED = 2, 4, 5, 5
 """What the script does: how often each function is called."""
 STOPS = 4 + CALLS + 2 * RANGES + 2 * ASKED + 2 * HOOKED
 """On the way; where each begins, where a range and a page are done; the hook's only instruction."""
@@ -166,6 +270,7 @@ STOPS = 4 + CALLS + 2 * RANGES + 2 * ASKED + 2 * HOOKED
     ("begins", "steps"),
     [
         ("fentry", 0),
+        ("call", 0),
         ("nop", 0),
         ("jump", 0),
         ("pushes", CALLS + ASKED),
@@ -220,6 +325,41 @@ def test_a_search_that_may_find_something_is_done_each_time(tmp_path: Path, told
         image = memory(tmp_path / name)
         assert image[BASE + VARIABLE["scans"]] == 1
     assert Machine.made[1].gdb.resumed == 3
+
+
+def test_a_search_that_is_not_known_is_done_each_time(tmp_path: Path) -> None:
+    toy = kernel(SCRIPT, SPEC)
+    known = {name: at for name, at in toy.symbols.items() if name != "mpparse_find_mptable"}
+    toy = attrs.evolve(toy, symbols=known)
+    for name in ("first", "second"):
+        record_boot(SPEC, toy, dump=tmp_path / name)
+        assert memory(tmp_path / name)[BASE + VARIABLE["scans"]] == 1
+    assert [machine.gdb.resumed for machine in Machine.made] == [4, 3]
+
+
+@pytest.mark.parametrize(
+    ("symbols", "resumed"),
+    [
+        ({"early_ioremap_init": None}, 3),
+        ({"early_ioremap_init": EXTEND}, 4),
+        ({"boot_params": None}, 4),
+        ({"boot_params": BRK + PAGE}, 4),
+    ],
+    ids=["no place", "a place that is not reached", "no copy of the map", "no such copy"],
+)
+def test_a_kernel_without_a_place_to_begin_at(symbols: dict[str, Any], resumed: int) -> None:
+    """It is called before the map is read, and the kernel has its copy of the map then; zeroes
+    are no copy, though some of it is zero.
+    """
+    toy = kernel(SCRIPT, SPEC)
+    known = {name: at for name, at in toy.symbols.items() if name not in symbols}
+    toy = attrs.evolve(
+        toy, symbols={**known, **{name: virtual(at) for name, at in symbols.items() if at}}
+    )
+    for _ in range(2):
+        check(record_boot(SPEC, toy))
+    assert [*toy.starts.values()] == [None]
+    assert [machine.gdb.resumed for machine in Machine.made] == [resumed, 3]
 
 
 TAKEN = (30 * MIB, 31 * MIB)
@@ -298,6 +438,9 @@ def test_other_processors_and_words_have_starts_of_their_own() -> None:
         record_boot(attrs.evolve(SPEC, levels=5), toy)
     with pytest.raises(MapSpecError, match="firmware starts a bzImage"):
         record_boot(attrs.evolve(SPEC, entry="firmware"), attrs.evolve(toy, is_bzimage=False))
+    assert record_boot(SPEC, attrs.evolve(toy, is_bzimage=False)).panic is None
+    with pytest.raises(KernelImageError, match="not a Linux x86 bzImage"):
+        record_boot(SPEC, Path(__file__))
 
 
 # -- ends ------------------------------------------------------------------------------------------
@@ -340,9 +483,12 @@ LAST = "the kernel's last lines:\n  words of the log\n  the last of them"
     ids=["early panic", "CR3", "no RAM"],
 )
 def test_what_goes_wrong_is_told_with_the_kernels_last_lines(script: Script, message: str) -> None:
-    with pytest.raises(KernelBootError) as caught:
-        record_boot(SPEC, kernel(script, SPEC))
-    assert str(caught.value) == f"{message}\n{LAST}"
+    toy = kernel(script, SPEC)
+    silent = {name: at for name, at in toy.symbols.items() if name != "__log_buf"}
+    for one, lines in ((toy, f"\n{LAST}"), (attrs.evolve(toy, symbols=silent), "")):
+        with pytest.raises(KernelBootError) as caught:
+            record_boot(SPEC, one)
+        assert str(caught.value) == f"{message}{lines}"
 
 
 def test_a_kernel_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -353,6 +499,10 @@ def test_a_kernel_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
     first, *lines = str(caught.value).splitlines()
     assert "within the time allowed, 7 s: it hangs, or needs more time" in first
     assert lines == ["the kernel's last lines:", *(f"  {n}" for n in range(8, 20))]
+    monkeypatch.setattr(Machine, "console", lambda _: "\n \n")  # nothing was said there
+    with pytest.raises(KernelBootError) as caught:
+        record_boot(SPEC, kernel(SCRIPT, SPEC), timeout=7)
+    assert str(caught.value) == f"{first}\n{LAST}"
 
 
 @pytest.mark.parametrize(

@@ -35,6 +35,9 @@ MOVE = b"\xf3\x48\xa5"  # rep movsq
 PUSHES = b"\x55\x48\x89\xe5\x53"  # push rbp; mov rbp, rsp; push rbx
 MM = 0x1234
 
+CLEARS_AT = 30
+"""Offset of the instruction that clears bss, in x86_64_start_kernel."""
+
 # Where everything lies in the image.
 ENTRY, START64, START, EARLY, SCAN, INIT = 0x0, 0x40, 0x100, 0x180, 0x1C0, 0x1000
 STEP, RANGE, ALLOC, NOP, PANIC, EXTEND, FENTRY = 0x200, 0x240, 0x280, 0x300, 0x320, 0x340, 0x360
@@ -83,6 +86,9 @@ class Script:
     text_end: int = 0x7800
     scan_finds: bool = False
     ranges_first: bool = False
+    fill: int = 0
+    """RAX when bss is filled with its lowest byte."""
+    root_slot: int = PAGE_OFFSET >> 39 & 511
     dirties: int = 0
     """A physical address outside of the image that is written before the map is read."""
 
@@ -148,6 +154,8 @@ def _functions(script: Script) -> list[Code]:
             return code.put(ENDBR).call(FENTRY).put(body)
         if script.begins == "nop":
             return code.put(b"\x0f\x1f\x44\x00\x00", body)
+        if script.begins == "call":
+            return code.call(FENTRY).put(body)
         if script.begins == "calls":
             return code.call(SCAN).put(body)
         if script.begins == "jump":  # its body lies elsewhere
@@ -168,7 +176,7 @@ def _functions(script: Script) -> list[Code]:
     return [
         Code(ENTRY).put(b"\x48\x89\xf3").number(RSP, virtual(END)).number(RAX, virtual(START64))
         .put(b"\xff\xe0"),
-        Code(START64).number(RDI, virtual(BSS)).number(RCX, BSS_END - BSS).number(RAX, 0)
+        Code(START64).number(RDI, virtual(BSS)).number(RCX, BSS_END - BSS).number(RAX, script.fill)
         .put(b"\xf3\xaa").number(RDI, virtual(PARAMETERS)).number(RCX, PAGE // 8)
         .put(b"\x48\x89\xde", MOVE)
         .variable(b"\x0f\x01\x15", VARIABLE["descriptors"])  # lgdt
@@ -219,7 +227,8 @@ def kernel(script: Script, spec: MapSpec) -> Kernel:
         "max_low_pfn": 0x3000,
         "e820_table": virtual(E820),
         "next": virtual(GIVEN),
-        "smp_found_config": int(script.scan_finds),
+        # An int, next to something else.
+        "smp_found_config": script.scan_finds << 24 | 1 << 32,
     }
     for name, value in values.items():
         put(VARIABLE[name], struct.pack("<Q", value))
@@ -230,7 +239,7 @@ def kernel(script: Script, spec: MapSpec) -> Kernel:
     put(GIVEN, b"".join(struct.pack("<Q", _address(page)) for page in given))
     put(TEXT, b" it is over\n\0rest")
     put(LOG, b"\0\x01words of the log\0\0\x07the last of them\0")
-    put(ROOT, _entries({PAGE_OFFSET >> 39 & 511: min(script.tables, default=0) | 3}))
+    put(ROOT, entries({script.root_slot: next(iter(script.tables), 0) | 3}))
     for number, data in enumerate(script.tables.values()):
         put(TABLES + number * PAGE, data)
     put(BSS, b"\xaa" * 64)  # what a loader left there
@@ -257,9 +266,9 @@ def _address(physical: int) -> int:
     return (MAP if inside else PAGE_OFFSET) + physical
 
 
-def _entries(entries: Mapping[int, int]) -> bytes:
+def entries(found: Mapping[int, int]) -> bytes:
     page = bytearray(PAGE)
-    for slot, entry in entries.items():
+    for slot, entry in found.items():
         struct.pack_into("<Q", page, 8 * slot, entry)
     return bytes(page)
 
@@ -267,7 +276,7 @@ def _entries(entries: Mapping[int, int]) -> bytes:
 def tables_for(l3: int, l2: int, large_pages: int) -> dict[int, bytes]:
     """Tables that map so many large pages from 0 on: pages at two physical addresses."""
     leaves = {number: number << 21 | 0x1E3 for number in range(large_pages)}
-    return {l3: _entries({0: l2 | 0x63}), l2: _entries(leaves)}
+    return {l3: entries({0: l2 | 0x63}), l2: entries(leaves)}
 
 
 GENERAL = ("rax", "rbx", "rcx", "rdx", "rsi", "rdi", "rbp", "rsp", "rip", "eflags", "cr3")
@@ -287,6 +296,7 @@ class Gdb:
         self.breakpoints: set[int] = set()
         self.resumed = 0
         self.other = dict.fromkeys(KEPT, 0)
+        self.written: list[tuple[str, int]] = []
         self.cpu = unicorn.Uc(unicorn.UC_ARCH_X86, unicorn.UC_MODE_64)
         self._memory = mmap.mmap(ram.fd, ram.layout.below_4g)
         self._pointer: Any = (ctypes.c_char * len(self._memory)).from_buffer(self._memory)
@@ -343,6 +353,7 @@ class Gdb:
         return int(self.cpu.reg_read(NAMES[name])) if name in NAMES else self.other[name]
 
     def write_register(self, name: str, value: int) -> None:
+        self.written.append((name, value))
         if name == self.forgets:
             return
         if name in NAMES:

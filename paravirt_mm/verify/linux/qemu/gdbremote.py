@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import itertools
 import re
-import select
 import socket
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from functools import cached_property
 
 import attrs
@@ -190,19 +190,24 @@ class GdbClient:
         if not answer.startswith(("S05", "T05")):
             raise GdbError(f"the machine did not stop at a breakpoint: {_shown(answer)}")
 
-    def _send(self, data: bytes) -> None:
-        self._wait(select.POLLOUT)
+    @contextmanager
+    def _in_time(self) -> Iterator[None]:
+        """What the socket is asked for ends at the deadline."""
+        left = self._deadline - time.monotonic()
         try:
-            self._socket.sendall(data)
+            if left <= 0:
+                raise TimeoutError
+            self._socket.settimeout(left)
+            yield
+        except TimeoutError as error:
+            problem = "no answer from QEMU's gdb stub within the time allowed"
+            raise GdbTimeout(problem) from error
         except OSError as error:
             raise GdbError(f"QEMU closed its gdb connection: {error}") from error
 
-    def _wait(self, event: int) -> None:
-        poll = select.poll()
-        poll.register(self._socket, event)
-        left = self._deadline - time.monotonic()
-        if left <= 0 or not poll.poll(left * 1000):
-            raise GdbTimeout("no answer from QEMU's gdb stub within the time allowed")
+    def _send(self, data: bytes) -> None:
+        with self._in_time():
+            self._socket.sendall(data)
 
     def _next_byte(self) -> int:
         if not self._buffer:
@@ -210,11 +215,8 @@ class GdbClient:
         return self._buffer.pop(0)
 
     def _receive(self) -> None:
-        self._wait(select.POLLIN)
-        try:
+        with self._in_time():
             data = self._socket.recv(_MAX_PACKET)
-        except OSError as error:
-            raise GdbError(f"QEMU closed its gdb connection: {error}") from error
         if not data:
             raise GdbError("QEMU closed its gdb connection")
         self._buffer += data

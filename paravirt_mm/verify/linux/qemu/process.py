@@ -43,7 +43,7 @@ def kernel_parameters(spec: MapSpec) -> str:
     words = ["nokaslr"]
     if spec.entry is Entry.FIRMWARE:
         words += ["earlyprintk=serial,ttyS0,115200", "memmap=exactmap"]
-        separator = {1: "@", 2: "$", 3: "#"}
+        separator = {1: "@", 3: "#"}  # RAM, ACPI data; anything else is reserved
         for start, end, kind in spec.e820:
             words.append(f"memmap={end - start:#x}{separator.get(kind, '$')}{start:#x}")
     return " ".join([*words, *spec.command_line.split()])

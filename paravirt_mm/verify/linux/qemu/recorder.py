@@ -181,7 +181,7 @@ class _Recorder:
         self._begin = address("init_mem_mapping")
         self._panic = address("panic")
         self._extend = address("extend_brk")
-        self._pages_asked = 0
+        self._pages_asked: int
         self.steps: list[MappingStep] = []
         self.allocations: list[TableAllocation] = []
         self.hooked: list[int] = []

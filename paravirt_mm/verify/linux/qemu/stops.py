@@ -31,7 +31,8 @@ class Stops:
         # caller's.
         self._page_given = address("x86_64_start_kernel")
         self._range_done = address("start_kernel")
-        self._page_caller = self._range_caller = 0
+        self._page_caller: int
+        self._range_caller: int
         self._fentry = memory.symbols.get("__fentry__")
 
     def run(self, ends: frozenset[int], event: Callable[[Event], None]) -> Mapping[str, int]:
