@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
+import lzma
 import os
+import random
 import re
 import stat
 import struct
@@ -31,6 +34,7 @@ from paravirt_mm.verify.linux.qemu import (
     MapSpecError,
     image as image_module,
     process,
+    ram as ram_module,
     read_direct_map,
 )
 from paravirt_mm.verify.linux.qemu.direct_map import TablePage
@@ -157,7 +161,7 @@ def test_files_of_a_size_that_no_kernel_has(
         with pytest.raises(KernelImageError) as caught:
             read_kernel(file)
         assert ("cannot be a kernel" in str(caught.value)) is refused
-    with pytest.raises(KernelImageError, match="Is a directory"):
+    with pytest.raises(KernelImageError, match=r"^Is a directory$"):
         read_kernel(tmp_path)
     with pytest.raises(KernelImageError, match=f"^{file}: "):
         read_vmlinux(file)
@@ -265,6 +269,7 @@ def test_payload_of_a_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     """
     (tmp_path / "lz4").write_text(
         '#!/bin/sh\n[ "$*" = -dc ] && cat; cat "$0.more"; [ ! -e "$0.hangs" ] || exec sleep 60\n'
+        '[ ! -e "$0.stays" ] || exec sleep 60 >&-\n'
     )
     (tmp_path / "lz4").chmod(0o755)
     more, hangs = tmp_path / "lz4.more", tmp_path / "lz4.hangs"
@@ -282,8 +287,12 @@ def test_payload_of_a_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         patch.setattr(image_module, "_DECOMPRESS_TIMEOUT", 0.2)
         with pytest.raises(KernelImageError, match="lz4 could not unpack the payload to 15 bytes"):
             unpack(len(packed) + 1)
-    assert time.monotonic() - began < 30
     hangs.unlink()
+    stays = tmp_path / "lz4.stays"
+    stays.touch()
+    assert unpack(len(packed)) == packed
+    stays.unlink()
+    assert time.monotonic() - began < 30
     with pytest.raises(KernelImageError, match="lz4 could not unpack the payload to 15 bytes"):
         unpack(len(packed) + 1)  # it ends too early
     assert unpack(len(packed)) == packed
@@ -299,12 +308,34 @@ def test_payload_of_a_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
             unpack(claimed)
     monkeypatch.setattr(image_module, "MAX_VMLINUX", 15)
     assert unpack(15) == packed + b"1"
+    more.write_bytes(b"")
+    assert decompress_payload(packed[:4] + struct.pack("<I", 4)) == packed[:4]
     for short in (packed[:4], packed[:7]):
         with pytest.raises(KernelImageError, match="lz4 payload is truncated"):
             decompress_payload(short)
     monkeypatch.setenv("PATH", "")
-    with pytest.raises(KernelImageError, match="install the program 'lz4'"):
-        unpack(len(packed))
+    for tool, begins in (("lz4", packed), ("zstd", b"\x28\xb5\x2f\xfd"), ("lzop", b"\x89LZO")):
+        with pytest.raises(KernelImageError, match=f"packed with {tool}: install .* '{tool}'"):
+            decompress_payload(begins)
+
+
+def test_payload_that_python_unpacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """gzip's window is 32 KiB, a dictionary of xz or lzma may have half a gigabyte."""
+    data = random.Random(1).randbytes(32768)
+    assert decompress_payload(gzip.compress(data + data)) == data + data
+    alone = lzma.compress(b"words", format=lzma.FORMAT_ALONE)
+
+    def dictionary(size: int) -> bytes:
+        return alone[:1] + struct.pack("<I", size) + alone[5:]
+
+    assert decompress_payload(dictionary(GIB // 2)) == b"words"
+    with pytest.raises(KernelImageError, match=r"^lzma payload is damaged: Memory usage limit"):
+        decompress_payload(dictionary(GIB))
+    monkeypatch.setattr(image_module, "MAX_VMLINUX", 4)
+    with pytest.raises(KernelImageError, match=r"^lzma payload is truncated or larger than 4 byt"):
+        decompress_payload(alone)
+    with pytest.raises(KernelImageError, match=r"not known \(first bytes 616263646566\)"):
+        decompress_payload(b"abcdefgh")
 
 
 # -- what a kernel is ------------------------------------------------------------------------------
@@ -353,6 +384,10 @@ def test_programs_and_kernels_are_found(tmp_path: Path, monkeypatch: pytest.Monk
     qemu.write_text("#!/bin/sh\necho 'QEMU 8'; echo more\n")
     qemu.chmod(qemu.stat().st_mode | stat.S_IXUSR)
     assert qemu_version(str(qemu)) == "QEMU 8"
+    long = tmp_path / "long"
+    long.write_text(f"#!/bin/sh\necho {'v' * 201}\n")
+    long.chmod(0o755)
+    assert qemu_version(str(long)) == "v" * 200
     silent = tmp_path / "silent"
     silent.write_text("#!/bin/sh\n")
     silent.chmod(0o755)
@@ -400,6 +435,13 @@ def test_memory_of_a_machine_has_bounds() -> None:
     for size in (0, 999 * 1024 + 1):
         with pytest.raises(MapSpecError, match="memory_mib"):
             _ = MapSpec(ram=ram, memory_mib=size).layout
+    assert MapSpec(ram=[(0, 1000 * GIB)]).layout.size == 999 * GIB
+    with pytest.raises(MapSpecError, match="RAM above 1000 GiB"):
+        MapSpec(ram=[(0, 1000 * GIB + 1)])
+    taken = [(n * PAGE, n * PAGE + 16) for n in range(1025)]
+    assert len(MapSpec(ram=ram, reserved=taken[:1024]).reserved) == 1024
+    with pytest.raises(MapSpecError, match="more than 1024 reserved"):
+        MapSpec(ram=ram, reserved=taken)
     most = [(n * MIB, n * MIB + 1) for n in range(128)]
     assert len(MapSpec(ram=most).ram) == 128
     with pytest.raises(MapSpecError, match="empty or beyond 52 bits"):
@@ -650,7 +692,9 @@ def test_maps_that_have_no_room_are_refused(wrong: dict[str, Any], message: str)
         put_kernel(ram, kernel(), spec, "")
 
 
-def test_memory_is_cleared_and_what_was_written_elsewhere_is_found() -> None:
+def test_memory_is_cleared_and_what_was_written_elsewhere_is_found(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     with GuestRam(RamLayout(3 * GIB, GIB)) as ram:
         ram.write(MIB, b"\1" * (3 * PAGE))
         ram.clear(MIB + 5, PAGE)
@@ -667,6 +711,20 @@ def test_memory_is_cleared_and_what_was_written_elsewhere_is_found() -> None:
         with pytest.raises(MapSpecError, match=r"\[0xbfffffff, 0xc0000001\) to write"):
             ram.write(3 * GIB - 1, b"ab")
         assert len(ram.read(0, 64 << 20)) == 64 << 20
+        monkeypatch.setattr(ram_module, "_MAX_READ", 2 * PAGE)
+        assert [(at, len(data)) for at, data in ram.beyond([(MIB, MIB + 5)])] == [
+            (MIB + 5, 2 * PAGE), (MIB + 5 + 2 * PAGE, PAGE - 5), (5 * GIB - PAGE, PAGE),
+        ]  # fmt: skip
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "pwrite", lambda *_: 3)
+            with pytest.raises(MapSpecError, match="only 3 of 4 bytes could be written"):
+                ram.write(0, b"four")
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        list(ram.beyond([]))
+    open_files = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(MapSpecError, match=r"no sparse file of -1 bytes: .*Invalid argument"):
+        GuestRam(RamLayout(-1))
+    assert len(os.listdir("/proc/self/fd")) == open_files
 
 
 def test_addresses_of_the_image_and_of_the_direct_map() -> None:
@@ -700,6 +758,12 @@ def test_addresses_of_the_image_and_of_the_direct_map() -> None:
         assert memory.last_lines(1) == ["the last line"]
         assert memory.last_lines(9) == ["first line of it", "the last line"]
         assert KernelMemory(ram, {}).last_lines(9) == []
+        ram.write(0x2800, b"x" * 600)
+        assert memory.text_at(top + 0x2800) == "x" * 512
+        ram.write(0x3000 + (1 << 15) - 10, b"ten bytes!eleven")  # 32 KiB are looked at
+        assert memory.last_lines(1) == ["ten bytes!"]
+        ram.write(0x3000 + (1 << 15) - 9, b"ten bytes!")
+        assert memory.last_lines(9) == ["first line of it", "the last line", "tten bytes"]
 
 
 # -- what is read ----------------------------------------------------------------------------------

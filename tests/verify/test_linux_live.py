@@ -141,7 +141,7 @@ def test_payload_of_an_external_codec(tool: str) -> None:
         decompress_payload(packed + struct.pack("<I", len(plain) - 1))
 
 
-@pytest.mark.parametrize("codec", ["gzip", "xz", "bzip2"])
+@pytest.mark.parametrize("codec", ["gzip", "xz", "bzip2", "lzma"])
 def test_truncated_payload_is_refused(codec: str) -> None:
     packed = COMPRESSORS[codec](os.urandom(9000))
     with pytest.raises(KernelImageError, match=r"truncated|damaged"):
@@ -770,6 +770,11 @@ def test_ram_of_the_machine_covers_the_map() -> None:
     assert layout((0, 4 * GIB - 5 * MIB)) == (4 * GIB - 5 * MIB, 0)
     assert layout((0, 4 * GIB)) == (3 * GIB, GIB)
     assert layout((0, GIB), (6 * GIB, 7 * GIB)) == (3 * GIB, 3 * GIB)
+    assert layout((0, GIB), (2 * GIB, 4 * GIB - MIB - 1)) == (4 * GIB - MIB, 0)
+    assert layout((0, GIB), (2 * GIB, 4 * GIB - MIB + 1)) == (3 * GIB, GIB)
+    assert layout((5 * GIB, 6 * GIB)) == (3 * GIB, 2 * GIB)
+    assert MapSpec(ram=RAM, memory_mib=4095).layout == RamLayout(4 * GIB - MIB)
+    assert MapSpec(ram=RAM, memory_mib=4096).layout == RamLayout(3 * GIB, GIB)
     assert MapSpec(ram=RAM, memory_mib=6144).layout == RamLayout(3 * GIB, 3 * GIB)
     with pytest.raises(MapSpecError, match="memory_mib"):
         _ = MapSpec(ram=RAM, memory_mib=0).layout

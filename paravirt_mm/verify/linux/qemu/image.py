@@ -20,10 +20,10 @@ import subprocess
 import tempfile
 import threading
 import zlib
-from collections.abc import Mapping
-from functools import cached_property
+from collections.abc import Callable, Mapping
+from functools import cached_property, partial
 from pathlib import Path
-from typing import IO, cast
+from typing import IO, Any, cast
 
 import attrs
 import numpy as np
@@ -69,11 +69,12 @@ _PLAIN_HEADER = (
 )
 """Fields of the setup header: offset, form, value (boot.rst)."""
 
-_STDLIB_CODECS = {
-    b"\x1f\x8b": "gzip",
-    b"\xfd7zXZ\x00": "xz",
-    b"\x5d\x00\x00": "lzma",
-    b"BZh": "bzip2",
+_XZ = partial(lzma.LZMADecompressor, memlimit=1 << 30)  # bytes
+_STDLIB_CODECS: dict[bytes, tuple[str, Callable[[], Any]]] = {
+    b"\x1f\x8b": ("gzip", partial(zlib.decompressobj, wbits=31)),
+    b"\xfd7zXZ\x00": ("xz", _XZ),
+    b"\x5d\x00\x00": ("lzma", _XZ),
+    b"BZh": ("bzip2", bz2.BZ2Decompressor),
 }
 _TOOL_CODECS = {b"\x28\xb5\x2f\xfd": "zstd", b"\x02\x21\x4c\x18": "lz4", b"\x89LZO": "lzop"}
 
@@ -141,7 +142,7 @@ def read_kernel(path: Path) -> tuple[SetupHeader, ElfImage]:
             file.seek(0)
             packed = file.read()
     except OSError as error:
-        raise KernelImageError(str(error.strerror or error)) from error
+        raise KernelImageError(str(error.strerror)) from error
     header = parse_setup_header(packed)
     return header, decompress_payload(packed[header.payload])
 
@@ -203,9 +204,9 @@ def decompress_payload(payload: bytes) -> bytes:
     The kernel's build appends the unpacked length to most formats; it is ignored, as is anything
     else behind the compressed stream. Raises KernelImageError.
     """
-    for magic, codec in _STDLIB_CODECS.items():
+    for magic, (codec, decompressor) in _STDLIB_CODECS.items():
         if payload.startswith(magic):
-            return _decompress_stdlib(payload, codec)
+            return _decompress_stdlib(payload, codec, decompressor())
     for magic, tool in _TOOL_CODECS.items():
         if payload.startswith(magic):
             return _decompress_tool(payload, tool)
@@ -214,24 +215,12 @@ def decompress_payload(payload: bytes) -> bytes:
     raise KernelImageError(f"payload compression is not known (first bytes {payload[:6].hex()})")
 
 
-def _decompress_stdlib(payload: bytes, codec: str) -> bytes:
+def _decompress_stdlib(payload: bytes, codec: str, decompressor: Any) -> bytes:
     try:
-        if codec == "gzip":
-            unzip = zlib.decompressobj(wbits=31)
-            data = unzip.decompress(payload, MAX_VMLINUX)
-            complete = unzip.eof
-        elif codec == "bzip2":
-            bunzip = bz2.BZ2Decompressor()
-            data = bunzip.decompress(payload, MAX_VMLINUX)
-            complete = bunzip.eof
-        else:
-            unxz = lzma.LZMADecompressor(memlimit=1 << 30)
-            data = unxz.decompress(payload, MAX_VMLINUX)
-            # The kernel's lzma-alone streams carry the length instead of an end marker.
-            complete = unxz.eof or codec == "lzma"
+        data: bytes = decompressor.decompress(payload, MAX_VMLINUX)
     except (zlib.error, lzma.LZMAError, OSError) as error:
         raise KernelImageError(f"{codec} payload is damaged: {error}") from error
-    if not complete:
+    if not decompressor.eof:
         raise KernelImageError(f"{codec} payload is truncated or larger than {MAX_VMLINUX} bytes")
     return data
 

@@ -130,8 +130,7 @@ class KernelMemory:
             data = self.ram.read(at, _LOG_SIZE)
         except KernelBootError:
             return []
-        found = _LOG_TEXT.findall(data.rstrip(b"\0"))
-        return [text.decode("ascii") for text in found[-count:]]
+        return [text.decode("ascii") for text in _LOG_TEXT.findall(data)[-count:]]
 
     def text_at(self, virtual: int) -> str:
         """A NUL-terminated string, cut after 512 bytes."""

@@ -98,7 +98,7 @@ class Kernel:
         return cls(
             path=path,
             header=header.raw,
-            release=header.release.split(" ", 1)[0],
+            release=header.release.partition(" ")[0],
             version=header.release,
             entry=entry,
             segments=segments,

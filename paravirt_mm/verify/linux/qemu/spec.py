@@ -10,6 +10,7 @@ import attrs
 from paravirt_mm.machine.e820 import E820Type
 from paravirt_mm.machine.model import Span
 from paravirt_mm.machine.paging import GIB, MIB, X86_64, X86_64_LA57, PagingMode
+from paravirt_mm.machine.ranges import align_up
 from paravirt_mm.verify.linux.qemu.errors import MapSpecError
 from paravirt_mm.verify.linux.qemu.ram import RamLayout
 
@@ -131,9 +132,7 @@ class MapSpec:
             if size < PC_LOW_LIMIT:
                 return RamLayout(size)
             return RamLayout(_PC_LOW_SPLIT, size - _PC_LOW_SPLIT)
-        low = max((min(end, 4 * GIB) for start, end in self.ram if start < 4 * GIB), default=MIB)
-        high = max(end for _, end in self.ram)
-        low, high = (-(-value // MIB) * MIB for value in (low, high))
-        if high <= 4 * GIB and low < PC_LOW_LIMIT:
-            return RamLayout(low)
+        high = align_up(max(end for _, end in self.ram), MIB)
+        if high < PC_LOW_LIMIT:
+            return RamLayout(high)
         return RamLayout(_PC_LOW_SPLIT, max(high - 4 * GIB, GIB))
