@@ -535,14 +535,14 @@ def test_pages_that_a_kernel_has_changed() -> None:
             for at, data in segment.pieces:
                 ram.write(at, data)
         assert list(_changed(ram, mine)) == []
-        for page in (16 * MIB + PAGE, 16 * MIB + 2 * PAGE, 20 * MIB):
+        for page in (16 * MIB + PAGE, 16 * MIB + 2 * PAGE, 20 * MIB - PAGE, 20 * MIB):
             ram.write(page + 7, b"\xff")
         for page in (21 * MIB + PAGE, 23 * MIB + PAGE):
             ram.write(page + 7, b"\xff")
         found = [(at, len(data)) for at, data in _changed(ram, mine)]
         assert found == [
-            (16 * MIB + PAGE, 2 * PAGE), (20 * MIB, PAGE), (21 * MIB + PAGE, PAGE),
-            (23 * MIB + PAGE, PAGE),
+            (16 * MIB + PAGE, 2 * PAGE), (20 * MIB - PAGE, PAGE), (20 * MIB, PAGE),
+            (21 * MIB + PAGE, PAGE), (23 * MIB + PAGE, PAGE),
         ]  # fmt: skip
         assert next(iter(_changed(ram, mine)))[1][:8] == b"\1" * 7 + b"\xff"
 
@@ -589,6 +589,27 @@ def test_a_start_puts_what_tells_of_the_map_and_nothing_else() -> None:
         puts.clear()
         start.leave(memory)
         assert puts == [(scan, b"\x55")]
+
+
+def test_registers_come_back_in_the_order_that_makes_sense() -> None:
+    """What decides how the others are read comes first; what is as it was is left alone."""
+    told: list[tuple[str, Any]] = []
+    wanted = {"rax": 1, "cr0": 2, "efer": 3, "same": 0, "cr3": 4, "cs": 5, "cr4": 6}
+    gdb: Any = SimpleNamespace(
+        all_registers=lambda: dict.fromkeys(wanted, 0),
+        resume=lambda: told.append(("resume", None)),
+        write_register=lambda *one: told.append(one),
+        insert_breakpoint=lambda at: told.append(("stop", at)),
+        remove_breakpoint=lambda at: told.append(("go on", at)),
+    )
+    spec = MapSpec(ram=[(0, 0x9F000), (MIB, 64 * MIB)])
+    with GuestRam(spec.layout) as ram:
+        Start(wanted, b"instructions", 9, ())._enter(gdb, ram, spec)
+    loaded = told.index(("stop", 0x49))
+    assert told[loaded:] == [
+        ("stop", 0x49), ("resume", None), ("go on", 0x49),
+        ("efer", 3), ("cr4", 6), ("cr3", 4), ("cr0", 2), ("rax", 1), ("cs", 5),
+    ]  # fmt: skip
 
 
 STUB = """\
@@ -690,6 +711,27 @@ def test_maps_that_have_no_room_are_refused(wrong: dict[str, Any], message: str)
     spec = MapSpec(**{"ram": [(0, 0x9F000), (MIB, 64 * MIB)]} | wrong)
     with GuestRam(spec.layout) as ram, pytest.raises(MapSpecError, match=message):
         put_kernel(ram, kernel(), spec, "")
+
+
+def test_maps_that_have_just_enough_room() -> None:
+    """RAM in any order, as long as there is some wherever the kernel lies; heads side by side."""
+    heads = 30 * MIB
+    for given in (
+        {"ram": [(17 * MIB, 64 * MIB), (MIB, 17 * MIB), (0, MIB)]},
+        {"ram": [(0, MIB), (16 * MIB, 20 * MIB)]},
+        {"ram": [(0, 64 * MIB), (2 * MIB, 3 * MIB)]},
+        {"reserved": [(heads, heads + 16), (heads + 16, heads + 32)]},
+        {"reserved": [(heads, heads + 16 + (1 << 32) - 1)]},
+        {"reserved": [(0x9000, 0xA000), (16 * MIB - 16, 17 * MIB), (20 * MIB, 21 * MIB)]},
+    ):
+        spec = MapSpec(**{"ram": [(0, 0x9F000), (MIB, 64 * MIB)]} | given)
+        with GuestRam(spec.layout) as ram:
+            put_kernel(ram, kernel("5.4.0"), spec, "")
+            assert handed_over(ram)[0x1E8] == len(spec.ram)
+    for start, end in ((heads, heads + 16 + (1 << 32)), (20 * MIB - 1, 21 * MIB)):
+        spec = MapSpec(ram=[(0, 64 * MIB)], reserved=[(start, end)])
+        with GuestRam(spec.layout) as ram, pytest.raises(MapSpecError):
+            put_kernel(ram, kernel("5.4.0"), spec, "")
 
 
 def test_memory_is_cleared_and_what_was_written_elsewhere_is_found(

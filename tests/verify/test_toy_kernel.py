@@ -39,12 +39,14 @@ from .toy_kernel import (
     DATA,
     END,
     EXTEND,
+    GIVEN,
     PAGE,
     PAGE_OFFSET,
     PARAMETERS,
     PV_OPS,
     RODATA,
     ROOT,
+    SCAN,
     START64,
     VARIABLE,
     Gdb,
@@ -291,6 +293,26 @@ def test_where_there_is_no_room_the_machine_is_stopped(
     assert scans == 1 + (CALLS + RANGES + ASKED if begins == "calls" else 0)
 
 
+@pytest.mark.parametrize(
+    ("names", "stops"),
+    [
+        ({"pv_mmu_ops": PV_OPS}, 4),  # before 5.0
+        ({"pv_ops": GIVEN}, STOPS),
+        ({}, STOPS),
+    ],
+    ids=["older", "other pointers", "none"],
+)
+def test_hooks_are_found_by_their_pointers(names: dict[str, int], stops: int) -> None:
+    """Where there are none the machine is stopped at the function that they lead to."""
+    toy = kernel(SCRIPT, SPEC)
+    found = {name: virtual(at) for name, at in names.items()}
+    known = {name: at for name, at in toy.symbols.items() if name != "pv_ops"}
+    record = record_boot(SPEC, attrs.evolve(toy, symbols=known | found))
+    check(record)
+    assert record.hook_order == ((3, L3 // PAGE), (2, L2 // PAGE), (3, L3 // PAGE))
+    assert Machine.made[0].gdb.resumed == stops
+
+
 def test_what_boots_have_in_common_is_done_once(tmp_path: Path) -> None:
     """The second boot begins where the map is read, with its own map, and tells the same."""
     toy = kernel(SCRIPT, SPEC)
@@ -298,6 +320,8 @@ def test_what_boots_have_in_common_is_done_once(tmp_path: Path) -> None:
     other = attrs.evolve(SPEC, other=[(0x9F000, 0xA0000, 3)])
     second = record_boot(other, toy, dump=tmp_path / "second")
     assert [machine.gdb.resumed for machine in Machine.made] == [4, 3]
+    (start,) = toy.starts.values()
+    assert start.skipped == ((virtual(SCAN), b"\x48"),)  # where a return was put for a while
     same = {"firmware_e820": (), "provenance": first.provenance}
     assert attrs.evolve(second, **same) == attrs.evolve(first, **same)
     assert second.firmware_e820 == other.e820
@@ -403,6 +427,26 @@ def test_reservations_that_were_handed_over_but_not_seen(tmp_path: Path) -> None
     again = kernel(SCRIPT, spec)
     record_boot(spec, again)
     assert None not in again.starts.values()
+
+
+def test_a_reservation_inside_the_image_does_not_tell_that_the_map_was_read() -> None:
+    """The kernel reserves all of its image by itself."""
+    spec = attrs.evolve(SPEC, reserved=[(BASE + BSS, BASE + BSS_END)])
+    toy = kernel(SCRIPT, spec)
+    for _ in range(2):
+        check(record_boot(spec, toy))
+    assert None not in toy.starts.values()
+    assert [machine.gdb.resumed for machine in Machine.made] == [4, 3]
+
+
+def test_a_machine_that_does_not_tell_its_tables_is_no_start(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monitor = Gdb.monitor
+    monkeypatch.setattr(Gdb, "monitor", lambda *told: monitor(*told).replace("IDT=", "idt="))
+    toy = kernel(SCRIPT, SPEC)
+    check(record_boot(SPEC, toy))
+    assert [*toy.starts.values()] == [None]
 
 
 def test_a_processor_that_is_not_given_back_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -65,7 +65,8 @@ class Probes:
         self._gdb = gdb
         self._memory = memory
         self._place = place
-        self._full = self._used = 0
+        self._full: int
+        self._used = 0
         self._before: list[tuple[int, bytes]] = []
 
     @classmethod

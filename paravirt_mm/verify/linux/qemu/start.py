@@ -29,7 +29,7 @@ import attrs
 import numpy as np
 
 from paravirt_mm.machine.paging import MIB, PAGE_SIZE
-from paravirt_mm.machine.ranges import RangeSet, align_down, align_up
+from paravirt_mm.machine.ranges import RangeSet, align_up
 from paravirt_mm.verify.linux.qemu.errors import GdbError, GdbTimeout, KernelBootError
 from paravirt_mm.verify.linux.qemu.gdbremote import GdbClient
 from paravirt_mm.verify.linux.qemu.handover import (
@@ -172,7 +172,7 @@ def _loader(gdt: tuple[int, int], idt: tuple[int, int]) -> tuple[bytes, int]:
 def _changed(ram: GuestRam, kernel: Kernel) -> Iterator[tuple[int, bytes]]:
     """Yield the runs of pages that are not as the image says."""
     start, end = kernel.physical_range
-    for chunk in range(align_down(start, PAGE_SIZE), end, _CHUNK):
+    for chunk in range(start, end, _CHUNK):
         size = align_up(min(_CHUNK, end - chunk), PAGE_SIZE)
         before = bytearray(size)
         for segment in kernel.segments:
@@ -214,6 +214,6 @@ def _is_seen(memory: KernelMemory, kernel: Kernel, spec: MapSpec) -> bool:
 def _nothing_else(ram: GuestRam, kernel: Kernel, spec: MapSpec) -> bool:
     """Whether memory holds nothing but the image, what was handed over, and zeroes."""
     start, end = kernel.physical_range
-    image = align_down(start, PAGE_SIZE), align_up(end, PAGE_SIZE)
+    image = start, align_up(end, PAGE_SIZE)
     heads = ((low, low + HEAD) for low, _ in spec.reserved)
     return not any(any(data) for _, data in ram.beyond([(0, SCRATCH_END), image, *heads]))
