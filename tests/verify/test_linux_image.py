@@ -139,6 +139,8 @@ def test_what_is_not_zero_is_written_in_blocks() -> None:
         (MIB + 5 * block, b"\2" * 10),
     )
     assert LoadSegment(BASE, MIB, empty, MIB).pieces == ()
+    half = bytes(block // 2) + b"\1" * (block // 2)
+    assert LoadSegment(BASE, MIB, half, MIB).pieces == ((MIB, half),)
     assert LoadSegment(BASE, MIB, b"\3", MIB).pieces == ((MIB, b"\3"),)
 
 
@@ -377,6 +379,24 @@ def test_a_kernel_loaded_elsewhere() -> None:
     # Segments for each processor are linked to address 0.
     each = attrs.evolve(high.segments[1], vaddr=0)
     assert attrs.evolve(high, segments=(high.segments[0], each)).moved == 48 * MIB
+
+
+def test_what_is_long_is_not_shown() -> None:
+    """Errors and tests print these things. What its boots have in common is no part of a kernel."""
+    long = bytes(MIB)
+    segment = LoadSegment(BASE, 16 * MIB, long, MIB)
+    symbols = {f"symbol_{n}": n for n in range(1000)}
+    mine = attrs.evolve(kernel(), header=long, segments=(segment,), symbols=symbols)
+    other = attrs.evolve(mine)
+    other.starts["processor"] = start = Start(symbols, long, 1, ((0, long),))
+    assert mine == other
+    with GuestRam(RamLayout(MIB)) as ram:
+        memory = KernelMemory(ram, symbols)
+        header = image_module.SetupHeader(long, 0x20F, "6.1", slice(0, 0))
+        for one in (segment, other, start, memory, header):
+            assert len(repr(one)) < 300
+    assert "starts" not in repr(other)
+    assert "segments" not in repr(other)
 
 
 def test_programs_and_kernels_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
