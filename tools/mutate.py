@@ -64,9 +64,9 @@ TESTS = {
     "paravirt_mm/report": ["report", "cli", "view"],
     "paravirt_mm/view": ["view", "report"],
     "paravirt_mm/cli": [
-        "cli", "report", "verify", "sweep/test_query.py", "sweep/test_work.py", "hunt/test_hunt.py",
-        "view/test_commands.py", "image/test_inspect.py", "new_plugin", "test_diff.py", "registry",
-        "plugins/faulty", "testing",
+        "cli", "report", "verify", "sweep/test_command.py", "sweep/test_query.py",
+        "sweep/test_work.py", "hunt/test_hunt.py", "view/test_commands.py", "image/test_inspect.py",
+        "new_plugin", "test_diff.py", "registry", "plugins/faulty", "testing",
     ],
     "paravirt_mm/sweep": ["sweep"],
     "paravirt_mm/hunt": ["hunt"],

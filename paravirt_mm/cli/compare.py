@@ -135,17 +135,18 @@ def command(
     write = _writer(style, registry)
     problems: list[InputError] = []
     names = wanted(inputs, here)
+    count = len(names) + here
     running = scenarios.Running.of(registry, observers, time_limit, memory_limit, traceback)
     found = machines(names, boot, problems, here=here)
     if write is not None:
         groups = compare(found, allocators, backends, registry, running.each, asked)
-        rows = [row for group in progress(groups, "comparing", len(names) + here) for row in group]
+        rows = [row for group in progress(groups, "comparing", count) for row in group]
         running.show_tracebacks(rows)
         emit(write(rows), output)
         return _exit(rows, problems, fail_on)
     sizes = asked or ASKED
     surveyed = survey(found, allocators, backends, registry, running.each, sizes, look=outline)
-    subjects = list(progress(surveyed, "comparing", len(names) + here))
+    subjects = list(progress(surveyed, "comparing", count))
     rows = [exhibit.row for subject in subjects for exhibit in subject.exhibits]
     running.show_tracebacks(rows)
     if rows:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import click
@@ -11,6 +11,7 @@ from paravirt_mm.cli import scenarios
 from paravirt_mm.cli.choosing import machines
 from paravirt_mm.cli.output import complain, emit, expect_writable, progress
 from paravirt_mm.errors import ExitCode, InputError
+from paravirt_mm.machine.model import Machine
 from paravirt_mm.registry import default_registry
 from paravirt_mm.run import Outcome
 from paravirt_mm.sources import bundled_machines
@@ -75,14 +76,15 @@ def command(
     problems: list[InputError] = []
     names = inputs or tuple(bundled_machines())
     running = scenarios.Running.of(registry, observers, time_limit, memory_limit, traceback)
-    found = survey(
-        machines(names, boot, problems),
+    found = machines(names, boot, problems)
+    surveyed = survey(
+        _only(found, names[0]) if what == MAP else found,
         allocators,
         backends,
         registry,
         running.each,
     )
-    subjects = list(progress(found, "running", len(names)))
+    subjects = list(progress(surveyed, "running", len(names)))
     if not subjects:
         return ExitCode.BAD_INPUT
     rows = [each.row for one in subjects for each in one.exhibits]
@@ -95,11 +97,19 @@ def command(
     return ExitCode.BAD_INPUT if problems else ExitCode.OK
 
 
+def _only(found: Iterable[Machine], source: str) -> Iterator[Machine]:
+    """Yield the one machine of a map. Raises `InputError` at a second one."""
+    for number, machine in enumerate(found):
+        if number:
+            raise InputError("holds several machines, and a map is of one", source)
+        yield machine
+
+
 def _drawn(subjects: Sequence[Subject], what: str, theme: Theme, linear: bool) -> str:
     if what == MAP:
         from paravirt_mm.view.memory_map import memory_map
 
-        subject = subjects[0]
+        (subject,) = subjects
         scenes = [each.scene for each in subject.exhibits if each.scene.frames]
         return memory_map(subject.machine, scenes, theme=theme, linear=linear)
     from paravirt_mm.view.charts import drawings, svg

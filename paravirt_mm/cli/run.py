@@ -258,7 +258,7 @@ def _figures(run: Run, on: Paper) -> str:
         return tabulated([cell[:3] for cell in cells], _TITLES[:3], "simple", _ALIGN[:3])
     rows: list[tuple[str, ...]] = []
     for group, name, value, meaning in cells:
-        shown = "" if rows and any(row[0] == group for row in rows) else group
+        shown = "" if any(row[0] == group for row in rows) else group
         first, *more = textwrap.wrap(meaning, room)
         rows += [(shown, name, value, first), *(("", "", "", line) for line in more)]
     return tabulated(rows, _TITLES, "simple", _ALIGN)

@@ -125,7 +125,7 @@ class Running:
         instances.tell("pvmm_begin")
         told: set[str] = set()
 
-        def run(machine: Machine, allocator: str, backend: str, *, thorough: bool = False) -> Run:
+        def run(machine: Machine, allocator: str, backend: str, *, thorough: bool) -> Run:
             watched = (instance for _, instance in made)
             scenario = Scenario.of(machine, allocator, backend, *watched)
             run = scenario.run(self.registry, thorough=thorough)
@@ -150,9 +150,9 @@ class Running:
         A scenario that had to be stopped gives an empty run with the verdict ``error``. Raises
         `SpecError` for a wrong spec.
         """
-        for _, *specs in todo:
-            for role, text in zip(("allocator", "backend"), specs, strict=True):
-                self.registry.make(PluginSpec.parse(text), role)
+        for _, allocator, backend in todo:
+            self.registry.make(PluginSpec.parse(allocator), "allocator")
+            self.registry.make(PluginSpec.parse(backend), "backend")
 
         def work(skip: int) -> Iterator[T]:
             with self.watching() as run:

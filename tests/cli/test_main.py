@@ -200,14 +200,19 @@ def test_lists_have_the_lazy_commands_first_and_never_import_them() -> None:
     group = LazyGroup("x", lazy={"zeta": ("no.such.module", "Last letter."), "eta": ("no", "E.")})
     for name in ("beta", "alpha"):
         group.add_command(click.Command(name, help=f"About {name}. And more."))
-    context = click.Context(group)
-    assert group.list_commands(context) == ["zeta", "eta", "alpha", "beta"]
+    fits, not_quite = "about " + "x" * 64, "about " + "x" * 65  # in 70 characters
+    for name, words in (("fits", fits), ("long", not_quite)):
+        group.add_command(click.Command(name, help=words))
+    context = click.Context(group, terminal_width=100)
+    assert group.list_commands(context) == ["zeta", "eta", "alpha", "beta", "fits", "long"]
     lines = [line.split() for line in group.get_help(context).splitlines()]
-    assert lines[-4:] == [
+    assert lines[-6:] == [
         ["zeta", "Last", "letter."],
         ["eta", "E."],
         ["alpha", "About", "alpha."],
         ["beta", "About", "beta."],
+        ["fits", *fits.split()],
+        ["long", "about..."],
     ]
     assert [item.value for item in group.shell_complete(context, "a")] == ["alpha"]
     ((zeta, about),) = [(item.value, item.help) for item in group.shell_complete(context, "z")]

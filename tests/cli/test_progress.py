@@ -122,6 +122,18 @@ def test_shrinking_says_how_many_were_tried(monkeypatch: pytest.MonkeyPatch) -> 
     assert lines(screen) == ["brk: smaller machines, 7 tried", ""]
 
 
+def test_what_is_shown_is_seen_at_once() -> None:
+    class Buffered(io.TextIOWrapper):
+        def isatty(self) -> bool:
+            return True
+
+    below = io.BytesIO()
+    with redirect_stderr(screen := Buffered(below, "utf-8")):
+        output.show_status("half of it")
+    assert below.getvalue().decode() == f"{CLEARED}half of it"
+    screen.close()
+
+
 def test_elsewhere_nothing_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(diff, "kinds", lambda *_, tried, **__: [tried("brk", 7)])
     with redirect_stderr(io.StringIO()) as quiet:

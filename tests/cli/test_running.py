@@ -9,16 +9,18 @@ import json
 import os
 import shutil
 import sys
+from collections.abc import Iterator
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from paravirt_mm.cli import choosing, here, scenarios, screen
+from paravirt_mm.cli import choosing, compare, here, scenarios, screen
 from paravirt_mm.cli.screen import paper
 from paravirt_mm.errors import InputError
 from paravirt_mm.guard import RUNNING
+from paravirt_mm.registry import default_registry
 from paravirt_mm.report.paper import PLAIN, Paper
 from paravirt_mm.sources import bundled, bundled_machines
 from tests.commands import GOOD_AND_WATCH, Run, Terminal, runner
@@ -44,7 +46,7 @@ class Dies(AscendingAllocator):
         raise ValueError("lives")
 """
 )
-NATIVE = ("-b", "native")
+NATIVE, OLD = ("-b", "native"), "legacy_linear:kernel=3.6"
 EVERYTHING = ["begin", *["RunStarted", "RunFinished"] * 2, "end"]
 """What an observer of two scenarios hears, but for what happens in each."""
 
@@ -150,11 +152,47 @@ def test_as_data_where_a_plugin_failed_is_part_of_it(mine: str, paravirt_mm: Run
     ],
 )
 def test_wrong_specs_are_refused_before_anything_runs(
-    arguments: tuple[str, ...], words: str, paravirt_mm: Run
+    arguments: tuple[str, ...], words: str, mine: str, paravirt_mm: Run, tmp_path: Path
 ) -> None:
-    done = paravirt_mm("compare", "qemu-512m", *arguments)
+    heard = tmp_path / "heard"
+    good = ("-a", f"{mine}:Good", *NATIVE, "--observer", f"{mine}:Watch:path={heard}")
+    done = paravirt_mm("compare", "qemu-512m", *good, *arguments)
     assert (done.returncode, done.stdout) == (2, "")
     assert words in done.stderr
+    assert not heard.exists()
+
+
+def test_a_wrong_observer_is_refused_before_anything_is_read(paravirt_mm: Run) -> None:
+    done = paravirt_mm("compare", "no-such-machine", "--observer", "native")
+    assert done.returncode == 2
+    assert "no-such-machine" not in done.stderr
+
+
+def test_tables_are_made_byte_for_byte_only_where_that_is_asked_for(mine: str) -> None:
+    """It takes far longer than the run itself."""
+    running = scenarios.Running.of(default_registry(), (), RUNNING.cpu, RUNNING.memory)
+    todo = [(bundled("qemu-512m"), f"{mine}:Good", "native")]
+    assert list(running.each(todo, lambda run: run.thorough)) == [False]
+    assert list(running.each(todo, lambda run: run.thorough, thorough=True)) == [True]
+    assert not running.traceback  # nor is told where plugins fail
+
+
+def test_the_bar_knows_how_many_machines_there_are(
+    paravirt_mm: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those that are named, and the one that this runs on."""
+    totals = []
+
+    def progress(items: Iterator[Any], title: str, total: int) -> Iterator[Any]:
+        totals.append((title, total))
+        return items
+
+    monkeypatch.setattr(compare, "progress", progress)
+    mine = (bundled("pae-4g"), "kernel log (dmesg)")
+    monkeypatch.setattr(choosing, "this_machine", lambda: mine)
+    for options in (("--here",), ("--here", "-f", "csv"), ()):
+        assert paravirt_mm("compare", "qemu-512m", *NATIVE, "-a", OLD, *options).returncode == 0
+    assert totals == [("comparing", 2), ("comparing", 2), ("comparing", 1)]
 
 
 def test_a_scenario_may_wait_longer_than_it_computes() -> None:

@@ -22,6 +22,7 @@ from paravirt_mm.report.paper import Paper
 from paravirt_mm.run import Outcome, Run as Finished
 from paravirt_mm.scenario import Scenario
 from paravirt_mm.sources import bundled
+from paravirt_mm.sources.machine_file import write_toml
 from paravirt_mm.view.scene import outline
 from paravirt_mm.view.survey import Exhibit, Subject
 from tests.commands import Run, written_plugin
@@ -352,6 +353,18 @@ def test_a_picture_is_written_as_its_name_says(
     assert "there is nothing to draw for 'hypercalls' on these machines" in nothing.stderr
     unread = paravirt_mm("picture", tmp_path / "none", "-o", tmp_path / "x.svg")
     assert unread.returncode == 3
+    (tmp_path / "two").mkdir()
+    for name in ("a.toml", "b.toml"):
+        (tmp_path / "two" / name).write_text(write_toml(SMALL))
+    several = paravirt_mm("picture", tmp_path / "two", *one[1:], tmp_path / "x.svg")
+    assert several.returncode == 3
+    assert f"{tmp_path}/two: holds several machines, and a map is of one" in several.stderr
+    assert not (tmp_path / "x.svg").exists()
+    both = ("-w", "guess", tmp_path / "two", *one[1:], tmp_path / "z.svg")
+    assert paravirt_mm("picture", *both).returncode == 0
+    monkeypatch.setattr(picture, "bundled_machines", lambda: ("asus-l8400-256m",))
+    everything = ("-w", "guess", *one[1:], tmp_path / "all.svg")
+    assert paravirt_mm("picture", *everything).returncode == 0
     some = ("-w", "guess", tmp_path / "none", *one, tmp_path / "y.svg")
     assert paravirt_mm("picture", *some).returncode == 3
     assert (tmp_path / "y.svg").exists()
