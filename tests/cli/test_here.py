@@ -22,7 +22,7 @@ def nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """A system of which nothing may be read."""
     monkeypatch.setattr(here, "MEMMAP", tmp_path / "memmap")
     monkeypatch.setattr(here, "IOMEM", tmp_path / "iomem")
-    monkeypatch.setattr(here, "LOGS", (tmp_path / "dmesg",))
+    monkeypatch.setattr(here, "LOGS", (tmp_path / "log",))
     monkeypatch.setenv("PATH", str(tmp_path))
     return tmp_path
 
@@ -30,6 +30,25 @@ def nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 def test_nothing_may_be_read(nothing: Path) -> None:
     with pytest.raises(InputError, match=r"dmesg.*no such program.*there is none.*there is none"):
         here.this_machine()
+
+
+@pytest.mark.parametrize(
+    ("program", "reason"),
+    [
+        (f"#!/bin/sh\necho '{LOG}'\nexit 1\n", "it may not be read"),  # as to unprivileged users
+        ("#!/no/such/shell\n", "No such file or directory"),
+    ],
+    ids=["it fails", "it cannot be run"],
+)
+def test_a_program_that_fails_is_no_source(nothing: Path, program: str, reason: str) -> None:
+    (nothing / "dmesg").write_text(program)
+    (nothing / "dmesg").chmod(0o755)
+    with pytest.raises(InputError, match=rf"^here: .*: kernel log \(dmesg\): {reason}; kernel log"):
+        here.this_machine()
+
+
+def test_the_log_of_this_boot_alone_comes_before_that_of_many() -> None:
+    assert [path.name for path in here.LOGS] == ["dmesg", "kern.log"]
 
 
 def test_a_log_comes_first(nothing: Path) -> None:
