@@ -148,6 +148,8 @@ def test_broken_plugins_are_named_beside_whatever_the_command_says(
     listed = paravirt_mm("plugins")
     assert (listed.returncode, listed.stderr) == (4, "")
     assert "BROKEN bad (pvmm-bad 1): no such library\n" in listed.stdout
+    found.broken[:] = [BrokenPlugin("bad", "pvmm-bad", "", "no such library")]
+    assert "BROKEN bad (pvmm-bad): no such library\n" in paravirt_mm("plugins").stdout
     found.broken[:] = [BrokenPlugin("bad", "pvmm-bad", "1", "x" * 10_000)]
     assert max(map(len, paravirt_mm("plugins").stdout.splitlines())) == 4000
     assert len(paravirt_mm("figures").stderr.strip()) == len("paravirt-mm: ") + 4000
@@ -178,12 +180,12 @@ def test_verifiers_of_plugins_are_found_whichever_way_one_asks(way: str) -> None
 
 @pytest.mark.parametrize(
     ("asked", "meant"),
-    [("compar", "compare"), ("comparee", "compare"), ("hund", "hunt"), ("inspekt", "inspect")],
+    [("compar", "compare"), ("figure", "figures"), ("hund", "hunt"), ("new-plugins", "new-plugin")],
 )
 def test_who_mistypes_a_command_is_told_which_there_is(
     asked: str, meant: str, paravirt_mm: Run
 ) -> None:
-    result = paravirt_mm(asked)
+    result = paravirt_mm(asked, "qemu-512m")
     assert result.returncode == 2
     assert f"No such command '{asked}'. Did you mean '{meant}'?" in result.stderr
     assert "Traceback" not in result.stderr

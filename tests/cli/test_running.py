@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from paravirt_mm.cli import choosing, compare, here, scenarios, screen
+from paravirt_mm.cli import choosing, compare, here, report, scenarios, screen
 from paravirt_mm.cli.screen import paper
 from paravirt_mm.errors import InputError
 from paravirt_mm.guard import RUNNING
@@ -178,7 +178,7 @@ def test_tables_are_made_byte_for_byte_only_where_that_is_asked_for(mine: str) -
 
 
 def test_the_bar_knows_how_many_machines_there_are(
-    paravirt_mm: Run, monkeypatch: pytest.MonkeyPatch
+    paravirt_mm: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """Those that are named, and the one that this runs on."""
     totals = []
@@ -193,6 +193,10 @@ def test_the_bar_knows_how_many_machines_there_are(
     for options in (("--here",), ("--here", "-f", "csv"), ()):
         assert paravirt_mm("compare", "qemu-512m", *NATIVE, "-a", OLD, *options).returncode == 0
     assert totals == [("comparing", 2), ("comparing", 2), ("comparing", 1)]
+    monkeypatch.setattr("paravirt_mm.view.charts.require_extra", lambda: None)
+    monkeypatch.setattr(report, "progress", lambda *given: progress(iter(()), *given[1:]))
+    assert paravirt_mm("report", "qemu-512m", "--here", "-o", tmp_path / "x.html").returncode == 3
+    assert totals[3:] == [("running", 2)]
 
 
 def test_a_scenario_may_wait_longer_than_it_computes() -> None:

@@ -411,6 +411,15 @@ def test_lines_of_plugins_are_bounded_and_wrapped() -> None:
     assert max(map(len, told)) <= 96
     assert sum(line.count("word") for line in told) == 60
 
+    @attrs.frozen
+    class Wide(Bare):
+        fits: int = attrs.field(default=1, metadata={"help": f"{88 * 'x'} y"})  # and 6 before it
+        not_quite: int = attrs.field(default=2, metadata={"help": f"{89 * 'x'} y"})
+
+    lines = _page(Plugin("wide", Wide)).splitlines()
+    assert f"      {88 * 'x'} y" in lines
+    assert lines[lines.index(f"      {89 * 'x'}") + 1] == "      y"
+
 
 def test_without_any_plugin_it_says_so(paravirt_mm: Run) -> None:
     result = paravirt_mm("--only", "nonsense", "plugins")

@@ -256,11 +256,17 @@ def test_machines_are_booted_or_it_is_said_why_not(
     ],
 )
 def test_what_excludes_each_other_is_refused(
-    arguments: list[str], words: str, paravirt_mm: Run
+    arguments: list[str],
+    words: str,
+    paravirt_mm: Run,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.chdir(tmp_path)
     result = paravirt_mm("verify", "linux", *arguments)
     assert result.returncode == 2
     assert words in result.stderr
+    assert not list(tmp_path.iterdir())  # what would be saved is not begun
 
 
 def test_without_qemu_it_says_so(paravirt_mm: Run, monkeypatch: pytest.MonkeyPatch) -> None:
