@@ -173,12 +173,16 @@ def test_only_what_is_for_terminals_has_colours(paravirt_mm: Run) -> None:
 
 
 def test_an_unknown_format_lists_what_there_is_of_ours_plugins_and_tabulate(
-    paravirt_mm: Run,
+    paravirt_mm: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    brought = {"mine": lambda records: f"{len(records)} of {records[0]['machine']}"}
+    monkeypatch.setattr("paravirt_mm.offers.formats", lambda _: brought)
     result = paravirt_mm("compare", "qemu-512m", "-f", "nonsense")
     assert result.returncode == 2
-    assert "'nonsense'; there are: json, csv, " in result.stderr.replace("\n", " ")
+    assert "'nonsense'; there are: json, csv, mine, " in result.stderr.replace("\n", " ")
     assert ", github, " in result.stderr
+    one = paravirt_mm("compare", "qemu-512m", "-a", HPA, *NATIVE, "-f", "mine")
+    assert (one.returncode, one.stdout) == (0, "1 of qemu-512m\n")
 
 
 # -- run -------------------------------------------------------------------------------------------
