@@ -9,9 +9,9 @@ score is the share that died, without those that `tools/equivalent.txt` argues t
 Exit code 1: some lived.
 
 One process imports everything and collects the tests of the folder (`TESTS`). Each test runs in a
-child of its own, which sees the functions it calls, also in its children. Then every mutant is a
-fork in which the function has its changed code, and runs the tests that call it, the quickest
-first, until one fails: most take a fraction of a second. What a module runs by itself, its
+child of its own, which sees the functions it calls, also in its threads and children. Then every
+mutant is a fork in which the function has its changed code, and runs the tests that call it, the
+quickest first, until one fails: most take a fraction of a second. What a module runs by itself, its
 constants and tables, is tested by a fresh pytest that imports the file with the change. Commands
 that tests start as processes of their own never see it: who dies is counted low, never high.
 With ``--slow`` what lives is written into a copy of the project, where the slow tests of the folder
@@ -39,6 +39,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -194,6 +195,7 @@ class Suite:
                 marks[place] = 1
 
         def child(item: Any) -> bool:
+            threading.settrace(note)
             sys.settrace(note)
             return self.run([item])
 

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import attrs
 import click
 import pytest
 
@@ -112,6 +113,14 @@ def test_kernels_are_offered_that_were_checked(offered: Callable[..., list[str]]
     assert found == sorted(set(found))
     assert {"3.6", "2.6.39"} <= set(found)
     assert "4.19" not in found
+
+
+def test_of_a_list_no_value_is_known_but_the_default() -> None:
+    @attrs.frozen
+    class Lists:
+        pages: list[int] | None = None
+
+    assert completion._values("lists", Lists, attrs.fields(Lists).pages) == ["none"]
 
 
 def test_what_is_given_back_begins_where_the_shell_breaks_words(

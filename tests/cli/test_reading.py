@@ -129,6 +129,19 @@ def test_where_all_are_wanted_the_first_that_cannot_be_read_is_told(tmp_path: Pa
         next(found)
 
 
+def test_a_machine_that_a_plugin_brings_is_read_by_its_name(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Alone, beside others, and by a worker that need not have the plugin."""
+    mine = load("qemu-512m")
+    monkeypatch.setattr(reading, "brought_machine", {"mine": mine}.get)
+    assert reading.machine("mine") is mine
+    found = [outcome for _, outcome in reading.machines(["pae-4g", "mine"])]
+    assert found == [load("pae-4g"), mine]
+    (part,) = reading.parts(["mine"])
+    assert [outcome for _, outcome in part.machines(None)] == [mine]
+
+
 def test_large_inputs_may_take_longer(tmp_path: Path) -> None:
     large = tmp_path / "large"
     large.touch()

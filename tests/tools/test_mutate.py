@@ -213,8 +213,9 @@ def test_what_a_fixture_or_a_kept_result_calls_is_of_each_test(
     """The second test of a module would not call it, where both run in one process."""
     path = pytester.makepyfile(
         test_m="""
-        import pytest
+        import pytest, threading
         _KEPT = {}
+        def aside(): pass
         def made(): return 1
         def kept(): return 2
         def result():
@@ -222,7 +223,11 @@ def test_what_a_fixture_or_a_kept_result_calls_is_of_each_test(
                 _KEPT[0] = kept()
             return _KEPT[0]
         @pytest.fixture(scope="module")
-        def it(): return made()
+        def it():
+            thread = threading.Thread(target=aside)
+            thread.start()
+            thread.join()
+            return made()
         def test_one(it): assert it == 1 and result() == 2
         def test_two(it): assert it == 1 and result() == 2
         def test_red(): assert False
@@ -237,4 +242,5 @@ def test_what_a_fixture_or_a_kept_result_calls_is_of_each_test(
             found[name[-3:]] = {lines[first - 1].split("(")[0] for _, first in called}
 
     pytester.inline_run("-p", "no:cacheprovider", plugins=[mutate.Suite(work, [str(path)])])
-    assert all({"def made", "def kept", "def result"} <= found[name] for name in ("one", "two"))
+    called = {"def made", "def kept", "def result", "def aside"}
+    assert all(called <= found[name] for name in ("one", "two"))

@@ -346,3 +346,4 @@ def test_logs_that_are_none_are_named_and_the_others_go_on(
     assert bad.startswith(f"paravirt-mm: {tmp_path}/bad: ")
     assert result.stdout.startswith(f"{log}: ")
     assert result.stdout.count("Linux") + result.stdout.count("release not") == 1
+    assert not paravirt_mm("verify", "log", tmp_path / "bad").stdout
