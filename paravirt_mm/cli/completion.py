@@ -106,7 +106,7 @@ def _values(plugin: str, factory: type[Any], field: Any) -> list[str]:
         return ["yes", "no"]
     for each in kinds:
         if isinstance(each, type) and issubclass(each, enum.Enum):
-            return [str(member.value) for member in each]
+            return [as_text(member) for member in each]
     specs = map(PluginSpec.parse, known_specs())
     checked = {dict(s.options).get(field.name) for s in specs if s.name == plugin}
     return sorted({as_text(field.default), *filter(None, checked)})

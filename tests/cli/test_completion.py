@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import os
 import shutil
 import subprocess
@@ -115,12 +116,34 @@ def test_kernels_are_offered_that_were_checked(offered: Callable[..., list[str]]
     assert "4.19" not in found
 
 
-def test_of_a_list_no_value_is_known_but_the_default() -> None:
-    @attrs.frozen
-    class Lists:
-        pages: list[int] | None = None
+class _Side(enum.Enum):
+    LEFT = "left-hand"
+    RIGHT = "right-hand"
 
-    assert completion._values("lists", Lists, attrs.fields(Lists).pages) == ["none"]
+
+class _Size(enum.IntEnum):
+    SMALL = 1
+    LARGE = 2
+
+
+@attrs.frozen
+class _Chooses:
+    side: _Side = _Side.LEFT
+    size: _Size | None = None
+    pages: list[int] | None = None
+
+
+@pytest.mark.parametrize(
+    ("option", "values"),
+    [
+        ("side", ["left-hand", "right-hand"]),
+        ("size", ["small", "large"]),
+        ("pages", ["none"]),  # of what may be anything only the default is known
+    ],
+)
+def test_all_of_a_choice_is_offered(option: str, values: list[str]) -> None:
+    field = attrs.fields_dict(_Chooses)[option]
+    assert completion._values("chooses", _Chooses, field) == values
 
 
 def test_what_is_given_back_begins_where_the_shell_breaks_words(

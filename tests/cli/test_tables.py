@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ from paravirt_mm.cli.plugins import _line, _page, _record
 from paravirt_mm.comparison import Row
 from paravirt_mm.errors import ExitCode, InputError
 from paravirt_mm.invariants.rules import Finding
+from paravirt_mm.measure.figures import FIGURES
 from paravirt_mm.options import PluginSpec
 from paravirt_mm.plugin import Plugin
 from paravirt_mm.report.paper import Paper
@@ -170,6 +172,15 @@ def test_only_what_is_for_terminals_has_colours(paravirt_mm: Run) -> None:
     for style, coloured in (("simple", True), ("github", False), ("json", False)):
         arguments = ("qemu-512m", "-a", HPA, "-a", OLD, *NATIVE, "-f", style, "--color", "always")
         assert ("\x1b[" in paravirt_mm("compare", *arguments).stdout) is coloured
+
+
+def test_figures_of_plugins_are_columns_of_a_list_once(good: Finished) -> None:
+    row = Row.of(good)
+    more = attrs.evolve(row, figures={**row.figures, "mine.waste": 7})
+    titles, *cells = csv.reader(compare._csv([row, more, more]).splitlines())
+    assert titles[-1 - len(FIGURES) : -1] == list(FIGURES)
+    assert titles[-1] == "mine.waste"
+    assert [line[-1] for line in cells] == ["", "7", "7"]
 
 
 def test_an_unknown_format_lists_what_there_is_of_ours_plugins_and_tabulate(

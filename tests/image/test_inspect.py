@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import lzma
+import struct
 from collections.abc import Callable
 from pathlib import Path
 
@@ -133,6 +134,17 @@ def test_raw_memory_needs_root_and_mode(tmp_path: Path) -> None:
     code, text = run_command(str(path), "--cr3", "0x9000", "--mode", "x86_64")
     assert code == 1
     assert "not in memory" in text
+    # Flags of the root stand in its low bits: 12 of them, of PAE's table of four entries 5.
+    for given, mode, root in (("0x1fff", "x86_64", "0x1000"), ("0x103f", "i386-pae", "0x1020")):
+        assert f", CR3 {root}\n" in run_command(str(path), "--cr3", given, "--mode", mode)[1]
+
+
+def test_of_many_findings_the_first_are_told_and_how_many_more(tmp_path: Path) -> None:
+    path = tmp_path / "raw"
+    path.write_bytes(struct.pack("<Q", 0x7FFF_0003) * 512)  # tables that are not there
+    code, text = run_command(str(path), "--cr3", "0", "--mode", "x86_64")
+    told = text[text.index("Findings:") :].splitlines()
+    assert (code, len(told), told[-1]) == (1, 102, "  and 412 more")
 
 
 @pytest.mark.slow
