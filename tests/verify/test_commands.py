@@ -13,9 +13,10 @@ import attrs
 import pytest
 
 from paravirt_mm import offers, sources
-from paravirt_mm.cli import verify_linux
+from paravirt_mm.cli import reading, verify_linux, verify_log
 from paravirt_mm.cli.verify_log import _runs_of_series
 from paravirt_mm.invariants.rules import Finding
+from paravirt_mm.sources.bootlog.lines import LineVerdict, LogLine
 from paravirt_mm.verify import cpu
 from paravirt_mm.verify.cpu import CpuReport
 from paravirt_mm.verify.linux.maps import NamedMap
@@ -24,6 +25,7 @@ from paravirt_mm.verify.linux.qemu import (
     LiveUnavailableError,
     MapSpecError,
 )
+from paravirt_mm.verify.log.report import LogReport
 from tests.boot_records import RECORDS
 from tests.commands import Run, written_plugin
 from tests.kept import DATA
@@ -331,6 +333,45 @@ def test_boots_end_with_whoever_wanted_them(
 def test_neighbouring_series_are_told_together(series: list[str], told: list[str]) -> None:
     """In the order in which they were released, which is none of numbers or letters."""
     assert list(_runs_of_series(series)) == told
+
+
+SAME = LogLine(LineVerdict.MATCH, 1, "a line", "a line")
+OTHER = LogLine(LineVerdict.DIFFERS, 2, "a line", None)
+FITS = LogReport("fits", 0, "3.6.0", "x86_64", "3.6", OLD, "native", lines=(SAME,))
+WRONG = attrs.evolve(FITS, source="wrong", lines=(SAME, OTHER))
+EXPLAINED = attrs.evolve(WRONG, source="explained", reason="a patch of its own")
+NAMELESS = attrs.evolve(FITS, source="nameless", release=None)
+SILENT = LogReport("silent", 0, "3.6.0", "x86_64", nothing="it says nothing of tables")
+
+
+@pytest.mark.parametrize(
+    ("reports", "code", "counts"),
+    [
+        ([FITS], 0, [1, 1]),
+        ([FITS, EXPLAINED, NAMELESS, SILENT], 0, [1, 1]),
+        ([EXPLAINED, SILENT], 0, None),
+        ([FITS, WRONG], 1, [1, 2]),
+        ([WRONG, FITS], 1, [1, 2]),
+        ([WRONG, EXPLAINED], 1, [0, 1]),
+    ],
+)
+def test_logs_that_name_their_release_and_show_something_speak_for_a_model(
+    reports: list[LogReport],
+    code: int,
+    counts: list[int] | None,
+    paravirt_mm: Run,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    """Those that cannot match for a documented reason do not, nor are they findings."""
+    checked = iter(reports)
+    monkeypatch.setattr(reading, "reading", lambda *_: None)
+    monkeypatch.setattr(verify_log, "check_log", lambda *_: next(checked))
+    record = tmp_path / "evidence.json"
+    names = [one.source for one in reports]
+    result = paravirt_mm("verify", "log", *names, "--record", record)
+    assert (result.returncode, result.stderr) == (code, "")
+    assert json.loads(record.read_text()) == {"logs": {OLD: counts} if counts else {}}
 
 
 def test_logs_that_are_none_are_named_and_the_others_go_on(
