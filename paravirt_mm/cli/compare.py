@@ -89,6 +89,7 @@ def _writer(style: str, registry: Registry) -> Callable[[Sequence[Row]], str] | 
     "-f", "--format", "style", default=TERMINAL, show_default=True, metavar="FORMAT",
     help="Any tabulate format (github, grid, html, latex, rst, tsv ...), json or csv.",
 )  # fmt: skip
+@click.option("--json", "as_json", is_flag=True, help="The same as --format json.")
 @click.option(
     "-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="Write to a file."
 )
@@ -112,6 +113,7 @@ def command(
     backends: tuple[str, ...],
     wide: bool,
     style: str,
+    as_json: bool,
     output: Path | None,
     boot: int | None,
     here: bool,
@@ -132,7 +134,7 @@ def command(
     """
     expect_writable(output)
     registry = default_registry()
-    write = _writer(style, registry)
+    write = _writer("json" if as_json else style, registry)
     problems: list[InputError] = []
     names = wanted(inputs, here)
     count = len(names) + here

@@ -171,7 +171,10 @@ def test_memory_is_drawn_for_terminals_and_where_a_run_ended_well(good: Finished
 def test_only_what_is_for_terminals_has_colours(paravirt_mm: Run) -> None:
     for style, coloured in (("simple", True), ("github", False), ("json", False)):
         arguments = ("qemu-512m", "-a", HPA, "-a", OLD, *NATIVE, "-f", style, "--color", "always")
-        assert ("\x1b[" in paravirt_mm("compare", *arguments).stdout) is coloured
+        shown = paravirt_mm("compare", *arguments).stdout
+        assert ("\x1b[" in shown) is coloured
+    arguments = ("qemu-512m", "-a", HPA, "-a", OLD, *NATIVE, "--json")
+    assert paravirt_mm("compare", *arguments).stdout == shown
 
 
 def test_figures_of_plugins_are_columns_of_a_list_once(good: Finished) -> None:

@@ -106,12 +106,29 @@ def test_a_line_of_sizes_that_never_ends_is_put_together_up_to_a_bound() -> None
         ([f"BIOS-e820: [mem {'z' * 90}]"],
          f"here:1: memory map line not understood: 'BIOS-e820: [mem {'z' * 63}…' (addresses"),
         ([f"BIOS-e820: [mem {'0' * 90}"], f"cut short: 'BIOS-e820: [mem {'0' * 63}…'"),
+        *(([f"{label}: {start}", MORE], f"here:1: memory map line cut short: '{label}: {start}'")
+          for label in ("user", "modified", "Xen", "BIOS-88")
+          for start in ("[mem 0x000", "0000000000100000 - 00", "0000000000100000", "00000000-")),
     ],
 )  # fmt: skip
 def test_half_an_entry_of_a_map_is_refused(lines: Sequence[str], words: str) -> None:
     with pytest.raises(InputError) as caught:
         messages(*lines)
     assert words in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "Bootfile predefined by user: 14150335/tftp-deploy-vak2yxfg/kernel/bzImage",
+        "TFTP server IP predefined by user: 192.168.201.1",
+        "modified: 2021-notes-about-face",
+        "user: 1000",
+    ],
+)
+def test_words_of_others_are_no_half_an_entry(line: str) -> None:
+    assert messages(line, LOW, HIGH)[-2:] == [(2, LOW), (3, HIGH)]
+    assert messages(LOW, HIGH, line)[:2] == [(1, LOW), (2, HIGH)]
 
 
 # -- boots -----------------------------------------------------------------------------------------

@@ -45,10 +45,12 @@ _ADDRESS_OPEN = re.compile(r"(?:\[mem(?:\s+(?:0x[0-9a-fA-F]*(?:-(?:0x[0-9a-fA-F]
 """A line that ends inside of a range."""
 _TYPE_OPEN = re.compile(r"==>\s*\(?$")
 _BROKEN_ENTRY = re.compile(
-    r"(?:BIOS-e820|BIOS-e801|BIOS-88|Xen|user|modified):\s*(?:\[mem\b|\d|[0-9a-f]{8})"
+    r"(?:BIOS-e820|BIOS-e801|BIOS-88|Xen):\s*(?:\[mem\b|\d|[0-9a-f]{8})"
+    r"|(?:user|modified):\s*(?:\[mem\b|(?=[0-9a-f]{8,16}(?:\s|-|$)))"
 )
+"""``user`` and ``modified`` are words of others, too."""
 _REST = re.compile(r"0x|-0x|\[mem")
-_CUT_ENTRY = re.compile(rf"{_BROKEN_ENTRY.pattern}[^]]*[0-9a-fx-]$")
+_CUT_ENTRY = re.compile(rf"(?:{_BROKEN_ENTRY.pattern})[^]]*[0-9a-fx-]$")
 _SIZES_OPEN = re.compile(r"Memory: \d+[kK]/\d+[kK] available(?: \([^()]*)?$")
 _SIZES_REST = re.compile(r"\(?[^:()\[\]]*\)|[a-zK, -]*\d[a-z\dK, -]*$")
 """What closes the bracket of the line about free memory, or more sizes, before that."""
