@@ -253,6 +253,9 @@ def test_symbols_of_a_vmlinux(monkeypatch: pytest.MonkeyPatch) -> None:
     assert read_symtab(with_symbols(symbols)) == {"_text": BASE, "a": BASE + 1}
     assert read_symtab(with_symbols(symbols, size=3 * 24 + 5)) == {"_text": BASE, "a": BASE + 1}
     assert read_symtab(with_symbols(symbols, kind=1)) == {}  # stripped
+    two = [("_text", BASE), ("behind", BASE + 1)]
+    assert read_symtab(with_symbols(two, names=7)) == {"_text": BASE}
+    assert read_symtab(with_symbols(two, names=14)) == {"_text": BASE, "behind": BASE + 1}
     with pytest.raises(KernelImageError, match="names are in no section"):
         read_symtab(with_symbols(symbols, link=3))
     for wrong in ({"names": 1 << 20}, {"size": 1 << 20}, {"size": 1 << 29}):
@@ -537,7 +540,12 @@ def test_a_kernel_is_entered_as_the_protocol_wants(levels: int) -> None:
 
 
 def test_a_head_that_ends_where_the_image_begins_has_its_place() -> None:
-    for start, own in ((16 * MIB - 16, True), (16 * MIB - 15, False), (20 * MIB - 1, False)):
+    for start, own in (
+        (16 * MIB - 16, True),
+        (16 * MIB - 15, False),
+        (20 * MIB - 1, False),
+        (20 * MIB, True),
+    ):
         spec = MapSpec(ram=[(0, MIB), (MIB, 64 * MIB)], reserved=[(start, 30 * MIB)])
         with GuestRam(spec.layout) as ram:
             put_kernel(ram, kernel(), spec, "")
@@ -794,7 +802,7 @@ def test_addresses_of_the_image_and_of_the_direct_map() -> None:
     symbols = {"page_offset_base": top + 0x1000, "n": top + 0x2001, "__log_buf": top + 0x3000}
     with GuestRam(RamLayout(4 * MIB)) as ram:
         memory = KernelMemory(ram, symbols)
-        ram.write(0x1000, struct.pack("<Q", offset))
+        ram.write(0x1000, struct.pack("<QQ", offset, 1))
         ram.write(0x2001, bytes(range(1, 10)))
         assert memory.physical(top) == 0
         assert memory.physical(top + GIB - 1) == GIB - 1

@@ -319,7 +319,7 @@ def read_symtab(vmlinux: ElfImage) -> Mapping[str, int]:
     symbols: dict[str, int] = {}
     entries = memoryview(vmlinux)[at : at + size - size % _ELF_SYMBOL.size]
     for name, _info, _other, _section, value, _size in _ELF_SYMBOL.iter_unpack(entries):
-        if name and value:
+        if 0 < name < len(text) and value:
             end = text.find(b"\0", name)
             symbols.setdefault(text[name:end].decode("ascii", "replace"), value)
     return symbols
