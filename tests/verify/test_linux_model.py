@@ -192,6 +192,11 @@ def test_machine_is_what_the_kernel_saw() -> None:
     assert [list(span) for span in machine.memory_map.ram_pages()] == record["memory"]
     assert machine.kernel.brk_end - machine.kernel.brk_start == 16 * PAGE_SIZE
     assert machine.kernel.linked_end == record["kernel_end"]
+    # The kernel's image is the reservation in which its brk lies, not one that ends there.
+    brk = record["brk_start"]
+    for start, image in ((brk - PAGE_SIZE, brk - PAGE_SIZE), (brk - 2 * PAGE_SIZE, brk)):
+        end = start + 2 * PAGE_SIZE
+        assert machine_of({**record, "reserved": [[start, end]]}, "x").kernel.start == image
 
 
 @pytest.mark.parametrize(
