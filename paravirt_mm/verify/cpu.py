@@ -113,7 +113,7 @@ class Seen:
         return "nothing" if self.physical is None else f"{self.physical:#x}"
 
 
-def check_cpu(trace: Trace, samples: int = 4, seed: int = 0) -> CpuReport:
+def check_cpu(trace: Trace, samples: int, seed: int) -> CpuReport:
     """Write the image of a run to a temporary file, load it into the CPU and compare.
 
     ``samples`` is how many random addresses of each run are tried besides its first and last.
@@ -126,9 +126,7 @@ def check_cpu(trace: Trace, samples: int = 4, seed: int = 0) -> CpuReport:
             return check_dump_on_cpu(dump, samples, seed, typed=trace.start.boot.typed)
 
 
-def check_dump_on_cpu(
-    dump: Dump, samples: int = 4, seed: int = 0, typed: bool = False
-) -> CpuReport:
+def check_dump_on_cpu(dump: Dump, samples: int, seed: int, *, typed: bool) -> CpuReport:
     """Compare CPU and walker on a dump that says its CR3 and mode.
 
     ``typed``: no page that is a table may be writable through any mapping.

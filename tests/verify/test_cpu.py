@@ -81,7 +81,7 @@ def trace_of(machine: Machine, allocator: str, backend: str) -> Trace:
 def test_cpu_and_walker_agree(
     mode: str, backend: str, size: int, features: dict[str, bool], allocator: str
 ) -> None:
-    report = check_cpu(trace_of(machine_of(mode, size, **features), allocator, backend))
+    report = check_cpu(trace_of(machine_of(mode, size, **features), allocator, backend), 4, 0)
     assert report.agrees, report.disagreements or report.findings or report.writable_tables
     assert report.probes == 3 * (report.holes + report.runs * (2 + 4))
     assert 0 < report.faults < report.probes
@@ -91,7 +91,7 @@ def test_cpu_and_walker_agree(
 
 @pytest.mark.slow
 def test_memory_beyond_the_cpu_is_counted_apart() -> None:
-    report = check_cpu(trace_of(machine_of("x86_64", 2048 * GIB), ALLOCATORS[1], "native"))
+    report = check_cpu(trace_of(machine_of("x86_64", 2048 * GIB), ALLOCATORS[1], "native"), 4, 0)
     assert report.agrees, report.disagreements
     assert 0 < report.beyond <= report.faults
 
@@ -129,7 +129,7 @@ def test_a_wrong_bit_is_noticed(
         wrong = Damaged(dump, at, change)
         monkeypatch.setattr(module, "walk", lambda _memory, *rest: walk(wrong, *rest))
         monkeypatch.setattr(module, "translate", lambda _memory, *rest: translate(wrong, *rest))
-        report = check_dump_on_cpu(dump)
+        report = check_dump_on_cpu(dump, 4, 0, typed=False)
     assert report.disagreements
     assert not report.agrees
     assert f"{last.end - 1 & ~0xFFF:#x}"[:-3] in str(report.disagreements[0])
@@ -149,8 +149,8 @@ def test_a_writable_table_is_noticed(tmp_path: Path) -> None:
     trace = trace_of(machine_of("x86_64"), ALLOCATORS[1], "native")
     write_core(trace, tmp_path / "core")
     with open_dump(tmp_path / "core") as dump:
-        assert not check_dump_on_cpu(dump, typed=False).writable_tables
-        assert check_dump_on_cpu(dump, typed=True).writable_tables
+        assert not check_dump_on_cpu(dump, 4, 0, typed=False).writable_tables
+        assert check_dump_on_cpu(dump, 4, 0, typed=True).writable_tables
 
 
 def test_the_cpu_leaves_the_file_as_it_is(tmp_path: Path) -> None:
@@ -159,14 +159,14 @@ def test_the_cpu_leaves_the_file_as_it_is(tmp_path: Path) -> None:
     write_core(trace, tmp_path / "core")
     before = (tmp_path / "core").read_bytes()
     with open_dump(tmp_path / "core") as dump:
-        assert check_dump_on_cpu(dump).agrees
+        assert check_dump_on_cpu(dump, 4, 0, typed=False).agrees
     assert (tmp_path / "core").read_bytes() == before
 
 
 def test_a_dump_must_say_its_root(tmp_path: Path) -> None:
     (tmp_path / "raw").write_bytes(bytes(8192))
     with open_dump(tmp_path / "raw") as dump, pytest.raises(CpuUnavailable, match="CR3"):
-        check_dump_on_cpu(dump)
+        check_dump_on_cpu(dump, 4, 0, typed=False)
 
 
 def table(*entries: tuple[int, int], size: int = 8) -> bytes:
@@ -328,7 +328,7 @@ def test_an_emulator_that_fails_or_refuses_is_told(
 def test_a_dump_must_say_its_mode() -> None:
     dump: Any = SimpleNamespace(path="d", cr3=0x1000, mode=None)
     with pytest.raises(CpuUnavailable, match="d: the dump does not say CR3 and paging mode"):
-        check_dump_on_cpu(dump)
+        check_dump_on_cpu(dump, 4, 0, typed=False)
 
 
 def test_without_unicorn_it_says_what_to_install(
@@ -341,7 +341,7 @@ def test_without_unicorn_it_says_what_to_install(
 
     monkeypatch.setattr(module, "import_module", missing)
     with pytest.raises(CpuUnavailable) as raised:
-        check_cpu(trace_of(machine_of("x86_64"), ALLOCATORS[1], "native"))
+        check_cpu(trace_of(machine_of("x86_64"), ALLOCATORS[1], "native"), 4, 0)
     assert f"{checkout}[cpu]" in shlex.split(str(raised.value))
 
 
@@ -425,7 +425,7 @@ def test_each_cpu_gives_its_memory_back_at_once() -> None:
     gc.disable()
     try:
         for _ in range(3):
-            check_cpu(trace, samples=1)
+            check_cpu(trace, 1, 0)
             sizes.append(int(Path("/proc/self/statm").read_text().split()[0]) << 12)
     finally:
         gc.enable()
