@@ -425,6 +425,7 @@ def test_terabytes_of_small_pages_are_no_problem(tmp_path: Path) -> None:
                 "e820: last_pfn = 0x40000 max_arch_pfn = 0x400000000",
             ],
         ),
+        ("4.10", ["memblock_reserve: [0x0000000000001000-0x0000000000001fff]"]),
         ("4.11", ["e820: last_pfn = 0x40000 max_arch_pfn = 0x400000000"]),
         ("4.12", ["last_pfn = 0x40000 max_arch_pfn = 0x400000000"]),
     ],
@@ -436,6 +437,7 @@ def test_words_of_a_release(release: str, lines: list[str]) -> None:
         words.page_range(0, 1 << 30, "1G"),
         words.table_block(1 << 30, 0x7000, 0x9000),
         words.last_pfn(0x40000, 0x400000000),
+        words.reserved(0x1000, 0x2000),
     }
     assert set(lines) <= said
 
@@ -582,6 +584,24 @@ def test_as_many_are_tried_as_may_be(tmp_path: Path, monkeypatch: pytest.MonkeyP
         monkeypatch.setattr("paravirt_mm.verify.log.check.MAX_TRIALS", most)
         assert not check(text, tmp_path).agrees
         assert len(runs) == 1 + most
+
+
+@pytest.mark.parametrize(
+    ("name", "mode", "most"),
+    [("2.6.31-map-tail-modified", "x86_64", 1), ("3.0-head-cut", "x86_64", 17)],
+)
+def test_where_the_usual_form_of_a_release_agrees_no_other_is_tried(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, mode: str, most: int
+) -> None:
+    """One a release; all that print so, where the log names none."""
+    runs: list[Trial] = []
+    run = Trial.run
+    monkeypatch.setattr(Trial, "run", lambda trial: runs.append(trial) or run(trial))
+    report = check((DATA / f"{name}.txt").read_text(), tmp_path)
+    assert report.agrees
+    assert report.mode == mode
+    assert len(runs) == len({trial.candidate.release for trial in runs}) == most
+    assert not all(trial.perfect for trial in runs) or most == 1
 
 
 def test_what_the_six_best_releases_leave_open_is_tried(

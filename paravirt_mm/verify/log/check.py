@@ -8,6 +8,7 @@ was.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 
 import attrs
@@ -123,9 +124,11 @@ def _best_trials(
     for trials in waiting[:tries]:
         trials[0].run()
         best.append(trials[0])
+    if any(map(_is_enough, best)):
+        return best  # nothing is as usual
     order = sorted(range(len(best)), key=lambda index: best[index].rank, reverse=True)
     tries = min(tries - len(best), MAX_TRIALS)
-    limit = min((trial.candidate.unusual for trial in best if _is_enough(trial)), default=1 << 10)
+    limit = math.inf
     for index in order[:MAX_OPEN_RELEASES]:
         for trial in waiting[index][1:]:
             if trial.candidate.unusual > limit or tries <= 0:
