@@ -144,7 +144,7 @@ def test_each_release_keeps_low_memory_its_own_way(
     tmp_path: Path, named: str | None, tried: str, kept: int
 ) -> None:
     text = LOG.replace("Linux version 3.18.0", f"Linux version {named}" if named else "")
-    log = read(tmp_path, text)
+    log = read(tmp_path, text + last_pfn(LOW))
     assert log.machine is not None
     machine = trial_of(log, tried)._with_low_memory(log.machine)
     conventional = RangeSet(machine.reserved).within(0, 0x9F000)

@@ -91,7 +91,7 @@ class Trial:
         )
         self._linear = any(isinstance(fact, TableBlock) for fact in facts)
         self._known_from = max((end for _, end in log.made_up), default=0)
-        self._cut_off = bool(facts) and facts[-1].line >= log.last_line > 0
+        self._cut_off = facts[-1].line >= log.last_line
         self._registry = registry
 
     def run(self) -> None:
