@@ -190,7 +190,7 @@ class Trial:
         machine = attrs.evolve(machine, reserved=(*machine.reserved, *taken))
         candidate = self.candidate
         run = Scenario.of(machine, candidate.spec, candidate.backend).run(self._registry)
-        return mapping_lines(run, self._words, kinds, 2 * MAX_LINES, candidate.other_tables)
+        return mapping_lines(run, self._words, kinds, MAX_LINES, candidate.other_tables)
 
     def _hidden(
         self,
