@@ -36,6 +36,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -137,7 +138,7 @@ def together(
     children: dict[int, _Forked] = {}
     try:
         for number, work in enumerate(works):
-            children[number] = _Forked(work, 0, limits)
+            children[number] = _Forked(partial(work, 0), limits)
         while children and time.monotonic() < until:
             for number in _ready(children, until):
                 item = children[number].next()
@@ -150,7 +151,7 @@ def together(
                 done[number] += 1
                 yield number, item
                 if isinstance(item, Stopped):
-                    children[number] = _Forked(works[number], done[number], limits)
+                    children[number] = _Forked(partial(works[number], done[number]), limits)
     finally:
         for child in children.values():
             child.close()
@@ -179,7 +180,7 @@ def _ready(children: dict[int, _Forked], until: float) -> list[int]:
 
 def call(function: Callable[..., T], *args: Any, limits: Limits = RUNNING) -> T:
     """Return what the function returns in a child. Raises what it raises, and `StoppedError`."""
-    for answer in guarded(lambda skip: [function(*args)] if not skip else [], limits):
+    for answer in guarded(lambda _: [function(*args)], limits):
         if isinstance(answer, Stopped):
             raise StoppedError(answer)
         return answer
@@ -195,7 +196,7 @@ class Asked(Generic[T]):
         self._function = function
         self._limits = limits
         self._child: _Forked | None = None
-        self._questions: Connection | None = None
+        self._questions: Connection  # of the child, while there is one
 
     def __call__(self, question: Any) -> T | Stopped:
         """Return what the function answers in the child. Raises what it raises."""
@@ -208,7 +209,7 @@ class Asked(Generic[T]):
             theirs, self._questions = Pipe(duplex=False)
             ours = self._questions
 
-            def answers(_: int) -> Iterator[T | None]:
+            def answers() -> Iterator[T]:
                 ours.close()
                 with theirs, suppress(EOFError):
                     while True:
@@ -217,13 +218,10 @@ class Asked(Generic[T]):
                         limit_time(self._limits)
                         yield self._function(asked)
 
-            self._child = _Forked(answers, 0, self._limits)
+            self._child = _Forked(answers, self._limits)
             theirs.close()
-        try:
-            if self._questions is not None:
-                self._questions.send(question)
-        except (BrokenPipeError, ConnectionResetError):
-            pass  # It died meanwhile; `next` says how.
+        with suppress(ConnectionError):  # It died meanwhile; `next` says how.
+            self._questions.send(question)
 
     def answer(self) -> T | Stopped:
         """Return what the function answers to the last question. Raises what it raises."""
@@ -242,9 +240,7 @@ class Asked(Generic[T]):
         if self._child is not None:
             self._child.close()
             self._child = None
-        if self._questions is not None:
             self._questions.close()
-            self._questions = None
 
     def __enter__(self) -> Asked[T]:
         return self
@@ -309,7 +305,7 @@ def how_it_ended(code: int) -> str:
 class _Forked:
     """A forked child at work."""
 
-    def __init__(self, work: Callable[[int], Iterable[Any]], skip: int, limits: Limits) -> None:
+    def __init__(self, work: Callable[[], Iterable[Any]], limits: Limits) -> None:
         # What is still in a buffer would be written twice.
         for stream in (sys.stdout, sys.stderr):
             with suppress(OSError, ValueError, AttributeError):
@@ -321,10 +317,9 @@ class _Forked:
             self._pid: int | None = os.fork()
         if not self._pid:
             ours.close()
-            _be_the_child(theirs, work, skip, limits)
+            _be_the_child(theirs, work, limits)
         theirs.close()
-        self._with_group = limits.wall is not None
-        if self._with_group:
+        if limits.wall is not None:
             with suppress(OSError):  # whoever comes first
                 os.setpgid(self._pid, self._pid)
         self.connection = ours
@@ -339,9 +334,8 @@ class _Forked:
             return 0
         # While it is there, though dead, nobody else has its number.
         os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
-        if self._with_group:  # What it started, and left.
-            with suppress(ProcessLookupError, PermissionError):
-                os.killpg(pid, signal.SIGKILL)
+        with suppress(ProcessLookupError, PermissionError):  # What it started, and left.
+            os.killpg(pid, signal.SIGKILL)
         return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
     def close(self) -> None:
@@ -354,7 +348,7 @@ class _Forked:
 
 
 def _be_the_child(
-    connection: Connection, work: Callable[[int], Iterable[Any]], skip: int, limits: Limits
+    connection: Connection, work: Callable[[], Iterable[Any]], limits: Limits
 ) -> NoReturn:
     """Send what the work yields, then end without any of the parent's duties at exit."""
     code = 0
@@ -371,11 +365,9 @@ def _be_the_child(
         except OSError as error:  # no descriptor is left: the system's fault, not the item's
             connection.send(_Raised(error))
         else:
-            send_items(connection, lambda: work(skip), limits)
-    except (BrokenPipeError, ConnectionResetError):
-        pass  # The parent has what it wants.
+            send_items(connection, work, limits)
     except BaseException:
-        code = 70
+        code = os.EX_SOFTWARE
     finally:
         os._exit(code)
 
@@ -391,8 +383,6 @@ def send_items(connection: Connection, work: Callable[[], Iterable[Any]], limits
             _only(here)
             connection.send(item)
             limit_time(limits)
-    except (BrokenPipeError, ConnectionResetError):
-        raise
     except MemoryError:
         last = _NoMemory()
     except BaseException as error:

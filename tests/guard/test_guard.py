@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import faulthandler
+import gc
 import os
 import pickle
 import re
@@ -13,17 +14,24 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from multiprocessing import Pipe
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
+from typing import Any
 
 import attrs
 import pytest
 
+from paravirt_mm import registry, strangers
 from paravirt_mm.engine.panic import KernelPanic
 from paravirt_mm.errors import InputError, PluginError, Rejected
 from paravirt_mm.guard import (
     MIB,
+    READING,
+    RUNNING,
+    TRYING,
     Asked,
     ForeignError,
     Limits,
@@ -33,6 +41,7 @@ from paravirt_mm.guard import (
     call,
     ended,
     guarded,
+    how_it_ended,
     is_child,
     limit_time,
     send_items,
@@ -41,6 +50,8 @@ from paravirt_mm.guard import (
     without_memory_limit,
 )
 
+PROMISED = (READING, RUNNING, Limits(), TRYING, strangers.NAMED, registry.ANSWERING,
+            strangers.UNASKED)  # fmt: skip
 SHORT = Limits(cpu=2.0, wall=3.0, memory=64 * MIB)
 ENDLESS = attrs.evolve(SHORT, cpu=0.1)
 """For what computes until it is stopped."""
@@ -68,6 +79,12 @@ def _hoard() -> list[bytearray]:
     return [bytearray(MIB) for _ in range(4096)]
 
 
+def _hang_up() -> None:
+    os.closerange(3, 256)
+    time.sleep(0.05)
+    os._exit(7)
+
+
 def _abort() -> None:
     faulthandler.disable()  # pytest's would print where it happened
     os.abort()
@@ -91,6 +108,10 @@ WAYS: dict[str, tuple[Callable[[], object], Stopped]] = {
     "kill": (
         lambda: os.kill(os.getpid(), signal.SIGKILL),
         Stopped("its process was ended by SIGKILL", crashed=True),
+    ),
+    "hang up before it ends": (
+        _hang_up,
+        Stopped("its process ended with exit code 7", crashed=True),
     ),
     "a signal without a name": (
         lambda: os.kill(os.getpid(), signal.SIGRTMIN + 6),
@@ -138,9 +159,13 @@ def test_what_the_work_raises_is_raised_here() -> None:
     assert caught.value.where == "a.log:3"
 
 
-@pytest.mark.parametrize("ending", [SystemExit(0), KeyboardInterrupt(), GeneratorExit()])
+@pytest.mark.parametrize(
+    "ending", [SystemExit(0), KeyboardInterrupt(), GeneratorExit(), BrokenPipeError()]
+)
 def test_exceptions_that_are_no_errors_arrive_as_well(ending: BaseException) -> None:
-    """A plugin that calls sys.exit(0) must not look like the end of the work."""
+    """A plugin that calls sys.exit(0), or writes to a program that ended, must not look like the
+    end of the work.
+    """
 
     def work() -> None:
         raise ending
@@ -156,8 +181,9 @@ def test_an_exception_that_cannot_travel_is_named() -> None:
     def work() -> None:
         raise Local("here")
 
-    with pytest.raises(ForeignError, match="Local: here"):
+    with pytest.raises(ForeignError, match="Local: here") as caught:
         call(work)
+    assert "in work" in "".join(caught.value.__notes__)
 
 
 @pytest.mark.parametrize(
@@ -251,15 +277,25 @@ def test_time_is_counted_by_item() -> None:
 
 
 @pytest.mark.parametrize("children", [1, 2])
-def test_all_of_them_end_when_the_time_is_over(children: int) -> None:
+def test_all_of_them_end_when_the_time_is_over(
+    children: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def counts(skip: int) -> Iterator[int]:
         yield from range(3)
         time.sleep(60)
 
-    began, cost = time.monotonic(), time.process_time()
+    waits: list[float | None] = []
+
+    def counted(connections: list[Connection], left: float | None) -> list[Any]:
+        waits.append(left)
+        return wait(connections, left)
+
+    monkeypatch.setattr("paravirt_mm.guard.wait", counted)
+    began = time.monotonic()
     found = list(together([counts] * children, until=began + 0.3))
     assert 0.25 < time.monotonic() - began < 20
-    assert time.process_time() - cost < 0.15  # waiting is free
+    assert len(waits) < 20  # who waits does not ask again and again
+    assert all(left is not None and left <= 0.3 for left in waits)
     for number in range(children):
         items = [item for one, item in found if one == number]
         assert items == list(range(3))[: len(items)]  # on a busy machine not all have come
@@ -267,6 +303,8 @@ def test_all_of_them_end_when_the_time_is_over(children: int) -> None:
 
 def test_a_reader_may_wait_as_long_as_it_likes() -> None:
     assert call(lambda: time.sleep(0.15), limits=Limits(cpu=0.1)) is None
+    both = list(together([lambda skip: ["here"][skip:]] * 2, Limits()))
+    assert sorted(both) == [(0, "here"), (1, "here")]
 
 
 def test_nothing_is_left_behind_when_the_caller_stops_early(tmp_path: Path) -> None:
@@ -288,17 +326,32 @@ def test_what_work_prints_never_mixes_with_results(capfd: pytest.CaptureFixture[
         print("chatter")
         sys.stdout.write("more\n")
         os.system("echo from a shell")  # noqa: S605
+        sys.stdout.close()
+        os.system("echo of an error >&2")  # noqa: S605
 
     call(work)
     out, err = capfd.readouterr()
     assert out == ""
-    assert {"chatter", "more", "from a shell"} <= set(err.splitlines())
+    assert {"chatter", "more", "from a shell", "of an error"} <= set(err.splitlines())
 
 
 def test_what_was_printed_before_is_printed_once(capfd: pytest.CaptureFixture[str]) -> None:
     print("once", end="")
     call(lambda: None)
     assert capfd.readouterr().out == "once"
+
+
+def test_limits_are_those_that_are_promised() -> None:
+    """SECURITY.md, what is read or run, in the order of its table."""
+    assert [(one.cpu, one.wall, one.memory / (1 << 30)) for one in PROMISED] == [
+        (10, None, 1),  # reading one input
+        (120, 2.5 * 120, 4),  # one scenario
+        (60, None, 2),  # a scenario of `sweep`
+        (10, 2.5 * 10, 2),  # a try of `hunt`
+        (20, 30, 2),  # importing a plugin that was named,
+        (20, 30, 2),  # or one answer of it to a command
+        (5, 6, 1),  # importing one that nobody named
+    ]
 
 
 @pytest.mark.parametrize("seconds", [0, -1, float("nan"), float("inf")])
@@ -324,6 +377,33 @@ def test_a_child_that_the_system_refuses_is_no_fault_of_its_item(
         call(len, "abc")
 
 
+def test_a_child_that_cannot_begin_is_told_as_a_fault_of_software(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """With the exit code of sysexits.h; a question that was too long for the pipe is given up."""
+
+    def fail() -> None:
+        raise RuntimeError
+
+    monkeypatch.setattr("paravirt_mm.guard.end_with_parent", fail)
+    with Asked(len) as asked:
+        assert asked(bytes(1 << 20)) == Stopped("its process ended with exit code 70", crashed=True)
+
+
+def test_threads_of_others_are_no_reason_to_warn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From 3.12 on Python warns whoever forks a process of several threads."""
+    fork = os.fork
+
+    def warns() -> int:
+        warnings.warn("this process is multi-threaded", DeprecationWarning, stacklevel=2)
+        return fork()
+
+    monkeypatch.setattr(os, "fork", warns)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert call(len, "abc") == 3
+
+
 def test_a_program_may_reserve_more_than_the_work_that_starts_it() -> None:
     """Guest memory of a virtual machine is reserved, and mostly never touched."""
 
@@ -343,14 +423,15 @@ def test_a_program_may_reserve_more_than_the_work_that_starts_it() -> None:
 
 
 def test_a_child_is_ended_by_its_parent_and_by_nobody_at_a_terminal() -> None:
-    def inside() -> tuple[bool, list[object], int]:
+    def inside() -> tuple[bool, list[object], int, bool]:
         asked, get_death_signal = ctypes.c_int(), 2  # PR_GET_PDEATHSIG, prctl(2)
         ctypes.CDLL(None).prctl(get_death_signal, ctypes.byref(asked))
         numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-        return is_child(), [signal.getsignal(one) for one in numbers], asked.value
+        shares = gc.get_freeze_count() > 10_000  # what the parent has is not looked through
+        return is_child(), [signal.getsignal(one) for one in numbers], asked.value, shares
 
     usual = signal.SIG_DFL
-    assert call(inside) == (True, [signal.SIG_IGN, usual, usual], signal.SIGKILL)
+    assert call(inside) == (True, [signal.SIG_IGN, usual, usual], signal.SIGKILL, True)
     assert not is_child()
 
 
@@ -373,6 +454,19 @@ def test_a_clock_that_is_stopped_ends_nobody() -> None:
         return [signal.getitimer(one) for one in (signal.ITIMER_PROF, signal.ITIMER_REAL)]
 
     assert call(stopped) == [(0, 0), (0, 0)]
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        (-9, "was ended by SIGKILL"),
+        (-1, "was ended by SIGHUP"),
+        (0, "ended with exit code 0"),
+        (1, "ended with exit code 1"),
+    ],
+)
+def test_an_exit_code_in_words(code: int, words: str) -> None:
+    assert how_it_ended(code) == words
 
 
 def test_the_end_of_a_work_is_an_item_of_its_own() -> None:
@@ -409,6 +503,9 @@ def test_a_child_in_a_child_may_have_no_more_memory() -> None:
     highest = allowed()[1]
     assert {one[1] for one in (outer, less, more)} == {highest}
     used = outer[0] - (8 << 30)
+    fields = dict(line.split(":") for line in Path("/proc/self/status").read_text().splitlines())
+    kib = int(fields["VmSize"].split()[0])
+    assert abs(used - (kib << 10)) < 64 * MIB
     assert 0 < used < less[0] - (1 << 30) + (256 << 20)
     assert less < outer == more
 
@@ -426,7 +523,7 @@ def test_work_that_forks_answers_once(fails: bool) -> None:
     def work() -> str:
         pid = os.fork()
         if pid:
-            os.waitpid(pid, 0)
+            assert os.waitpid(pid, 0) == (pid, 0)
             return "the first"
         if fails:
             raise ValueError("the second")
@@ -486,8 +583,6 @@ def test_it_answers_until_it_is_stopped_and_again_then() -> None:
         first = asked("who")
         assert first not in (os.getpid(), None)
         assert [asked(number) for number in range(3)] == [0, 1, 2]
-        time.sleep(0.15)  # which is nobody's time
-        assert asked("who") == first
         assert asked("spin") == Stopped("longer than 0.1 s")
         second = asked("who")
         assert second != first
@@ -502,6 +597,17 @@ def test_it_answers_until_it_is_stopped_and_again_then() -> None:
         assert isinstance(last, int)
     with pytest.raises(ProcessLookupError):
         os.kill(last, 0)
+
+
+def test_between_questions_no_clock_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    def soon(_: Limits) -> None:
+        signal.setitimer(signal.ITIMER_REAL, 0.05)
+
+    monkeypatch.setattr("paravirt_mm.guard.limit_time", soon)
+    with Asked(_answer) as asked:
+        first = asked("who")
+        time.sleep(0.1)
+        assert asked("who") == first
 
 
 def test_nobody_need_ask() -> None:
