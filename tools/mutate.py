@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import fcntl
 import functools
 import gc
 import importlib
@@ -349,7 +350,8 @@ class Afresh:
     """
 
     def __init__(self) -> None:
-        mine, its = socket.socketpair()
+        # Far from 0, 1 and 2: a mutant of their numbers must not write into it.
+        mine, its = map(_moved, socket.socketpair())
         self._tried = False
         self._noticed: Counter[str] = Counter()
         self._reached = mmap.mmap(-1, 8)
@@ -402,6 +404,11 @@ class Afresh:
         self._asked.write(told.encode() + b"\n")
         self._asked.flush()
         return int(self._asked.readline()) != 0
+
+
+def _moved(one: socket.socket) -> socket.socket:
+    with one:
+        return socket.socket(fileno=fcntl.fcntl(one, fcntl.F_DUPFD_CLOEXEC, 100))
 
 
 def _import_as(path: str, source: str) -> None:
