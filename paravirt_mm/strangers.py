@@ -73,7 +73,6 @@ def _once(
 
 def _try(name: str, point: Loads, problems: Callable[[str, object], list[str]]) -> Tried:
     """Import a plugin in this process, which is a child, and say what there is to say."""
-    here = os.getpid()
     silence = os.open(os.devnull, os.O_WRONLY)
     os.dup2(silence, 2)
     os.dup2(silence, 1)
@@ -85,9 +84,6 @@ def _try(name: str, point: Loads, problems: Callable[[str, object], list[str]]) 
         if isinstance(error, Ended):
             raise
         return Tried(f"cannot be loaded from {point.value}: {in_one_line(error)}")
-    finally:
-        if os.getpid() != here:
-            os._exit(0)  # It forked: one of the two is enough.
     left = side_effects()
     if left is not None:
         return Tried(f"cannot be loaded from {point.value}: {left}")

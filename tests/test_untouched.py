@@ -37,6 +37,8 @@ from paravirt_mm.sweep.work import run as swept
 from paravirt_mm.untouched import no_output, side_effects, unchanged
 
 CODE = """
+import random
+
 import attrs
 from paravirt_mm import hookimpl
 from paravirt_mm.testing import AscendingAllocator
@@ -48,6 +50,14 @@ class Patches(AscendingAllocator):
     def pvmm_allocate_tables(self, boot, demand):
         import paravirt_mm.invariants.rules as rules, paravirt_mm.scenario as scenario
         rules.check = scenario.check = lambda trace: ()
+        return AscendingAllocator.pvmm_allocate_tables(self, boot, None, demand)
+
+
+@attrs.frozen
+class Draws(AscendingAllocator):
+    @hookimpl
+    def pvmm_allocate_tables(self, boot, demand):
+        random.random()
         return AscendingAllocator.pvmm_allocate_tables(self, boot, None, demand)
 
 
@@ -121,6 +131,13 @@ def test_who_draws_at_random_is_not_made_repeatable() -> None:
     with unchanged():
         random.random()
     assert random.getstate() == before
+
+
+def test_a_scenario_of_others_draws_on(mine: Path) -> None:
+    """Else each would meet the same chance."""
+    before = random.getstate()
+    Scenario.of(bundled("qemu-512m"), f"{mine}:Draws", "native").run()
+    assert random.getstate() != before
 
 
 def test_a_class_in_a_file_offers_no_defaults(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import pytest
 from paravirt_mm import (
     API_VERSION,
     Boot,
+    Finding,
     KernelPanic,
     Machine,
     Map,
@@ -313,8 +314,44 @@ def test_figures_of_observers_are_added(machine: Machine) -> None:
         installed=False, ascending=AscendingAllocator, plain=PlainPlatform, counts=Counts
     )
     assert "counts.answer" not in Scenario.of(machine, "ascending", "plain").run(registry).figures
-    run = Scenario.of(machine, "ascending", "plain", Counts()).run(registry)
-    assert run.figures["counts.answer"] == 42
+    twice = Scenario.of(machine, "ascending", "plain", Counts(), Counts())
+    run = twice.run(registry)
+    assert run.figures["counts.answer"] == run.figures["counts_again.answer"] == 42
+    assert "counts.answer" not in twice.run(registry, extra=False).figures
+
+
+def test_what_observers_find_is_a_violation(machine: Machine) -> None:
+    """The first that is found is the verdict, whoever found nothing."""
+
+    @attrs.frozen
+    class Finds:
+        pvmm_api: ClassVar[int] = API_VERSION
+        found: tuple[Finding, ...] = ()
+
+        @hookimpl
+        def pvmm_check(self) -> tuple[Finding, ...]:
+            return self.found
+
+    found = tuple(Finding(6, number, 0, f"is wrong {number}") for number in (2, 1))
+    registry = registry_with(installed=False, ascending=AscendingAllocator, plain=PlainPlatform)
+    run = Scenario.of(machine, "ascending", "plain", Finds(), Finds(found)).run(registry)
+    assert run.findings == found
+    assert (run.verdict.outcome, run.verdict.detail) == (Outcome.VIOLATION, str(found[0]))
+
+
+def test_suspects_are_all_that_others_wrote_in_the_order_of_their_roles(machine: Machine) -> None:
+    @attrs.frozen
+    class Watches:
+        pvmm_api: ClassVar[int] = API_VERSION
+
+        @hookimpl
+        def pvmm_observe(self, event: object) -> None: ...
+
+    registry = registry_with(mine=AscendingAllocator, plain=PlainPlatform)
+    asked = Scenario.of(machine, "mine", "plain", Watches()).suspects(registry)
+    assert asked == ("mine (unregistered)", "plain (unregistered)", "watches")
+    assert Scenario.of(machine, "incremental", "plain").suspects(registry) == asked[1:2]
+    assert Scenario.of(machine, "incremental", "native").suspects(registry) == ()
 
 
 WRONG_FIGURES: dict[str, tuple[Any, str]] = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from enum import Enum, Flag, IntEnum, StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -110,6 +110,7 @@ class Options(AscendingAllocator):
     stamp: datetime.date | float = 0.5
     only: tuple[int] = (1,)
     any_of_them: Any = None
+    each: Iterable[int] = ()
 
 
 RIGHT: list[tuple[str, Any]] = [
@@ -194,6 +195,7 @@ RIGHT: list[tuple[str, Any]] = [
     ("only=5", (5,)),
     ("any_of_them=x", "x"),
     ("names=( )", []),
+    ("each=1;2", [1, 2]),
 ]
 
 
@@ -259,6 +261,7 @@ def test_names_are_those_of_the_parameters() -> None:
     plugin = registry_with(installed=False, opts=Options).get("opts")
     made = plugin.create({"public": "3", "private": "4"})
     assert (made.renamed, made._private) == (3, 4)
+    assert "worked_out" not in [field.name for field in plugin.options()]
 
 
 def test_options_describe_themselves() -> None:

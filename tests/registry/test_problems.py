@@ -171,6 +171,21 @@ class TakesNothing(AscendingAllocator):
     def pvmm_default_specs(self, boot: Boot) -> None: ...
 
 
+@attrs.frozen
+class ByPosition(AscendingAllocator):
+    @hookimpl
+    def pvmm_promise(self, boot: Boot, /) -> Promise: ...  # type: ignore[empty-body]
+
+
+@attrs.frozen
+class Offers(Base):
+    @hookimpl
+    def pvmm_observe(self, event: object) -> None: ...
+
+    @hookimpl
+    def pvmm_default_specs(self) -> None: ...
+
+
 def stating(version: object) -> Any:
     return attrs.frozen(type("Stated", (AscendingAllocator,), {"pvmm_api": version}))
 
@@ -187,6 +202,8 @@ REFUSED: dict[str, tuple[Any, list[str]]] = {
     "a function": (len, ["must name a class"]),
     "async generator": (Streams, ["pvmm_observe must not be async"]),
     "parameter of a hook without any": (TakesNothing, ["takes 'boot'", "it may take: none"]),
+    "parameter by position": (ByPosition, ["'boot' must not be positional-only"]),
+    "allocator's or backend's": (Offers, ["is for the allocator or backend to answer"]),
     "API that is true": (stating(True), ["API True, which is none"]),
     "API as a fraction": (stating(1.0), ["API 1.0, which is none"]),  # 1.10 would be 1.1
     "no API version": (NoVersion, ["it must say which API", f"pvmm_api = {API_VERSION}"]),
@@ -228,12 +245,16 @@ def test_names_must_fit_into_specs(name: str) -> None:
 def test_all_problems_are_named_at_once() -> None:
     @attrs.frozen
     class Many(Base):
+        @staticmethod
+        @hookimpl
+        def pvmm_begin() -> None: ...
+
         @hookimpl
         def pvmm_promis(self, boot: Boot) -> Promise: ...  # type: ignore[empty-body]
 
         def pvmm_observe(self, event: object) -> None: ...
 
-    assert len(problems("many", Many)) == 2
+    assert len(problems("many", Many)) == 3
 
 
 def test_hooks_are_told_in_order_of_their_names() -> None:
@@ -269,6 +290,8 @@ def test_name_that_is_taken() -> None:
 def test_fewer_parameters_are_fine() -> None:
     @attrs.frozen
     class Few(AscendingAllocator):
+        later: int = attrs.field(init=False)  # no option, and so without a default
+
         @hookimpl
         def pvmm_promise(self) -> Promise: ...  # type: ignore[empty-body]
 

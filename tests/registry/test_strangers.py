@@ -18,7 +18,7 @@ from paravirt_mm.errors import Ended
 from paravirt_mm.guard import Limits
 from paravirt_mm.invariants import rules
 from paravirt_mm.plugin import problems
-from paravirt_mm.strangers import AT_A_TIME, Tried, tried
+from paravirt_mm.strangers import Tried, tried
 from paravirt_mm.testing import AscendingAllocator, PlainPlatform
 
 SHORT = Limits(cpu=0.15, wall=20.0)
@@ -65,6 +65,11 @@ def _fork() -> object:
     return AscendingAllocator
 
 
+def _fork_both() -> object:
+    os.fork()
+    return AscendingAllocator
+
+
 def _said(act: Callable[[], Any], limits: Limits = LONG) -> Tried:
     ((name, found),) = tried({"mine": Loaded(act)}, problems, limits)
     assert name == "mine"
@@ -84,6 +89,7 @@ WRONG: dict[str, tuple[Callable[[], object], str]] = {
     "ends": (lambda: os._exit(5), "its process ended with exit code 5"),
     "starts a thread": (_start, "cannot be loaded from mine:X: it starts a thread"),
     "starts a process": (_fork, "cannot be loaded from mine:X: it starts a process"),
+    "comes back twice": (_fork_both, "cannot be loaded from mine:X: it starts a process"),
     "replaces": (_replace, "importing it replaces paravirt_mm.invariants.rules.check"),
     "no plugin": (lambda: 3, "must name a class"),
     "no attrs class": (lambda: int, "must name a class"),
@@ -120,9 +126,9 @@ def test_who_takes_too_long_may_be_tried_again() -> None:
     assert "longer than 0.15 s" in found.problem
 
 
-@pytest.mark.slow
-def test_each_of_many_is_tried_once() -> None:
-    points = {f"x{number}": Loaded(lambda: PlainPlatform) for number in range(2 * AT_A_TIME + 1)}
+def test_each_of_many_is_tried_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("paravirt_mm.strangers.AT_A_TIME", 2)
+    points = {f"x{number}": Loaded(lambda: PlainPlatform) for number in range(3)}
     points["x1"] = Loaded(lambda: os._exit(3))
     found = list(tried(points, problems, LONG))
     assert sorted(name for name, _ in found) == sorted(points)

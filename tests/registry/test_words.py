@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import itertools
 import pickle
+from pathlib import Path
 from typing import Any
 
 import attrs
@@ -21,6 +22,7 @@ from paravirt_mm.errors import (
     PluginError,
     Rejected,
     SpecError,
+    install,
 )
 from paravirt_mm.invariants.rules import Finding
 from paravirt_mm.printable import MAX_SHOWN, printable
@@ -88,11 +90,27 @@ def test_a_run_that_failed_has_no_figures() -> None:
     run = Scenario.of(bundled("qemu-512m"), "incremental", "native").run()
     assert run.figures["tables"] > 0
     assert not run.thorough
+    one = Scenario.of(bundled("qemu-512m"), "incremental", "native").run()
+    assert (one.figure("tables"), one.figure("mine.x")) == (run.figures["tables"], None)
     failed = attrs.evolve(run, verdict=Verdict(Outcome.ERROR, "why"))
     assert dict(failed.figures) == {}
     early = attrs.evolve(run, verdict=Verdict(Outcome.PANIC, "why"), extra={"mine.x": 1})
     assert dict(early.figures) == {**run.figures, "mine.x": 1}
-    assert dict(Scenario.of(bundled("qemu-512m"), "x", "y").stopped("z").figures) == {}
+    stopped = Scenario.of(bundled("qemu-512m"), "x", "y").stopped("z")
+    assert (dict(stopped.figures), stopped.figure("tables"), stopped.thorough) == ({}, None, False)
+
+
+def test_for_one_figure_the_others_are_not_worked_out() -> None:
+    run = Scenario.of(bundled("qemu-512m"), "incremental", "native").run()
+    assert run.figure("tables") > 0
+    assert "figures" not in vars(run)
+
+
+def test_an_extra_is_installed_from_where_the_package_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    top = Path(__file__).parents[2]
+    assert install("sweep") == f"pip install -e '{top}[sweep]'"
+    monkeypatch.setattr("paravirt_mm.errors._HOME", Path("/usr/lib"))
+    assert install("sweep") == "pip install 'paravirt-mm[sweep]'"
 
 
 def test_a_default_is_behind_those_that_say_more() -> None:

@@ -17,6 +17,7 @@ from paravirt_mm.counted import all_of, counted
         (1, "map entry", "1 map entry", "the map entry"),
         (2, "map entry", "2 map entries", "both map entries"),
         (3, "try", "3 tries", "all 3 tries"),
+        (2, "address", "2 addresses", "both addresses"),
         (3, "key", "3 keys", "all 3 keys"),
         (1234, "page", "1,234 pages", "all 1,234 pages"),
     ],
