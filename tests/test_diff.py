@@ -30,8 +30,18 @@ from paravirt_mm import (
 )
 from paravirt_mm.cli import output
 from paravirt_mm.cli.diff import command
-from paravirt_mm.diff import Pair, compared, is_real, kinds, pairs, random_machines, survey
-from paravirt_mm.differences import ASPECTS, differences
+from paravirt_mm.diff import (
+    Compared,
+    Pair,
+    compared,
+    is_real,
+    kernels_of,
+    kinds,
+    pairs,
+    random_machines,
+    survey,
+)
+from paravirt_mm.differences import ASPECTS, Difference, differences
 from paravirt_mm.engine.trace import TablesAllocated
 from paravirt_mm.guard import is_child
 from paravirt_mm.machine.model import DEFAULT_KERNEL, Machine
@@ -208,8 +218,10 @@ def test_switches_of_both_are_tried() -> None:
     assert [p.switches for p in pairs(OLD, "legacy_linear", "native")] == [""]
     names = [p.switches for p in pairs(f"{OLD},movable_node=no", NEW, "native")]
     assert names == ["", "kaslr=yes", "randomize_memory=no"]
-    with pytest.raises(SpecError):
-        list(pairs(OLD, "nobody", "native"))
+    wrong = [(OLD, "nobody", "native"), (OLD, NEW, "nobody"), (f"{OLD},odd=1", NEW, "native")]
+    for words in wrong:
+        with pytest.raises(SpecError):
+            list(pairs(*words))
 
 
 @pytest.mark.slow
@@ -308,8 +320,12 @@ def test_pairs_run_with_the_registry_that_is_given() -> None:
     )
     assert kind.tries
     assert (told[0], told[-1]) == (("steps", 1), ("steps", kind.tries))
+    assert compared(pair, kind.machine, registry).differences == (kind.difference,)
+    assert kind.difference != result.differences[0]
     (kind,) = kinds([result], seconds=0, registry=registry)
     assert (kind.tries, kind.machine, kind.machines) == (0, result.machine, ("qemu-512m",))
+    (kind,) = kinds([result], seconds=0.1, jobs=3, registry=registry)
+    assert kind.tries > 1
 
 
 @attrs.frozen
@@ -349,6 +365,48 @@ def test_switch_is_named_only_where_it_matters() -> None:
     assert [(kind.pair.switches, kind.difference.aspect) for kind in results] == [("", "brk")]
     (only,) = kinds(found[:1], seconds=0)
     assert only.pair.switches == "kaslr=yes"
+
+
+def test_each_pair_and_aspect_is_a_kind_of_its_own_with_its_smallest_machine() -> None:
+    """Of a switch only what does not differ without it; in another order than they are told."""
+    large, small_ = bundled("lenovo-x230-8g"), bundled("qemu-512m")
+    brk, steps, figures = (Difference(aspect, "1", "2") for aspect in ("brk", "steps", "figures"))
+    plain, switched = (Pair(OLD, NEW, "native", words) for words in ("", "kaslr=yes"))
+    found = [
+        Compared(switched, large, (brk, steps)),
+        Compared(plain, large, (brk,)),
+        Compared(plain, small_, (figures, brk)),
+    ]
+    told = [(kind.pair, kind.difference, kind.machine) for kind in kinds(found, seconds=0)]
+    assert told == [(plain, brk, small_), (plain, figures, small_), (switched, steps, large)]
+
+
+def test_what_is_shrunk_is_the_difference_that_was_asked_for() -> None:
+    result = compared(Pair(OLD, NEW, "native"), MAPS["all-reserved"])
+    assert [one.aspect for one in result.differences] == ["brk", "steps"]
+    (kind,) = kinds([result], ["steps"], seconds=0.2)
+    assert kind.difference.aspect == "steps"
+
+
+def test_a_model_of_no_kernel_decides_nothing_of_machines(monkeypatch: pytest.MonkeyPatch) -> None:
+    @attrs.frozen
+    class Unready(AscendingAllocator):
+        @hookimpl
+        def pvmm_kernel_file(self) -> None: ...
+
+    registry = registry_with(installed=False, unready=Unready, up=AscendingAllocator)
+    monkeypatch.setattr("paravirt_mm.diff.default_registry", lambda: registry)
+    assert list(kernels_of(["unready", "up"], MAPS["tiny"])) == []
+
+
+def test_while_every_try_dies_the_machine_stays_as_it_is() -> None:
+    registry = registry_with(installed=False, up=Switched, plain=PlainPlatform)
+    pair = Pair("up", "up:first_step=0x2000000,word=die", "plain")
+    result = compared(pair, bundled("qemu-512m"), registry)
+    (kind,) = kinds([result], seconds=0.1, registry=registry)
+    assert kind.tries > 0
+    assert kind.difference == result.differences[0]
+    assert kind.machine.memory_map == result.machine.memory_map
 
 
 def test_run_that_fails_is_no_difference(tmp_path: Path) -> None:

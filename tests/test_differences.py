@@ -27,7 +27,14 @@ from paravirt_mm import (
     bundled,
     hookimpl,
 )
-from paravirt_mm.differences import Difference, _Done, _figure_differences, differences
+from paravirt_mm.differences import (
+    Difference,
+    _At,
+    _Done,
+    _figure_differences,
+    _same_pages,
+    differences,
+)
 from paravirt_mm.engine.trace import RangeSplit, RootActivated, Trace
 from paravirt_mm.machine.paging import MIB, PAGE_SIZE
 from paravirt_mm.machine.ranges import align_down, align_up
@@ -120,6 +127,7 @@ def test_tables_from_brk_are_counted_and_so_are_figures() -> None:
     found = told(a, b)
     assert found["sources"] == ("3 tables from brk", "1 table from brk")
     names = [name for name in a.figures if a.figures[name] != b.figures[name]]
+    assert told(b, a)["sources"] == found["sources"][::-1]
     for run_, text in zip((a, b), found["figures"], strict=True):
         assert text == ", ".join(f"{name} {run_.figures[name]}" for name in names)
 
@@ -154,16 +162,25 @@ def test_a_run_that_never_began_has_an_end_and_nothing_else() -> None:
 
 def test_the_end_of_a_kernel_is_the_same_place_wherever_it_is() -> None:
     """Larger kernels end elsewhere, also within a page; who maps to the end does the same."""
-    first, second = with_kernel(0x1FE2345), with_kernel(0x23E2001)
+    first, second = with_kernel(0x1FE2345), with_kernel(0x23F2001)
     assert {"steps", "sizes"}.isdisjoint(told(run(machine=first), run(machine=second)))
     found = told(run(machine=first), run("placed:further=0x1000", second))
-    assert found["steps"] == ("1: 0x100000 to the kernel's end", "1: 0x100000 to 0x2424000")
+    assert found["steps"] == ("1: 0x100000 to the kernel's end", "1: 0x100000 to 0x2434000")
     found = told(run(machine=first), run("placed:short=yes", first))
     assert found["steps"] == ("1: 0x100000 to the kernel's end", "1: 0x100000 to 0x2000000")
     short = [run("placed:short=yes", machine) for machine in (first, second)]
     assert "steps" not in told(*short)
     further = [run("placed:short=yes,further=0x200000", machine) for machine in (first, second)]
     assert "steps" not in told(*further)
+    end, below, behind = "the kernel's end", "0x2000000", "0x2600000"
+    for one, other, ends in (
+        (short[0], further[1], (below, behind)),
+        (run(machine=first), further[1], (end, behind)),
+        (run(machine=first), short[1], (end, "0x2400000")),
+    ):
+        assert told(one, other)["steps"] == tuple(f"1: 0x100000 to {at}" for at in ends)
+    near = [run("placed:further=0x1000", machine) for machine in (first, second)]
+    assert told(*near)["steps"] == ("1: 0x100000 to 0x2024000", "1: 0x100000 to 0x2434000")
 
 
 def test_places_that_are_nothing_to_the_kernel_are_told() -> None:
@@ -194,7 +211,7 @@ def test_a_range_that_only_one_maps_is_told_beside_nothing() -> None:
     assert (back.a, back.b) == (told_.b, told_.a)
 
 
-@pytest.mark.parametrize("odd", [0, 1])
+@pytest.mark.parametrize("odd", [0, 1, 4095])
 def test_before_the_end_of_brk_a_place_is_its_address(odd: int) -> None:
     """Behind it, what is as far behind is the same, wherever the two kernels end; a page in which
     brk ends is not behind it.
@@ -204,7 +221,22 @@ def test_before_the_end_of_brk_a_place_is_its_address(odd: int) -> None:
         pages = [PageRun((done.kernel.brk_end >> 12) + behind, 1) for done in (first, second)]
         places = first.page(pages[0], 0), second.page(pages[1], 0)
         assert places[0].same(places[1]) is same
+        assert [str(place) for place in places] == [f"{place.address:#x}" for place in places]
     assert first.page(pages[0], 0).same(second.page(pages[0], 0))
+
+
+def test_of_runs_that_part_the_first_page_that_differs_counts() -> None:
+    """One goes up and one down from the same page; two steps on both are as far behind."""
+    first, second = (_Done(run(machine=with_kernel(32 * MIB - at * PAGE_SIZE))) for at in (0, 4))
+    start = (first.kernel.brk_end >> 12) + 4
+    assert _same_pages(first, PageRun(start, 4, 1), second, PageRun(start, 4, -1)) == 1
+
+
+def test_an_image_is_from_its_first_byte_to_its_last() -> None:
+    done = _Done(run())
+    low, high = QEMU.kernel.span
+    inside = [done.is_inside(_At(at, None)) for at in (low - 1, low, high - 1, high)]
+    assert inside == [False, True, True, False]
 
 
 def test_of_unequal_kernels_only_what_does_not_follow_is_told() -> None:

@@ -146,7 +146,7 @@ def test_what_is_recorded_is_in_order(kept: Path) -> None:
     assert recorded("native") == {"native": "logs 3/4, cpu 2/2"}
 
 
-def test_options_of_a_model_are_told_as_they_are_written() -> None:
+def test_options_of_a_model_are_told_as_they_are_written(kept: Path) -> None:
     @attrs.frozen
     class Model(AscendingAllocator):
         size: int = 7
@@ -161,6 +161,9 @@ def test_options_of_a_model_are_told_as_they_are_written() -> None:
         ("model:kernel=none", "model"),
     ):
         assert canonical(spec, registry) == key
+    record_evidence(kept, "logs", [Evidence("model:kernel=6.1", 1, 1)], registry)
+    assert verified("model:kernel=6.1.7", registry) == "logs 1/1"
+    assert verified("model:kernel=6.2", registry) == "not"  # of eras it says nothing
 
 
 def test_evidence_of_one_kind_replaces_that_kind_only(tmp_path: Path) -> None:

@@ -33,7 +33,9 @@ def test_the_first_to_use_a_name_has_it_and_the_package_before_all() -> None:
 def test_files_and_the_package_come_before_what_plugins_bring(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    registry = registry_with(lab_a=LAB)
+    registry = registry_with(
+        lab=answering("pvmm_machines", lambda: [small("lab"), small("-"), small("qemu-512m")])
+    )
     monkeypatch.chdir(tmp_path)
     assert offers.brought_machine("lab", registry) == small("lab")
     assert offers.brought_machine("qemu-512m", registry) is None
