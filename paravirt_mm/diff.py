@@ -136,11 +136,10 @@ def kernels_of(specs: Iterable[str], machine: Machine) -> Iterator[KernelFacts]:
     ``machine`` is any machine. Raises `SpecError`, and `InputError` where a kernel cannot be read.
     """
     for text in specs:
-        if is_real(text):
-            made = Instances([default_registry().make(PluginSpec.parse(text), "allocator")])
-            file = contract.kernel_file(made.call("pvmm_kernel_file", machine=machine))
-            if file is not None:
-                yield kernel_facts(file.image)
+        made = Instances([default_registry().make(PluginSpec.parse(text), "allocator")])
+        file = contract.kernel_file(made.call("pvmm_kernel_file", machine=machine))
+        if file is not None:
+            yield kernel_facts(file.image)
 
 
 def random_machines(
