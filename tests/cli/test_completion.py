@@ -16,7 +16,7 @@ import pytest
 
 from paravirt_mm import registry
 from paravirt_mm.cli import COMPLETE, completion, verify
-from paravirt_mm.cli.main import main
+from paravirt_mm.cli.main import cli, main
 from paravirt_mm.testing import AscendingAllocator, BlockAllocator, registry_with
 from tests.commands import Run
 
@@ -99,6 +99,27 @@ ALLOCATORS = ["chunk_end", "incremental", "legacy_linear", "linux"]
 def test_what_is_offered(line: str, expected: list[str], offered: Callable[..., list[str]]) -> None:
     """Names that fit, in order; files where a machine may stand and none is known by that name."""
     assert offered(line) == expected
+
+
+@pytest.mark.parametrize(
+    ("line", "words", "begun"),
+    [
+        (None, [], ""),
+        ("", [], ""),
+        ("paravirt-mm", [], "paravirt-mm"),
+        ("paravirt-mm ", [], ""),
+        ("paravirt-mm run x", ["run"], "x"),
+        ("paravirt-mm run x ", ["run", "x"], ""),
+    ],
+)
+def test_what_is_being_typed_ends_at_the_cursor(
+    line: str | None, words: list[str], begun: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("COMP_TEXT", raising=False)
+    if line is not None:
+        monkeypatch.setenv("COMP_TEXT", line)
+    bash = completion._Bash(cli, {}, "paravirt-mm", COMPLETE)
+    assert bash.get_completion_args() == (words, begun)
 
 
 def test_names_are_offered_in_order(monkeypatch: pytest.MonkeyPatch) -> None:

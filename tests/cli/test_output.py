@@ -203,6 +203,15 @@ def test_standard_input_that_is_closed_is_empty(monkeypatch: pytest.MonkeyPatch)
     assert sys.stdin is None
 
 
+def test_what_comes_in_is_taken_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What cannot be encoded is escaped on its way out alone."""
+    stream = io.TextIOWrapper(io.BytesIO(b"\xff"), "utf-8")
+    monkeypatch.setattr(sys, "stdin", stream)
+    with streams():
+        assert sys.stdin is stream
+        assert stream.errors == "strict"
+
+
 def test_text_in_a_file_ends_with_one_line_feed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
