@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--cr3", type=WholeNumber(), help="Physical address of the root table.")
-@click.option("--mode", type=click.Choice(sorted(MODES)), help="The paging mode.")
+@click.option("--mode", type=click.Choice(tuple(MODES)), help="The paging mode.")
 @click.option(
     "--base", type=WholeNumber(), default=0, help="Physical address of a raw file's first byte."
 )

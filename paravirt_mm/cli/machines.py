@@ -47,7 +47,7 @@ def command(name: str | None, as_json: bool) -> None:
         for m in machines
     ]
     titles = ("machine", "RAM", "pieces", "mode", "")
-    align = ("left", "right", "right", "left", "left")
+    align = ("left", "right", "right")  # and left behind them
     click.echo(tabulated(rows, titles, "simple", align))
 
 

@@ -267,4 +267,4 @@ def _figures(run: Run, on: Paper) -> str:
 _ROOM = 16
 """Columns that meanings must have to be shown."""
 _TITLES = ("", "figure", "value", "what it is")
-_ALIGN = ("left", "left", "right", "left")
+_ALIGN = ("left", "left", "right")

@@ -138,6 +138,10 @@ def test_as_data_where_a_plugin_failed_is_part_of_it(mine: str, paravirt_mm: Run
     done = paravirt_mm("run", "qemu-512m", "-a", f"{mine}:Fails", *NATIVE, "--traceback", "--json")
     assert (done.returncode, done.stderr) == (4, "")
     assert 'raise ValueError("no idea")' in json.loads(done.stdout)["traceback"]
+    rows = paravirt_mm(
+        "compare", "qemu-512m", "-a", f"{mine}:Fails", *NATIVE, "--traceback", "-f", "csv"
+    )  # which has no lines for it
+    assert 'raise ValueError("no idea")' in rows.stderr
     good = paravirt_mm("run", "qemu-512m", "-a", f"{mine}:Good", *NATIVE, "--json")
     assert "traceback" not in json.loads(good.stdout)
 

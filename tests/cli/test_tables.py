@@ -157,6 +157,16 @@ def test_names_stand_above_memory_where_a_third_of_the_width_is_too_little(
     assert max(len(line) for text in lines for line in text.split("\n")) <= width
 
 
+def test_a_name_that_is_wider_than_a_terminal_is_cut(good: Finished) -> None:
+    (subject,) = _subjects([good])
+    (exhibit,) = subject.exhibits
+    for length in (60, 61, 90):
+        row = attrs.evolve(exhibit.row, allocator="a" * (length - len("/native")))
+        _, strip, *_ = compare._strips(SMALL, [attrs.evolve(exhibit, row=row)], Paper(60))
+        name, _ = strip.split("\n")
+        assert name == f"{row.allocator}/native"[:60]
+
+
 def test_memory_is_drawn_for_terminals_and_where_a_run_ended_well(good: Finished) -> None:
     (fine,), (bad,) = _subjects([good]), _subjects([ended(good, Outcome.PANIC)])
     both = attrs.evolve(fine, exhibits=(*fine.exhibits, *bad.exhibits))
@@ -378,6 +388,12 @@ def test_a_picture_is_written_as_its_name_says(
     assert several.returncode == 3
     assert f"{tmp_path}/two: holds several machines, and a map is of one" in several.stderr
     assert not (tmp_path / "x.svg").exists()
+    never = written_plugin(tmp_path, "pvmm_promise", "raise ValueError('no idea')")
+    pictures = []
+    for more in ((), ("-a", never)):
+        paravirt_mm("picture", *one, tmp_path / "map.svg", *more)
+        pictures.append((tmp_path / "map.svg").read_text())
+    assert pictures[0] == pictures[1]  # what has not begun has nothing to draw
     both = ("-w", "guess", tmp_path / "two", *one[1:], tmp_path / "z.svg")
     assert paravirt_mm("picture", *both).returncode == 0
     monkeypatch.setattr(picture, "bundled_machines", lambda: ("asus-l8400-256m",))

@@ -208,8 +208,8 @@ def test_when_it_is_interrupted_its_children_end(monkeypatch: pytest.MonkeyPatch
 
 
 ANSWER = QueryResult(
-    ("name", "ram_bytes", "share", "\x1b[31m"),
-    (("a", 3 << 30, 0.123456, None), ("\x07", None, 12345678.0, "x")),
+    ("name", "ram_bytes", "share", "runs", "\x1b[31m"),
+    (("a", 3 << 30, 0.123456, 4096, None), ("\x07", None, 12345678.0, 1, "x")),
 )
 
 
@@ -218,10 +218,10 @@ def test_an_answer_as_a_table(paravirt_mm: Run, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(query, "ask", lambda *_: ANSWER)
     result = paravirt_mm("query", "x")
     assert [line.rstrip() for line in result.stdout.splitlines()] == [
-        "name  ram_bytes      share  \\x1b[31m",
-        "----  ---------  ---------  --------",
-        "a            3G     0.1235  -",
-        "\\x07          -  1.235e+07  x",
+        "name  ram_bytes      share  runs  \\x1b[31m",
+        "----  ---------  ---------  ----  --------",
+        "a            3G     0.1235  4096  -",
+        "\\x07          -  1.235e+07     1  x",
     ]
     assert (result.returncode, result.stderr) == (0, "")
     for style in (("--json",), ("-f", "json")):

@@ -374,6 +374,42 @@ def test_logs_that_name_their_release_and_show_something_speak_for_a_model(
     assert json.loads(record.read_text()) == {"logs": {OLD: counts} if counts else {}}
 
 
+def test_a_log_is_told_line_by_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    head = ["explained: Linux 3.6.0, x86_64", f"  {OLD} under native"]
+    more, differing = ["  as well: 3.4-3.5", "  nearest for: no PSE"], [
+        "     2 - a line",
+        "    12 - another    (of a driver)",
+        "       + what was to come",
+    ]  # fmt: skip
+    all_lines = ["     1 = a line", *differing, "    40 ? the last    (it is cut)"]
+    end = ["  1 line matches, 3 differ, 1 cannot be checked", "  reason: a patch of its own"]
+    told = attrs.evolve(
+        EXPLAINED,
+        also=("3.5", "3.4"),
+        variant=("no PSE",),
+        lines=(
+            *EXPLAINED.lines,
+            LogLine(LineVerdict.DIFFERS, 12, "another", None, "of a driver"),
+            LogLine(LineVerdict.DIFFERS, None, None, "  what was to come"),
+            LogLine(LineVerdict.UNCHECKED, 40, "the last", None, "it is cut"),
+        ),
+    )
+    assert list(verify_log._report(told, True)) == [*head, *more, *all_lines, *end]
+    assert list(verify_log._report(told, False)) == [*head, *more, *differing, *end]
+    assert list(verify_log._report(attrs.evolve(FITS, variant=("no PSE",)), False))[2:] == [
+        "  agrees for: no PSE",
+        "  1 line matches, 0 differ, 0 cannot be checked",
+    ]
+    assert list(verify_log._report(attrs.evolve(SILENT, release=None, mode=""), True)) == [
+        "silent: release not in the log",
+        "  it says nothing of tables",
+    ]
+    # Standard input, whatever there is of that name.
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "-").mkdir()
+    assert verify_log._files("-") == ["-"]
+
+
 def test_logs_that_are_none_are_named_and_the_others_go_on(
     paravirt_mm: Run, tmp_path: Path
 ) -> None:
