@@ -100,12 +100,14 @@ def command(
             return "refused", None, f"no tables: {error}"
 
     running = scenarios.Running.of(default_registry(), observers, time_limit, memory_limit)
-    failed = checked = probes = plugins = 0
+    failed = checked = probes = 0
+    broken = False
     evidence: list[Evidence] = []
     made = progress(running.each(todo, walked), "walking", len(todo))
     for (machine, allocator, backend), (how, report, verdict) in zip(todo, made, strict=True):
         _show(f"{machine.name}  {allocator}  {backend}", report, verdict, as_json)
-        plugins += how == "failed"
+        if how == "failed":
+            broken = True
         if report is not None:
             checked += 1
             probes += report.probes
@@ -118,7 +120,7 @@ def command(
             f"{counted(checked, 'image')}, {counted(probes, 'access')}: "
             f"{counted(failed, 'image', 'differ')}"
         )
-    if plugins:
+    if broken:
         return ExitCode.PLUGIN
     return ExitCode.FINDINGS if failed else ExitCode.OK
 

@@ -138,8 +138,12 @@ def test_a_machine_that_a_plugin_brings_is_read_by_its_name(
     assert reading.machine("mine") is mine
     found = [outcome for _, outcome in reading.machines(["pae-4g", "mine"])]
     assert found == [load("pae-4g"), mine]
-    (part,) = reading.parts(["mine"])
-    assert [outcome for _, outcome in part.machines(None)] == [mine]
+    divided = list(reading.parts(["mine", "no such file", "pae-4g"]))
+    (mine_again,), (error,), (other,) = [
+        [outcome for _, outcome in part.machines(None)] for part in divided
+    ]
+    assert (mine_again, other) == (mine, load("pae-4g"))
+    assert isinstance(error, InputError)
 
 
 def test_large_inputs_may_take_longer(tmp_path: Path) -> None:
