@@ -8,7 +8,7 @@ import click
 
 from paravirt_mm.cli.main import LazyGroup
 from paravirt_mm.offers import verifiers
-from paravirt_mm.registry import Registry, default_registry
+from paravirt_mm.registry import default_registry
 
 _OWN: dict[str, tuple[str, str]] = {
     "kernel": ("paravirt_mm.cli.verify_kernel", "Replay what real kernel code did."),
@@ -21,16 +21,10 @@ _OWN: dict[str, tuple[str, str]] = {
 class _VerifyGroup(LazyGroup):
     """The core's verifiers, and whatever plugins add through ``pvmm_verifiers``."""
 
-    _asked: Registry | None = None
-
     def _load_plugins(self) -> None:
         """Know the verifiers of the plugins that there are now."""
-        registry = default_registry()
-        if registry is self._asked:
-            return
-        self._asked = registry
         self.commands.clear()
-        for verifier in verifiers(registry):
+        for verifier in verifiers(default_registry()):
             self.add_command(verifier)
 
     def list_commands(self, ctx: click.Context) -> list[str]:

@@ -13,12 +13,13 @@ import attrs
 import pytest
 
 from paravirt_mm import offers, sources
-from paravirt_mm.cli import reading, verify_linux, verify_log
+from paravirt_mm.cli import reading, verify_kernel, verify_linux, verify_log
 from paravirt_mm.cli.verify_log import _runs_of_series
 from paravirt_mm.invariants.rules import Finding
 from paravirt_mm.sources.bootlog.lines import LineVerdict, LogLine
 from paravirt_mm.verify import cpu
 from paravirt_mm.verify.cpu import CpuReport
+from paravirt_mm.verify.kernel.compare import Mismatch, Replay
 from paravirt_mm.verify.linux.maps import NamedMap
 from paravirt_mm.verify.linux.qemu import (
     KernelBootError,
@@ -315,6 +316,21 @@ def test_boots_end_with_whoever_wanted_them(
     assert under_way.wait(30)
     boots.close()
     assert [one["map"] for one in kernel] == ["first", "second"]
+
+
+# -- what real kernel code did ---------------------------------------------------------------------
+
+
+def test_machines_agree_in_as_many_fields_as_were_compared_of_any() -> None:
+    """Whatever brk a machine leaves it, it is one model."""
+    replays = [
+        Replay("f:1", "a", "3.6", OLD, ("x",), ()),
+        Replay("f:2", "b", "3.6", f"{OLD},brk_pages=7", ("x", "y"), ()),
+        Replay("f:3", "c", "3.6", OLD, ("x",), (Mismatch("x", "", "1", "2"),)),
+    ]
+    assert verify_kernel._text(replays, False).splitlines()[-1] == (
+        f"Linux 3.6, {OLD}: 2 of 3 machines agree in all 2 fields"
+    )
 
 
 # -- logs ------------------------------------------------------------------------------------------
