@@ -209,7 +209,11 @@ def test_when_it_is_interrupted_its_children_end(monkeypatch: pytest.MonkeyPatch
 
 ANSWER = QueryResult(
     ("name", "ram_bytes", "share", "runs", "\x1b[31m"),
-    (("a", 3 << 30, 0.123456, 4096, None), ("\x07", None, 12345678.0, 1, "x")),
+    (
+        ("a", 3 << 30, 0.123456, 4096, None),
+        ("\x07", None, 12345678.0, 1, "x"),
+        ("", "much", 1, 2, 3),
+    ),
 )
 
 
@@ -222,10 +226,11 @@ def test_an_answer_as_a_table(paravirt_mm: Run, monkeypatch: pytest.MonkeyPatch)
         "----  ---------  ---------  ----  --------",
         "a            3G     0.1235  4096  -",
         "\\x07          -  1.235e+07     1  x",
+        "           much          1     2  3",
     ]
     assert (result.returncode, result.stderr) == (0, "")
     for style in (("--json",), ("-f", "json")):
-        (first, _) = json.loads(paravirt_mm("query", "x", *style).stdout)
+        first, *_ = json.loads(paravirt_mm("query", "x", *style).stdout)
         assert (first["ram_bytes"], first["share"]) == (3 << 30, 0.123456)
 
 
