@@ -18,6 +18,8 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 QUOTED = 40
 """Characters of a wrong value that are shown."""
 _SIZE = re.compile(r"(\d{1,9})([KMGT]?)", re.IGNORECASE)
+_BITS = {"": 0, "K": 10, "M": 20, "G": 30, "T": 40}
+"""What a unit shifts by."""
 
 
 def jobs_option(most: int, words: str) -> Callable[[Command], Command]:
@@ -63,7 +65,7 @@ class Address(click.ParamType[int | str]):
             word_or_number: int | str = value
             return word_or_number
         text = str(value)
-        unit = {"K": 10, "M": 20, "G": 30, "T": 40}.get(text[-1:].upper(), 0)
+        unit = _BITS.get(text[-1:].upper(), 0)
         try:
             number = int(text[:-1] if unit else text, 0) << unit
         except ValueError:
@@ -97,7 +99,7 @@ def size_in_bytes(_context: click.Context, _option: click.Parameter, text: str) 
     match = _SIZE.fullmatch(text)
     if match is None:
         raise click.BadParameter(f"{text!r}; the form is 2G, 512M or a number of bytes")
-    size = int(match[1]) << (10 * " KMGT".index(match[2].upper() or " "))
+    size = int(match[1]) << _BITS[match[2].upper()]
     if size < LEAST_MEMORY:
         raise click.BadParameter(f"{text!r}; the least is {LEAST_MEMORY >> 20}M")
     return size

@@ -8,6 +8,7 @@ import struct
 from collections.abc import Callable
 from pathlib import Path
 
+import click
 import pytest
 from click.testing import CliRunner
 
@@ -121,11 +122,11 @@ def test_command_json(dumps: Path, tmp_path: Path) -> None:
 def test_raw_memory_needs_root_and_mode(tmp_path: Path) -> None:
     path = tmp_path / "raw"
     path.write_bytes(bytes(8192))
-    with pytest.raises(Exception, match="--cr3 and --mode"):
+    with pytest.raises(click.UsageError, match="--cr3 and --mode"):
         run_command(str(path))
-    with pytest.raises(Exception, match=r"give --mode$"):
+    with pytest.raises(click.UsageError, match=r"give --mode$"):
         run_command(str(path), "--cr3", "0x1000")
-    with pytest.raises(Exception, match=r"give --cr3$"):
+    with pytest.raises(click.UsageError, match=r"give --cr3$"):
         run_command(str(path), "--mode", "x86_64")
     with pytest.raises(Exception, match="no number"):
         run_command(str(path), "--cr3", "here")

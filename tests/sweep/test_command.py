@@ -212,7 +212,7 @@ ANSWER = QueryResult(
     (
         ("a", 3 << 30, 0.123456, 4096, None),
         ("\x07", None, 12345678.0, 1, "x"),
-        ("", "much", 1, 2, 3),
+        ("", "much", 1, 2, "z"),
     ),
 )
 
@@ -226,7 +226,7 @@ def test_an_answer_as_a_table(paravirt_mm: Run, monkeypatch: pytest.MonkeyPatch)
         "----  ---------  ---------  ----  --------",
         "a            3G     0.1235  4096  -",
         "\\x07          -  1.235e+07     1  x",
-        "           much          1     2  3",
+        "           much          1     2  z",
     ]
     assert (result.returncode, result.stderr) == (0, "")
     for style in (("--json",), ("-f", "json")):
