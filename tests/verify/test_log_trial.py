@@ -324,6 +324,23 @@ def test_a_release_that_does_not_print_so_has_the_next_that_does_beside_it() -> 
     assert releases_that_print_like("3.5", [unknown], X86_64) == ["3.5"]
 
 
+def test_where_there_is_nothing_to_check_that_is_told(tmp_path: Path) -> None:
+    log = read(tmp_path, LOG)
+    assert log.machine is not None
+    report = check_log(log)
+    assert report.nothing == "the log holds no line about mappings or tables"
+    assert report.assumed == log.machine.provenance.assumed != ()
+    for text, nothing in (
+        ("Linux version 3.18.0\n", "the log holds no line about mappings or tables"),
+        (
+            "(XEN) Xen version 4.17.0 (me) debug=n\n(XEN) Latest ChangeSet:\n"
+            "(XEN) Xen-e820 RAM map:\n(XEN)  [0000000000000000, 0000000080000000] (usable)\n",
+            "a hypervisor's log: nothing to check for a Linux kernel",
+        ),
+    ):
+        assert check_log(read(tmp_path, text)).nothing == nothing
+
+
 def test_where_no_allocator_models_it_that_is_told(tmp_path: Path) -> None:
     for release in ("3.18.0", ""):
         text = LOG.replace("Linux version 3.18.0", f"Linux version {release}" if release else "")
