@@ -19,9 +19,10 @@ Pair = tuple[Fact | None, Fact | None]
 """A printed line and a predicted one; None: there is no such line."""
 
 
-def key(fact: Fact) -> tuple[object, ...]:
-    """Return what must be equal of a line; a block's place, and what is left of it,
-    are looked at on their own."""
+def key(fact: Fact | None) -> tuple[object, ...]:
+    """Return what must be equal of a line; a block's place, and what is left of it, are looked at
+    on their own. No line is equal to no other.
+    """
     if isinstance(fact, MappedRange):
         return "range", fact.span
     if isinstance(fact, PageRange):

@@ -233,7 +233,7 @@ class Trial:
             return _LOG_ENDS
         if not self._known_from:
             return ""
-        differs = fact is None or model is None or key(fact) != key(model)
+        differs = key(fact) != key(model)
         if isinstance(fact or model, MappedRange | PageRange):
             # What the linear allocator prints does not depend on where in a call RAM is.
             lost = any(
@@ -251,7 +251,7 @@ class Trial:
         if self._is_fixmap(fact, model):
             yield _line(_UNCHECKED, fact, model, _FIXMAP)
             return
-        if fact is None or model is None or key(fact) != key(model):
+        if key(fact) != key(model):
             yield _line(_DIFFERS, fact, model)
             return
         if isinstance(fact, WritableRange) and isinstance(model, WritableRange):
@@ -323,7 +323,7 @@ def _has_page_sizes(pairs: Sequence[Pair], index: int, header: MappedRange) -> b
         if isinstance(model, MappedRange):
             break
         if isinstance(model, PageRange) or (header.span is None and isinstance(model, TableBlock)):
-            if fact is None or key(fact) != key(model):
+            if key(fact) != key(model):
                 return False
             found = True
     return found
