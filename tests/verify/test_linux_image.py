@@ -467,6 +467,9 @@ def test_memory_of_a_machine_has_bounds() -> None:
         MapSpec(ram=ram, reserved=taken)
     most = [(n * MIB, n * MIB + 1) for n in range(128)]
     assert len(MapSpec(ram=most).ram) == 128
+    with pytest.raises(MapSpecError, match="more than 128 e820 entries"):
+        MapSpec(ram=most, other=[(GIB, 2 * GIB, 2)])
+    assert all(field.kw_only for field in attrs.fields(MapSpec))
     with pytest.raises(MapSpecError, match="empty or beyond 52 bits"):
         MapSpec(ram=ram, other=[(0, (1 << 52) + 1, 2)])
     with pytest.raises(MapSpecError, match="empty or beyond 52 bits"):
@@ -774,6 +777,9 @@ def test_memory_is_cleared_and_what_was_written_elsewhere_is_found(
         assert [(at, len(data)) for at, data in found] == [
             (MIB + PAGE, 2 * PAGE), (5 * GIB - PAGE, PAGE),
         ]  # fmt: skip
+        ram.clear(8 * MIB, PAGE)  # nothing is there
+        ram.write(0, b"first")
+        assert [at for at, _ in ram.beyond([])] == [0, MIB, 5 * GIB - PAGE]
         with pytest.raises(KernelBootError, match=r"\[0xbfffffff, 0xc0000001\) to clear"):
             ram.clear(3 * GIB - 1, 2)
         with pytest.raises(KernelBootError, match=r"\[0x0, 0x4000001\) to read"):
@@ -782,7 +788,7 @@ def test_memory_is_cleared_and_what_was_written_elsewhere_is_found(
             ram.write(3 * GIB - 1, b"ab")
         assert len(ram.read(0, 64 << 20)) == 64 << 20
         monkeypatch.setattr(ram_module, "_MAX_READ", 2 * PAGE)
-        assert [(at, len(data)) for at, data in ram.beyond([(MIB, MIB + 5)])] == [
+        assert [(at, len(data)) for at, data in ram.beyond([(0, MIB + 5)])] == [
             (MIB + 5, 2 * PAGE), (MIB + 5 + 2 * PAGE, PAGE - 5), (5 * GIB - PAGE, PAGE),
         ]  # fmt: skip
         with monkeypatch.context() as patch:

@@ -598,10 +598,12 @@ def test_guest_memory_has_the_gap_below_4_gib(tmp_path: Path) -> None:
                 ram.read(address, size)
         with pytest.raises(MapSpecError, match="no RAM"):
             ram.write(4 * GIB - 2, b"four")
+        ram.write(0, b"first")
         ram.dump(tmp_path / "dump")
     with (tmp_path / "dump").open("rb") as dump:
         assert os.fstat(dump.fileno()).st_size == 5 * GIB
         assert os.fstat(dump.fileno()).st_blocks * 512 < MIB
+        assert os.pread(dump.fileno(), 5, 0) == b"first"
         assert os.pread(dump.fileno(), 4, 3 * GIB - 4) == b"low!"
         assert os.pread(dump.fileno(), 4, 4 * GIB) == b"high"
         assert os.pread(dump.fileno(), 4, 3 * GIB) == bytes(4)
@@ -632,7 +634,8 @@ def setup_data(ram: GuestRam) -> dict[int, tuple[int, int]]:
         following, kind, size = struct.unpack("<QII", ram.read(node, 16))
         found[node] = (node, node + 16 + size)
         if kind == 1 << 31:
-            _, _, length, start = struct.unpack("<IIQQ", ram.read(node + 16, 24))
+            nothing, zero, length, start = struct.unpack("<IIQQ", ram.read(node + 16, 24))
+            assert (nothing, zero) == (0, 0)
             found[node] = (start, start + length)
         node = following
     return found
@@ -693,8 +696,11 @@ def test_boot_tables_map_identity(levels: int) -> None:
     for address in (0, 0x1234567, 4 * GIB - 1, *heads, 41 * GIB - 1):
         assert translate(tables, 0x3000, levels, address) == address
     assert translate(tables, 0x3000, levels, 4 * GIB) is None
+    # There is room for 125 tables up to 512 KiB: four L2 and those on the way are always there.
+    most = 125 - 4 - levels + 2
+    assert len(identity_tables(levels, [(4 + n) * GIB for n in range(most)])) == 125 * PAGE
     with pytest.raises(MapSpecError, match="different GiB"):
-        identity_tables(levels, [n * GIB for n in range(200)])
+        identity_tables(levels, [(4 + n) * GIB for n in range(most + 1)])
 
 
 def test_kernel_variables_are_read_and_bounded() -> None:
