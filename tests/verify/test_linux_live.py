@@ -730,6 +730,11 @@ def test_kernel_variables_are_read_and_bounded() -> None:
         ram.write(0x4000, struct.pack("<I", len(entries)) + packed)
         assert memory.e820() == ((0, 0x1000, 2), (0x1000, 0x3000, 1))
 
+        ram.write(0x4000, struct.pack("<IQQI", 1, 0x1001, 0x1000, 2))
+        assert memory.e820() == ((0x1001, 0x2001, 2),)
+        ram.write(0x4000, struct.pack("<I", 1 << 24))
+        with pytest.raises(KernelBootError, match="16777216 entries"):
+            memory.e820()
         most = 1 << 16
         ram.write(0x4000, struct.pack("<I", most))
         assert len(memory.e820()) > 1

@@ -625,6 +625,8 @@ def test_whole_pages_that_hold_nothing_are_a_place(filler: int, text: int) -> No
     assert place(text, 0x20000) == (0xA000, 0x20000)
     data[0xA000] = 1
     assert place(text, 0x20000) == (0xB000, 0x20000)
+    nothing: Any = SimpleNamespace(symbols={})  # and no memory that could be read
+    assert probes._gap(nothing, "_etext", "__start_rodata") == probes._Place(0, 0)
     full = probes._Place(base, base + 5 * PAGE)
     assert (full.events, full.limit) == (base + PAGE, base + PAGE + 4 * PAGE // 40 * 40)
 
