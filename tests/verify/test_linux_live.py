@@ -315,6 +315,11 @@ def test_symbols_of_a_stripped_kernel_are_those_in_its_first_segment(tmp_path: P
     assert kernel.symbols == {name: address for _, name, address in symbols_of("7.2")}
     assert (kernel.release, kernel.version) == ("6.1.0-test", "6.1.0-test (me)")
     assert (kernel.entry, kernel.is_bzimage, kernel.path) == (0x1000000, True, path)
+    banner = b"Linux version 6.1.0 (me) #1 SMP\0"
+    path.write_bytes(elf([segments[0], (*other[:2], banner, len(banner))]))
+    plain = Kernel.load(path)
+    assert (plain.release, plain.version) == ("6.1.0", "6.1.0 (me) #1 SMP")
+    assert (plain.is_bzimage, plain.symbols) == (False, kernel.symbols)
     path.write_bytes(bzimage(b"nothing"))
     with pytest.raises(KernelImageError, match=f"^{path}: "):
         Kernel.load(path)
