@@ -6,7 +6,7 @@ Plugins decide, this module acts: only here does state change and does the trace
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Mapping
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, Protocol
 
 from paravirt_mm.engine import contract
@@ -139,7 +139,9 @@ class _Run:
         self.boot = Boot(machine, state, self.now)
         self.events = events
         # Most runs have no observer.
-        self._emit = self._tell if hooks.answers("pvmm_observe") else events.append
+        self._emit = (
+            partial(_tell, hooks, events) if hooks.answers("pvmm_observe") else events.append
+        )
         self._writes_cost = hooks.answers("pvmm_write_entries")
         self._is_told = any(map(hooks.answers, ("pvmm_make_readonly", "pvmm_pin_tables")))
         self._maps_readonly = hooks.answers("pvmm_map_readonly")
@@ -148,13 +150,6 @@ class _Run:
         """The root of a new tree; None: the one that exists since boot."""
         self._tree_is_live = True
         """Whether CR3 refers to the tree that is being built."""
-        self._actions: dict[type, Callable[[Any], StepResult]] = {
-            Map: self._map,
-            NewRoot: self._new_root,
-            HandOverTables: self._hand_over_waiting,
-            AttachTables: self._attach_waiting,
-            ActivateRoot: self._activate,
-        }
 
     def run(self) -> Trace:
         answer = self.hooks.call("pvmm_promise", boot=self.boot)
@@ -182,12 +177,12 @@ class _Run:
             step = next(steps)
             idle = 0
             for number in range(1, MAX_STEPS + 1):
-                action = self._actions[type(contract.step(self.mode, step))]
+                action = _ACTIONS[type(contract.step(self.mode, step))]
                 if self._loses_memory:
                     self._memory_taken(step)
                 self._emit(StepStarted(number, step))
                 before = len(self.events)
-                step = steps.send(action(step))
+                step = steps.send(action(self, step))
                 # Of a step that does nothing there is at the most how its range is split.
                 idle = idle + 1 if len(self.events) - before <= 1 else 0
                 if idle > MAX_IDLE_STEPS:
@@ -204,10 +199,6 @@ class _Run:
             for span in spans:
                 self.now.memblock.reserve(*span)
             self._emit(MemoryTaken(spans))
-
-    def _tell(self, event: Event) -> None:
-        self.events.append(event)
-        self.hooks.observe(event)
 
     # -- mapping a range: split, reserve, then piece by piece, release -------------------------
 
@@ -443,6 +434,21 @@ class _Run:
             self.now.reachable.update(self.now.tree.mapped())
         self._emit(RootActivated(self._root, cost))
         return StepResult()
+
+
+_ACTIONS: Mapping[type, Callable[[_Run, Any], StepResult]] = {
+    Map: _Run._map,
+    NewRoot: _Run._new_root,
+    HandOverTables: _Run._hand_over_waiting,
+    AttachTables: _Run._attach_waiting,
+    ActivateRoot: _Run._activate,
+}
+"""What each kind of step does."""
+
+
+def _tell(hooks: Hooks, events: list[Event], event: Event) -> None:
+    events.append(event)
+    hooks.observe(event)
 
 
 def _tables(lives: Iterable[BatchLife]) -> int:
