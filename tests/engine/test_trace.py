@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from functools import cache
 from itertools import pairwise, product
 
 import pytest
@@ -34,18 +35,16 @@ ALLOCATORS = (
 BACKENDS = ("native", "xen:replay_limit=0")
 
 
-def _runs() -> list[Run]:
+@cache
+def runs() -> list[Run]:
     machines = list(generate(20, seed=31))
-    runs = [
+    made = [
         Scenario.of(machine, allocator, backend).run()
         for machine in machines
         for allocator in ALLOCATORS
         for backend in BACKENDS
     ]
-    return [run for run in runs if run.verdict.outcome is Outcome.OK]
-
-
-RUNS = _runs()
+    return [run for run in made if run.verdict.outcome is Outcome.OK]
 
 
 def _each(check: Callable[[Run], None]) -> Callable[[str, str], None]:
@@ -53,7 +52,7 @@ def _each(check: Callable[[Run], None]) -> Callable[[str, str], None]:
 
     @pytest.mark.parametrize(("allocator", "backend"), list(product(ALLOCATORS, BACKENDS)))
     def test(allocator: str, backend: str) -> None:
-        for run in RUNS:
+        for run in runs():
             if (str(run.allocator), str(run.backend)) == (allocator, backend):
                 try:
                     check(run)
@@ -66,7 +65,7 @@ def _each(check: Callable[[Run], None]) -> Callable[[str, str], None]:
 
 
 def test_enough_runs_end_well() -> None:
-    seen = Counter((str(run.allocator), str(run.backend)) for run in RUNS)
+    seen = Counter((str(run.allocator), str(run.backend)) for run in runs())
     assert all(seen[allocator, backend] >= 2 for allocator in ALLOCATORS for backend in BACKENDS)
 
 
@@ -180,6 +179,6 @@ def test_empty_trace() -> None:
 
 
 def test_events_by_kind() -> None:
-    trace = RUNS[0].trace
+    trace = runs()[0].trace
     chosen = [*trace.of(RunStarted), *trace.of(RunFinished)]
     assert chosen == [trace.events[0], trace.events[-1]]

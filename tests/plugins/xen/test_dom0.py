@@ -306,7 +306,7 @@ def test_a_kernel_boots_as_dom0_and_does_what_the_model_says(
     try:
         find_pieces()
         found = sorted(Path(where or "").glob("*/boot/vmlinuz-*")) if where else []
-        # 5.10 agrees, too, but takes four times as long: it passes its leaf entries one by one.
+        # 5.10 agrees, too, but takes twice as long: it passes its leaf entries one by one.
         known = re.compile(r"vmlinuz-(6\.1|6\.12|7\.2)\.(?!.*cloud)")
         image = next((path for path in found if known.match(path.name)), None)
         if found and image is None:

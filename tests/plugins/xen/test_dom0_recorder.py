@@ -28,6 +28,7 @@ HYPERCALL, START, MAPPING, PANIC, BACK = (TEXT + n * 0x1000 for n in range(5))
 BRK_END, BRK_TOP, OFFSET_BASE = 0xFFFF_FFFF_8200_0000, 0xFFFF_FFFF_8200_0008, 0xFFFF_FFFF_8200_0010
 STACK, ARGUMENTS = 0xFFFF_FFFF_8300_0000, 0xFFFF_FFFF_8400_0000
 M2P = 0xFFFF_8000_0000_0000
+GAP = TEXT + 0x20_0000
 SYMBOLS = {
     "xen_hypercall_pv": HYPERCALL,
     "init_mem_mapping": START,
@@ -81,7 +82,7 @@ class Gdb:
             self.memory[place] = self.memory[place + (1 << 40)]
 
     def registers(self) -> Mapping[str, int]:
-        assert self.now["rip"] in self.breakpoints or self.now["rip"] < TEXT
+        assert self.now["rip"] in self.breakpoints or not TEXT <= self.now["rip"] < GAP
         return dict(self.now)
 
     def read_register(self, name: str) -> int:
@@ -105,6 +106,8 @@ class Gdb:
     def expect_ok(self, text: str) -> None:
         if text.startswith("Qqemu.PhyMemMode:"):
             self.is_physical = text.endswith("1")
+        elif text.startswith("Z"):
+            self.did.append(text)
         else:
             where, data = text[1:].split(":")
             address, size = (int(part, 16) for part in where.split(","))
@@ -336,6 +339,34 @@ def test_stubs_of_the_hypercall_page(record: Any) -> None:
     assert gdb.did == [
         did for number in (1, 14, 26, 13) for did in (("rax", number), ("rip", stubs[number] + 5))
     ]
+
+
+def test_where_the_code_is_known_hypercalls_stop_behind_a_watched_word(record: Any) -> None:
+    """Without a breakpoint, a register that is written or a step: each costs QEMU its code."""
+    symbols = {**SYMBOLS, "_etext": GAP, "__start_rodata": GAP + 0x4000}
+    memory = {
+        HYPERCALL: bytes.fromhex("5141530f05"), GAP: bytes(0x4000),
+        ARGUMENTS: operations((1, frame(5))),
+    }  # fmt: skip
+    behind = {"rip": GAP + 0x3000 + 10}
+    stops = [
+        hypercall(26, ARGUMENTS, 1),  # comes again, led
+        hypercall(26, ARGUMENTS, 1) | behind,
+        BEGIN,
+        hypercall(14, 0x1000, entry(4, 0x61)) | behind,
+    ]
+    recording, gdb = record(stops, memory, symbols=symbols)
+    assert [(call.kind, call.pfn) for call in recording.calls] == [
+        (Kind.MMUEXT_OP, page(5)), (Kind.UPDATE_VA_MAPPING, -1)
+    ]  # fmt: skip
+    assert recording.begin == 1
+    (code, _), (entry_at, _), watch = gdb.did
+    assert (code, entry_at, watch) == (GAP + 0x3000, HYPERCALL, f"Z2,{GAP + 0x2000:x},8")
+    assert gdb.breakpoints == {MAPPING, PANIC, BACK}
+    # Where the code is another it is looked at once, and breakpoints go on.
+    recording, gdb = record([*stops[:1], BEGIN], memory | {GAP: b"\x90" * 0x4000}, symbols=symbols)
+    assert len(recording.calls) == 1
+    assert HYPERCALL in gdb.breakpoints
 
 
 @pytest.mark.parametrize("bit", [28, 38, 39])

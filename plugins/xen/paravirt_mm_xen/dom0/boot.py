@@ -6,8 +6,10 @@ Breakpoints of QEMU's gdb stub lie on the one function that all PV hypercalls go
 on the stubs of the hypercall page; on ``init_mem_mapping`` and where it returns to, on
 ``init_memory_mapping`` and ``panic``. What a call carries is read from the guest's memory, machine
 frames are translated by Xen's machine-to-physical table. There are about 4,000 stops, 100,000 where
-leaf entries go through Xen too. QEMU forgets all translated code when it executes one instruction
-by itself, so the instructions that lie under the breakpoints are carried out here.
+leaf entries go through Xen too. At the first hypercall the breakpoints give way to a watched word
+(:mod:`.detour`), which costs a fifth; where the kernel's code is not as known they stay, and since
+QEMU forgets all translated code when it executes one instruction by itself, too, the instructions
+that lie under them are carried out here.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ from typing import IO
 import attrs
 
 from paravirt_mm import MIB, PAGE_SIZE, GdbClient, GdbError, Kernel, printable
+from paravirt_mm_xen.dom0.detour import GAP, MOV_EAX, detour
 from paravirt_mm_xen.dom0.host import Host, plain_host
 from paravirt_mm_xen.dom0.recording import (
     COMMANDS,
@@ -150,7 +153,7 @@ _MULTIBOOT_ENTRY = struct.Struct("<IQQI")
 _MAP_PLACE = 0x10000
 """Low memory that neither the firmware nor Xen's trampoline uses."""
 _PACKET = 0x400
-_MOV_EAX, _PUSH_RCX = 0xB8, 0x51
+_PUSH_RCX = 0x51
 _KERNEL_MAP = 0xFFFF_FFFF_8000_0000
 _BRK_SYMBOLS = ("pgt_buf_end", "pgt_buf_top")
 """Page numbers: what is left of brk for the first tables (``early_alloc_pgt_buf``)."""
@@ -302,12 +305,14 @@ class _Recorder:
         self, gdb: GdbClient, entries: Mapping[int, int | None], symbols: Mapping[str, int]
     ) -> None:
         self._gdb = gdb
-        self._entries = entries
+        self._entries = self._stops = entries
+        self._led: bool | None = None
         self._start = symbols["init_mem_mapping"]
         self._mapping = symbols["init_memory_mapping"]
         self._panic = symbols["panic"]
         self._brk = [symbols[name] for name in _BRK_SYMBOLS]
         self._direct_map = symbols.get("page_offset_base")
+        self._gap = symbols.get(GAP[0], 0), symbols.get(GAP[1], 0)
         self._under: dict[int, bytes] = {}
         self._seen: list[_Seen] = []
         self._levels: dict[int, int] = {}
@@ -348,9 +353,11 @@ class _Recorder:
                 self.mappings.append(MappedRange(*said))
                 gdb.step()
                 continue
-            if rip not in self._entries:
+            if rip not in self._stops:
                 raise GdbError(f"stopped at {rip:#x}, where no breakpoint is")
-            called = self._entries[rip]
+            if self._led is None and self._lead():
+                continue
+            called = self._stops[rip]
             if called is None:
                 called = registers["rax"] & 0xFFFF_FFFF
             arguments = tuple(registers[name] for name in ("rdi", "rsi", "rdx"))
@@ -360,10 +367,25 @@ class _Recorder:
             if again != last:
                 self._seen += seen
             last = again
-            self._pass(registers)
+            if not self._led:
+                self._pass(registers)
         else:
             raise GdbError(f"init_mem_mapping did not end after {MAX_STOPS} stops")
         self._look()
+
+    def _lead(self) -> bool:
+        """Have hypercalls stop behind a watched word, as from this one, if it can be done."""
+        way = detour(self._entries, self._gap, self._memory)
+        self._led = way is not None
+        if way is None:
+            return False
+        for address in self._entries:
+            self._gdb.remove_breakpoint(address)
+        for address, code in way.patches:
+            _write(self._gdb, address, code)
+        self._gdb.expect_ok(f"Z2,{way.watched:x},8")
+        self._stops = dict.fromkeys(way.stops)
+        return True
 
     def _pass(self, registers: Mapping[str, int]) -> None:
         """Carry out the instruction under a breakpoint, a ``mov`` to eax or a ``push`` of rcx."""
@@ -371,7 +393,7 @@ class _Recorder:
         code = self._under.get(rip)
         if code is None:
             code = self._under[rip] = self._memory(rip, 5)
-        if code[0] == _MOV_EAX:
+        if code[0] == MOV_EAX:
             gdb.write_register("rax", int.from_bytes(code[1:], "little"))
             gdb.write_register("rip", rip + 5)
         elif code[0] == _PUSH_RCX:
