@@ -288,6 +288,9 @@ def test_each_field_is_told_in_words(field: str, kernel: Any, model: Any, told: 
     if field == "table_count":
         (difference,) = compare(record(kernel), Record(), Words((6, 1)))
         assert str(difference) == "table_count: kernel L1 3, L2 1 | model "
+    if "sha256" in field:
+        (difference,) = compare(Record(**{field: kernel}), Record(), Words((6, 1)))
+        assert str(difference) == f"{field}: kernel {kernel} | model None"
 
 
 STARVED = CHOSEN.with_name("starved.jsonl")
