@@ -467,6 +467,14 @@ def test_a_record_ends_when_the_map_is_complete(monkeypatch: pytest.MonkeyPatch)
         measured(machine, "up", registry, "x:1")
 
 
+def test_a_run_that_fails_is_the_difference(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("paravirt_mm.verify.kernel.compare._spec", lambda *_: "never")
+    record = json.loads(STARVED.read_text().splitlines()[0])
+    for found in replay(record, "x", registry_with(never=Never)):
+        (told,) = map(str, found.differences)
+        assert told.startswith("run: kernel ends | model fails: error: ")
+
+
 @pytest.mark.slow
 def test_starved_machines_are_what_the_plain_model_says() -> None:
     for line in STARVED.read_text().splitlines()[::5]:
