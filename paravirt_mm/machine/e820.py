@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import enum
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from functools import cached_property
 from itertools import pairwise
 from operator import attrgetter
@@ -17,6 +17,10 @@ import attrs
 
 from paravirt_mm.machine.paging import PAGE_SHIFT, PAGE_SIZE
 from paravirt_mm.machine.ranges import Ranges, RangeSet, align_down, align_up
+from paravirt_mm.machine.release import Version
+
+_COUNTS_ACPI: Version = (6, 11)
+"""First release whose max_pfn counts ACPI tables: a kernel that kexec starts maps them, too."""
 
 
 class E820Type(enum.IntEnum):
@@ -178,10 +182,14 @@ class MemoryMap:
     def _known(self) -> Ranges:
         return RangeSet((entry.start, entry.end) for entry in self.entries).view()
 
-    def end_pfn(self, limit: int | None = None) -> int:
-        """Return the pfn after the last whole page of RAM below ``limit`` bytes (0: no RAM)."""
+    def end_pfn(
+        self, limit: int | None = None, types: Collection[E820Type] = (E820Type.RAM,)
+    ) -> int:
+        """Return the pfn after the last whole page of RAM, or of other ``types``, below ``limit``
+        bytes (0: there is none).
+        """
         for entry in reversed(self.entries):
-            if entry.type is E820Type.RAM and (limit is None or entry.start < limit):
+            if entry.type in types and (limit is None or entry.start < limit):
                 return (entry.end if limit is None else min(entry.end, limit)) >> PAGE_SHIFT
         return 0
 
@@ -190,3 +198,8 @@ class MemoryMap:
 
     def __len__(self) -> int:
         return len(self.entries)
+
+
+def types_with_max_pfn(release: Version) -> Collection[E820Type]:
+    """Return which memory may end max_pfn and max_low_pfn of a release (e820__end_ram_pfn)."""
+    return (E820Type.RAM, E820Type.ACPI) if release >= _COUNTS_ACPI else (E820Type.RAM,)

@@ -41,15 +41,28 @@ _LOADED_HIGH = (2, 6, 31)
 """First release whose default CONFIG_PHYSICAL_START is 16 MiB."""
 _RESERVES_LOW = (2, 6, 37)
 """First release with CONFIG_X86_RESERVE_LOW (64 KiB by default)."""
+_ONLY_RESERVES_LOW = (3, 9)
+"""First release in whose map that remains RAM (trim_low_memory_range)."""
 _RESERVES_FIRST_MIB = (5, 13)
 """First release that reserves all of the first MiB, whatever the map says."""
 
 
-def standard_trimming(firmware: MemoryMap) -> tuple[MemoryMap, str]:
+TRIMMED_LOW = (PAGE_SIZE, LOW_RESERVED[1])
+"""Where the memory that kernels trim off the beginning of their map ends, in bytes."""
+
+
+def trimmed_low(release: Version | None) -> int:
+    """Return that of a release: CONFIG_X86_RESERVE_LOW left the map again in 3.9 (setup_arch)."""
+    takes_more = release is not None and _RESERVES_LOW <= release < _ONLY_RESERVES_LOW
+    return TRIMMED_LOW[takes_more]
+
+
+def standard_trimming(firmware: MemoryMap, low_end: int = TRIMMED_LOW[0]) -> tuple[MemoryMap, str]:
     """Apply to a firmware map what Linux does before it uses it (trim_bios_range, since 2.6.34)."""
-    trimmed = firmware.with_range(0, PAGE_SIZE, E820Type.RAM, E820Type.RESERVED)
+    trimmed = firmware.with_range(0, low_end, E820Type.RAM, E820Type.RESERVED)
     trimmed = trimmed.with_range(BIOS_END, ISA_END, E820Type.RAM, None)
-    return trimmed, "Linux's trimming of the map (first page reserved, 640K-1M not RAM)"
+    first = "first page" if low_end == PAGE_SIZE else f"first {low_end // KIB} KiB"
+    return trimmed, f"Linux's trimming of the map ({first} reserved, 640K-1M not RAM)"
 
 
 _MAPS_BEGIN_BELOW = 64 * KIB

@@ -15,6 +15,7 @@ from paravirt_mm.sources.bootlog.reconstruct import reconstruct
 from tests.sources.printed import HIGH, LOW, fed
 
 RAM, RESERVED, ACPI = E820Type.RAM, E820Type.RESERVED, E820Type.ACPI
+ACPI_NVS = E820Type.NVS
 TRIMMED = (
     "e820: update [mem 0x00000000-0x00000fff] usable ==> reserved",
     "e820: remove [mem 0x000a0000-0x000fffff] usable",
@@ -63,7 +64,7 @@ MAPPED = "startup code maps up to 0x20000000"
         ([LOW, HIGH, ""], [TRIM, WIDE, KERNEL, FIRST_64K, BIOS, "no initrd", NO_1G, MAPPED]),
         (
             [LOW, HIGH, "RAMDISK: [mem 0x1e000000-0x1effffff]"],
-            [TRIM, WIDE, KERNEL, FIRST_64K, BIOS, NO_1G, MAPPED],
+            [TRIM, WIDE, KERNEL, FIRST_64K, BIOS, MAPPED],
         ),
         (
             [LOW, HIGH, *TRIMMED, LAST_PFN(0x20000, 0x400000000)],
@@ -127,11 +128,12 @@ TRIMMED_RAM = 0x9E * 4 + 511 * 1024
         (COUNTED(TRIMMED_RAM + 4), True),  # up to 2.6.33 the first page is not trimmed off
         (COUNTED(TRIMMED_RAM + 8), False),
         (COUNTED(TRIMMED_RAM - 4), False),
+        (COUNTED(TRIMMED_RAM - 60), True),  # distributions trimmed off 64 KiB before 2.6.37
         (ABSENT(524288, 524288 - TRIMMED_RAM), True),
         (ABSENT(524288, 524288 - TRIMMED_RAM + 4), False),
         (HIGHMEM(500000, TRIMMED_RAM - 500000), True),
         (HIGHMEM(500000, TRIMMED_RAM - 500000 - 2048), True),  # 2.6.32 leaves some out
-        (HIGHMEM(500000, TRIMMED_RAM - 500000 - 2056), False),
+        (HIGHMEM(500000, TRIMMED_RAM - 500000 - 2048 - 64), False),
         (HIGHMEM(500000, TRIMMED_RAM - 500000 + 8), False),
     ],
 )
@@ -146,6 +148,55 @@ def test_ram_that_a_kernel_cannot_address_it_does_not_count() -> None:
     more = entry(4 << 30, 5 << 30)
     lines = [LOW, HIGH, more, LAST_PFN(0x20000, 0x100000), COUNTED(TRIMMED_RAM)]
     assert "counted" not in " ".join(of(*lines).provenance.assumed)
+
+
+@pytest.mark.parametrize(
+    ("release", "first"),
+    [("2.6.36", 1), ("2.6.37", 16), ("3.8.13", 16), ("3.9", 1), ("6.1", 1), ("none", 1)],
+)
+def test_what_is_trimmed_off_the_beginning_is_the_releases_affair(release: str, first: int) -> None:
+    """CONFIG_X86_RESERVE_LOW took 64 KiB out of the map, and since 3.9 reserves them."""
+    version = f"Linux version {release}"
+    assert of(version, LOW, HIGH).memory_map.ram().first == first << 12
+    for left, wanted in ((TRIMMED_RAM, 1), (TRIMMED_RAM - 60, 16), (TRIMMED_RAM - 4, first)):
+        machine = of(version, LOW, HIGH, COUNTED(left))
+        assert machine.memory_map.ram().first == wanted << 12
+        assert any(f"first {'page' if wanted == 1 else '64 KiB'} reserved, 640K" in text
+                   for text in machine.provenance.assumed)  # fmt: skip
+
+
+def test_a_map_printed_once_the_direct_map_is_there_takes_and_changes_nothing() -> None:
+    """So it is where tables of ACPI are replaced (6.12.6): what lies in the new ones is taken."""
+    changed = [
+        entry(0x1000, 0x9FC00, label="modified"),
+        entry(MIB, 0x1B95E000, label="modified"),
+        entry(0x1B95E000, 0x1B96E5BE, "ACPI NVS", label="modified"),
+        entry(0x1B96E5BE, 0x20000000, label="modified"),
+    ]
+    lines = [LOW, HIGH, *TRIMMED, LAST_PFN(0x20000, 0x400000000)]
+    late = of(*lines, "Using GB pages for direct mapping", *changed)
+    assert late.memory_map == of(*lines).memory_map
+    assert set(late.reserved) - set(of(*lines).reserved) == {(0x1B95E000, 0x1B96E5BE)}
+    early = of(*lines, *changed)
+    assert [piece[:2] for piece in pieces(early) if piece[2] is ACPI_NVS] == [
+        (0x1B95E000, 0x1B96E5BE)
+    ]
+    assert pieces(of(*changed))[0][:2] == (0x1000, 0x9FC00)
+
+
+@pytest.mark.parametrize(("release", "told"), [("6.10.14", True), ("6.11", False)])
+def test_acpi_tables_may_end_max_pfn(release: str, told: bool) -> None:
+    """Since 6.11 (e820__end_ram_pfn): of all memory, and of that below 4 GiB."""
+    tables = entry(0x20000000, 0x20018000, "ACPI data")
+    lines = [f"Linux version {release}", LOW, HIGH, tables]
+    small = of(*lines, LAST_PFN(0x20018, 0x400000000))
+    large = of(
+        *lines, entry(4 << 30, 5 << 30), LAST_PFN(0x140000, 0x400000000),
+        LAST_PFN(0x20018, 0x400000000),
+    )  # fmt: skip
+    assert [small.max_pfn, large.max_low_pfn] == ([0x20018] * 2 if told else [0x20000] * 2)
+    for machine in (small, large):
+        assert ("0x20018 as printed" in " ".join(machine.provenance.assumed)) is told
 
 
 def test_what_64_bits_print_of_the_first_4_gib_and_the_map_does_not_say_is_told() -> None:

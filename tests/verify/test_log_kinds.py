@@ -346,6 +346,21 @@ def test_where_the_log_ends_nothing_more_is_judged(tmp_path: Path) -> None:
     assert check(tmp_path, "\n".join([*lines, "Memory: 1k/1k available"])).count(DIFFERS)
 
 
+def test_tables_of_acpi_may_end_what_is_counted(tmp_path: Path) -> None:
+    """As a mail of 2025 shows of 6.12.31; since 6.11 they count (e820__end_ram_pfn)."""
+    entry = "BIOS-e820: [mem {:#018x}-{:#018x}] {}".format
+    lines = [
+        entry(0, 0x9ABFF, "usable"), entry(0x100000, 0xCFF7FFFF, "usable"),
+        entry(0xCFF80000, 0xCFF97FFF, "ACPI data"), entry(0xCFF98000, 0xCFFCFFFF, "ACPI NVS"),
+        entry(0x100000000, 0x42FFFFFFF, "usable"),
+        "last_pfn = 0x430000 max_arch_pfn = 0x400000000",
+        "last_pfn = 0xcff98 max_arch_pfn = 0x400000000",
+    ]  # fmt: skip
+    for release, differ in (("6.12.31", 0), ("6.11.0", 0), ("6.10.14", 1)):
+        report = check(tmp_path, "\n".join([f"Linux version {release}", *lines, ""]))
+        assert counts(report) == (2 - differ, differ, 0)
+
+
 def test_a_map_without_its_first_entry_has_low_memory(tmp_path: Path) -> None:
     """Firmware lists conventional memory first, from 0 on."""
     whole = check(tmp_path, KERNEL_RANGE)

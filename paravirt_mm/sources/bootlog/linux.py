@@ -6,7 +6,9 @@ Which map counts
     the changes are applied as printed, up to the last ``last_pfn`` line: after it the kernel copies
     its map into memblock. A change after that line (EFI tables kept from allocation) leaves memory
     RAM but taken, and becomes a reservation. A map printed later (``user:`` for memmap=,
-    ``modified:`` after the MTRR and setup-data fix-ups of 2.6.x) replaces the one before it.
+    ``modified:`` after the MTRR and setup-data fix-ups of 2.6.x) replaces the one before it; what a
+    map takes that is printed once the direct map is there (ACPI's tables are replaced) becomes a
+    reservation, too.
     ``reserve setup_data:`` only splits RAM into RAM and is skipped. A firmware map without any
     change printed after it gets Linux's standard trimming. Where the kernel's own range is no RAM
     it says so, removes that range and adds it as RAM (e820_add_kernel_range, since 3.9).
@@ -254,7 +256,7 @@ class PrintedBoot(Printed):
             # memmap=exactmap looks for the old end of RAM first; what counts comes after.
             self.last_pfn_order = None
             self.user_map_from = self.last_line
-        self.maps.append(PrintedMap(kind, self.last_line))
+        self.maps.append(PrintedMap(kind, self.last_line, is_late=self.mapping))
 
     def _assume(self, text: str) -> None:
         if len(self.assumed) < 32:
@@ -364,7 +366,7 @@ class PrintedBoot(Printed):
         start, end = line.span()
         if self.initrd is None and start < end:
             self.initrd = (start, end)
-        self.progressed = True
+        self.progressed = self.mapping = True
 
     def _take_trampoline(self, line: _Line) -> None:
         start, size = line.hex(2), int(line[3])

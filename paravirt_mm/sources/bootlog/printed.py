@@ -30,7 +30,7 @@ class MapChange:
 class PrintedMap:
     """One printed map, from ``line`` on, and the changes printed after it.
 
-    ``restart`` is where its entries begin anew, if they do.
+    ``restart`` is where its entries begin anew, if they do; ``is_late``: the direct map was there.
     """
 
     label: str
@@ -38,6 +38,7 @@ class PrintedMap:
     entries: list[tuple[int, int, E820Type]] = attrs.field(factory=list)
     changes: list[MapChange] = attrs.field(factory=list)
     restart: int | None = None
+    is_late: bool = False
 
     def add(self, entry: tuple[int, int, E820Type]) -> None:
         """Take an entry. Where one begins like the first, a second map may have begun."""
@@ -129,3 +130,10 @@ class Printed:
     def is_late(self, change: MapChange) -> bool:
         """Whether memblock had its copy of the map already when ``change`` was made."""
         return self.last_pfn_order is not None and change.order > self.last_pfn_order
+
+    @property
+    def early_maps(self) -> list[PrintedMap]:
+        """The maps of before the direct map: ACPI's tables may be replaced later, and then the map
+        is printed once more.
+        """
+        return [*self.maps[:1], *(one for one in self.maps[1:] if not one.is_late)]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import attrs
 
 from paravirt_mm.errors import InputError
-from paravirt_mm.machine.e820 import E820Type, MemoryMap
+from paravirt_mm.machine.e820 import E820Type, MemoryMap, types_with_max_pfn
 from paravirt_mm.machine.model import CpuFeatures, Machine, Provenance, Span
 from paravirt_mm.machine.paging import (
     GIB,
@@ -59,12 +59,12 @@ def reconstruct(printed: Printed, name: str, source: str) -> tuple[Machine, tupl
     """
     assumed = list(printed.assumed)
     shown, kept = _effective_map(printed, assumed)
-    memory = _trimmed(printed, shown, assumed)
+    release = leading_version(printed.release) or None
+    memory = _trimmed(printed, shown, release, assumed)
     memory, made_up = _with_head(printed, memory, assumed)
     if printed.ends_in_map:
         assumed.append(assume.WHOLE)
     check_ram(memory, printed.source)
-    release = leading_version(printed.release) or None
     mode = _mode(printed, assumed)
     taken = _reservations(printed)
     taken.update(kept)
@@ -116,8 +116,12 @@ def _effective_map(printed: Printed, assumed: list[str]) -> tuple[MemoryMap, lis
     """Return the map that was in force, and RAM that was kept from allocation after it was."""
     memory = MemoryMap(())
     kept: list[Span] = []
+    early = printed.early_maps
     for shown in printed.maps:
-        memory = _shown_map(shown, memory, printed.mixed, assumed)
+        if shown not in early:
+            kept += memory.ram().difference(shown.sanitised.ram())
+        else:
+            memory = _shown_map(shown, memory, printed.mixed, assumed)
         if len(memory) * len(shown.changes) > MAX_CHANGE_WORK:
             raise InputError(
                 f"{len(shown.changes)} changes of a memory map with {len(memory)} entries"
@@ -138,12 +142,21 @@ def _effective_map(printed: Printed, assumed: list[str]) -> tuple[MemoryMap, lis
     return memory, kept
 
 
-def _trimmed(printed: Printed, memory: MemoryMap, assumed: list[str]) -> MemoryMap:
-    """Return the map with what Linux trims off a map, unless the log shows how it did."""
-    last = printed.maps[-1]
-    if last.label != "modified" and all(map(printed.is_late, last.changes)):
-        memory, sentence = assume.standard_trimming(memory)
-        assumed.append(sentence)
+def _trimmed(
+    printed: Printed, memory: MemoryMap, release: Version | None, assumed: list[str]
+) -> MemoryMap:
+    """Return the map with what Linux trims off a map, unless the log shows how it did: as its
+    release does, or as what the kernel counted shows (distributions had a later release's way).
+    """
+    last = printed.early_maps[-1]
+    if last.label == "modified" or not all(map(printed.is_late, last.changes)):
+        return memory
+    ends = (assume.trimmed_low(release), *assume.TRIMMED_LOW)
+    trimmings = [assume.standard_trimming(memory, end) for end in ends]
+    counted = printed.counted_ram
+    fitting = (one for one in trimmings if counted and counted.agrees(one[0].ram_pages().total))
+    memory, sentence = next(fitting, trimmings[0])
+    assumed.append(sentence)
     return memory
 
 
@@ -308,12 +321,13 @@ def _hints(printed: Printed, machine: Machine, doubts: list[str]) -> tuple[int |
         max_pfn, max_low_pfn = _last(high), _last(low)
     else:
         max_pfn = _last(low)
-    if max_pfn == machine.max_pfn:
+    types = types_with_max_pfn(leading_version(printed.release))
+    if max_pfn in {machine.max_pfn, machine.memory_map.end_pfn(types=types)}:
         max_pfn = None
     if max_pfn is not None:
         doubts.append(f"max_pfn {max_pfn:#x} as printed; the map says {machine.max_pfn:#x}")
         machine = attrs.evolve(machine, max_pfn_hint=max_pfn)
-    if max_low_pfn == machine.max_low_pfn:
+    if max_low_pfn in {machine.max_low_pfn, machine.memory_map.end_pfn(4 * GIB, types)}:
         max_low_pfn = None
     if max_low_pfn is not None and not machine.mode.is_32bit:  # there vmalloc= and such decide
         said = f"max_low_pfn {max_low_pfn:#x} as printed; the map says {machine.max_low_pfn:#x}"

@@ -13,6 +13,7 @@ import attrs
 
 from paravirt_mm.engine.pages import Source, TablePages
 from paravirt_mm.engine.trace import PagesTaken, RangeSplit, TablesAllocated, TablesReserved
+from paravirt_mm.machine.e820 import types_with_max_pfn
 from paravirt_mm.machine.model import Machine, Span
 from paravirt_mm.machine.paging import GIB, PAGE_SHIFT, PAGE_SIZE
 from paravirt_mm.run import Run
@@ -142,8 +143,8 @@ def _reservation(start: int, end: int, words: Words) -> Reservation:
 
 def last_pfns(machine: Machine, max_arch_pfn: int, words: Words) -> list[LastPfn]:
     """Return the last_pfn lines that follow from the memory map alone (e820_end_pfn)."""
-    machine = attrs.evolve(machine, max_pfn_hint=None, max_low_pfn_hint=None)
-    pfns = [machine.max_pfn]
-    if not machine.mode.is_32bit and machine.max_pfn > (4 * GIB) >> PAGE_SHIFT:
-        pfns.append(machine.max_low_pfn)
+    memory, types = machine.memory_map, types_with_max_pfn(words.version)
+    pfns = [memory.end_pfn(1 << machine.mode.physical_bits, types)]
+    if not machine.mode.is_32bit and pfns[0] > (4 * GIB) >> PAGE_SHIFT:
+        pfns.append(memory.end_pfn(4 * GIB, types))
     return [LastPfn(0, words.last_pfn(pfn, max_arch_pfn), pfn, max_arch_pfn) for pfn in pfns]

@@ -24,7 +24,8 @@ _SERIES: tuple[tuple[str, int, int], ...] = (
     ("3", 0, 19),
     ("4", 0, 20),
     ("5", 0, 19),
-    ("6", 0, 18),
+    ("6", 0, 19),
+    ("7", 0, 3),
 )
 """Mainline releases by major number: first and last minor number."""
 
