@@ -59,6 +59,12 @@ class EntryKind(StrEnum):
     TABLE = "table"
 
 
+LEAF, TABLE = EntryKind.LEAF, EntryKind.TABLE
+"""For what compares kinds at every event: to look a member up in its class costs as much as calling
+a function there (Python 3.11; later ones do not ask the class of the class).
+"""
+
+
 @attrs.frozen
 class EntryWrite:
     """``count`` entries of one kind that are written into tables of ``level``.

@@ -10,13 +10,15 @@ from functools import lru_cache, partial
 from typing import Any, Protocol
 
 from paravirt_mm.engine import contract
-from paravirt_mm.engine.answers import Cost, EntryKind, EntryWrite, Refusal
+from paravirt_mm.engine.answers import LEAF, TABLE, Cost, EntryKind, EntryWrite, Refusal
 from paravirt_mm.engine.boot import Boot
-from paravirt_mm.engine.pages import Source, TablePages
+from paravirt_mm.engine.pages import BRK, MEMBLOCK, RESERVATION, TablePages
 from paravirt_mm.engine.panic import KernelPanic
 from paravirt_mm.engine.progress import BatchLife, Progress
 from paravirt_mm.engine.split import Piece
 from paravirt_mm.engine.steps import (
+    EACH,
+    LATER,
     ActivateRoot,
     AttachTables,
     HandOver,
@@ -225,9 +227,9 @@ class _Run:
         wait.
         """
         life = self._build(step, plan)
-        if step.hand_over is HandOver.EACH:
+        if step.hand_over is EACH:
             self._hand_over([life])
-            self._attach(life, HandOver.EACH)
+            self._attach(life, EACH)
         elif life.batch.count or not self._are_attached(plan.filled):
             self._wait(life)
         else:
@@ -243,7 +245,7 @@ class _Run:
         batch = self.now.tree.commit(plan, self.now.next_index, pages)
         life = self._born(batch, plan)
         for entries in plan.filled:
-            self._write(batch, EntryKind.LEAF, entries.level, entries.count, entries.owner)
+            self._write(batch, LEAF, entries.level, entries.count, entries.owner)
         for kind, level, count in plan.inside:
             self._write(batch, kind, level, count, batch.index)
         for leaf in plan.leaves:
@@ -268,9 +270,9 @@ class _Run:
         """Note that pages are tables now, and that their memory is used."""
         for part in pages:
             self.now.tables.add(*part.run.pfns)
-            if part.source is Source.BRK:
+            if part.source is BRK:
                 self.now.standing.brk_used += part.run.count
-            elif part.source is Source.MEMBLOCK:
+            elif part.source is MEMBLOCK:
                 self.now.memblock.reserve(*part.run.span)
             else:
                 self.now.take_reserved(part.run)
@@ -290,7 +292,7 @@ class _Run:
                 kind,
                 count,
                 owner in self.now.handed_over,
-                kind is EntryKind.LEAF or self.now.ledger.is_readonly(batch.runs),
+                kind is LEAF or self.now.ledger.is_readonly(batch.runs),
             )
             cost = self._ask("pvmm_write_entries", write=write) or _FREE
         self._emit(EntriesWritten(batch.index, level, kind, count, owner, cost))
@@ -324,7 +326,7 @@ class _Run:
         released = contract.runs("pvmm_release_tables", answer)
         for life in grown:
             for part in life.batch.pages:
-                if part.source is Source.RESERVATION:
+                if part.source is RESERVATION:
                     self.now.memblock.reserve(*part.run.span)
         self.now.standing.reservation = ()
         if not released:
@@ -360,7 +362,7 @@ class _Run:
         """Write the entries that make a batch part of the tree."""
         batch = life.batch
         for entries in life.links:
-            self._write(batch, EntryKind.TABLE, entries.level, entries.count, entries.owner)
+            self._write(batch, TABLE, entries.level, entries.count, entries.owner)
         self.now.attached.add(batch.index)
         self._now_reachable(life.plan)
         if batch.count:
@@ -379,9 +381,7 @@ class _Run:
             if entries.owner in self.now.attached:
                 links.append(entries)
             else:
-                self._write(
-                    life.batch, EntryKind.TABLE, entries.level, entries.count, entries.owner
-                )
+                self._write(life.batch, TABLE, entries.level, entries.count, entries.owner)
         life.links = tuple(links)
         self.now.pending.append(life)
 
@@ -423,7 +423,7 @@ class _Run:
     def _attach_waiting(self, _step: AttachTables) -> StepResult:
         lives, self.now.pending = self.now.pending, []
         for life in lives:
-            self._attach(life, HandOver.LATER)
+            self._attach(life, LATER)
         return StepResult(tables=_tables(lives))
 
     def _activate(self, _step: ActivateRoot) -> StepResult:

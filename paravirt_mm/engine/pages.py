@@ -69,6 +69,10 @@ class Source(StrEnum):
     RESERVATION = "reservation"
 
 
+BRK, MEMBLOCK, RESERVATION = Source.BRK, Source.MEMBLOCK, Source.RESERVATION
+"""As `paravirt_mm.engine.answers.LEAF`."""
+
+
 @attrs.frozen
 class TablePages:
     """An allocator's answer: one run, and where it came from."""

@@ -19,6 +19,10 @@ class HandOver(StrEnum):
     """Not by this step: they wait, unattached, for `HandOverTables` and `AttachTables`."""
 
 
+EACH, LATER = HandOver.EACH, HandOver.LATER
+"""As `paravirt_mm.engine.answers.LEAF`."""
+
+
 class Promote(StrEnum):
     """Whether small pieces may use large pages where the whole large page around them is RAM."""
 

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import attrs
 
-from paravirt_mm.engine.answers import EntryKind
+from paravirt_mm.engine.answers import LEAF, TABLE, EntryKind
 from paravirt_mm.engine.pages import PageRun, TablePages, page_count
 from paravirt_mm.engine.split import Piece
 from paravirt_mm.machine.model import Span, sealed
@@ -412,8 +412,8 @@ class _Walk:
             leaves=tuple(self.leaves),
             links=_entry_counts(self.links),
             filled=_entry_counts(self.filled),
-            inside=tuple([(EntryKind.LEAF, *inside) for inside in self.new_leaves.items()])
-            + tuple([(EntryKind.TABLE, *inside) for inside in sorted(self.new_links.items())]),
+            inside=tuple([(LEAF, *inside) for inside in self.new_leaves.items()])
+            + tuple([(TABLE, *inside) for inside in sorted(self.new_links.items())]),
             replaced=tuple(self.replaced),
             reused_end=self.reused_end,
         )

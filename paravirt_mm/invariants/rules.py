@@ -22,8 +22,8 @@ from typing import Any
 
 import attrs
 
-from paravirt_mm.engine.answers import EntryKind
-from paravirt_mm.engine.pages import PageRun, Source
+from paravirt_mm.engine.answers import LEAF
+from paravirt_mm.engine.pages import BRK, RESERVATION, PageRun
 from paravirt_mm.engine.steps import Map
 from paravirt_mm.engine.tables import BOOT_TREE
 from paravirt_mm.engine.trace import (
@@ -146,10 +146,10 @@ class _Checker:
             low, high = part.run.span
             if (again := self._tables.first_in(low, high)) is not None:
                 self._find(1, number, again, "a page becomes a table twice")
-            elif part.source is Source.BRK:
+            elif part.source is BRK:
                 if (gap := self._brk.first_gap(low, high)) is not None:
                     self._find(1, number, gap, "a page said to be brk is not")
-            elif part.source is Source.RESERVATION:
+            elif part.source is RESERVATION:
                 if (gap := self._held.first_gap(low, high)) is not None:
                     self._find(1, number, gap, "a page said to be set aside is not")
                 self._held.discard(low, high)
@@ -159,11 +159,11 @@ class _Checker:
                 self._find(1, number, gone, "a table page was taken away by the platform")
             # The linear allocator writes through fixmap slots, so a page of its block need not be
             # mapped, but only a page that the allocator holds for tables.
-            reachable = part.source is Source.RESERVATION or self._faults_in
+            reachable = part.source is RESERVATION or self._faults_in
             if not reachable and (gap := self._reachable.first_gap(low, high)) is not None:
                 self._find(2, number, gap, "a table page cannot be reached yet")
             self._tables.add(low, high)
-            if part.source is not Source.BRK:
+            if part.source is not BRK:
                 self._taken.add(low, high)
 
     def _on_memory_taken(self, number: int, event: MemoryTaken) -> None:
@@ -194,7 +194,7 @@ class _Checker:
                     break
 
     def _on_written(self, _number: int, event: EntriesWritten) -> None:
-        if event.kind is EntryKind.LEAF:
+        if event.kind is LEAF:
             batch, owners = self._leaf_owners
             known = owners if batch == event.batch else frozenset()
             self._leaf_owners = event.batch, known | {event.owner}

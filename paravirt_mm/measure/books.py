@@ -12,8 +12,8 @@ from typing import Any, NamedTuple, TypeVar
 
 from paravirt_mm.engine.answers import Cost, Way
 from paravirt_mm.engine.ledger import Ledger, PageStatus
-from paravirt_mm.engine.pages import PageRun, Source, page_count
-from paravirt_mm.engine.steps import HandOver, Map
+from paravirt_mm.engine.pages import RESERVATION, PageRun, page_count
+from paravirt_mm.engine.steps import LATER, Map
 from paravirt_mm.engine.tables import Batch
 from paravirt_mm.engine.trace import (
     EntriesWritten,
@@ -71,7 +71,7 @@ class Books:
 
     def _step(self, event: StepStarted) -> None:
         if isinstance(event.step, Map):
-            self._later = event.step.hand_over is HandOver.LATER
+            self._later = event.step.hand_over is LATER
             self.rounds += not self._later
 
     def _reserved(self, event: TablesReserved) -> None:
@@ -103,7 +103,7 @@ class Books:
     def _attached(self, event: TablesAttached) -> None:
         for level, count in event.validated:
             self.validations[level] += count
-        if event.order is HandOver.LATER:
+        if event.order is LATER:
             self.rounds += self._waiting > 0
             self._waiting = 0
 
@@ -154,8 +154,8 @@ class Books:
         self.table_pages = RangeSet(sorted([part.run.pfns for part in parts]))
         self.tables = sum(self.by_level.values())
         self.reserved = page_count(self.reserved_runs)
-        self.used = self.by_source[Source.RESERVATION]
-        used = [part.run.pfns for part in parts if part.source is Source.RESERVATION]
+        self.used = self.by_source[RESERVATION]
+        used = [part.run.pfns for part in parts if part.source is RESERVATION]
         held = RangeSet([run.pfns for run in self.reserved_runs])
         self.unused: Ranges = held.difference(RangeSet(sorted(used)))
         # One search and one reservation a page, but of a block: nothing contiguous is demanded.

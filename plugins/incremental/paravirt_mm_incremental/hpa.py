@@ -14,6 +14,7 @@ and docs/bound.md what is proved about it.
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
+from functools import partial
 
 import attrs
 
@@ -49,6 +50,10 @@ from paravirt_mm import (
 
 DESIGNED_UPON = "3.7"
 """The release whose kernel is to have the design: what it does before and after is as there."""
+
+
+_map = partial(Map, promote=Promote.BEFORE_MERGE, hand_over=HandOver.LATER)
+"""A step of the design: start, end, label."""
 
 
 @attrs.frozen
@@ -147,10 +152,6 @@ class SevenSteps:
         if missing:
             raise KernelPanic("no mapped memory is left for page tables", missing)
         return pages
-
-
-def _map(start: int, end: int, label: str = "") -> Map:
-    return Map(start, end, label=label, promote=Promote.BEFORE_MERGE, hand_over=HandOver.LATER)
 
 
 def _kernel(boot: Boot) -> tuple[int, int]:

@@ -103,9 +103,15 @@ _STORED, _EMULATED = Cost(), Cost(way=Way.EMULATED)
 
 
 @lru_cache(maxsize=4096)
-def _calls(kind: str, count: int, batches: int = 0, way: Way = Way.DIRECT) -> Cost:
+def _calls(kind: str, count: int, batches: int = 0) -> Cost:
     """Return what calls of one kind cost: there are few different ones."""
-    return Cost(hypercalls={kind: count}, batches=batches, way=way)
+    return Cost({kind: count}, batches)
+
+
+@lru_cache(maxsize=4096)
+def _updates(entries: int) -> Cost:
+    """Return what it costs to have the hypervisor write entries."""
+    return Cost({"mmu_update": entries}, way=Way.HYPERCALL)
 
 
 @lru_cache(maxsize=4096)
@@ -348,7 +354,7 @@ class Xen:
             if write.live and write.level > 1:
                 return Refusal(f"mmu_update: large page in an L{write.level} entry", EINVAL)
             if self._passes_leaves and write.level == 1:
-                return _calls("mmu_update", write.count, way=Way.HYPERCALL)
+                return _updates(write.count)
             if not write.live:
                 return _STORED
             return _EMULATED
@@ -356,7 +362,7 @@ class Xen:
             return _STORED
         if write.live and not write.readonly_children:
             return Refusal(f"mmu_update: L{write.level} entry to a writable page", EINVAL)
-        return _calls("mmu_update", write.count, way=Way.HYPERCALL)
+        return _updates(write.count)
 
     @hookimpl
     def pvmm_make_readonly(self, boot: Boot, tables: Batch) -> Cost:

@@ -339,7 +339,7 @@ def boot_l1_pages(
 ) -> list[int]:
     """Return the pfns of the L1 tables among the boot tables, by ascending address mapped."""
     first = tables[0] // PAGE_SIZE
-    return list(map(first.__add__, _l1_positions(mode, end, kind)))
+    return [first + position for position in _l1_positions(mode, end, kind)]
 
 
 @lru_cache
