@@ -20,6 +20,7 @@ from paravirt_mm.engine.trace import (
     RunFinished,
     SurplusReleased,
     TablesAllocated,
+    TablesAttached,
 )
 from paravirt_mm.invariants.rules import check
 from paravirt_mm.testing import (
@@ -88,6 +89,15 @@ def test_table_never_made_readonly(run_pair: RunPair) -> None:
     trace = run_pair(AscendingAllocator, TypingPlatform).trace
     wrong = _altered(trace, MadeReadonly, lambda _: None)
     assert {finding.rule for finding in check(wrong)} == {4}
+
+
+def test_of_tables_that_were_never_attached_the_first_is_named(run_pair: RunPair) -> None:
+    """And nothing is said of CR3, which had nothing to be loaded with."""
+    trace = run_pair(AscendingAllocator, PlainPlatform).trace
+    found = [one.message for one in check(_altered(trace, TablesAttached, lambda _: None))]
+    never = [message for message in found if "never attached" in message]
+    assert never == ["batch 0 of tables was never attached"]
+    assert "CR3 is never loaded with the new tree" not in found
 
 
 def test_finding_names_event_and_address(run_pair: RunPair) -> None:

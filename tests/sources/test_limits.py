@@ -160,6 +160,7 @@ REFUSED: dict[str, Any] = {
     r"n\[1\]: -0x1 is not between": lambda: CHECK.span([4, -1], "n"),
     "n: 0x10000000000000001 is not between": lambda: CHECK.address((1 << 64) + 1, "n"),
     "n: a number of 129 bits is not between": lambda: CHECK.address(1 << 128, "n"),
+    f"n: 'x{'x' * 57}… is not a list": lambda: CHECK.array("x" * 100, "n"),
     f"n: {2**128 - 1} is not a string": lambda: CHECK.text(2**128 - 1, "n"),
     "pb: missing": lambda: CHECK.need({"a": 1}, "b", "p"),
     "pb: unknown; known are a, c": lambda: CHECK.only({"b": 1}, frozenset("ca"), "p"),
