@@ -6,13 +6,15 @@ from __future__ import annotations
 
 import os
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from paravirt_mm.errors import PluginError, SpecError
 from paravirt_mm.registry import Registry, chosen, default_registry
+from paravirt_mm.strangers import Tried, tried
 from paravirt_mm.testing import AscendingAllocator
 
 Install = Callable[..., Path]
@@ -153,9 +155,18 @@ def _imports(path: Path) -> list[str]:
 
 @pytest.mark.parametrize("careful", [False, True])
 def test_strangers_are_imported_elsewhere_first_and_once(
-    install: Install, tmp_path: Path, careful: bool
+    install: Install, tmp_path: Path, careful: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In a child where we are careful, then here, each time only those that somebody asks for."""
+    """In a child where we are careful, then here, each time only those that somebody asks for; what
+    is ours in no child.
+    """
+    there: set[str] = set()
+
+    def noted(points: dict[str, Any], *rest: Any) -> Iterator[tuple[str, Tried]]:
+        there.update(points)
+        return tried(points, *rest)
+
+    monkeypatch.setattr("paravirt_mm.registry.tried", noted)
     marks = {name: tmp_path / f"{name}.log" for name in ("aaa", "bbb")}
     for name, path in marks.items():
         module = f"pvmm_{'careful' if careful else 'quick'}_{name}"  # imported once a process
@@ -173,6 +184,7 @@ def test_strangers_are_imported_elsewhere_first_and_once(
     # Nobody has asked for the other by name, and it has nothing to say of machines.
     assert [one == here for one in _imports(marks["bbb"])] == [not careful]
     assert [one.name for one in registry.of_role("allocator") if one.strange] == ["aaa", "bbb"]
+    assert there == ({*marks} if careful else set())
 
 
 def test_who_ends_the_process_ends_a_child_and_is_broken(install: Install) -> None:
