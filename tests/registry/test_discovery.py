@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from paravirt_mm.errors import PluginError, SpecError
+from paravirt_mm.guard import Limits
 from paravirt_mm.registry import Registry, chosen, default_registry
 from paravirt_mm.strangers import Tried, tried
 from paravirt_mm.testing import AscendingAllocator
@@ -178,6 +179,8 @@ def test_strangers_are_imported_elsewhere_first_and_once(
     first = _imports(marks["aaa"])
     assert [one == here for one in first] == [False, True][not careful :]
     assert _imports(marks["bbb"]) == []
+    with pytest.raises(SpecError, match=r"there are: .*bbb"):
+        registry.get("nobody")
     for _ in range(2):
         list(registry.ask("pvmm_machines", list))
     assert _imports(marks["aaa"]) == first
@@ -185,6 +188,43 @@ def test_strangers_are_imported_elsewhere_first_and_once(
     assert [one == here for one in _imports(marks["bbb"])] == [not careful]
     assert [one.name for one in registry.of_role("allocator") if one.strange] == ["aaa", "bbb"]
     assert there == ({*marks} if careful else set())
+
+
+SLOW = """
+import time
+end = time.process_time() + 0.06
+while time.process_time() < end:
+    pass
+"""
+
+
+@pytest.mark.parametrize("asks", ["a question to all", "a name that is not there"])
+def test_who_was_too_slow_for_a_question_is_tried_again_by_name(
+    install: Install, asks: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With more patience; it is broken until then."""
+    monkeypatch.setattr("paravirt_mm.registry.UNASKED", Limits(cpu=0.03))
+    monkeypatch.setattr("paravirt_mm.registry.NAMED", Limits(cpu=9.0))
+    name = f"pvmm_slow_{len(asks)}"
+    install(name.replace("_", "-"), "1", {"slow": f"{name}:Good"}, SLOW + textwrap.dedent(GOOD))
+    registry = Registry.discover("slow", careful=True)
+    for _ in range(2):
+        if asks == "a question to all":
+            assert list(registry.ask("pvmm_default_specs", list)) == []
+        else:
+            with pytest.raises(SpecError):
+                registry.get("nobody")
+        assert ["longer than 0.03 s" in one.problem for one in registry.broken] == [True]
+    assert registry.get("slow").role == "allocator"
+
+
+def test_who_is_too_slow_by_name_is_broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("paravirt_mm.registry.NAMED", Limits(cpu=0.03))
+    (tmp_path / "slow.py").write_text(SLOW)
+    registry = Registry(careful=True)
+    with pytest.raises(PluginError, match=r"longer than 0\.03 s"):
+        registry.get(f"{tmp_path}/slow.py:Good")
+    assert "slow" not in str(registry.found)
 
 
 def test_who_ends_the_process_ends_a_child_and_is_broken(install: Install) -> None:

@@ -476,10 +476,12 @@ def test_the_same_question_is_tried_once_and_answered_anew(
         found = registry.ask("pvmm_models_kernel", str, release=release, mode="", parameters=())
         told += [said for _, said in found]
     assert told == ["a", "b", "c", "d"]
+    again = registry.branch().ask("pvmm_models_kernel", str, release="6.6", mode="", parameters=())
+    assert list(again) == [("mine", "d")]  # a branch knows what was survived
     here = str(os.getpid())
     rows = [line.split() for line in asked.read_text().splitlines()]
-    assert [release for release, _ in rows] == ["6.1", "6.1", "6.1", "6.6", "6.6", "6.1"]
-    assert [process == here for _, process in rows] == [False, True, True, False, True, True]
+    assert [release for release, _ in rows] == ["6.1", "6.1", "6.1", "6.6", "6.6", "6.1", "6.6"]
+    assert [process == here for _, process in rows] == [False, True, True, False, True, True, True]
 
 
 def test_what_may_change_is_tried_each_time(

@@ -445,6 +445,7 @@ def test_class_of_a_file(tmp_path: Path, careful: bool) -> None:
     name, made = registry.make(spec, "allocator")
     assert (name, made.first_step) == (place, 4 << 20)
     assert registry.make(PluginSpec.parse(place), "allocator")[1].first_step == 1 << 21
+    assert registry.broken == []
     with pytest.raises(SpecError, match="no backend"):
         registry.get(place, "backend")
 
