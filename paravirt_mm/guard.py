@@ -314,7 +314,7 @@ class _Forked:
         with warnings.catch_warnings():
             # Threads of progress bars and of numpy may be there; the child uses nothing of theirs.
             warnings.simplefilter("ignore", DeprecationWarning)
-            self._pid: int | None = os.fork()
+            self._pid = os.fork()
         if not self._pid:
             ours.close()
             _be_the_child(theirs, work, limits)
@@ -322,6 +322,7 @@ class _Forked:
         if limits.wall is not None:
             with suppress(OSError):  # whoever comes first
                 os.setpgid(self._pid, self._pid)
+        self._lives = True
         self.connection = ours
         self.patience = Patience(ours, limits)
 
@@ -329,18 +330,16 @@ class _Forked:
         return self.patience.next(self._reap)
 
     def _reap(self) -> int:
-        pid, self._pid = self._pid, None
-        if not pid:
-            return 0
+        self._lives = False
         # While it is there, though dead, nobody else has its number.
-        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+        os.waitid(os.P_PID, self._pid, os.WEXITED | os.WNOWAIT)
         with suppress(ProcessLookupError, PermissionError):  # What it started, and left.
-            os.killpg(pid, signal.SIGKILL)
-        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+            os.killpg(self._pid, signal.SIGKILL)
+        return os.waitstatus_to_exitcode(os.waitpid(self._pid, 0)[1])
 
     def close(self) -> None:
         """End it."""
-        if self._pid:
+        if self._lives:
             with suppress(ProcessLookupError):
                 os.kill(self._pid, signal.SIGKILL)
             self._reap()  # which ends what it started, too

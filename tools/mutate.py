@@ -75,7 +75,8 @@ TESTS = {
     "paravirt_mm/testing": ["testing", "new_plugin", "verify/test_cpu.py", "image", "sweep"],
     "paravirt_mm": [
         "registry", "engine", "guard", "cli", "report", "plugins", "hunt", "test_comparison.py",
-        "test_diff.py", "test_differences.py", "test_evidence.py", "test_untouched.py",
+        "test_diff.py", "test_differences.py", "test_docs.py", "test_evidence.py",
+        "test_untouched.py",
     ],
     "plugins/chunk_end": ["plugins/chunk_end", "plugins/test_releases.py"],
     "plugins/faulty": ["plugins/faulty"],
