@@ -249,6 +249,9 @@ def test_plugins_are_listed_with_version_and_options(paravirt_mm):
     assert roles["legacy_linear"] == roles["incremental"] == "allocator"
     assert roles["native"] == roles["xen"] == "backend"
     assert all(plugin["version"] for plugin in record["plugins"])
+    one = record["plugins"][0]
+    said = paravirt_mm("plugins", one["name"], "--json").stdout
+    assert said == f"{json.dumps(one, indent=1)}\n"
     assert "pvmm_map_steps" in paravirt_mm("plugins", "-v").stdout
 
 

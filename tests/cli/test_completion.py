@@ -77,6 +77,7 @@ ALLOCATORS = ["chunk_end", "incremental", "legacy_linear", "linux"]
         ("sweep -o x mac", ["macmini-4g"]),
         ("verify cpu mac", ["macmini-4g"]),
         ("compare --he", ["--here", "--help"]),
+        ("compare --color a", ["auto", "always"]),
         ("compare -a ", ALLOCATORS),
         ("compare -a inc", ["incremental"]),
         ("compare -a xen", []),
