@@ -146,6 +146,18 @@ def test_a_machine_that_a_plugin_brings_is_read_by_its_name(
     assert isinstance(error, InputError)
 
 
+def test_a_file_comes_before_a_machine_of_that_name(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
+    Path("0.log").rename("qemu-512m")
+    mine = load(str(folder / "1.log"))
+    ((_, found),) = reading.machines(["qemu-512m"])
+    for machine in (found, reading.machine("qemu-512m")):
+        assert isinstance(machine, Machine)
+        assert machine.memory_map == mine.memory_map
+
+
 def test_large_inputs_may_take_longer(tmp_path: Path) -> None:
     large = tmp_path / "large"
     large.touch()

@@ -26,6 +26,7 @@ from paravirt_mm.scenario import Scenario
 from paravirt_mm.sources import bundled
 from paravirt_mm.sources.machine_file import write_toml
 from paravirt_mm.view.scene import outline
+from paravirt_mm.view.strip import strip as memory_line
 from paravirt_mm.view.survey import Exhibit, Subject
 from tests.commands import Run, written_plugin
 
@@ -153,7 +154,8 @@ def test_names_stand_above_memory_where_a_third_of_the_width_is_too_little(
     assert scale.startswith("memory, logarithmic\n" if above else f"{'memory, logarithmic':<24}")
     assert strip.startswith(f"{name}\n" if above else f"{name}  ")
     drawn = strip.split("\n")[1] if above else strip[24:]
-    assert width - (0 if above else 24) - 3 <= len(drawn) <= width - (0 if above else 24)
+    room = width if above else width - 24
+    assert drawn == memory_line(SMALL, subject.exhibits[0].scene, room).rstrip()
     assert max(len(line) for text in lines for line in text.split("\n")) <= width
 
 

@@ -13,13 +13,14 @@ import pytest
 from click.testing import CliRunner
 
 from paravirt_mm import Run
-from paravirt_mm.cli.inspect import _runs, command
+from paravirt_mm.cli.inspect import _cell, _runs, command
 from paravirt_mm.image.dump import open_dump
 from paravirt_mm.image.elf import write_core
 from paravirt_mm.image.inspect import OWN, Inspection, inspect
 from paravirt_mm.image.walker import LeafRun
 from paravirt_mm.machine.paging import X86_64
-from paravirt_mm.measure.figures import TABLE_FIGURES
+from paravirt_mm.measure.figures import TABLE_FIGURES, Unit
+from paravirt_mm.report.values import MISSING
 
 LINUX = "linux-6.12-qemu-256m.core.xz"
 LINUX_LA57 = "linux-6.12-qemu-256m-la57.core.xz"
@@ -155,6 +156,20 @@ def test_truncated_dump_says_so(dumps: Path, tmp_path: Path) -> None:
     code, text = run_command(str(path))
     assert code == 1
     assert "truncated" in text
+
+
+@pytest.mark.parametrize(
+    ("unit", "value", "told"),
+    [
+        (Unit.BYTES, 4096, "4K"),
+        (Unit.ADDRESS, 4096, "0x1000"),
+        (Unit.COUNT, 4096, "4096"),
+        (Unit.PERCENT, 0.5, "0.5"),
+        (Unit.BYTES, None, MISSING),
+    ],
+)
+def test_a_figure_is_told_in_its_unit(unit: Unit, value: float | None, told: str) -> None:
+    assert _cell(unit, value) == told
 
 
 def test_a_run_is_told_with_its_size_and_rights() -> None:
