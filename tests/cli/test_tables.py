@@ -143,7 +143,7 @@ def test_what_was_assumed_is_counted_where_there_is_no_room_for_it(good: Finishe
     assert "Assumed: " in _told(_subjects([good]), Paper())
 
 
-@pytest.mark.parametrize(("width", "above"), [(100, False), (77, False), (72, False), (68, True)])
+@pytest.mark.parametrize(("width", "above"), [(100, False), (77, False), (72, False), (71, True)])
 def test_names_stand_above_memory_where_a_third_of_the_width_is_too_little(
     width: int, above: bool, good: Finished
 ) -> None:
