@@ -254,8 +254,8 @@ def _figures(run: Run, on: Paper) -> str:
     ]
     used = sum(max(len(row[column]) for row in cells) + 2 for column in range(3))
     room = on.width - used
-    if room < _ROOM:  # `paravirt-mm figures` has what is left out
-        return tabulated([cell[:3] for cell in cells], _TITLES[:3], "simple", _ALIGN)
+    if room < _ROOM:  # `paravirt-mm figures` has what is left out, and its title goes with it
+        return tabulated([cell[:3] for cell in cells], _TITLES, "simple", _ALIGN)
     rows: list[tuple[str, ...]] = []
     for group, name, value, meaning in cells:
         shown = "" if any(row[0] == group for row in rows) else group
