@@ -152,8 +152,10 @@ def test_a_file_comes_before_a_machine_of_that_name(
     monkeypatch.chdir(folder)
     Path("0.log").rename("qemu-512m")
     mine = load(str(folder / "1.log"))
+    one = reading.machine("qemu-512m")
+    monkeypatch.delattr(reading, "load")  # nobody vouches for the file: it is read in a child
     ((_, found),) = reading.machines(["qemu-512m"])
-    for machine in (found, reading.machine("qemu-512m")):
+    for machine in (found, one):
         assert isinstance(machine, Machine)
         assert machine.memory_map == mine.memory_map
 
