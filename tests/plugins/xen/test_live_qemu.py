@@ -88,6 +88,30 @@ def test_a_boot_that_ends_early_is_told_with_the_consoles_last_lines(
     assert list(live.directory.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("last", "says"),
+    [
+        ("(XEN) Hardware Dom0 crashed: rebooting machine in 5 seconds.\n", "the guest crashed"),
+        ("(XEN) d0 L1TF-vulnerable L1e 000000000c010066 - Crashing\n", "the guest crashed"),
+        ("(XEN) Panic on CPU 0:\n(XEN) x\n\n(XEN) Reboot in five seconds...\n", "Xen panicked"),
+    ],
+)
+def test_nobody_waits_with_a_xen_that_waits_for_its_own_end(
+    live: LiveXen, monkeypatch: pytest.MonkeyPatch, last: str, says: str
+) -> None:
+    monkeypatch.setattr(qemu, "_LOOK_SECONDS", 0.02)
+    answer(live, f"{'x' * 5000}\n{GREETING}{last}", "exec sleep 60")
+    started = time.monotonic()
+    with pytest.raises(XenBootError, match=says):
+        live.replay([TRACE])
+    assert time.monotonic() - started < 10  # of 20
+    # What a guest prints is no word of Xen's.
+    live.seconds = 0.1
+    answer(live, f"{GREETING}{last.replace('(XEN)', '')}", "exec sleep 60")
+    with pytest.raises(XenBootError, match=r"no end after 0\.1 s"):
+        live.replay([TRACE])
+
+
 def test_an_end_without_a_greeting_is_refused(live: LiveXen) -> None:
     lines = [f"line {n}" for n in range(40)]
     answer(live, "\n".join([*lines, "@end\n"]))

@@ -8,6 +8,7 @@ import re
 import shutil
 import signal
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,10 +20,17 @@ CPU = "max,-smap"  # QEMU 7.2 mishandles SMAP on the way back to a PV guest
 _XEN_MEMORY_MIB = 192  # for Xen itself, besides the domain's
 MAX_CONSOLE = 512 << 20  #: bytes that a boot may print
 _TAIL_LINES = 15
+_LOOK_SECONDS = 0.5
+_LAST_BYTES = 4096
+_LAST_WORDS = re.compile(rb"^\(XEN\).*(?:[Cc]rash(?:ed|ing)|Reboot in five seconds)", re.MULTILINE)
+"""What Xen says when it or dom0 has crashed, before it waits five seconds (machine_restart)."""
 _END = re.compile(r"^@end$", re.MULTILINE)
 _TROUBLE = (
     (re.compile(r"\(XEN\) Panic on CPU"), "Xen panicked"),
-    (re.compile(r"\(XEN\).*(?:Dom0|domain 0|d0v\d+).*crash", re.IGNORECASE), "the guest crashed"),
+    (
+        re.compile(r"\(XEN\).*(?:Dom0|domain 0|d0(?:v\d+)? ).*crash", re.IGNORECASE),
+        "the guest crashed",
+    ),
     (re.compile(r"^!", re.MULTILINE), "the guest gave up"),
 )
 
@@ -76,12 +84,8 @@ def run(boot: XenBoot, console: Path) -> str:
     The console's file is left for the caller to delete. Raises `XenBootError` if QEMU cannot
     be started, outlives its time limit (it is killed then), or ends before the guest was done.
     """
-    timed_out = False
     with console.open("wb") as output, _running(boot, output.fileno()) as process:
-        try:
-            process.wait(boot.seconds)
-        except subprocess.TimeoutExpired:
-            timed_out = True
+        timed_out = not _ended(process, console, boot.seconds)
     with console.open("rb") as printed:
         data = printed.read(MAX_CONSOLE + 1)
     text = data.decode("ascii", "replace").replace("\r", "")
@@ -94,6 +98,22 @@ def run(boot: XenBoot, console: Path) -> str:
         reason = f"QEMU ended with code {process.returncode} before the guest was done"
         raise XenBootError(_trouble(text) or reason, _tail(text))
     return text
+
+
+def _ended(process: subprocess.Popen[bytes], console: Path, seconds: float) -> bool:
+    """Wait, up to so many seconds, until QEMU ends or has nothing to say any more."""
+    deadline = time.monotonic() + seconds
+    said = False
+    while (left := deadline - time.monotonic()) > 0:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(min(left, _LOOK_SECONDS))
+            return True
+        if said:
+            return True
+        with console.open("rb") as printed:
+            printed.seek(max(0, console.stat().st_size - _LAST_BYTES))
+            said = _LAST_WORDS.search(printed.read(_LAST_BYTES)) is not None
+    return False
 
 
 @contextlib.contextmanager
