@@ -1220,7 +1220,7 @@ def test_live_constant_that_was_patched_is_found(
     rows = [run.figures for _, run in pair.runs(bundled("qemu-512m"))]
     assert rows[0]["mapped_4k"] != rows[1]["mapped_4k"]
     found = [compared(pair, bundled("qemu-512m"))]
-    (kind,) = kinds(found, ["steps"], seconds=10, jobs=2)
+    (kind,) = kinds(found, ["steps"], seconds=2, jobs=2)
     assert kind.difference.a.startswith("1: 0x0 to 0x200000")
     assert kind.difference.b.startswith("1: 0x0 to 0x100000")
     assert len(kind.machine.memory_map) <= 4
