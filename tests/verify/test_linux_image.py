@@ -759,6 +759,8 @@ def test_maps_that_have_just_enough_room() -> None:
         with GuestRam(spec.layout) as ram:
             put_kernel(ram, kernel("5.4.0"), spec, "")
             assert handed_over(ram)[0x1E8] == len(spec.ram)
+            # No initrd is one at 0 with no bytes.
+            assert handed_over(ram)[0xC0:0xC8] == handed_over(ram)[0x218:0x220] == bytes(8)
     for start, end in ((heads, heads + 16 + (1 << 32)), (20 * MIB - 1, 21 * MIB)):
         spec = MapSpec(ram=[(0, 64 * MIB)], reserved=[(start, end)])
         with GuestRam(spec.layout) as ram, pytest.raises(MapSpecError):

@@ -40,7 +40,7 @@ from paravirt_mm.sources.bootlog.facts import (
     WritableRange,
 )
 from paravirt_mm.sources.bootlog.lines import LineVerdict, LogLine
-from paravirt_mm.verify.log.check import MAX_TRIALS, check_log
+from paravirt_mm.verify.log.check import MAX_TRIALS, _best_trials, check_log
 from paravirt_mm.verify.log.pairing import aligned
 from paravirt_mm.verify.log.predict import last_pfns, mapping_lines
 from paravirt_mm.verify.log.report import (
@@ -640,11 +640,16 @@ def test_all_together_may_cost_no_more_than_the_limit(
         cost = max(entries, facts)
         for work, tried in ((1, 1), (3 * cost - 1, 2), (3 * cost, 3)):
             runs.clear()
-            monkeypatch.setattr("paravirt_mm.verify.log.check.MAX_WORK", work)
-            assert check(text, tmp_path).kernel
+            with monkeypatch.context() as patch:
+                patch.setattr("paravirt_mm.verify.log.check.MAX_WORK", work)
+                assert check(text, tmp_path).kernel
             assert len(runs) == tried
-        monkeypatch.setattr("paravirt_mm.verify.log.check.MAX_WORK", 1 << 17)
         runs.clear()
+    # Of the longest log that is compared, thirteen releases are tried.
+    block = TableBlock(1, "", 1 << 30, 0x7000, 0x9000)
+    series = [*all_series()][-20:]
+    longest = (block,) * MAX_LINES
+    assert len(_best_trials(log, log.machine, longest, series, default_registry())) == 13
 
 
 def test_lines_of_other_kinds_in_one_place_are_paired_in_order() -> None:
