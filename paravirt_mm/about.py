@@ -45,12 +45,15 @@ class Choice:
     other_tables
         Pages of brk that become tables of something else than the direct map, right after the first
         `Map` step: the kernel prints them among its own.
+    large_pages
+        Whether the kernel uses large pages where the CPU has them.
     """
 
     options: tuple[tuple[str, str], ...] = ()
     reserved: tuple[Span, ...] = ()
     words: str = ""
     other_tables: int = 0
+    large_pages: bool = True
 
 
 @attrs.frozen

@@ -489,7 +489,9 @@ def test_every_series_has_candidates_and_the_usual_one_is_first() -> None:
         found = candidates(release, bundled("qemu-512m"), "native", default_registry())
         assert found, release
         assert found[0].unusual == 0
-        assert len({(c.spec, c.reserved) for c in found}) == len(found)
+        assert len({(c.spec, c.reserved, c.other_tables, c.large_pages) for c in found}) == len(
+            found
+        )
     assert candidates("2.4.37", bundled("qemu-512m"), "native", default_registry()) == []
     assert (
         candidates(

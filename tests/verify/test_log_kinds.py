@@ -361,6 +361,65 @@ def test_tables_of_acpi_may_end_what_is_counted(tmp_path: Path) -> None:
         assert counts(report) == (2 - differ, differ, 0)
 
 
+def test_rhel_6_counts_what_is_mapped_alone(tmp_path: Path) -> None:
+    """As a log of 2.6.32-573.el6 shows: above 4 GiB two pages are enough."""
+    lines = [
+        "Linux version 2.6.32-573.el6.x86_64",
+        "BIOS-e820: 0000000000000000 - 000000000009d800 (usable)",
+        "BIOS-e820: 0000000000100000 - 00000000da000000 (usable)",
+        "BIOS-e820: 0000000100000000 - 000000011fe00000 (usable)",
+        "last_pfn = 0x11fe00 max_arch_pfn = 0x400000000",
+        "init_memory_mapping: 0000000000000000-00000000da000000",
+        " 0000000000 - 00da000000 page 2M",
+        "kernel direct mapping tables up to da000000 @ 8000-d000",
+        "init_memory_mapping: 0000000100000000-000000011fe00000",
+        " 0100000000 - 011fe00000 page 2M",
+        "kernel direct mapping tables up to 11fe00000 @ b000-d000",
+        "RAMDISK: 1e54c000 - 1ffef99b", "",
+    ]  # fmt: skip
+    report = check(tmp_path, "\n".join(lines))
+    assert counts(report) == (7, 0, 0)
+    assert "RHEL 6" in " ".join(report.variant)
+
+
+def test_without_5_levels_configured_a_set_of_tables_is_smaller(tmp_path: Path) -> None:
+    """As a 5.12 shows with memblock=debug: of eight tables two come from memory."""
+    entry = "BIOS-e820: [mem {:#018x}-{:#018x}] usable".format
+    ram = ((0, 0x9EBFF), (0x100000, 0x1FFFFFFF), (0x20200000, 0x3FFFFFFF),
+           (0x40200000, 0xAA5CFFFF), (0x100000000, 0x14FDFFFFF))  # fmt: skip
+    reserve = "memblock_reserve: [{:#018x}-{:#018x}] {}".format
+    lines = [
+        "Linux version 5.12.0", *(entry(*each) for each in ram),
+        reserve(0x1000000, 0x37FFFFF, "setup_arch+0x2d4/0x8df"),
+        reserve(0x14FDFF000, 0x14FDFFFFF, "alloc_low_pages+0x164/0x170"),
+        reserve(0x14FDFE000, 0x14FDFEFFF, "alloc_low_pages+0x164/0x170"),
+        "Kernel command line: quiet", "",
+    ]  # fmt: skip
+    report = check(tmp_path, "\n".join(lines))
+    assert counts(report) == (2, 0, 0)
+    assert "nor CONFIG_X86_5LEVEL" in " ".join(report.variant)
+
+
+def test_large_pages_may_be_off_where_the_log_does_not_say(tmp_path: Path) -> None:
+    """A 5.4.19 with 128 GiB and no "Using GB pages" took all 12 pages of brk, the last six of them
+    as long after each other as 512 entries take, and was a second over it: debug_pagealloc.
+    """
+    entry = "BIOS-e820: [mem {:#018x}-{:#018x}] usable".format
+    ram = ((0, 0x9FFFF), (0x100000, 0x7DE38FFF), (0x7DEB6000, 0x7DFF2FFF), (0x7F351000, 0x7F351FFF),
+           (0x7F3D8000, 0x7F7FFFFF), (0x100000000, 0x207FFFFFFF))  # fmt: skip
+    lines = ["Linux version 5.4.19", *(entry(*each) for each in ram)]
+    first = 0x174A801000
+    tables = [
+        f"BRK [{at:#x}, {at + 0xFFF:#x}] PGTABLE" for at in range(first, first + 0xC000, 4096)
+    ]
+    report = check(tmp_path, "\n".join([*lines, *tables, "Kernel command line: quiet", ""]))
+    assert counts(report) == (12, 0, 0)
+    assert "4k pages alone (debug_pagealloc)" in report.variant
+    large = "Using GB pages for direct mapping"
+    said = check(tmp_path, "\n".join([*lines, large, *tables, "Kernel command line: quiet", ""]))
+    assert said.count(DIFFERS) > 0
+
+
 def test_a_map_without_its_first_entry_has_low_memory(tmp_path: Path) -> None:
     """Firmware lists conventional memory first, from 0 on."""
     whole = check(tmp_path, KERNEL_RANGE)

@@ -41,10 +41,15 @@ class Candidate:
     words: tuple[str, ...]
     unusual: int
     other_tables: int
+    large_pages: bool
 
     def machine(self, machine: Machine) -> Machine:
-        """Return the machine with what this candidate says is taken."""
-        return attrs.evolve(machine, reserved=(*machine.reserved, *self.reserved))
+        """Return the machine with what this candidate says is taken, or not used."""
+        features = machine.features
+        if not self.large_pages:
+            features = attrs.evolve(features, pse=False, gbpages=False)
+        reserved = (*machine.reserved, *self.reserved)
+        return attrs.evolve(machine, reserved=reserved, features=features)
 
 
 def all_series() -> Iterator[str]:
@@ -73,8 +78,11 @@ def candidates(
     for picked in product(*(list(enumerate(choices)) for choices in questions)):
         choices = [choice for _, choice in picked]
         options = [option for choice in choices for option in choice.options]
+        large_pages = all(choice.large_pages for choice in choices)
         if len({key for key, _ in options}) < len(options):
             continue
+        if machine.features.gbpages and not large_pages:
+            continue  # the kernel says so where it uses them
         found.append(
             Candidate(
                 release=release,
@@ -84,6 +92,7 @@ def candidates(
                 words=tuple(choice.words for choice in choices if choice.words),
                 unusual=sum(number for number, _ in picked),
                 other_tables=sum(choice.other_tables for choice in choices),
+                large_pages=large_pages,
             )
         )
     return sorted(found, key=lambda candidate: candidate.unusual)

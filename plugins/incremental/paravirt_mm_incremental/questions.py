@@ -41,5 +41,23 @@ QUESTIONS = (
             Choice((("randomize_memory", "no"),), words="no CONFIG_RANDOMIZE_MEMORY"),
         ),
     ),
+    OpenQuestion(
+        "5.12",
+        "6.16",
+        ("x86_64",),
+        (
+            Choice(),
+            Choice(
+                (("brk_pages", "6"),),
+                words="6 pages of brk: neither CONFIG_RANDOMIZE_MEMORY nor CONFIG_X86_5LEVEL",
+            ),
+        ),
+    ),
+    OpenQuestion(
+        "3.9",
+        "99",
+        ("i386", "i386-pae", *_MODES),
+        (Choice(), Choice(words="4k pages alone (debug_pagealloc)", large_pages=False)),
+    ),
 )
 """Each with the choices in the order in which they are tried."""

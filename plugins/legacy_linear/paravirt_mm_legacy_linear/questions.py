@@ -31,6 +31,18 @@ QUESTIONS = (
         ),
     ),
     OpenQuestion(
+        "2.6.32",
+        "2.6.33",
+        ("x86_64",),
+        (
+            _USUAL,
+            Choice(
+                (("guess", "pieces"),),
+                words="guess=pieces: the formula of 3.7, taken by RHEL 6 (2.6.32-573)",
+            ),
+        ),
+    ),
+    OpenQuestion(
         "3.4",
         "3.7",
         ("x86_64",),

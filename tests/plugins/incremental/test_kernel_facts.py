@@ -176,7 +176,8 @@ def randomised(tables: int) -> list[tuple[dict[str, str], int]]:
         ("3.10", "x86_64-la57", [RHEL_7, backported(2)]),
         ("3.11 4.7", "x86_64", [backported(1)]),
         ("3.11 4.7", "x86_64-la57", [backported(2)]),
-        ("4.8 4.19 6.1 7.3", "x86_64", [randomised(1)]),
+        ("4.8 4.19 5.11 6.16 7.3", "x86_64", [randomised(1)]),
+        ("5.12 6.1 6.15", "x86_64", [randomised(1), [USUAL, ({"brk_pages": "6"}, 0)]]),
         ("4.8 4.19 6.1 7.3", "x86_64-la57", [randomised(2)]),
         ("3.9 3.11 4.7 4.8 7.3", "i386 i386-pae", []),
         ("3.10", "i386 i386-pae", [RHEL_7]),
@@ -189,8 +190,10 @@ def test_what_a_release_leaves_open(releases: str, mode: str, questions: list[ob
     for release in releases.split():
         for each in mode.split():
             asked = Incremental().pvmm_open_questions(release, each)
-            found = [[(dict(c.options), c.other_tables) for c in choices] for choices in asked]
+            *others, pages = asked
+            found = [[(dict(c.options), c.other_tables) for c in choices] for choices in others]
             assert found == questions, (release, each)
+            assert [choice.large_pages for choice in pages] == [True, False]
 
 
 def test_what_is_compared_where_nobody_names_anything() -> None:

@@ -206,6 +206,7 @@ OPEN: dict[str, list[tuple[dict[str, str], tuple[tuple[int, int], ...]]]] = {
         ({}, ()), ({"guess": "pieces"}, ()), ({"guess": "whole"}, ()),
         ({"guess": "first-piece"}, ()),
     ],
+    "guess of RHEL 6": [({}, ()), ({"guess": "pieces"}, ())],
     "calls": [({}, ()), ({"calls": "regions"}, ())],
     "good_end": [({}, ()), ({"good_end": "mapped"}, ())],
     # Where 600 entries are usual: of PAE's tables one, two, and three.
@@ -221,7 +222,8 @@ OPEN: dict[str, list[tuple[dict[str, str], tuple[tuple[int, int], ...]]]] = {
     ("releases", "mode", "questions"),
     [
         ("2.6.26", "x86_64", []),
-        ("2.6.27 2.6.32", "x86_64", ["low 64K"]),
+        ("2.6.27 2.6.31", "x86_64", ["low 64K"]),
+        ("2.6.32", "x86_64", ["guess of RHEL 6", "low 64K"]),
         ("2.6.33 2.6.36", "x86_64", ["low 64K", "trampoline"]),
         ("2.6.37 2.6.39", "x86_64", []),
         ("3.0", "x86_64", ["good_end"]),
