@@ -240,7 +240,7 @@ def boot_state(machine: Machine, answer: Any) -> BootState | Refusal:
         if not isinstance(item, tuple) or len(item) != 2 or not isinstance(item[0], str):
             told.refuse("BootState.places must hold (name, (start, end))", item)
         name, span = item
-        told.span(span, f"place {name!r}", end, align=1)
+        told.span(span, f"place '{name}'", end, align=1)
     return state
 
 

@@ -10,7 +10,6 @@ Source: Intel SDM volume 3, chapter "Paging"; the direct-map bases are those of 
 
 from __future__ import annotations
 
-from functools import cached_property
 from itertools import accumulate
 from operator import mul
 
@@ -23,7 +22,7 @@ ISA_END = MIB
 """End of the ISA range: the first MiB is mapped on its own by every Linux since 3.8."""
 
 
-@attrs.frozen(slots=False)
+@attrs.frozen
 class PagingMode:
     """How one mode translates addresses.
 
@@ -45,16 +44,30 @@ class PagingMode:
     direct_map_base: int
     kernel_base: int
     lowmem_limit: int | None = None
+    root_level: int = attrs.field(init=False, repr=False, eq=False)
+    """Level of the table that CR3 points to."""
+    spans: tuple[int, ...] = attrs.field(init=False, repr=False, eq=False)
+    """Bytes that a page maps, and, from L1 upward, a table of each level."""
+    physical_end: int = attrs.field(init=False, repr=False, eq=False)
+    """Where physical addresses end, in bytes, as far as the tree reaches."""
+    is_32bit: bool = attrs.field(init=False, repr=False, eq=False)
+    """Whether the kernel of this mode is i386 (with or without PAE)."""
 
-    @cached_property
-    def root_level(self) -> int:
-        """Level of the table that CR3 points to."""
+    @root_level.default
+    def _root_level(self) -> int:
         return len(self.index_bits)
 
-    @cached_property
-    def spans(self) -> tuple[int, ...]:
-        """Bytes that a page maps, and, from L1 upward, a table of each level."""
+    @spans.default
+    def _spans(self) -> tuple[int, ...]:
         return tuple(accumulate((1 << bits for bits in self.index_bits), mul, initial=PAGE_SIZE))
+
+    @physical_end.default
+    def _physical_end(self) -> int:
+        return min(1 << self.physical_bits, self.spans[-1])
+
+    @is_32bit.default
+    def _is_32bit(self) -> bool:
+        return self.virtual_bits == 32
 
     def entry_span(self, level: int) -> int:
         """Bytes that one entry of a table of ``level`` maps (level 1: 4096)."""
@@ -75,16 +88,6 @@ class PagingMode:
             if size >= unit:
                 return f"{size // unit}{letter}"
         return f"{size // KIB}k"
-
-    @cached_property
-    def physical_end(self) -> int:
-        """Where physical addresses end, in bytes, as far as the tree reaches."""
-        return min(1 << self.physical_bits, self.table_span(self.root_level))
-
-    @cached_property
-    def is_32bit(self) -> bool:
-        """Whether the kernel of this mode is i386 (with or without PAE)."""
-        return self.virtual_bits == 32
 
 
 # i386: 1 GiB of kernel addresses less 128 MiB for vmalloc and fixmaps leaves 896 MiB of lowmem at
