@@ -137,11 +137,13 @@ def _read_tokens(data: bytes, table: int, align: int) -> tuple[list[bytes], int]
 
 
 def _symbol_count_candidates(data: bytes, table: int, align: int) -> Iterator[tuple[int, int]]:
-    """Yield places before ``table`` that could hold ``num_syms``, its padding included."""
+    """Yield places before ``table`` that could hold ``num_syms``, its padding included; the last
+    first: only the names stand between, and in front of it there may be 30 MiB of other things.
+    """
     start = max(0, table - _MAX_TABLES) & -align
     words = np.frombuffer(data, f"<u{align}", (table - start) // align, start)
     found = np.flatnonzero((words >= _MIN_SYMBOLS) & (words <= _MAX_SYMBOLS))
-    for number in found:
+    for number in found[::-1]:
         yield start + align * int(number), int(words[number])
 
 
