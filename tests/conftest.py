@@ -27,6 +27,7 @@ _FIXTURES = ("hunt", "image", "invariants", "sources", "sweep", "view")
 pytest_plugins = [
     "paravirt_mm.testing.fixtures",
     "pytester",
+    "tests.build_tools",
     *(f"tests.{folder}.fixtures" for folder in _FIXTURES),
 ]
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from paravirt_mm import Registry, Scenario, bundled
+from tests.build_tools import required
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 BOTTOM_UP = EXAMPLES / "bottom_up"
@@ -61,16 +62,20 @@ def test_example_passes_its_own_tests(folder: str) -> None:
 
 
 @pytest.mark.slow
-def test_they_install_like_anybody_elses(tmp_path: Path) -> None:
-    """Real packages, built and installed by pip into a folder of their own; pip fetches the
-    build tool.
+def test_they_install_like_anybody_elses(tmp_path: Path, build_tools: Path) -> None:
+    """Real packages, built and installed by pip into a folder of their own; for the first of them
+    pip fetches the build tool that it declares, which is that of the others.
     """
     site = tmp_path / "site"
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(site)]
     # A build leaves files behind.
     sources = [shutil.copytree(EXAMPLES / folder, tmp_path / folder) for folder in FOLDERS]
-    subprocess.run([*pip, *map(str, sources)], check=True)
-    environment = {**os.environ, "PYTHONPATH": str(site)}
+    assert len({frozenset(required(source)) for source in sources}) == 1
+    subprocess.run([*pip, str(sources[0])], check=True)
+    environment = {**os.environ, "PYTHONPATH": str(build_tools)}
+    pip.append("--no-build-isolation")
+    subprocess.run([*pip, *map(str, sources[1:])], check=True, env=environment)
+    environment["PYTHONPATH"] = str(site)
 
     def call(*arguments: str) -> str:
         command = [sys.executable, "-m", "paravirt_mm", *arguments]

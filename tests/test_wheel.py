@@ -22,8 +22,10 @@ FAST = ("-a", "legacy_linear:kernel=3.6", "-a", "incremental:variant=hpa")
 BUILT_IN = {"native", "xen", "faulty", "legacy_linear", "incremental", "chunk_end", "linux"}
 
 
-def _call(*command: str | Path, cwd: Path | None = None) -> str:
+def _call(*command: str | Path, cwd: Path | None = None, path: Path | None = None) -> str:
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    if path is not None:
+        environment["PYTHONPATH"] = str(path)
     done = subprocess.run(
         [str(part) for part in command],
         cwd=cwd,
@@ -38,10 +40,11 @@ def _call(*command: str | Path, cwd: Path | None = None) -> str:
 
 
 @pytest.fixture(scope="module")
-def built(checkout: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def built(checkout: Path, build_tools: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the sdist, and the wheel that was built from it."""
     folder = tmp_path_factory.mktemp("dist")
-    _call(sys.executable, "-m", "build", "--outdir", folder, checkout)
+    build = (sys.executable, "-m", "build", "--no-isolation")
+    _call(*build, "--outdir", folder, checkout, path=build_tools)
     return folder
 
 
@@ -60,7 +63,7 @@ def environment(
         (wheel,) = request.getfixturevalue("built").glob("*.whl")
         _call(*install, wheel)
     else:
-        _call(*install, "--editable", checkout)
+        _call(*install, "--editable", checkout)  # isolated: with what is declared
     return scripts
 
 

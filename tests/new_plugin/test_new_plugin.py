@@ -20,6 +20,7 @@ import pytest
 
 from paravirt_mm._version import __version__
 from paravirt_mm.errors import ExitCode
+from tests.build_tools import required
 from tests.commands import Run
 
 real = pytest.mark.skipif(find_spec("copier") is None, reason="needs the extra new")
@@ -77,9 +78,11 @@ def call(*command: str | Path, cwd: Path) -> str:
 
 
 @pytest.fixture(scope="module")
-def installed(projects: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def installed(
+    projects: dict[str, Path], build_tools: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     """The interpreter of an environment that has the three projects; what this one has installed is
-    visible there, so that nothing need be fetched but the tool that builds them, once.
+    visible there, so that nothing need be fetched.
     """
     folder = tmp_path_factory.mktemp("environment")
     venv.create(folder, with_pip=False)  # this one's pip does for both
@@ -88,16 +91,13 @@ def installed(projects: dict[str, Path], tmp_path_factory: pytest.TempPathFactor
     ours = [path for path in sys.path if path.endswith("site-packages")]
     checkout = Path(__file__).parents[2]
     plugins = [str(path) for path in (checkout / "plugins").iterdir()]
-    (site / "parent.pth").write_text("\n".join([*ours, str(checkout), *plugins]) + "\n")
+    (site / "parent.pth").write_text(
+        "\n".join([*ours, str(build_tools), str(checkout), *plugins]) + "\n"
+    )
     pip = (sys.executable, "-m", "pip", "--python", python, "install", "--quiet")
-    tools = {
-        tool
-        for project in projects.values()
-        for tool in tomllib.loads((project / "pyproject.toml").read_text("utf-8"))["build-system"][
-            "requires"
-        ]
-    }
-    call(*pip, *sorted(tools), "editables", cwd=folder)  # what hatchling needs for --editable
+    # Those of the examples, which are built once with nothing else.
+    example = required(checkout / "examples" / "bottom_up")
+    assert all(required(project) == example for project in projects.values())
     editable = [word for role in ROLES for word in ("--editable", projects[role])]
     call(*pip, "--no-deps", "--no-build-isolation", *editable, cwd=folder)
     return python
