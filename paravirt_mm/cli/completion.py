@@ -101,10 +101,13 @@ def _values(plugin: str, factory: type[Any], field: Any) -> list[str]:
     from paravirt_mm.options import PluginSpec, as_text
 
     kind = typing.get_type_hints(factory).get(field.name, field.type)
-    kinds = typing.get_args(kind) or (kind,)
+    one = typing.get_origin(kind) is typing.Literal
+    kinds = (kind,) if one else typing.get_args(kind) or (kind,)
     if bool in kinds:
         return ["yes", "no"]
     for each in kinds:
+        if typing.get_origin(each) is typing.Literal:
+            return [as_text(value) for value in typing.get_args(each)]
         if isinstance(each, type) and issubclass(each, enum.Enum):
             return [as_text(member) for member in each]
     specs = map(PluginSpec.parse, known_specs())

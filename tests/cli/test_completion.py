@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import attrs
 import click
@@ -152,6 +153,8 @@ class _Size(enum.IntEnum):
 class _Chooses:
     side: _Side = _Side.LEFT
     size: _Size | None = None
+    letter: Literal["a", "b"] = "a"
+    perhaps: Literal["a", "b"] | None = None
     pages: list[int] | None = None
 
 
@@ -160,6 +163,8 @@ class _Chooses:
     [
         ("side", ["left-hand", "right-hand"]),
         ("size", ["small", "large"]),
+        ("letter", ["a", "b"]),
+        ("perhaps", ["a", "b"]),
         ("pages", ["none"]),  # of what may be anything only the default is known
     ],
 )
