@@ -609,6 +609,7 @@ def test_command_tells_what_z3_says(monkeypatch, answer, numbers, code):
     assert " ".join(result.output.split()) == f"{answer} rounds{full}{shown}"
     result = bound("rounds", "enough-2", "--json")
     assert result.return_value == code
+    assert result.output.startswith('[\n {\n  "name": "rounds",\n')
     assert json.loads(result.output) == [
         {"name": name, "words": STATEMENTS[name].words, "answer": answer, "numbers": numbers}
         for name in ("rounds", "enough-2")

@@ -154,6 +154,8 @@ def test_bad_input_does_not_hide_other_files(tmp_path: Path) -> None:
 def test_usage() -> None:
     with pytest.raises(click.UsageError, match="at least one FILE"):
         verify()
+    with pytest.raises(click.UsageError, match="is a directory"):
+        verify(DATA)
     with pytest.raises(SpecError, match=r"no model of Xen '2.0'; there are 4.14"):
         verify("--release", "2.0", SAMPLE)
     result = CliRunner().invoke(cli, ["verify", "xen", "--help"])
