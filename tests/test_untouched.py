@@ -26,6 +26,7 @@ import pytest
 import paravirt_mm
 from paravirt_mm import untouched
 from paravirt_mm.diff import Pair, compared
+from paravirt_mm.errors import PluginError
 from paravirt_mm.guard import call
 from paravirt_mm.hunt.search import Quarry, run_batch
 from paravirt_mm.invariants import rules
@@ -131,6 +132,14 @@ def test_who_draws_at_random_is_not_made_repeatable() -> None:
     with unchanged():
         random.random()
     assert random.getstate() == before
+
+
+def test_who_replaces_something_while_it_is_imported_is_broken(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "from paravirt_mm.invariants import rules\nrules.check = None\nclass Mine: pass\n"
+    )
+    with pytest.raises(PluginError, match=r"it replaces paravirt_mm\.invariants\.rules\.check$"):
+        Registry().get(f"{tmp_path}/mine.py:Mine")
 
 
 def test_a_scenario_of_others_draws_on(mine: Path) -> None:
