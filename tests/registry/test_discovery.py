@@ -343,6 +343,9 @@ def test_the_first_registry_is_everybodys(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr("paravirt_mm.registry._DEFAULT", [])
     first = default_registry()
     assert default_registry() is first
+    assert first.careful
+    assert not Registry().careful
+    assert not Registry.discover("-all").careful
     with chosen("native"):
         assert set(default_registry().found) == {"native"}
     assert default_registry() is first
