@@ -276,7 +276,8 @@ def test_what_runs_where_nothing_is_said_is_what_plugins_offer(paravirt_mm: Run)
     assert backend == "native"
     assert allocator.startswith("incremental")
     assert specs("-a", OLD) == (OLD, "native")
-    assert specs("-b", "xen") == (allocator, "xen")
+    quick = "xen:replay_limit=0"
+    assert specs("-b", quick) == (allocator, quick)
 
 
 def test_an_image_is_written_of_what_has_begun(paravirt_mm: Run, tmp_path: Path) -> None:
@@ -307,6 +308,7 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
     return given
 
 
+@pytest.mark.slow
 def test_a_report_says_what_it_is_about_and_what_is_missing(
     paravirt_mm: Run, drawn: list[tuple[Any, ...]], tmp_path: Path
 ) -> None:
@@ -357,6 +359,7 @@ def test_pictures_that_cannot_be_are_refused(
     assert words in " ".join(result.stderr.split())
 
 
+@pytest.mark.slow
 def test_a_picture_is_written_as_its_name_says(
     paravirt_mm: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

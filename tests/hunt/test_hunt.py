@@ -128,6 +128,7 @@ def test_no_more_tries_than_were_asked_for(tries):
         assert hunt(quarry, seconds=300, jobs=jobs, max_tries=tries).tries == tries
 
 
+@pytest.mark.slow
 def test_only_the_modes_that_count_are_tried():
     """Whatever the machine was before: nearly every try of a batch is one."""
     seen = set()

@@ -126,6 +126,7 @@ def test_it_installs_and_passes_its_tests(
     assert {row[role] for row in rows} == {f"my_{role}"}
 
 
+@pytest.mark.slow
 @real
 def test_an_update_renews_what_nobody_edits_and_nothing_else(
     tmp_path: Path, paravirt_mm: Run, monkeypatch: pytest.MonkeyPatch

@@ -63,6 +63,7 @@ def few(subjects: list[Subject]) -> list[Subject]:
     ]
 
 
+@pytest.mark.slow
 def test_charts_are_drawn_as_they_were_seen(few: list[Subject]) -> None:
     pytest.importorskip("altair", reason="needs the extra 'report'")
     seen = []
