@@ -197,10 +197,12 @@ def test_the_bar_knows_how_many_machines_there_are(
     for options in (("--here",), ("--here", "-f", "csv"), ()):
         assert paravirt_mm("compare", "qemu-512m", *NATIVE, "-a", OLD, *options).returncode == 0
     assert totals == [("comparing", 2), ("comparing", 2), ("comparing", 1)]
-    monkeypatch.setattr("paravirt_mm.view.charts.require_extra", lambda: None)
+    extra: list[str] = []
+    monkeypatch.setattr("paravirt_mm.view.charts.require_extra", lambda: extra.append("report"))
     monkeypatch.setattr(report, "progress", lambda *given: progress(iter(()), *given[1:]))
     assert paravirt_mm("report", "qemu-512m", "--here", "-o", tmp_path / "x.html").returncode == 3
     assert totals[3:] == [("running", 2)]
+    assert extra == ["report"]  # asked for before anything runs
 
 
 def test_a_scenario_may_wait_longer_than_it_computes() -> None:
