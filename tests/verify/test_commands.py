@@ -127,10 +127,14 @@ def test_where_nothing_is_named_the_cpu_walks_everything(
 
 def test_a_plugin_that_fails_has_no_tables_to_walk(paravirt_mm: Run, tmp_path: Path) -> None:
     spec = written_plugin(tmp_path, "pvmm_allocate_tables", "raise ValueError('no idea')")
-    result = paravirt_mm("verify", "cpu", "qemu-512m", "-a", spec, "-b", "native", "--no-la57")
+    asked = ("verify", "cpu", "qemu-512m", "-a", spec, "-b", "native", "--no-la57")
+    result = paravirt_mm(*asked)
     assert result.returncode == 4
     assert result.stdout.startswith(f"-       qemu-512m  {spec}  native: error: plugin ")
     assert result.stdout.endswith("\n0 images, 0 accesses: 0 images differ\n")
+    told = json.loads(paravirt_mm(*asked, "--json").stdout)
+    assert told.keys() == {"scenario", "verdict"}
+    assert told["verdict"].startswith("error: plugin ")
 
 
 # -- real kernels ----------------------------------------------------------------------------------
