@@ -77,8 +77,11 @@ class _Stream:
     def write(self, text: str) -> int:
         shown = harmless(text)
         if shown:  # click tries a stream with an empty text, and swallows what comes of it
-            self._do(lambda stream: stream.write(shown))
+            self.vouched(shown)
         return len(text)
+
+    def vouched(self, text: str) -> None:
+        self._do(lambda stream: stream.write(text))
 
     def writelines(self, lines: Iterable[str]) -> None:
         for line in lines:
@@ -133,6 +136,14 @@ def terminal(err: bool = False) -> TextIO:
     """Return standard output or error itself, for colours; the caller makes its text printable."""
     stream = sys.stderr if err else sys.stdout
     return cast(TextIO, getattr(stream, "_stream", None) or stream)
+
+
+def write_vouched(text: str) -> None:
+    """Write text to standard output whose author made it printable, but for its colours."""
+    if isinstance(sys.stdout, _Stream):
+        sys.stdout.vouched(text)
+    else:
+        sys.stdout.write(text)
 
 
 def show_status(text: str) -> None:

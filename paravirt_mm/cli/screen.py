@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import os
 import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 
-from paravirt_mm.cli.output import emit, terminal
+from paravirt_mm.cli.output import emit, terminal, write_vouched
 from paravirt_mm.report.paper import PLAIN, Paper
 
 NARROWEST, WIDEST = 40, 200
@@ -55,9 +54,6 @@ def paper(color: str = "auto", output: Path | None = None) -> Paper:
 def write(text: str, on: Paper, output: Path | None = None) -> None:
     """Write text that its author made printable; its colours pass the gate of `streams`."""
     if output is None and on.colour:
-        sys.stdout.flush()
-        stream = terminal()
-        stream.write(text + "\n")
-        stream.flush()
+        write_vouched(text + "\n")
     else:
         emit(text, output)

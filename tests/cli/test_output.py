@@ -6,12 +6,14 @@ import errno
 import io
 import os
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
 import click
 import pytest
 
+from paravirt_mm.cli import screen
 from paravirt_mm.cli.output import (
     MAX_MESSAGE,
     OutputClosed,
@@ -24,6 +26,7 @@ from paravirt_mm.cli.output import (
 )
 from paravirt_mm.errors import InputError
 from paravirt_mm.guard import call
+from paravirt_mm.report.paper import Paper
 
 
 @pytest.mark.parametrize(
@@ -88,12 +91,14 @@ class _Full(io.StringIO):
 def test_a_stream_that_takes_nothing_says_so_once(
     monkeypatch: pytest.MonkeyPatch, code: int, kind: type[BaseException], message: str
 ) -> None:
-    monkeypatch.setattr(sys, "stdout", _Full(code))
-    with streams():
-        with pytest.raises(kind) as raised:
-            click.echo("text")
-        assert str(raised.value) == message
-        click.echo("more")
+    """Be the text plain, or have colours."""
+    for write in (click.echo, partial(screen.write, on=Paper(colour=True))):
+        monkeypatch.setattr(sys, "stdout", _Full(code))
+        with streams():
+            with pytest.raises(kind) as raised:
+                write("text")
+            assert str(raised.value) == message
+            write("more")
 
 
 def test_what_is_left_for_a_reader_that_went_away_goes_nowhere() -> None:

@@ -225,6 +225,9 @@ def test_a_terminal_is_as_wide_as_it_says_within_reason(
     with redirect_stdout(Terminal()):
         assert paper().width == width
         assert paper(output=Path("x")) == PLAIN
+    monkeypatch.setattr(shutil, "get_terminal_size", os.terminal_size)
+    with redirect_stdout(Terminal()):  # one that does not say
+        assert paper().width == 100
     with redirect_stdout(io.StringIO()):
         assert paper().width == PLAIN.width == 100
 
