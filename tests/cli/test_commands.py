@@ -147,9 +147,11 @@ def test_output_goes_to_a_file(tmp_path, paravirt_mm):
 
 
 def test_output_that_cannot_be_written_is_named(tmp_path, paravirt_mm):
-    result = paravirt_mm("compare", LAPTOP, *TWO, "-o", str(tmp_path / "no" / "out"))
+    """Before anything is read."""
+    result = paravirt_mm("compare", "no-such-thing", "-o", str(tmp_path / "no" / "out"))
     assert result.returncode == ExitCode.BAD_INPUT
     assert "out: cannot be written" in result.stderr
+    assert "no-such-thing" not in result.stderr
 
 
 def test_a_log_on_standard_input(tmp_path, paravirt_mm):

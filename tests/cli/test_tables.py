@@ -258,6 +258,17 @@ def test_each_group_of_figures_is_named_once_where_they_are_explained(good: Fini
     assert len(groups) < len(lines)
 
 
+def test_where_a_crash_kernel_fits_is_told_in_stretches(
+    good: Finished, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def places(_: object, size: int, limit: int) -> list[tuple[int, int]]:
+        return [(16 << 20, 16 << 20), (32 << 20, 64 << 20)] if size == 128 << 20 else []
+
+    monkeypatch.setattr(run.crashkernel, "places", places)
+    told = list(run._crashkernels(good, Paper()))
+    assert told[1:3] == ["  crashkernel=128M@Y: 16M, 32M..64M", "  crashkernel=256M@Y: nowhere"]
+
+
 def test_a_place_for_the_kernel_is_taken_or_refused(paravirt_mm: Run) -> None:
     arguments = ("run", "qemu-512m", "-a", HPA, *NATIVE, "--kernel-at")
     told = paravirt_mm(*arguments, "64M")
