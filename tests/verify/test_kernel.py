@@ -205,6 +205,8 @@ def test_what_a_file_says_is_read_as_it_stands() -> None:
     names = ["L" * 8, "M" * 7 + "…"]
     assert list(record.table_count or {}) == names
     assert [piece[2] for piece in (record.steps or ())[0].ranges] == names
+    with pytest.raises(InputError, match=f"k.table_count.{names[1]}: "):
+        expected_record({"table_count": {name: -1}}, "k", "w")
 
 
 COUNTS = {"L1": 2, "L2": 1}

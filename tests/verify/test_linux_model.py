@@ -363,6 +363,11 @@ def test_what_reaches_the_end_of_ram_is_the_initrd() -> None:
     assert spec.reserved == (taken[0], (2 * GIB - MIB, 2 * GIB - PAGE_SIZE))
     back = machine_of_map(NamedMap("back", spec))
     assert RangeSet(back.reserved).covers(*taken[2])
+    # 16 bytes at least, as of all that is handed over.
+    for size, kept in ((16, True), (15, False)):
+        few = (6 * GIB - size, 6 * GIB)
+        spec = map_of(Machine("few", memory, X86_64, reserved=(few,)), a_kernel()).spec
+        assert spec.taken == ((few,) if kept else ())
 
 
 def test_what_of_a_machine_is_handed_over() -> None:

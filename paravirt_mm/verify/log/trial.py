@@ -111,10 +111,10 @@ class Trial:
 
         The reader assumes it by the release that the log names; this candidate may be another.
         """
+        if self._lists_reservations:
+            return machine
         assumed = low_reservation(leading_version(self._log.release or "") or None)
         kept = low_reservation(leading_version(self.candidate.release))
-        if assumed == kept or self._lists_reservations:
-            return machine
         taken = RangeSet(machine.reserved)
         if assumed is not None:
             taken.discard(*assumed[0])
