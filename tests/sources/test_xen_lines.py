@@ -215,6 +215,18 @@ def test_ram_of_dom0_is_the_lowest_of_its_hosts(facts: list[Fact], pages: int | 
     assert machine.host_map.ram().total == ALL << 12
 
 
+def test_ram_of_dom0_is_counted_in_whole_pages() -> None:
+    """A 5.10 with 33,792 pages of this host mapped its RAM up to 138809344."""
+    entry = "(XEN)  [{:016x}, {:016x}] (usable)".format
+    scan = scanned(
+        HEADER, entry(0, 0x9FBFF), entry(0xF0800, 0xF0FFF), entry(0x100000, 0x213DFFFF),
+        entry(0x30000800, 0x30001FFF), PHYSICAL,
+        "(XEN)  Dom0 alloc.:   0000000010000000->0000000018000000 (1024 pages to be allocated)",
+    )  # fmt: skip
+    machine = host_machine("m", "here", scan)
+    assert list(machine.memory_map.ram_pages()) == [(0x1000, 0x9F000), (0x100000, 138809344)]
+
+
 @pytest.mark.parametrize(
     ("facts", "initrd"),
     [

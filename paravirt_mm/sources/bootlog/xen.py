@@ -17,7 +17,7 @@ from paravirt_mm.errors import InputError
 from paravirt_mm.machine.e820 import E820Type, MemoryMap
 from paravirt_mm.machine.model import Machine, Span
 from paravirt_mm.machine.paging import PAGE_SHIFT, PAGE_SIZE
-from paravirt_mm.machine.ranges import align_up
+from paravirt_mm.machine.ranges import align_down, align_up
 from paravirt_mm.printable import printable
 from paravirt_mm.sources.assume import WHOLE, machine_from_map
 from paravirt_mm.sources.bootlog.facts import DomainKernel, Fact, Hypervisor, Place
@@ -200,13 +200,18 @@ def _pages_of_dom0(facts: list[Fact]) -> int:
 
 
 def _with_less_ram(memory: MemoryMap, limit: int) -> MemoryMap:
-    """Return the map with no more RAM than ``limit`` bytes: what lies above is a hole."""
+    """Return the map with no more whole pages of RAM than make ``limit`` bytes: what lies above is
+    a hole. (Linux counts pages: xen_set_identity_and_remap.)
+    """
     left = limit
     entries = []
     for entry in memory:
         end = entry.end
         if entry.type is E820Type.RAM:
-            end = min(end, entry.start + left)
-            left -= end - entry.start
+            start = align_up(entry.start, PAGE_SIZE)
+            pages = max(0, align_down(end, PAGE_SIZE) - start)
+            if pages > left:
+                end = start + left
+            left = max(0, left - pages)
         entries.append((entry.start, end, entry.type))
     return MemoryMap.sanitise(entries)
