@@ -501,15 +501,16 @@ def test_a_child_in_a_child_may_have_no_more_memory() -> None:
     def allowed() -> tuple[int, int]:
         return resource.getrlimit(resource.RLIMIT_AS)
 
-    def both() -> list[tuple[int, int]]:
-        return [allowed(), *(call(allowed, limits=Limits(memory=one << 30)) for one in (1, 64))]
+    def both() -> tuple[int, list[tuple[int, int]]]:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        kib = int(dict(line.split(":") for line in lines)["VmSize"].split()[0])
+        inner = [call(allowed, limits=Limits(memory=one << 30)) for one in (1, 64)]
+        return kib, [allowed(), *inner]
 
-    outer, less, more = call(both, limits=Limits(memory=8 << 30))
+    kib, (outer, less, more) = call(both, limits=Limits(memory=8 << 30))
     highest = allowed()[1]
     assert {one[1] for one in (outer, less, more)} == {highest}
     used = outer[0] - (8 << 30)
-    fields = dict(line.split(":") for line in Path("/proc/self/status").read_text().splitlines())
-    kib = int(fields["VmSize"].split()[0])
     assert abs(used - (kib << 10)) < 64 * MIB
     assert 0 < used < less[0] - (1 << 30) + (256 << 20)
     assert less < outer == more
