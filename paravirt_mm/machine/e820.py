@@ -15,7 +15,7 @@ from operator import attrgetter
 
 import attrs
 
-from paravirt_mm.machine.paging import PAGE_SHIFT, PAGE_SIZE
+from paravirt_mm.machine.paging import GIB, PAGE_SHIFT, PAGE_SIZE
 from paravirt_mm.machine.ranges import Ranges, RangeSet, align_down, align_up
 from paravirt_mm.machine.release import Version
 
@@ -200,6 +200,9 @@ class MemoryMap:
         return len(self.entries)
 
 
-def types_with_max_pfn(release: Version) -> Collection[E820Type]:
-    """Return which memory may end max_pfn and max_low_pfn of a release (e820__end_ram_pfn)."""
-    return (E820Type.RAM, E820Type.ACPI) if release >= _COUNTS_ACPI else (E820Type.RAM,)
+def last_pfns(memory: MemoryMap, physical_bits: int, release: Version) -> tuple[int, int]:
+    """Return what a release finds as the end of all memory, and of that below 4 GiB, as pfns
+    (e820__end_ram_pfn): the end of RAM, and since 6.11 of ACPI's tables, too.
+    """
+    types = [E820Type.RAM, *[E820Type.ACPI] * (release >= _COUNTS_ACPI)]
+    return memory.end_pfn(1 << physical_bits, types), memory.end_pfn(4 * GIB, types)

@@ -13,6 +13,7 @@ from paravirt_mm.machine.e820 import E820Type
 from paravirt_mm.sources.bootlog import linux, reconstruct, xen
 from paravirt_mm.sources.bootlog.facts import (
     BrkTable,
+    CountedRam,
     LastPfn,
     MappedRange,
     PageRange,
@@ -21,7 +22,7 @@ from paravirt_mm.sources.bootlog.facts import (
     WritableRange,
 )
 from paravirt_mm.sources.bootlog.linux import PrintedBoot
-from paravirt_mm.sources.bootlog.printed import CountedRam, MapChange, Printed, PrintedMap
+from paravirt_mm.sources.bootlog.printed import MapChange, Printed, PrintedMap
 from paravirt_mm.sources.bootlog.reconstruct import reconstruct as machine_of
 from tests.sources.printed import HIGH, LAST_PFN, LOW, UPDATE, fed
 

@@ -132,6 +132,23 @@ class DomainKernel(Fact):
     end: int
 
 
+@attrs.frozen
+class CountedRam:
+    """How many bytes of RAM a kernel, or Xen, says there are, and how many it may have left out."""
+
+    bytes: int
+    left_out: int = 0
+
+    def agrees(self, ram: int) -> bool:
+        """Tell whether ``ram`` bytes may be what was counted."""
+        return self.bytes <= ram <= self.bytes + self.left_out
+
+    def doubt(self, shown: str, ram: int, who: str) -> str:
+        """Say that a map has other RAM than was counted: a line of it may be lost."""
+        has, counted = ram >> 10, self.bytes >> 10
+        return f"{shown} as printed: its RAM is {has}K, but {who} counted {counted}K"
+
+
 def of_kind(facts: Iterable[Fact], kind: type[_F]) -> list[_F]:
     """Return the facts of one kind, in order."""
     return [fact for fact in facts if isinstance(fact, kind)]

@@ -34,6 +34,7 @@ from paravirt_mm.machine.release import leading_version
 from paravirt_mm.printable import printable
 from paravirt_mm.sources.bootlog.facts import (
     BrkTable,
+    CountedRam,
     Fact,
     LastPfn,
     MappedRange,
@@ -43,7 +44,7 @@ from paravirt_mm.sources.bootlog.facts import (
     WritableRange,
     once_each,
 )
-from paravirt_mm.sources.bootlog.printed import CountedRam, MapChange, Printed, PrintedMap
+from paravirt_mm.sources.bootlog.printed import MapChange, Printed, PrintedMap
 from paravirt_mm.sources.bootlog.xen import MAX_MAP_ENTRIES, XEN_MARK, tells_a_range
 from paravirt_mm.sources.e820_words import log_type
 from paravirt_mm.sources.possible import MAX_KERNEL_BYTES
@@ -256,7 +257,8 @@ class PrintedBoot(Printed):
             # memmap=exactmap looks for the old end of RAM first; what counts comes after.
             self.last_pfn_order = None
             self.user_map_from = self.last_line
-        self.maps.append(PrintedMap(kind, self.last_line, is_late=self.mapping))
+        is_late = self.mapping and bool(self.maps)
+        self.maps.append(PrintedMap(kind, self.last_line, is_late=is_late))
 
     def _assume(self, text: str) -> None:
         if len(self.assumed) < 32:

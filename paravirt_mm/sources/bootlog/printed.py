@@ -8,7 +8,7 @@ import attrs
 
 from paravirt_mm.machine.e820 import E820Type, MemoryMap
 from paravirt_mm.machine.model import Span
-from paravirt_mm.sources.bootlog.facts import Fact
+from paravirt_mm.sources.bootlog.facts import CountedRam, Fact
 from paravirt_mm.sources.bootlog.xen import HypervisorScan
 
 
@@ -30,7 +30,8 @@ class MapChange:
 class PrintedMap:
     """One printed map, from ``line`` on, and the changes printed after it.
 
-    ``restart`` is where its entries begin anew, if they do; ``is_late``: the direct map was there.
+    ``restart`` is where its entries begin anew, if they do. ``is_late``: the direct map was there
+    already (ACPI's tables may be replaced, and then the map is printed once more).
     """
 
     label: str
@@ -57,18 +58,6 @@ class PrintedMap:
     def sanitised(self) -> MemoryMap:
         """The map as the kernel makes sense of it, before any change."""
         return MemoryMap.sanitise(self.entries)
-
-
-@attrs.frozen
-class CountedRam:
-    """How many bytes of RAM a kernel says it has, and how many it may have left out of that."""
-
-    bytes: int
-    left_out: int = 0
-
-    def agrees(self, ram: int) -> bool:
-        """Tell whether ``ram`` bytes may be what was counted."""
-        return self.bytes <= ram <= self.bytes + self.left_out
 
 
 @attrs.define
@@ -130,10 +119,3 @@ class Printed:
     def is_late(self, change: MapChange) -> bool:
         """Whether memblock had its copy of the map already when ``change`` was made."""
         return self.last_pfn_order is not None and change.order > self.last_pfn_order
-
-    @property
-    def early_maps(self) -> list[PrintedMap]:
-        """The maps of before the direct map: ACPI's tables may be replaced later, and then the map
-        is printed once more.
-        """
-        return [*self.maps[:1], *(one for one in self.maps[1:] if not one.is_late)]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import attrs
 
 from paravirt_mm.errors import InputError
-from paravirt_mm.machine.e820 import E820Type, MemoryMap, types_with_max_pfn
+from paravirt_mm.machine.e820 import E820Type, MemoryMap, last_pfns
 from paravirt_mm.machine.model import CpuFeatures, Machine, Provenance, Span
 from paravirt_mm.machine.paging import (
     GIB,
@@ -89,7 +89,7 @@ def reconstruct(printed: Printed, name: str, source: str) -> tuple[Machine, tupl
         boot_mapped=_boot_mapped(printed, mode, kernel.span[1], assumed),
     )
     doubts: list[str] = []  # told first: of a long list the head is shown
-    max_pfn, max_low_pfn = _hints(printed, machine, doubts)
+    max_pfn, max_low_pfn = _hints(printed, machine, release, doubts)
     machine = attrs.evolve(machine, max_pfn_hint=max_pfn, max_low_pfn_hint=max_low_pfn)
     doubts += [*_miscounted(printed, machine, shown), *printed.xen.miscounted()]
     provenance = Provenance(source, "", printed.release, (*doubts, *assumed))
@@ -116,9 +116,8 @@ def _effective_map(printed: Printed, assumed: list[str]) -> tuple[MemoryMap, lis
     """Return the map that was in force, and RAM that was kept from allocation after it was."""
     memory = MemoryMap(())
     kept: list[Span] = []
-    early = printed.early_maps
     for shown in printed.maps:
-        if shown not in early:
+        if shown.is_late:
             kept += memory.ram().difference(shown.sanitised.ram())
         else:
             memory = _shown_map(shown, memory, printed.mixed, assumed)
@@ -148,10 +147,10 @@ def _trimmed(
     """Return the map with what Linux trims off a map, unless the log shows how it did: as its
     release does, or as what the kernel counted shows (distributions had a later release's way).
     """
-    last = printed.early_maps[-1]
+    *_, last = (shown for shown in printed.maps if not shown.is_late)
     if last.label == "modified" or not all(map(printed.is_late, last.changes)):
         return memory
-    ends = (assume.trimmed_low(release), *assume.TRIMMED_LOW)
+    ends = dict.fromkeys((assume.trimmed_low(release), *assume.TRIMMED_LOW))
     trimmings = [assume.standard_trimming(memory, end) for end in ends]
     counted = printed.counted_ram
     fitting = (one for one in trimmings if counted and counted.agrees(one[0].ram_pages().total))
@@ -307,7 +306,9 @@ def _reserve_low(
 # -- max_pfn and max_low_pfn -----------------------------------------------------------------------
 
 
-def _hints(printed: Printed, machine: Machine, doubts: list[str]) -> tuple[int | None, int | None]:
+def _hints(
+    printed: Printed, machine: Machine, release: Version | None, doubts: list[str]
+) -> tuple[int | None, int | None]:
     """Return max_pfn and max_low_pfn as printed, where the map leads to another number."""
     pfns = [
         last.pfn for last in of_kind(printed.facts, LastPfn) if last.line > printed.user_map_from
@@ -321,13 +322,13 @@ def _hints(printed: Printed, machine: Machine, doubts: list[str]) -> tuple[int |
         max_pfn, max_low_pfn = _last(high), _last(low)
     else:
         max_pfn = _last(low)
-    types = types_with_max_pfn(leading_version(printed.release))
-    if max_pfn in {machine.max_pfn, machine.memory_map.end_pfn(types=types)}:
+    of_all, of_low = last_pfns(machine.memory_map, machine.mode.physical_bits, release or ())
+    if max_pfn in {machine.max_pfn, of_all}:
         max_pfn = None
     if max_pfn is not None:
         doubts.append(f"max_pfn {max_pfn:#x} as printed; the map says {machine.max_pfn:#x}")
         machine = attrs.evolve(machine, max_pfn_hint=max_pfn)
-    if max_low_pfn in {machine.max_low_pfn, machine.memory_map.end_pfn(4 * GIB, types)}:
+    if max_low_pfn in {machine.max_low_pfn, of_low}:
         max_low_pfn = None
     if max_low_pfn is not None and not machine.mode.is_32bit:  # there vmalloc= and such decide
         said = f"max_low_pfn {max_low_pfn:#x} as printed; the map says {machine.max_low_pfn:#x}"
@@ -345,8 +346,7 @@ def _miscounted(printed: Printed, machine: Machine, shown: MemoryMap) -> list[st
     counted = printed.counted_ram
     if counted is None or any(map(counted.agrees, sizes)):
         return []
-    has, ram = sizes[0] >> 10, counted.bytes >> 10
-    return [f"the map as printed: its RAM is {has}K, but the kernel counted {ram}K"]
+    return [counted.doubt("the map", sizes[0], "the kernel")]
 
 
 def _last(pfns: list[int]) -> int | None:

@@ -20,7 +20,13 @@ from paravirt_mm.machine.paging import PAGE_SHIFT, PAGE_SIZE
 from paravirt_mm.machine.ranges import align_down, align_up
 from paravirt_mm.printable import printable
 from paravirt_mm.sources.assume import WHOLE, machine_from_map
-from paravirt_mm.sources.bootlog.facts import DomainKernel, Fact, Hypervisor, Place
+from paravirt_mm.sources.bootlog.facts import (
+    CountedRam,
+    DomainKernel,
+    Fact,
+    Hypervisor,
+    Place,
+)
 from paravirt_mm.sources.e820_words import log_type
 
 XEN_MARK = "(XEN)"
@@ -52,14 +58,14 @@ MAX_MAP_ENTRIES = 1 << 17
 class HypervisorScan:
     """Collects what Xen printed, line by line.
 
-    ``in_map``: an entry of a map may follow; ``counted_ram``: what Xen says it has, in bytes.
+    ``in_map``: an entry of a map may follow.
     """
 
     entries: list[tuple[int, int, E820Type]] = attrs.field(factory=list)
     facts: list[Fact] = attrs.field(factory=list)
     version: str | None = None
     in_map: bool = False
-    counted_ram: int | None = None
+    counted_ram: CountedRam | None = None
     _section: Literal["physical", "virtual"] | None = None
 
     def feed(self, where: str, number: int, message: str) -> None:
@@ -79,7 +85,7 @@ class HypervisorScan:
             self.version = printable(version[1], 40)
             self.facts.append(Hypervisor(number, text, self.version))
         elif counted := _SYSTEM_RAM.match(rest):
-            self.counted_ram = int(counted[1]) << 10
+            self.counted_ram = CountedRam(int(counted[1]) << 10)
         elif kernel := _XEN_KERNEL.match(rest):
             self.facts.append(Hypervisor(number, text, bits=int(kernel[1])))
         elif section := _SECTION.match(rest):
@@ -131,10 +137,9 @@ class HypervisorScan:
         sizes = (end - start for start, end, kind in self.entries if kind is E820Type.RAM)
         ram = sum(size >> PAGE_SHIFT << PAGE_SHIFT for size in sizes)
         counted = self.counted_ram
-        if counted is None or not self.entries or counted == ram:
+        if counted is None or not self.entries or counted.agrees(ram):
             return []
-        shown = f"its RAM is {ram >> 10}K, but Xen counted {counted >> 10}K"
-        return [f"the host's map as printed: {shown}"]
+        return [counted.doubt("the host's map", ram, "Xen")]
 
 
 def tells_a_range(message: str) -> bool:
@@ -209,9 +214,9 @@ def _with_less_ram(memory: MemoryMap, limit: int) -> MemoryMap:
         end = entry.end
         if entry.type is E820Type.RAM:
             start = align_up(entry.start, PAGE_SIZE)
-            pages = max(0, align_down(end, PAGE_SIZE) - start)
-            if pages > left:
+            whole = max(0, align_down(end, PAGE_SIZE) - start)
+            if whole > left:
                 end = start + left
-            left = max(0, left - pages)
+            left = max(0, left - whole)
         entries.append((entry.start, end, entry.type))
     return MemoryMap.sanitise(entries)

@@ -13,7 +13,7 @@ import attrs
 
 from paravirt_mm.engine.pages import Source, TablePages
 from paravirt_mm.engine.trace import PagesTaken, RangeSplit, TablesAllocated, TablesReserved
-from paravirt_mm.machine.e820 import types_with_max_pfn
+from paravirt_mm.machine import e820
 from paravirt_mm.machine.model import Machine, Span
 from paravirt_mm.machine.paging import GIB, PAGE_SHIFT, PAGE_SIZE
 from paravirt_mm.run import Run
@@ -143,8 +143,8 @@ def _reservation(start: int, end: int, words: Words) -> Reservation:
 
 def last_pfns(machine: Machine, max_arch_pfn: int, words: Words) -> list[LastPfn]:
     """Return the last_pfn lines that follow from the memory map alone (e820_end_pfn)."""
-    memory, types = machine.memory_map, types_with_max_pfn(words.version)
-    pfns = [memory.end_pfn(1 << machine.mode.physical_bits, types)]
-    if not machine.mode.is_32bit and pfns[0] > (4 * GIB) >> PAGE_SHIFT:
-        pfns.append(memory.end_pfn(4 * GIB, types))
+    pfn, low = e820.last_pfns(machine.memory_map, machine.mode.physical_bits, words.version)
+    pfns = [pfn]
+    if not machine.mode.is_32bit and pfn > (4 * GIB) >> PAGE_SHIFT:
+        pfns.append(low)
     return [LastPfn(0, words.last_pfn(pfn, max_arch_pfn), pfn, max_arch_pfn) for pfn in pfns]
