@@ -103,9 +103,9 @@ _STORED, _EMULATED = Cost(), Cost(way=Way.EMULATED)
 
 
 @lru_cache(maxsize=4096)
-def _calls(kind: str, count: int, batches: int = 0) -> Cost:
-    """Return what calls of one kind cost: there are few different ones."""
-    return Cost({kind: count}, batches)
+def _calls(pages: int, batches: int = 0) -> Cost:
+    """Return what it costs to have pages mapped otherwise: there are few different costs."""
+    return Cost({"update_va_mapping": pages}, batches)
 
 
 @lru_cache(maxsize=4096)
@@ -375,7 +375,7 @@ class Xen:
         mapped = _mapped(boot, tables.runs)
         if not mapped:
             return _STORED
-        return _calls("update_va_mapping", mapped, _batches(boot, mapped))
+        return _calls(mapped, _batches(boot, mapped))
 
     @hookimpl
     def pvmm_pin_tables(self, boot: Boot, tables: Batch) -> Cost | Refusal | None:
@@ -405,7 +405,7 @@ class Xen:
         """
         if self._release is not None and self._release < WRITES_BACK_SINCE:
             return None
-        return _calls("update_va_mapping", _mapped(boot, pages))
+        return _calls(_mapped(boot, pages))
 
     @hookimpl
     def pvmm_activate_cr3(self, boot: Boot, root: Batch | None) -> Cost | Refusal:

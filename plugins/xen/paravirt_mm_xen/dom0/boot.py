@@ -306,7 +306,7 @@ class _Recorder:
     ) -> None:
         self._gdb = gdb
         self._entries = self._stops = entries
-        self._led: bool | None = None
+        self._may_lead = True
         self._start = symbols["init_mem_mapping"]
         self._mapping = symbols["init_memory_mapping"]
         self._panic = symbols["panic"]
@@ -355,7 +355,7 @@ class _Recorder:
                 continue
             if rip not in self._stops:
                 raise GdbError(f"stopped at {rip:#x}, where no breakpoint is")
-            if self._led is None and self._lead():
+            if self._may_lead and self._lead():
                 continue
             called = self._stops[rip]
             if called is None:
@@ -367,7 +367,7 @@ class _Recorder:
             if again != last:
                 self._seen += seen
             last = again
-            if not self._led:
+            if rip in self._entries:
                 self._pass(registers)
         else:
             raise GdbError(f"init_mem_mapping did not end after {MAX_STOPS} stops")
@@ -375,8 +375,8 @@ class _Recorder:
 
     def _lead(self) -> bool:
         """Have hypercalls stop behind a watched word, as from this one, if it can be done."""
+        self._may_lead = False
         way = detour(self._entries, self._gap, self._memory)
-        self._led = way is not None
         if way is None:
             return False
         for address in self._entries:
