@@ -341,8 +341,25 @@ def test_what_was_printed_before_is_printed_once(capfd: pytest.CaptureFixture[st
     assert capfd.readouterr().out == "once"
 
 
-def test_limits_are_those_that_are_promised() -> None:
+def test_limits_are_those_that_are_promised(checkout: Path) -> None:
     """SECURITY.md, what is read or run, in the order of its table."""
+    table = (checkout / "SECURITY.md").read_text("utf-8")
+    reading, scenario, swept, tried, named, _, unasked = PROMISED
+    for row in (
+        f"| reading one input | {reading.cpu:g} s of processor time, one more for each MiB,"
+        f" {reading.memory >> 30} GiB of memory |",
+        f"| one scenario | `--time-limit` ({scenario.cpu:g} s of processor time, 2.5 times as long"
+        f" in all), `--memory-limit` ({scenario.memory >> 30} GiB) |",
+        f"| a scenario of `sweep` | `--time-limit` ({swept.cpu:g} s) and `--memory-limit`"
+        f" ({swept.memory >> 30} GiB) |",
+        f"| a try of `hunt` | `--time-limit` ({tried.cpu:g} s of processor time, 2.5 times as long"
+        f" in all), `--memory-limit` ({tried.memory >> 30} GiB) |",
+        f"or one answer of it to a command | {named.cpu:g} s of processor time, {named.wall:g} s in"
+        " all |",
+        f"| {unasked.cpu:g} s of processor time, {unasked.wall:g} s in all,"
+        f" {unasked.memory >> 30} GiB |",
+    ):
+        assert row in table
     assert [(one.cpu, one.wall, one.memory / (1 << 30)) for one in PROMISED] == [
         (10, None, 1),  # reading one input
         (120, 2.5 * 120, 4),  # one scenario
@@ -606,14 +623,15 @@ def test_it_answers_until_it_is_stopped_and_again_then() -> None:
 
 
 def test_between_questions_no_clock_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    def soon(_: Limits) -> None:
-        signal.setitimer(signal.ITIMER_REAL, 0.05)
+    left: list[float] = []
 
-    monkeypatch.setattr("paravirt_mm.guard.limit_time", soon)
-    with Asked(_answer) as asked:
-        first = asked("who")
-        time.sleep(0.1)
-        assert asked("who") == first
+    def begin(_: Limits) -> None:
+        left.append(signal.setitimer(signal.ITIMER_REAL, 60)[0])
+
+    monkeypatch.setattr("paravirt_mm.guard.limit_time", begin)
+    with Asked(lambda _: left) as asked:
+        for number in (1, 2, 3):  # twice a question: before its answer, and behind it
+            assert asked(number) == [0.0, 0.0] * number
 
 
 def test_nobody_need_ask() -> None:

@@ -21,6 +21,7 @@ from tests.sources.printed import fed
 
 RAM, RESERVED = E820Type.RAM, E820Type.RESERVED
 HEADER = "(XEN) EFI RAM map:"
+USABLE = "(XEN)  [{:016x}, {:016x}] (usable)".format
 PHYSICAL = "(XEN) PHYSICAL MEMORY ARRANGEMENT:"
 VIRTUAL = "(XEN) VIRTUAL MEMORY ARRANGEMENT:"
 
@@ -63,10 +64,9 @@ def test_a_log_that_ends_with_the_hosts_map_is_told_to() -> None:
 
 def test_the_last_map_counts_and_ends_with_another_line() -> None:
     """With e820-verbose the map before fix-ups comes first."""
-    entry = "(XEN)  [{:016x}, {:016x}] (usable)".format
     scan = scanned(
-        "(XEN) Initial Xen-e820 RAM map:", entry(0, 0xFFF), "(XEN) Xen-e820 RAM map:",
-        entry(0, 0x1FFF), entry(0x4000, 0x4FFF), "(XEN) other", entry(0x8000, 0x8FFF),
+        "(XEN) Initial Xen-e820 RAM map:", USABLE(0, 0xFFF), "(XEN) Xen-e820 RAM map:",
+        USABLE(0, 0x1FFF), USABLE(0x4000, 0x4FFF), "(XEN) other", USABLE(0x8000, 0x8FFF),
     )  # fmt: skip
     assert [found[:2] for found in scan.entries] == [(0, 0x2000), (0x4000, 0x5000)]
     assert scan.host_map is not None
@@ -79,9 +79,8 @@ def test_the_last_map_counts_and_ends_with_another_line() -> None:
 )
 def test_a_hosts_map_with_other_ram_than_xen_counted_is_told(counted: int, agrees: bool) -> None:
     """It counts whole pages of what each entry is long (__start_xen)."""
-    entries = "(XEN)  [{:016x}, {:016x}] ({})".format
-    low, high = entries(0x800, 0xFFFFF, "usable"), entries(MIB, 2 * MIB - 1, "usable")
-    acpi = entries(2 * MIB, 3 * MIB, "ACPI data")
+    low, high = USABLE(0x800, 0xFFFFF), USABLE(MIB, 2 * MIB - 1)
+    acpi = "(XEN)  [0000000000200000, 0000000000300000] (ACPI data)"
     said = f"(XEN) System RAM: 1MB ({counted}kB)"
     wrong = f"the host's map as printed: its RAM is 2044K, but Xen counted {counted}K"
     scan = scanned(HEADER, low, high, acpi, said)
@@ -217,10 +216,9 @@ def test_ram_of_dom0_is_the_lowest_of_its_hosts(facts: list[Fact], pages: int | 
 
 def test_ram_of_dom0_is_counted_in_whole_pages() -> None:
     """A 5.10 with 33,792 pages of this host mapped its RAM up to 138809344."""
-    entry = "(XEN)  [{:016x}, {:016x}] (usable)".format
     scan = scanned(
-        HEADER, entry(0, 0x9FBFF), entry(0xF0800, 0xF0FFF), entry(0x100000, 0x213DFFFF),
-        entry(0x30000800, 0x30001FFF), PHYSICAL,
+        HEADER, USABLE(0, 0x9FBFF), USABLE(0xF0800, 0xF0FFF), USABLE(0x100000, 0x213DFFFF),
+        USABLE(0x30000800, 0x30001FFF), PHYSICAL,
         "(XEN)  Dom0 alloc.:   0000000010000000->0000000018000000 (1024 pages to be allocated)",
     )  # fmt: skip
     machine = host_machine("m", "here", scan)

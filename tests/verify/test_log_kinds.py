@@ -190,6 +190,22 @@ def check(tmp_path: Path, text: str) -> LogReport:
     return check_log(read_boot_log(path))
 
 
+def entry(low: int, high: int, kind: str = "usable") -> str:
+    """A line of a firmware's map, its end inclusive."""
+    return f"BIOS-e820: [mem {low:#018x}-{high:#018x}] {kind}"
+
+
+def brk_tables(first: int, pages: int) -> list[str]:
+    return [
+        f"BRK [{page:#010x}, {page + 0xFFF:#010x}] PGTABLE"
+        for page in range(first, first + (pages << 12), 0x1000)
+    ]
+
+
+def log(release: str, *lines: str) -> str:
+    return "\n".join([f"Linux version {release}", *lines, ""])
+
+
 def counts(report: LogReport) -> tuple[int, int, int]:
     return report.count(MATCH), report.count(DIFFERS), report.count(UNCHECKED)
 
@@ -309,15 +325,10 @@ def test_pages_of_brk_in_3_10(tmp_path: Path, release: str, pages: int) -> None:
         (0x1000, 0x9ABFF), (0x100000, 0xA7A18FFF), (0xA7A96000, 0xA7A96FFF),
         (0xA7B17000, 0xA7D8DFFF), (0xA7EF7000, 0xA7EFFFFF), (0x100001000, 0x13EFFFFFF),
     )  # fmt: skip
-    text = f"Linux version {release}\n"
-    text += "".join(f"BIOS-e820: [mem {low:#018x}-{high:#018x}] usable\n" for low, high in ram)
-    text += "e820: last_pfn = 0x13f000 max_arch_pfn = 0x400000000\n"
-    text += "Using GB pages for direct mapping\n"
-    brk = [
-        f"BRK [{page:#010x}, {page + 0xFFF:#010x}] PGTABLE\n"
-        for page in range(0x1872000, 0x1878000, 0x1000)
-    ]
-    report = check(tmp_path, text + "".join(brk[:pages]))
+    head = ("e820: last_pfn = 0x13f000 max_arch_pfn = 0x400000000",
+            "Using GB pages for direct mapping")  # fmt: skip
+    tables = brk_tables(0x1872000, pages)
+    report = check(tmp_path, log(release, *(entry(*each) for each in ram), *head, *tables))
     assert report.count(DIFFERS) == 0
     assert bool(report.variant) is (release == "3.10.0-957.el7.x86_64")
 
@@ -348,54 +359,53 @@ def test_where_the_log_ends_nothing_more_is_judged(tmp_path: Path) -> None:
 
 def test_tables_of_acpi_may_end_what_is_counted(tmp_path: Path) -> None:
     """As a mail of 2025 shows of 6.12.31; since 6.11 they count (e820__end_ram_pfn)."""
-    entry = "BIOS-e820: [mem {:#018x}-{:#018x}] {}".format
     lines = [
-        entry(0, 0x9ABFF, "usable"), entry(0x100000, 0xCFF7FFFF, "usable"),
-        entry(0xCFF80000, 0xCFF97FFF, "ACPI data"), entry(0xCFF98000, 0xCFFCFFFF, "ACPI NVS"),
-        entry(0x100000000, 0x42FFFFFFF, "usable"),
+        entry(0, 0x9ABFF), entry(0x100000, 0xCFF7FFFF), entry(0xCFF80000, 0xCFF97FFF, "ACPI data"),
+        entry(0xCFF98000, 0xCFFCFFFF, "ACPI NVS"), entry(0x100000000, 0x42FFFFFFF),
         "last_pfn = 0x430000 max_arch_pfn = 0x400000000",
         "last_pfn = 0xcff98 max_arch_pfn = 0x400000000",
     ]  # fmt: skip
     for release, differ in (("6.12.31", 0), ("6.11.0", 0), ("6.10.14", 1)):
-        report = check(tmp_path, "\n".join([f"Linux version {release}", *lines, ""]))
+        report = check(tmp_path, log(release, *lines))
         assert counts(report) == (2 - differ, differ, 0)
+
+
+RHEL_6 = """\
+Linux version 2.6.32-573.el6.x86_64
+BIOS-e820: 0000000000000000 - 000000000009d800 (usable)
+BIOS-e820: 0000000000100000 - 00000000da000000 (usable)
+BIOS-e820: 0000000100000000 - 000000011fe00000 (usable)
+last_pfn = 0x11fe00 max_arch_pfn = 0x400000000
+init_memory_mapping: 0000000000000000-00000000da000000
+ 0000000000 - 00da000000 page 2M
+kernel direct mapping tables up to da000000 @ 8000-d000
+init_memory_mapping: 0000000100000000-000000011fe00000
+ 0100000000 - 011fe00000 page 2M
+kernel direct mapping tables up to 11fe00000 @ b000-d000
+RAMDISK: 1e54c000 - 1ffef99b
+"""
 
 
 def test_rhel_6_counts_what_is_mapped_alone(tmp_path: Path) -> None:
     """As a log of 2.6.32-573.el6 shows: above 4 GiB two pages are enough."""
-    lines = [
-        "Linux version 2.6.32-573.el6.x86_64",
-        "BIOS-e820: 0000000000000000 - 000000000009d800 (usable)",
-        "BIOS-e820: 0000000000100000 - 00000000da000000 (usable)",
-        "BIOS-e820: 0000000100000000 - 000000011fe00000 (usable)",
-        "last_pfn = 0x11fe00 max_arch_pfn = 0x400000000",
-        "init_memory_mapping: 0000000000000000-00000000da000000",
-        " 0000000000 - 00da000000 page 2M",
-        "kernel direct mapping tables up to da000000 @ 8000-d000",
-        "init_memory_mapping: 0000000100000000-000000011fe00000",
-        " 0100000000 - 011fe00000 page 2M",
-        "kernel direct mapping tables up to 11fe00000 @ b000-d000",
-        "RAMDISK: 1e54c000 - 1ffef99b", "",
-    ]  # fmt: skip
-    report = check(tmp_path, "\n".join(lines))
+    report = check(tmp_path, RHEL_6)
     assert counts(report) == (7, 0, 0)
     assert "RHEL 6" in " ".join(report.variant)
 
 
 def test_without_5_levels_configured_a_set_of_tables_is_smaller(tmp_path: Path) -> None:
     """As a 5.12 shows with memblock=debug: of eight tables two come from memory."""
-    entry = "BIOS-e820: [mem {:#018x}-{:#018x}] usable".format
     ram = ((0, 0x9EBFF), (0x100000, 0x1FFFFFFF), (0x20200000, 0x3FFFFFFF),
            (0x40200000, 0xAA5CFFFF), (0x100000000, 0x14FDFFFFF))  # fmt: skip
     reserve = "memblock_reserve: [{:#018x}-{:#018x}] {}".format
     lines = [
-        "Linux version 5.12.0", *(entry(*each) for each in ram),
+        *(entry(*each) for each in ram),
         reserve(0x1000000, 0x37FFFFF, "setup_arch+0x2d4/0x8df"),
         reserve(0x14FDFF000, 0x14FDFFFFF, "alloc_low_pages+0x164/0x170"),
         reserve(0x14FDFE000, 0x14FDFEFFF, "alloc_low_pages+0x164/0x170"),
-        "Kernel command line: quiet", "",
+        "Kernel command line: quiet",
     ]  # fmt: skip
-    report = check(tmp_path, "\n".join(lines))
+    report = check(tmp_path, log("5.12.0", *lines))
     assert counts(report) == (2, 0, 0)
     assert "nor CONFIG_X86_5LEVEL" in " ".join(report.variant)
 
@@ -404,19 +414,14 @@ def test_large_pages_may_be_off_where_the_log_does_not_say(tmp_path: Path) -> No
     """A 5.4.19 with 128 GiB and no "Using GB pages" took all 12 pages of brk, the last six of them
     as long after each other as 512 entries take, and was a second over it: debug_pagealloc.
     """
-    entry = "BIOS-e820: [mem {:#018x}-{:#018x}] usable".format
     ram = ((0, 0x9FFFF), (0x100000, 0x7DE38FFF), (0x7DEB6000, 0x7DFF2FFF), (0x7F351000, 0x7F351FFF),
            (0x7F3D8000, 0x7F7FFFFF), (0x100000000, 0x207FFFFFFF))  # fmt: skip
-    lines = ["Linux version 5.4.19", *(entry(*each) for each in ram)]
-    first = 0x174A801000
-    tables = [
-        f"BRK [{at:#x}, {at + 0xFFF:#x}] PGTABLE" for at in range(first, first + 0xC000, 4096)
-    ]
-    report = check(tmp_path, "\n".join([*lines, *tables, "Kernel command line: quiet", ""]))
+    head = [entry(*each) for each in ram]
+    tail = [*brk_tables(0x174A801000, 12), "Kernel command line: quiet"]
+    report = check(tmp_path, log("5.4.19", *head, *tail))
     assert counts(report) == (12, 0, 0)
     assert "4k pages alone (debug_pagealloc)" in report.variant
-    large = "Using GB pages for direct mapping"
-    said = check(tmp_path, "\n".join([*lines, large, *tables, "Kernel command line: quiet", ""]))
+    said = check(tmp_path, log("5.4.19", *head, "Using GB pages for direct mapping", *tail))
     assert said.count(DIFFERS) > 0
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -133,7 +133,7 @@ def test_five_levels_are_those_of_the_processor() -> None:
     steps = (attrs.evolve(STEPS[0], hooked=(l4 // PAGE, L3 // PAGE)), *STEPS[1:])
     script = attrs.evolve(SCRIPT, steps=steps, tables=tables, root_slot=PAGE_OFFSET >> 48 & 511)
     toy = kernel(script, SPEC)
-    toy = attrs.evolve(toy, symbols={**toy.symbols, "__pgtable_l5_enabled": virtual(0)})
+    toy = with_symbols(toy, {"__pgtable_l5_enabled": 0})
     record = record_boot(attrs.evolve(SPEC, levels=5), toy)
     assert record.levels == 5
     assert [(t.level, t.pfn) for t in record.tables] == [
@@ -206,9 +206,7 @@ def test_bss_is_cleared_for_the_kernel(
     script: Script, symbols: dict[str, int], done: bool, resumed: int, tmp_path: Path
 ) -> None:
     """Where ``rep stosb`` would fill all of it with zeroes: RDI and RCX are as it leaves them."""
-    toy = kernel(script, SPEC)
-    found = {name: virtual(at) for name, at in symbols.items()}
-    toy = attrs.evolve(toy, symbols={**toy.symbols, **found})
+    toy = with_symbols(kernel(script, SPEC), symbols)
     check(record_boot(SPEC, toy, dump=tmp_path / "dump"), script)
     gdb = Machine.made[0].gdb
     written = [told for told in gdb.written if told[0] in ("rdi", "rcx")]
@@ -233,6 +231,13 @@ def test_however_functions_begin_the_same_is_told(begins: str, tmp_path: Path) -
     few = 4
     assert (Machine.made[0].gdb.resumed == few) is (begins in WATCHED_IN_THE_GUEST)
     unchanged(tmp_path / "dump", toy)
+
+
+def with_symbols(toy: Kernel, places: Mapping[str, int | None]) -> Kernel:
+    """Return the kernel with symbols at these places of its image; None: without that one."""
+    known = {name: at for name, at in toy.symbols.items() if name not in places}
+    found = {name: virtual(at) for name, at in places.items() if at is not None}
+    return attrs.evolve(toy, symbols=known | found)
 
 
 def memory(dump: Path) -> bytes:
@@ -304,10 +309,8 @@ def test_where_there_is_no_room_the_machine_is_stopped(
 )
 def test_hooks_are_found_by_their_pointers(names: dict[str, int], stops: int) -> None:
     """Where there are none the machine is stopped at the function that they lead to."""
-    toy = kernel(SCRIPT, SPEC)
-    found = {name: virtual(at) for name, at in names.items()}
-    known = {name: at for name, at in toy.symbols.items() if name != "pv_ops"}
-    record = record_boot(SPEC, attrs.evolve(toy, symbols=known | found))
+    toy = with_symbols(kernel(SCRIPT, SPEC), {"pv_ops": None} | names)
+    record = record_boot(SPEC, toy)
     check(record)
     assert record.hook_order == ((3, L3 // PAGE), (2, L2 // PAGE), (3, L3 // PAGE))
     assert Machine.made[0].gdb.resumed == stops
@@ -342,8 +345,7 @@ def test_a_search_that_may_find_something_is_done_each_time(tmp_path: Path, told
     """It does, or no symbol says whether it did."""
     toy = kernel(attrs.evolve(SCRIPT, scan_finds=told), SPEC)
     if not told:
-        known = {name: at for name, at in toy.symbols.items() if name != "smp_found_config"}
-        toy = attrs.evolve(toy, symbols=known)
+        toy = with_symbols(toy, {"smp_found_config": None})
     for name in ("first", "second"):
         record_boot(SPEC, toy, dump=tmp_path / name)
         image = memory(tmp_path / name)
@@ -352,9 +354,7 @@ def test_a_search_that_may_find_something_is_done_each_time(tmp_path: Path, told
 
 
 def test_a_search_that_is_not_known_is_done_each_time(tmp_path: Path) -> None:
-    toy = kernel(SCRIPT, SPEC)
-    known = {name: at for name, at in toy.symbols.items() if name != "mpparse_find_mptable"}
-    toy = attrs.evolve(toy, symbols=known)
+    toy = with_symbols(kernel(SCRIPT, SPEC), {"mpparse_find_mptable": None})
     for name in ("first", "second"):
         record_boot(SPEC, toy, dump=tmp_path / name)
         assert memory(tmp_path / name)[BASE + VARIABLE["scans"]] == 1
@@ -375,11 +375,7 @@ def test_a_kernel_without_a_place_to_begin_at(symbols: dict[str, Any], resumed: 
     """It is called before the map is read, and the kernel has its copy of the map then; zeroes
     are no copy, though some of it is zero.
     """
-    toy = kernel(SCRIPT, SPEC)
-    known = {name: at for name, at in toy.symbols.items() if name not in symbols}
-    toy = attrs.evolve(
-        toy, symbols={**known, **{name: virtual(at) for name, at in symbols.items() if at}}
-    )
+    toy = with_symbols(kernel(SCRIPT, SPEC), symbols)
     for _ in range(2):
         check(record_boot(SPEC, toy))
     assert [*toy.starts.values()] == [None]
@@ -528,8 +524,7 @@ LAST = "the kernel's last lines:\n  words of the log\n  the last of them"
 )
 def test_what_goes_wrong_is_told_with_the_kernels_last_lines(script: Script, message: str) -> None:
     toy = kernel(script, SPEC)
-    silent = {name: at for name, at in toy.symbols.items() if name != "__log_buf"}
-    for one, lines in ((toy, f"\n{LAST}"), (attrs.evolve(toy, symbols=silent), "")):
+    for one, lines in ((toy, f"\n{LAST}"), (with_symbols(toy, {"__log_buf": None}), "")):
         with pytest.raises(KernelBootError) as caught:
             record_boot(SPEC, one)
         assert str(caught.value) == f"{message}{lines}"

@@ -38,7 +38,7 @@ def reader(data: bytes | bytearray) -> Callable[[int, int], bytes]:
 
 def until_syscall(code: bytes, start: int) -> tuple[dict[str, int], bytes, list[int]]:
     """Registers, the stack, and where words of code's memory are written, up to the syscall."""
-    unicorn = pytest.importorskip("unicorn")
+    unicorn = pytest.importorskip("unicorn", reason="needs the extra 'cpu'")
     x86 = unicorn.x86_const
     numbers = {name: getattr(x86, f"UC_X86_REG_{name.upper()}") for name in REGISTERS}
     cpu = unicorn.Uc(unicorn.UC_ARCH_X86, unicorn.UC_MODE_64)

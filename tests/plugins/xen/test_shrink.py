@@ -39,9 +39,15 @@ def ends_with_double_pin(operations: Sequence[Operation]) -> bool:
     )
 
 
-RANDOM = (make("uniform", 11, number) for number in range(300))
 FAILING = list(
-    islice((one for one in RANDOM if Oracle(ends_with_double_pin).first(one) is not None), 5)
+    islice(
+        (
+            trace
+            for trace in (make("uniform", 11, number) for number in range(300))
+            if Oracle(ends_with_double_pin).first(trace) is not None
+        ),
+        5,
+    )
 )
 
 
