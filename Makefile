@@ -56,7 +56,7 @@ bench-compare: ## is RESULT better or worse than BASE?
 	@$(BIN)/python benchmarks/compare.py $(BASE) $(RESULT)
 
 fuzz: $(VENV)/.installed ## damage inputs for SECONDS=60 and throw them at everything that reads
-	$(BIN)/python tests/fuzz/fuzz.py --seconds $(or $(SECONDS),60)
+	$(BIN)/python tests/fuzz/fuzz.py --seconds $(or $(SECONDS),60) $(if $(SEED),--seed $(SEED))
 
 mutants: $(VENV)/.installed ## change PATHS here and there: which changes does no test notice?
 	$(BIN)/python tools/mutate.py $(PATHS) --count $(or $(COUNT),20) $(if $(TESTS),--tests $(TESTS))

@@ -22,7 +22,7 @@ from paravirt_mm.machine.model import (
 from paravirt_mm.machine.paging import ISA_END, KIB, MIB, PAGE_SIZE, X86_64, PagingMode
 from paravirt_mm.machine.ranges import align_down, align_up
 from paravirt_mm.machine.release import Version
-from paravirt_mm.sources.possible import check_ram, checked
+from paravirt_mm.sources.possible import check_ram, checked, kernels_end
 
 BIOS_END = 640 * KIB
 """RAM from here to 1 MiB is taken out of the map: option ROMs and the BIOS live there."""
@@ -186,7 +186,7 @@ def _default_place(
         return start, size
     # Too small, or a hole there: the lowest place above 1 MiB with room; a smaller kernel at need.
     while size >= PAGE_SIZE:
-        for low, high in ram.within(ISA_END, ram.end):
+        for low, high in ram.within(ISA_END, min(ram.end, kernels_end(mode))):
             place = align_up(low, min(2 * MIB, align_up(size, PAGE_SIZE)))
             if place + size + ASSUMED_BRK <= high:
                 return place, size

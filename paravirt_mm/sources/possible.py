@@ -13,13 +13,17 @@ import attrs
 from paravirt_mm.errors import InputError
 from paravirt_mm.machine.e820 import MemoryMap
 from paravirt_mm.machine.model import Machine, Span
-from paravirt_mm.machine.paging import GIB, PAGE_SHIFT, PAGE_SIZE
+from paravirt_mm.machine.paging import GIB, PAGE_SHIFT, PAGE_SIZE, PagingMode
 from paravirt_mm.machine.ranges import RangeSet
 
 MAX_PHYSICAL_BITS = 46
 """Without 5-level tables Linux addresses no more (MAXMEM), and 32-bit CPUs much less."""
 MAX_KERNEL_BYTES = GIB
 """The kernel's own mapping holds no larger image (KERNEL_IMAGE_SIZE)."""
+ABOVE_KERNELS = GIB
+"""No kernel lies in the last GiB of what its mode can address, of 4 GiB in 32 bits: there, however
+VMSPLIT is set, the direct map that the kernel lies in begins at 1 GiB or above.
+"""
 
 
 def checked(machine: Machine, where: str) -> Machine:
@@ -44,7 +48,7 @@ def checked(machine: Machine, where: str) -> Machine:
         raise InputError(
             f"startup code maps whole pages, not up to {machine.boot_mapped:#x}", where
         )
-    check_kernel(machine.kernel.span, machine.memory_map, where)
+    check_kernel(machine.kernel.span, machine.memory_map, machine.mode, where)
     if machine.initrd is not None:
         check_place("the initrd", machine.initrd, machine.memory_map, where)
     return _with_notes(machine)
@@ -77,10 +81,23 @@ def _notes(machine: Machine) -> Iterator[str]:
         yield f"the initrd at {start:#x}-{end:#x} and the kernel lie on each other"
 
 
-def check_kernel(span: Span, memory: MemoryMap, where: str) -> None:
-    """Refuse a kernel that is too large, or lies where there is no memory. Raises InputError."""
+def kernels_end(mode: PagingMode) -> int:
+    """Return the address that every kernel of a paging mode ends below, its brk included."""
+    return (4 * GIB if mode.is_32bit else 1 << mode.physical_bits) - ABOVE_KERNELS
+
+
+def check_kernel(span: Span, memory: MemoryMap, mode: PagingMode, where: str) -> None:
+    """Refuse a kernel that is too large, or lies where there is no memory or no address for it.
+    Raises InputError.
+    """
     if span[1] - span[0] > MAX_KERNEL_BYTES:
         raise InputError(f"the kernel at {span[0]:#x}-{span[1]:#x} is larger than 1 GiB", where)
+    if span[1] > kernels_end(mode):
+        raise InputError(
+            f"the kernel at {span[0]:#x}-{span[1]:#x} lies above {kernels_end(mode):#x}, where"
+            f" {mode.name} has no addresses for it",
+            where,
+        )
     check_place("the kernel", span, memory, where)
 
 

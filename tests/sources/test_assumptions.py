@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from paravirt_mm import E820Type, Machine, MemoryMap
-from paravirt_mm.machine.paging import I386, KIB, MIB, X86_64
+from paravirt_mm.machine.paging import I386, I386_PAE, KIB, MIB, X86_64
 from paravirt_mm.sources import assume
 from paravirt_mm.sources.assume import KernelHints, place_kernel
 from paravirt_mm.sources.generated import generated
@@ -148,6 +148,13 @@ GUESSED: dict[str, tuple[MemoryMap, Any, Any, KernelHints, tuple[int, int]]] = {
         (2 * 896 * KIB, 3 * 896 * KIB),
     ),
     "none above 1 MiB": (memory((0, 640 * KIB)), X86_64, None, KernelHints(), (0, PAGE)),
+    "none that 32 bits have addresses for": (
+        memory((0, 640 * KIB), (4096 * M, 8192 * M)), I386, None, KernelHints(), (0, PAGE),
+    ),
+    "room at their very end": (
+        memory((0, 640 * KIB), (3040 * M, 8192 * M)), I386_PAE, None, KernelHints(),
+        (3040 * M, 3054 * M),
+    ),
 }  # fmt: skip
 
 

@@ -105,6 +105,22 @@ def test_machine_files_with_impossible_values(tmp_path: Path, text: str, expecte
     assert len(str(caught.value)) < 2000
 
 
+@pytest.mark.parametrize(
+    ("mode", "end"), [("i386", 3 << 30), ("i386-pae", 3 << 30), ("x86_64", (1 << 46) - (1 << 30))]
+)
+def test_a_kernel_above_what_its_mode_addresses_is_refused(
+    mode: str, end: int, tmp_path: Path
+) -> None:
+    """An allocator's brk, which goes on after it, would lie nowhere."""
+    text = TOML + (
+        f'mode = "{mode}"\nmemory = [[0x100000, {end + (1 << 20)}, "usable"]]\n'
+        f"[kernel]\nstart = {end - (1 << 24)}\nend = {end - 4096}\nbrk_start = {end - 4096}\nbrk_end = "
+    )
+    assert load(written(tmp_path, f"{text}{end}\n", "below.toml")).kernel.brk_end == end
+    with pytest.raises(InputError, match=f"lies above {end:#x}, where {mode} has no addresses"):
+        load(written(tmp_path, f"{text}{end + 1}\n", "above.toml"))
+
+
 def test_a_kernel_outside_ram_is_told_once(tmp_path: Path) -> None:
     text = (
         TOML + 'memory = [[0x100000, 0x1800000, "usable"], [0x1800000, 0x2000000, "reserved"], '

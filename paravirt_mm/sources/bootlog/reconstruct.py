@@ -72,7 +72,7 @@ def reconstruct(printed: Printed, name: str, source: str) -> tuple[Machine, tupl
         taken.add(*printed.trampoline)
     hints = _kernel_hints(printed, taken)
     if hints.image is not None:
-        check_kernel(hints.image, memory, printed.source)
+        check_kernel(hints.image, memory, mode, printed.source)
     kernel, sentences = assume.place_kernel(memory, mode, release, hints)
     assumed.extend(sentences)
     _reserve_low(memory, release, taken, assumed)
