@@ -114,7 +114,8 @@ def test_a_kernel_above_what_its_mode_addresses_is_refused(
     """An allocator's brk, which goes on after it, would lie nowhere."""
     text = TOML + (
         f'mode = "{mode}"\nmemory = [[0x100000, {end + (1 << 20)}, "usable"]]\n'
-        f"[kernel]\nstart = {end - (1 << 24)}\nend = {end - 4096}\nbrk_start = {end - 4096}\nbrk_end = "
+        f"[kernel]\nstart = {end - (1 << 24)}\nend = {end - 4096}\n"
+        f"brk_start = {end - 4096}\nbrk_end = "
     )
     assert load(written(tmp_path, f"{text}{end}\n", "below.toml")).kernel.brk_end == end
     with pytest.raises(InputError, match=f"lies above {end:#x}, where {mode} has no addresses"):
