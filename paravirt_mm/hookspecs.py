@@ -27,8 +27,9 @@ How a run goes
     - `NewRoot`, `HandOverTables`, `AttachTables`, `ActivateRoot` (``pvmm_activate_cr3``).
 
     Hooks are called per run of pages, never per page or entry. A panic of the modelled kernel is
-    raised as `KernelPanic`; a refusal by the platform is returned as `Refusal`. Both end the run
-    with a verdict, and neither is an error.
+    raised as `KernelPanic`; a refusal by the platform is returned as `Refusal`; that the plugin's
+    options do not fit the machine is raised as `SpecError`, best before `pvmm_promise`. Each ends
+    the run with a verdict, and none is an error.
 
 All addresses are bytes and all ends exclusive, unless a name says pfn.
 """

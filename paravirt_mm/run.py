@@ -64,12 +64,11 @@ class Run(Shown):
     @cached_property
     def figures(self) -> Mapping[str, Any]:
         """Every figure of `paravirt_mm.measure`, by name, and those of plugins, by plugin and name
-        (``xen.model``); empty where the run failed.
+        (``xen.model``); empty where the run failed, or came to no first step.
         """
-        if not self.trace.events or self.verdict.outcome is Outcome.ERROR:
+        if self.books is None:
             return MappingProxyType({})
-        core = {} if self.books is None else figures_of(self.books)
-        return MappingProxyType({**core, **self.extra})
+        return MappingProxyType({**figures_of(self.books), **self.extra})
 
     def figure(self, name: str) -> Any:
         """Return one figure, for who asks thousands of runs for the same few; None: there is none.
@@ -81,6 +80,6 @@ class Run(Shown):
 
     @cached_property
     def books(self) -> Books | None:
-        """What the figures are computed from; None where the run failed."""
+        """What the figures are computed from; None where there are none."""
         failed = self.verdict.outcome is Outcome.ERROR
         return Books(self.trace) if self.trace.begun and not failed else None

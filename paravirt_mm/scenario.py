@@ -50,8 +50,8 @@ class Scenario:
         watched: bool = True,
         extra: bool = True,
     ) -> Run:
-        """Run it. Only wrong specs raise (`SpecError`); a plugin that fails gives the verdict
-        ``error``.
+        """Run it. Only wrong specs raise (`SpecError`); where they are wrong for this machine alone
+        the verdict is ``rejected``, and where a plugin fails ``error``.
 
         ``thorough`` also makes the tables byte for byte and walks them, where they are not too many
         (`paravirt_mm.invariants.image.is_small`), and has plugins check what takes them long (rule
@@ -101,6 +101,8 @@ class Scenario:
             culprit = instances.implementer(broken.hook)
             return self._error(registry, events, culprit, f"{broken.hook}: {broken}", broken)
         except HookFailed as failed:
+            if isinstance(failed.error, SpecError):
+                return self._run(Trace(), Verdict(Outcome.REJECTED, str(failed.error)))
             told = failed.error if isinstance(failed.error, InputError) else failed
             return self._error(registry, events, failed.plugin, str(told), failed.error)
         except Exception as error:  # no plugin was being asked

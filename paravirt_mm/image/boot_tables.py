@@ -27,11 +27,15 @@ from paravirt_mm.machine.paging import GIB, ISA_END, PAGE_SHIFT, PAGE_SIZE
 from paravirt_mm.machine.ranges import RangeSet, align_down, align_up
 
 
+class NoRoom(InputError):
+    """A machine of which no page is left for a table that exists since boot: none could boot it."""
+
+
 def place_boot_tables(start: RunStarted, taken: RangeSet) -> Iterator[TableRun]:
     """Yield the tables that exist since boot, root first, with the pages that they are given.
 
     ``taken`` (bytes) is what must not be used where the kernel image is too small: everything
-    reserved in the end. Raises `InputError` when the machine has no room for them.
+    reserved in the end. Raises `NoRoom` when the machine has none for them.
     """
     machine, state = start.machine, start.boot
     mode = machine.mode
@@ -69,7 +73,7 @@ def _static_pages(machine: Machine, kernel: KernelImage, taken: RangeSet) -> lis
 
 def _take(pages: list[PageRun], count: int, machine: Machine) -> PageRun:
     if not pages:
-        raise InputError(f"machine {machine.name!r} has no page left for a table since boot")
+        raise NoRoom(f"machine {machine.name!r} has no page left for a table since boot")
     run = pages.pop()
     if run.count <= count:
         return run

@@ -113,7 +113,7 @@ class Image:
         """Read a trace.
 
         ``translate`` gives the frame numbers that entries hold (default: pfn), ``direct_map_base``
-        the virtual address of physical 0, if it is not the one of the mode: a 4-level Linux has it
+        the virtual address of physical 0, if it is not the machine's: a 4-level Linux has it
         at 0xffff888000000000 since 4.20, and elsewhere with KASLR. Raises `InputError` for a trace
         without a start, a machine without room for static tables, or a base that no table starts
         at.
@@ -125,7 +125,7 @@ class Image:
         self.format: EntryFormat = FORMATS[self.mode.name]
         self._translate = translate
         self.direct_map_base = (
-            self.mode.direct_map_base if direct_map_base is None else direct_map_base
+            self.start.machine.direct_map_base if direct_map_base is None else direct_map_base
         )
         if self.direct_map_base % self.mode.table_span(self.mode.root_level - 1):
             raise InputError(

@@ -220,6 +220,14 @@ class Machine(Shown):
         pfn = self.max_low_pfn if self.mode.lowmem_limit is not None else self.max_pfn
         return pfn << PAGE_SHIFT
 
+    @cached_property
+    def direct_map_base(self) -> int:
+        """The virtual address of physical 0: the mode's, or of a 32-bit kernel with more lowmem
+        than fits above that, the highest that leaves room for it.
+        """
+        bases = (base for base in self.mode.splits if base + self.map_limit <= 4 * GIB)
+        return next(bases, self.mode.direct_map_base)
+
 
 @attrs.frozen
 class BootState:

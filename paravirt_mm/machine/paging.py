@@ -30,7 +30,8 @@ class PagingMode:
     levels above L1 whose entries may map a large page; ``physical_bits`` and ``virtual_bits`` are
     what Linux uses of an address; ``direct_map_base`` is the virtual address of physical 0 in the
     direct map, ``kernel_base`` that in the mapping of the kernel's image; ``lowmem_limit`` (bytes)
-    is where the direct map must end, None where it may reach all memory.
+    is where the direct map must end, None where it may reach all memory; ``splits`` are the virtual
+    addresses, highest first, at which a 32-bit kernel may be configured to begin it.
     """
 
     name: str
@@ -44,6 +45,7 @@ class PagingMode:
     direct_map_base: int
     kernel_base: int
     lowmem_limit: int | None = None
+    splits: tuple[int, ...] = ()
     root_level: int = attrs.field(init=False, repr=False, eq=False)
     """Level of the table that CR3 points to."""
     spans: tuple[int, ...] = attrs.field(init=False, repr=False, eq=False)
@@ -94,6 +96,9 @@ class PagingMode:
 # the most (arch/x86/mm/init_32.c: MAXMEM; boot logs show 0x37ffe000 and 0x379fe000, see
 # LowmemLimit).
 _I386_LOWMEM = 896 * MIB
+# CONFIG_VMSPLIT_*; with PAE those that begin with an entry of the root.
+_SPLITS = (0xC0000000, 0xB0000000, 0x80000000, 0x78000000, 0x40000000)
+_PAE_SPLITS = tuple([base for base in _SPLITS if base % GIB == 0])
 
 I386 = PagingMode(
     name="i386",
@@ -107,6 +112,7 @@ I386 = PagingMode(
     direct_map_base=0xC0000000,
     kernel_base=0xC0000000,
     lowmem_limit=_I386_LOWMEM,
+    splits=_SPLITS,
 )
 I386_PAE = PagingMode(
     name="i386-pae",
@@ -120,6 +126,7 @@ I386_PAE = PagingMode(
     direct_map_base=0xC0000000,
     kernel_base=0xC0000000,
     lowmem_limit=_I386_LOWMEM,
+    splits=_PAE_SPLITS,
 )
 X86_64 = PagingMode(
     name="x86_64",

@@ -24,6 +24,7 @@ ABOVE_KERNELS = GIB
 """No kernel lies in the last GiB of what its mode can address, of 4 GiB in 32 bits: there, however
 VMSPLIT is set, the direct map that the kernel lies in begins at 1 GiB or above.
 """
+_4_GIB_PFN = 4 * GIB >> PAGE_SHIFT
 
 
 def checked(machine: Machine, where: str) -> Machine:
@@ -35,23 +36,39 @@ def checked(machine: Machine, where: str) -> Machine:
     for what, pfn in (
         ("max_pfn", machine.max_pfn_hint),
         ("max_low_pfn", machine.max_low_pfn_hint),
-        ("the end of what startup code maps", machine.boot_mapped >> PAGE_SHIFT),
     ):
         if pfn is not None and pfn > limit >> PAGE_SHIFT:
             raise InputError(f"{what}: page {pfn:#x} lies above all memory", where)
-    if machine.mode.is_32bit and machine.map_limit > 4 * GIB:
-        raise InputError(
-            f"a 32-bit kernel has no addresses for lowmem up to {machine.map_limit:#x}", where
-        )
-    if machine.boot_mapped % PAGE_SIZE:
+    _check_ends(machine, where)
+    if machine.boot_mapped % PAGE_SIZE or machine.boot_mapped > machine.mode.physical_end:
         # Linux prints a count of pages, as an address.
         raise InputError(
-            f"startup code maps whole pages, not up to {machine.boot_mapped:#x}", where
+            f"startup code maps whole pages below {machine.mode.physical_end:#x}, not up to"
+            f" {machine.boot_mapped:#x}",
+            where,
         )
-    check_kernel(machine.kernel.span, machine.memory_map, machine.mode, where)
+    check_kernel(machine.kernel.loaded, machine.memory_map, machine.mode, where)
     if machine.initrd is not None:
         check_place("the initrd", machine.initrd, machine.memory_map, where)
     return _with_notes(machine)
+
+
+def _check_ends(machine: Machine, where: str) -> None:
+    """Refuse a direct map that ends where none can. Raises InputError."""
+    low, last = machine.max_low_pfn, machine.max_pfn
+    if not machine.map_limit:
+        raise InputError(f"all RAM lies above what {machine.mode.name} addresses", where)
+    if machine.mode.is_32bit:
+        if machine.map_limit > kernels_end(machine.mode):
+            raise InputError(
+                f"a 32-bit kernel has no addresses for lowmem up to {machine.map_limit:#x}", where
+            )
+    elif low > _4_GIB_PFN or (low != last and last <= _4_GIB_PFN):
+        raise InputError(
+            f"max_low_pfn {low:#x}: where memory ends with page {last:#x}, that below 4 GiB does"
+            " not end there",
+            where,
+        )
 
 
 def _with_notes(machine: Machine) -> Machine:
@@ -71,6 +88,10 @@ def _notes(machine: Machine) -> Iterator[str]:
         yield (
             f"the kernel lies outside RAM at {outside[0]:#x}-{outside[1]:#x}, and is left there"
             " (Linux 3.9 and later add that range as RAM)"
+        )
+    if (end := kernel.span[1]) > machine.map_limit:
+        yield (
+            f"the kernel ends at {end:#x}, above the end of the direct map, {machine.map_limit:#x}"
         )
     if machine.initrd is None:
         return

@@ -20,6 +20,7 @@ from typing import Any, ClassVar
 from unittest.mock import patch
 
 import attrs
+from edges import ALLOCATORS, BACKENDS, edge_machine, pair, unanswered
 
 from paravirt_mm import hookimpl
 from paravirt_mm.cli import reading, scenarios
@@ -33,8 +34,10 @@ from paravirt_mm.machine.paging import MODES
 from paravirt_mm.run import Outcome
 from paravirt_mm.scenario import Scenario
 from paravirt_mm.sources import bundled, load_each, read_boot_log
+from paravirt_mm.sources.generated import Seeded
 from paravirt_mm.sources.inputs import divide
 from paravirt_mm.sources.machine_file import write_json, write_toml
+from paravirt_mm.sources.possible import checked
 from paravirt_mm.testing import registry_with
 from paravirt_mm.verify.kernel.compare import replay_file
 from paravirt_mm.verify.linux.compare import replay_file as boots_of
@@ -200,13 +203,17 @@ def _without_a_child(work: Callable[[int], Any], _: Limits) -> Any:
 _CODES = {ExitCode.OK, ExitCode.FINDINGS, ExitCode.USAGE, ExitCode.BAD_INPUT}
 
 
-def _command(*before: str) -> Callable[[Path, random.Random], None]:
+def _command(*before: str, choosing: Sequence[str] = ()) -> Callable[[Path, random.Random], None]:
     """The command line on a damaged file: an exit code as documented, and nothing that a terminal
     acts on. Only every 32nd input is read and run in children of its own: the case is in one.
+    ``choosing``: of which roles a plugin is named, any.
     """
 
     def act(path: Path, rng: random.Random) -> None:
-        sys.argv = ["paravirt-mm", *before, str(path)]
+        asked = (
+            item for option in choosing for item in (f"-{option[0]}", rng.choice(SPECS[option]))
+        )
+        sys.argv = ["paravirt-mm", *before, *asked, str(path)]
         out, err = io.StringIO(), io.StringIO()
         code: object = None
         with contextlib.ExitStack() as around:
@@ -341,7 +348,24 @@ def _any_seed() -> tuple[bytes, ...]:
     return (b"seed " * 8,)
 
 
-_ONE = ("compare", "-b", "native", "-a", "incremental")
+def _edges(path: Path, _: random.Random) -> None:
+    """The input is only a seed here, too: what is odd is the machine."""
+    choose = Seeded(random.Random(path.read_bytes()).getrandbits(64))
+    machine = checked(edge_machine(choose), "edge")
+    for _ in range(4):
+        allocator, backend = pair(choose, machine)
+        thorough = choose.one_of((False, False, True))
+        run = Scenario.of(machine, allocator, backend).run(thorough=thorough)
+        if wrong := unanswered(run) or (run.figures is None):
+            raise AssertionError(f"{allocator} under {backend}: {wrong}\n{write_toml(machine)}")
+
+
+# Chunks of a size that is asked for to the letter take as long as they take.
+SPECS = {
+    "allocator": [spec for spec in ALLOCATORS if not spec.startswith("chunk_end:")],
+    "backend": BACKENDS,
+}
+BOTH = tuple(SPECS)
 
 TARGETS = {
     "log": Target("log", _logs, _log),
@@ -357,18 +381,17 @@ TARGETS = {
     "boot records": Target("jsonl", _boots, _boot),
     "dom0": Target("json", _dom0s, _dom0, 1),
     "xen traces": Target("jsonl", _traces, _xen),
-    "compare": Target("log", _logs, _command(*_ONE)),
+    "compare": Target("log", _logs, _command("compare", choosing=BOTH)),
     "compare html": Target(
-        "toml",
-        _machine_files,
-        _command("compare", "-b", "native", "-a", "incremental", "-f", "html"),
+        "toml", _machine_files, _command("compare", "-f", "html", choosing=BOTH)
     ),
-    "run": Target("toml", _small_machine_files, _command("run", "-b", "xen:replay_limit=16")),
+    "run": Target("toml", _small_machine_files, _command("run", choosing=BOTH)),
     "machines": Target("log", _logs, _command("machines")),
     "inspect": Target("core", _cores, _command("inspect")),
     "verify log": Target("log", _logs, _command("verify", "log")),
     "verify xen": Target("jsonl", _traces, _command("verify", "xen")),
     "verify kernel": Target("jsonl", _records, _command("verify", "kernel")),
+    "edges": Target("seed", _any_seed, _edges),
     "answers": Target("seed", _any_seed, _answers),
 }
 

@@ -7,6 +7,7 @@ import random
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, strategies as st
@@ -82,12 +83,20 @@ def test_some(name: str) -> None:
 FOUND = sorted(path for path in (HERE / "found").iterdir() if "--" in path.name)
 
 
+class First(random.Random):
+    """No chance at all: of what there is the first is chosen, `incremental` under `native`."""
+
+    def choice(self, seq: Any) -> Any:
+        return seq[0]
+
+
+@pytest.mark.parametrize("chance", [First(0), random.Random(0), random.Random(1)])
 @pytest.mark.parametrize("path", FOUND, ids=lambda path: path.name)
-def test_what_was_found_once(path: Path, tmp_path: Path) -> None:
+def test_what_was_found_once(path: Path, chance: random.Random, tmp_path: Path) -> None:
     """``TARGET--WHAT``: spaces of the target's name are dashes there."""
     name = {each.replace(" ", "-"): each for each in TARGETS}[path.name.split("--")[0]]
-    target, rng = TARGETS[name], random.Random(0)
-    assert call(outcome, target, rng, path.read_bytes(), tmp_path, limits=LIMITS) == ""
+    target = TARGETS[name]
+    assert call(outcome, target, chance, path.read_bytes(), tmp_path, limits=LIMITS) == ""
 
 
 @given(st.lists(st.sampled_from(

@@ -10,7 +10,20 @@ from typing import Any
 import attrs
 import pytest
 
-from paravirt_mm import Boot, Event, Map, Outcome, PageRun, Run, Trace, hookimpl
+from paravirt_mm import (
+    Boot,
+    E820Type,
+    Event,
+    Machine,
+    Map,
+    MemoryMap,
+    Outcome,
+    PageRun,
+    Run,
+    Scenario,
+    Trace,
+    hookimpl,
+)
 from paravirt_mm.engine.trace import (
     MadeReadonly,
     MadeWritable,
@@ -199,3 +212,13 @@ def test_what_is_given_back_is_named_by_its_page(run_pair: RunPair) -> None:
     assert all(
         any(low <= address < high for low, high in (r.span for r in given)) for address in named
     )
+
+
+def test_ram_below_4_gib_that_a_kernel_has_not_counted_need_not_be_mapped() -> None:
+    """Its max_low_pfn is lower than the map's end below 4 GiB: nothing is mapped between them."""
+    gib = 1 << 30
+    memory = [(low, high, E820Type.RAM) for low, high in ((0, gib), (4 * gib, 5 * gib))]
+    machine = Machine("low", MemoryMap.sanitise(memory), max_low_pfn_hint=0x30000)
+    run = Scenario.of(machine, "legacy_linear:kernel=2.6.39", "native").run()
+    assert str(run.verdict) == "ok"
+    assert run.trace.start.promised == ((0, 0x30000000), (4 * gib, 5 * gib))

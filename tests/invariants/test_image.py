@@ -5,7 +5,15 @@ from __future__ import annotations
 import attrs
 import pytest
 
-from paravirt_mm import CpuFeatures, E820Type, Machine, MemoryMap, Scenario
+from paravirt_mm import (
+    CpuFeatures,
+    E820Type,
+    InputError,
+    KernelImage,
+    Machine,
+    MemoryMap,
+    Scenario,
+)
 from paravirt_mm.engine.answers import EntryKind
 from paravirt_mm.engine.tables import Leaves
 from paravirt_mm.engine.trace import (
@@ -238,3 +246,43 @@ def test_a_new_table_takes_the_place_of_the_large_pages_that_were_there() -> Non
     assert list(expected_leaves(Trace([*events, TablesAllocated(root)]))) == []
     again = [*events, TablesAllocated(root), mapped(0, 8192, 1)]
     assert list(expected_leaves(Trace(again))) == [(0, 8192, 1)]
+
+
+@pytest.mark.parametrize(
+    ("mode", "lowmem", "base"),
+    [
+        ("i386", 0x40000, 0xC0000000),
+        ("i386", 0x40001, 0xB0000000),
+        ("i386", 0x50001, 0x80000000),
+        ("i386", 0x80001, 0x78000000),
+        ("i386", 0x88001, 0x40000000),
+        ("i386-pae", 0x40001, 0x80000000),
+        ("i386-pae", 0x80001, 0x40000000),
+        ("i386-pae", 0xC0000, 0x40000000),
+    ],
+)
+def test_the_direct_map_of_a_32_bit_kernel_begins_where_it_has_room(
+    mode: str, lowmem: int, base: int
+) -> None:
+    """CONFIG_VMSPLIT_3G, 3G_OPT, 2G, 2G_OPT, 1G; with PAE those that begin with a GiB."""
+    machine = Machine(
+        name="split",
+        memory_map=MemoryMap.sanitise([(0, 0x9F000, E820Type.RAM), (MIB, 3 << 30, E820Type.RAM)]),
+        mode=MODES[mode],
+        max_low_pfn_hint=lowmem,
+        boot_mapped=64 * MIB,
+    )
+    assert machine.direct_map_base == base
+    run = Scenario.of(machine, "incremental", "native").run(thorough=True)
+    assert str(run.verdict) == "ok"
+
+
+def test_no_image_is_made_for_a_machine_that_has_no_page_for_its_first_tables() -> None:
+    """What must have been there before the run: who asks for an image is told."""
+    kernel = KernelImage(16 * MIB, 16 * MIB + 1, 16 * MIB + 4096, 16 * MIB + 4096)
+    memory = MemoryMap.sanitise([(0, 0x9F000, E820Type.RAM), (MIB, 64 * MIB, E820Type.RAM)])
+    machine = Machine("full", memory, kernel=kernel, reserved=((0, 64 * MIB),))
+    run = Scenario.of(machine, "incremental", "native").run(thorough=True)
+    assert str(run.verdict) == "ok"
+    with pytest.raises(InputError, match="no page left for a table since boot"):
+        Image(run.trace)

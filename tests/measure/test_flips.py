@@ -41,7 +41,7 @@ def test_incremental_flips_each_table_once_on_any_machine(allocator: str, count:
             done += run.figures["tables"] > 0
             assert run.figures["flips"] == run.figures["tables"], machine.name
             assert run.figures["flips_wasted"] == 0, machine.name
-    assert done > count * 2 // 3
+    assert done > count // 2  # some domains are larger than their memory
 
 
 @pytest.mark.parametrize("machine", PV)

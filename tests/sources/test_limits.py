@@ -81,9 +81,11 @@ def kernel(start: int, end: int) -> Any:
 POSSIBLE = {
     "RAM up to 46 bits": machine(1 << 46),
     "RAM up to 52 bits": machine(1 << 52, mode=X86_64_LA57),
-    "the last page": machine(max_pfn_hint=1 << 34, max_low_pfn_hint=1 << 34),
+    "the last page": machine(max_pfn_hint=1 << 34, max_low_pfn_hint=1 << 20),
     "startup code maps all": machine(boot_mapped=1 << 46),
-    "lowmem up to 4 GiB": machine(5 * GIB, mode=I386_PAE, max_low_pfn_hint=1 << 20),
+    "lowmem up to 3 GiB": machine(5 * GIB, mode=I386_PAE, max_low_pfn_hint=3 << 18),
+    "no memory above 4 GiB": machine(max_pfn_hint=1 << 20, max_low_pfn_hint=1 << 20),
+    "a page above 4 GiB": machine(max_pfn_hint=(1 << 20) + 1, max_low_pfn_hint=1),
     "a kernel of 1 GiB": machine(2 * GIB, kernel=kernel(GIB // 2, GIB // 2 + GIB)),
     "a kernel at the end": machine(kernel=kernel(GIB - MIB, GIB)),
     "an initrd at the end": attrs.evolve(machine(), initrd=(GIB - 1, GIB)),
@@ -93,11 +95,34 @@ IMPOSSIBLE = {
     "32-bit RAM": (machine((1 << 46) + PAGE_SIZE, mode=I386), "no kernel addresses more"),
     "max_pfn": (machine(max_pfn_hint=(1 << 34) + 1), "max_pfn: page 0x400000001"),
     "max_low_pfn": (machine(max_low_pfn_hint=(1 << 34) + 1), "max_low_pfn: page"),
-    "startup": (machine(boot_mapped=(1 << 46) + PAGE_SIZE), "the end of what startup code maps"),
+    "startup": (machine(boot_mapped=(1 << 46) + PAGE_SIZE), "startup code maps whole pages"),
     "startup's pages": (machine(boot_mapped=MIB + 512), "startup code maps whole pages"),
     "lowmem": (
-        machine(5 * GIB, mode=I386_PAE, max_low_pfn_hint=(1 << 20) + 1),
-        "no addresses for lowmem up to 0x100001000",
+        machine(5 * GIB, mode=I386_PAE, max_low_pfn_hint=(3 << 18) + 1),
+        "no addresses for lowmem up to 0xc0001000",
+    ),
+    "two ends below 4 GiB": (
+        machine(max_pfn_hint=1 << 20, max_low_pfn_hint=(1 << 20) - 1),
+        "max_low_pfn 0xfffff: where memory ends with page 0x100000, that below 4 GiB does not",
+    ),
+    "above 4 GiB": (
+        machine(max_pfn_hint=1 << 34, max_low_pfn_hint=(1 << 20) + 1),
+        "max_low_pfn 0x100001",
+    ),
+    "RAM above all addresses": (
+        attrs.evolve(
+            machine(mode=I386),
+            memory_map=MemoryMap.sanitise([(4 * GIB, 5 * GIB, E820Type.RAM)]),
+        ),
+        "all RAM lies above what i386 addresses",
+    ),
+    "32-bit startup": (
+        machine(mode=I386_PAE, boot_mapped=4 * GIB + PAGE_SIZE),
+        "startup code maps whole pages below 0x100000000",
+    ),
+    "linked end outside": (
+        machine(kernel=attrs.evolve(kernel(GIB - MIB, GIB), linked_end=GIB + 1)),
+        "the kernel at 0x3ff00000-0x40000001",
     ),
     "large kernel": (
         machine(2 * GIB, kernel=kernel(GIB // 2, GIB // 2 + GIB + 1)),

@@ -60,9 +60,10 @@ class ChunkEnd:
 
     chunk_mib
         Size of a chunk in MiB, a power of two; at least a large page is taken at a time. Default:
-        2, as in the sketch. Where there are small pages only, each chunk is a step of its own, so
-        that memory of over 8 GiB is then divided into 4,096 larger ones; their tables lie together
-        at the end of the chunk before (``chunk_mib=2`` takes the sketch to the letter, and longer).
+        2, as in the sketch. Each chunk is a step of its own where there are small pages only, those
+        of one table where there are large ones, so that memory of over 8 GiB, or 4 TiB, is then
+        divided into 4,096 larger ones; their tables lie together at the end of the chunk before
+        (``chunk_mib=2`` takes the sketch to the letter, and longer).
     """
 
     pvmm_api: ClassVar[int] = API_VERSION
@@ -102,8 +103,10 @@ class ChunkEnd:
         if self.chunk_mib is not None:
             return self.chunk_mib * MIB
         size = 2 * MIB
-        while boot.largest_level == 1 and size * MOST_CHUNKS < boot.machine.map_limit:
-            size *= 2
+        step = size if boot.largest_level == 1 else boot.mode.table_span(2)
+        while step * MOST_CHUNKS < boot.machine.map_limit:
+            step *= 2
+            size = step
         return size
 
     def _chunks(self, boot: Boot, start: int, end: int) -> Iterator[Map]:

@@ -34,6 +34,8 @@ from paravirt_mm import (
     Span,
     SpecError,
     Step,
+    align_down,
+    align_up,
     default_registry,
     hookimpl,
 )
@@ -70,7 +72,8 @@ class Faulty:
     step
         For ``take``: before which step, counted from 1.
     size
-        For ``take``: how much of the highest free memory is gone (bytes).
+        For ``take``: how much of the highest free memory is gone (bytes, of which whole pages
+        count).
     seconds
         For ``late``: by how much.
     """
@@ -144,11 +147,13 @@ class Faulty:
         yield from self._ask("pvmm_memory_taken", boot=boot, step=step) or ()
         if self.fault is not Fault.TAKE or self._steps != self.step:
             return
-        limit = boot.machine.map_limit
-        top = next(iter(boot.memblock.free_descending(0, limit)), None)
-        if top is not None:
-            low, high = top
-            yield max(low, high - self.size // PAGE_SIZE * PAGE_SIZE), high
+        for first, last in boot.memblock.free_descending(0, boot.machine.map_limit):
+            low, high = align_up(first, PAGE_SIZE), align_down(last, PAGE_SIZE)
+            if low < high:
+                low = max(low, high - align_down(self.size, PAGE_SIZE))
+                if low < high:
+                    yield low, high
+                return
 
     @hookimpl
     def pvmm_write_entries(self, boot: Boot, write: EntryWrite) -> Any:

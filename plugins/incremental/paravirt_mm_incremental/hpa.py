@@ -88,9 +88,10 @@ class SevenSteps:
         """Yield the seven steps."""
         todo = RangeSet(boot.memblock.memory(0, boot.machine.map_limit))
         yield NewRoot()
-        kernel = _kernel(boot)
-        yield _map(*kernel, label="1: kernel and brk")
-        todo.discard(*kernel)
+        start, end = _kernel(boot)
+        if start < end:  # of an image of nothing a log may tell where it lies
+            yield _map(start, end, label="1: kernel and brk")
+        todo.discard(start, end)
         yield from self._downward(boot, todo, "2: from the top, tables from brk")
         yield HandOverTables("3: hook on all tables so far")
         yield AttachTables("3: complete the tree")

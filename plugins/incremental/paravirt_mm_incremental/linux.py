@@ -70,9 +70,14 @@ class LinuxSteps:
         return self.release.brk_pages(machine.mode, self.randomize_memory)
 
     def promise(self, boot: Boot) -> Promise:
-        """Promise the first MiB and all RAM up to the limit of the direct map."""
+        """Promise the first MiB and all RAM up to the limit of the direct map, or of the first
+        large page, with which mapping begins where none is free.
+        """
+        end = boot.machine.map_limit
+        if self.release.no_block is NoBlock.BOTTOM and not self.movable_node:
+            end = max(end, boot.mode.entry_span(2))
         promised = RangeSet([(0, ISA_END)])
-        promised.update(boot.memblock.memory(ISA_END, boot.machine.map_limit))
+        promised.update(boot.memblock.memory(ISA_END, end))
         return Promise(direct_map=tuple(promised))
 
     def steps(self, boot: Boot) -> Generator[Step, StepResult, None]:
@@ -112,7 +117,10 @@ class LinuxSteps:
             this_step, max_mapped = yield from self._map_ram(boot, lower, upper, upper, max_mapped)
             upper = lower
             mapped += this_step
-            step = self.release.next_step(boot.mode, step, mapped, this_step)
+            before, step = step, self.release.next_step(boot.mode, step, mapped, this_step)
+            if not this_step and step == before:  # nor does it grow before there is RAM again
+                ram = boot.machine.memory_map.ram_pages().descending(ISA_END, upper)
+                upper = min(upper, align_up(next(ram, (0, ISA_END))[1], step))
         yield from self._map_ram(boot, real_end, end, upper, max_mapped)
         return found is not None
 
@@ -130,7 +138,10 @@ class LinuxSteps:
             this_step, max_mapped = yield from self._map_ram(boot, lower, upper, start, max_mapped)
             lower = upper
             mapped += this_step
-            step = self.release.next_step(boot.mode, step, mapped, this_step)
+            before, step = step, self.release.next_step(boot.mode, step, mapped, this_step)
+            if not this_step and step == before:
+                ram = boot.memblock.memory(lower, end)
+                lower = max(lower, align_down(next(ram, (end, end))[0], step))
         return max_mapped
 
     def _map_ram(

@@ -106,7 +106,8 @@ class LegacyLinear:
         if wanted is Calls.ONE:
             # The last large page is mapped whole.
             largest = boot.mode.entry_span(boot.largest_level)
-            return [(0, align_up(machine.memory_map.known().end, largest))]
+            end = align_up(machine.memory_map.known().end, largest)
+            return [(0, min(end, boot.mode.physical_end))]
         if machine.max_pfn <= machine.max_low_pfn:
             return calls
         end = machine.max_pfn << PAGE_SHIFT
@@ -127,11 +128,15 @@ class LegacyLinear:
 
     def _steps(self, boot: Boot) -> Generator[Step, StepResult, None]:
         for start, end in self._calls(boot):
-            yield self._step(boot, start, end)
+            if start < end:  # there may be no memory below 4 GiB
+                yield self._step(boot, start, end)
 
     @hookimpl
     def pvmm_kernel_image(self, machine: Machine) -> KernelImage:
-        """Link the kernel without any brk for the tables of the direct map."""
+        """Link the kernel without any brk for the tables of the direct map. Raises `SpecError`
+        where the release is not modelled on this machine.
+        """
+        change_for(self.kernel, is_32bit=machine.mode.is_32bit)
         return machine.kernel.with_brk(0)
 
     @hookimpl

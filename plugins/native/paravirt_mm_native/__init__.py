@@ -10,6 +10,7 @@ import attrs
 
 from paravirt_mm import (
     API_VERSION,
+    MIB,
     PAGE_SHIFT,
     BootState,
     Cost,
@@ -17,6 +18,7 @@ from paravirt_mm import (
     Machine,
     RangeSet,
     Span,
+    SpecError,
     align_down,
     align_up,
     hookimpl,
@@ -50,10 +52,13 @@ class Native:
     @hookimpl
     def pvmm_boot_state(self, machine: Machine) -> BootState:
         """Say what the startup code has mapped, and which of its tables the kernel keeps."""
-        low: Span = (0, machine.boot_mapped)
-        # A kernel loaded elsewhere is mapped there too, in large pages.
         large = machine.mode.entry_span(2)
         start, end = machine.kernel.span
+        boot_mapped = machine.boot_mapped
+        if machine.mode.is_32bit and boot_mapped <= start:  # below a kernel all is mapped
+            boot_mapped = align_up(end + MIB, large)
+        low: Span = (0, boot_mapped)
+        # A kernel loaded elsewhere is mapped there too, in large pages.
         mapped = RangeSet([low, (align_down(start, large), align_up(end, large))])
         tables: dict[int, tuple[Span, ...]] = {}
         if machine.mode.is_32bit:
@@ -61,10 +66,12 @@ class Native:
             if machine.mode.root_level == 3:
                 tables[2] = ((0, machine.mode.lowmem_limit or machine.map_limit),)
         elif self.ident_tables:
+            if machine.mode.root_level > 4:
+                raise SpecError(f"ident_tables: no kernel that has them has {machine.mode.title}")
             tables = {level: ((0, machine.mode.table_span(level)),) for level in (2, 3)}
         return BootState(
             mapped=tuple(mapped),
-            max_pfn_mapped=machine.boot_mapped >> PAGE_SHIFT,
+            max_pfn_mapped=boot_mapped >> PAGE_SHIFT,
             features=machine.features,
             tables=MappingProxyType(tables),
         )

@@ -73,7 +73,7 @@ from paravirt_mm_xen.domain.layout import (
     P2mPlace,
     Part,
     TooLarge,
-    arrange,
+    built,
     extra_memory,
     first_allocation,
     loaded_kernel,
@@ -266,7 +266,7 @@ class Xen:
             return Refusal(f"domain builder: there are no PV guests with {mode.title}", EINVAL)
         given = self._given(machine, self._release)
         try:
-            layout = arrange(given)
+            layout = built(given)
         except TooLarge as error:
             return Refusal(f"domain builder: {error}", ENOMEM)
         found = self._on_no_ram(machine, layout.places)
@@ -281,7 +281,7 @@ class Xen:
                 return Refusal(f"domain builder: {worst}: {NO_RELEASE}", EINVAL)
             if not any(boots(found, one.since) for one in HANDLINGS):
                 given = self._given(machine, first)
-                layout = arrange(given)
+                layout = built(given)
         return self._boot_state(machine, layout, given.pages)
 
     def _boot_state(self, machine: Machine, layout: Arrangement, pages: int) -> BootState:
@@ -471,10 +471,12 @@ class Xen:
         return self._host(machine).ram_pages().covers(ISA_END, 3 * first_allocation(end))
 
     def _host(self, machine: Machine) -> MemoryMap:
-        """Return the map that decides what a domain stands on."""
-        if machine.host_map is not None:
-            return machine.host_map
-        return machine.memory_map
+        """Return the map that decides what a domain stands on: its own, where the host's is not
+        known, or is none that a guest sees.
+        """
+        if machine.host_map is None or self.domain is DomainKind.DOMU:
+            return machine.memory_map
+        return machine.host_map
 
     def _on_no_ram(self, machine: Machine, places: Iterable[tuple[Part, Span]]) -> list[Collision]:
         """Return what of a domain stands on something else than RAM; for dom0 the host decides."""
@@ -496,7 +498,7 @@ class Xen:
     def _collisions(self, machine: Machine, given: Given) -> list[Collision] | None:
         """Return what of a domain would stand on something else than RAM; None: it is too large."""
         try:
-            return self._on_no_ram(machine, arrange(given).places)
+            return self._on_no_ram(machine, built(given).places)
         except TooLarge:
             return None
 

@@ -234,12 +234,7 @@ class _Translator:
         self._mode = start.machine.mode
         # The builder's tables have frames even where the map shows no RAM (`domain.collisions`).
         self._frames = _Frames(guest_frames(start))
-        self._frameless = {
-            page + n
-            for low, high in extra_memory(start.machine.memory_map)
-            for first, end, page in self._frames.runs(low, high)
-            for n in range((end - first) >> PAGE_SHIFT)
-        }
+        self._frameless = extra_memory(start.machine.memory_map)
         self._ops: list[Operation] = []
         self._events: list[int] = []
         self._stand_in: set[int] = set()
@@ -316,20 +311,20 @@ class _Translator:
         level, _ = key
         table = tree.tables[key]
         step = self._mode.entry_span(level)
+        passed = self._leaf_way is Way.HYPERCALL
         for start, end, flags in segments:
             if level > 1:
                 flags |= PSE
-            for low, high, page in self._frames.runs(start, end):
+            # RAM that waits for its frames gets empty entries (`empty_entries`).
+            spans = self._frameless.gaps(start, end) if passed else [(start, end)]
+            for low, high, page in (run for span in spans for run in self._frames.runs(*span)):
                 first = tree.index(level, low)
                 entries = [
                     (table, first + n, page + n * (step >> PAGE_SHIFT), flags)
                     for n in range((high - low) // step)
                 ]
                 # Only an L1 in use can be stored to.
-                passed = self._leaf_way is Way.HYPERCALL
                 if passed:
-                    # RAM that waits for its frames gets empty entries (`empty_entries`).
-                    entries = [entry for entry in entries if entry[2] not in self._frameless]
                     self._ops += [("mmu_update", *entry, False) for entry in entries]
                 else:
                     self._ops += [("store", *entry) for entry in entries]

@@ -256,3 +256,14 @@ def test_whole_pages_of_a_kernel_are_mapped_where_there_is_no_ram() -> None:
     run = Scenario.of(subject, "chunk_end", "native").run()
     mapped = [step[:2] for step in maps(run)]
     assert (6 * MIB, 7 * MIB + PAGE) in mapped
+
+
+@pytest.mark.parametrize(
+    ("end", "chunk"), [(4 << 40, 1 << 30), ((4 << 40) + PAGE, 2 << 30), (1 << 46, 16 << 30)]
+)
+def test_large_memory_in_large_pages_is_divided_into_4096_steps(end: int, chunk: int) -> None:
+    run = Scenario.of(machine(LOW, (MIB, end), features=CpuFeatures()), "chunk_end", "native").run()
+    assert str(run.verdict) == "ok"
+    found = (event.step for event in run.trace.of(StepStarted))
+    sizes = {step.end - step.start for step in found if isinstance(step, Map)}
+    assert max(sizes) == chunk

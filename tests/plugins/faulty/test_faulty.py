@@ -166,3 +166,17 @@ def test_where_no_memory_is_free_none_is_taken():
     found = run("incremental:kernel=4.19", "faulty:fault=take,step=1", full)
     assert str(found.verdict) == str(plain.verdict)
     assert not list(found.trace.of(MemoryTaken))
+
+
+def test_what_is_taken_are_whole_pages_of_memory_that_ends_within_one():
+    end = 64 * MIB
+    machine = Machine(
+        "half",
+        MemoryMap.sanitise([(0, end, E820Type.RAM)]),
+        reserved=((end - 100, end), (32 * MIB - 100, end - 4196)),
+    )
+    for size, taken in ((8192, (32 * MIB - 12288, 32 * MIB - 4096)), (1 << 40, None)):
+        found = run("incremental:kernel=4.19", f"faulty:fault=take,step=1,size={size}", machine)
+        (span,) = (span for event in found.trace.of(MemoryTaken) for span in event.spans)
+        assert taken in (span, None)
+        assert span[1] == 32 * MIB - 4096

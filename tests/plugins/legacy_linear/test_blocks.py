@@ -184,3 +184,29 @@ def test_releases_without_the_allocator(kernel: str) -> None:
 )
 def test_models_its_releases_only(release: str, spec: str | None) -> None:
     assert LegacyLinear().pvmm_models_kernel(release=release, mode="x86_64") == spec
+
+
+# -- machines at the edge of what can be -----------------------------------------------------------
+
+
+def test_a_release_that_a_mode_is_not_modelled_for_is_nobodys_fault() -> None:
+    run = _run(bundled("pae-4g"), "kernel=2.6.19")
+    assert str(run.verdict) == (
+        "rejected: legacy_linear models kernels 2.6.27 to 3.8 in this mode, not 2.6.19"
+    )
+    assert not run.figures
+
+
+def test_without_memory_below_4_gib_there_is_one_call_less() -> None:
+    memory = MemoryMap.sanitise([(4 * GIB, 5 * GIB, E820Type.RAM)])
+    run = _run(attrs.evolve(bundled("qemu-512m"), memory_map=memory), "kernel=2.6.39")
+    assert run.verdict.outcome is Outcome.PANIC  # nothing is mapped in which the tables could lie
+    assert run.trace.start.promised == ((4 * GIB, 5 * GIB),)
+
+
+def test_all_that_firmware_lists_is_mapped_as_far_as_there_are_addresses() -> None:
+    """e820_end_of_ram of 2.6.19 ends at MAXMEM."""
+    top = 1 << 46
+    listed = [(0, GIB, E820Type.RAM), (top - GIB, top + MIB, E820Type.RESERVED)]
+    machine = attrs.evolve(bundled("qemu-512m"), memory_map=MemoryMap.sanitise(listed))
+    assert _run(machine, "kernel=2.6.19").trace.start.promised[-1][1] == top

@@ -5,7 +5,7 @@ from __future__ import annotations
 import attrs
 import pytest
 
-from paravirt_mm import MODES, Cost, KernelImage, Machine, bundled, default_specs
+from paravirt_mm import MODES, Cost, KernelImage, Machine, Scenario, bundled, default_specs
 from paravirt_mm.testing import BackendConformance, generate
 from paravirt_mm_native import Native
 
@@ -66,9 +66,9 @@ def test_only_cr3_costs_anything(run_scenario) -> None:  # type: ignore[no-untyp
     assert figures["direct_writes"] > 0
 
 
-@pytest.mark.parametrize(("mode", "large"), [("x86_64", 2 * MIB), ("i386", 4 * MIB)])
-def test_the_kernel_is_mapped_in_large_pages_to_the_byte(mode: str, large: int) -> None:
-    machine = attrs.evolve(_machine(mode), boot_mapped=8 * MIB)
+def test_the_kernel_is_mapped_in_large_pages_to_the_byte() -> None:
+    machine = attrs.evolve(_machine("x86_64"), boot_mapped=8 * MIB)
+    large = 2 * MIB
     far = 100 * large
     for low, high, mapped in (
         (far, far + 1, (far, far + large)),
@@ -79,6 +79,25 @@ def test_the_kernel_is_mapped_in_large_pages_to_the_byte(mode: str, large: int) 
         state = Native().pvmm_boot_state(attrs.evolve(machine, kernel=kernel))
         assert state.mapped == ((0, 8 * MIB), mapped)
         assert state.max_pfn_mapped == 2048
+
+
+@pytest.mark.parametrize(("mode", "large"), [("i386", 4 * MIB), ("i386-pae", 2 * MIB)])
+def test_a_32_bit_kernels_startup_code_maps_all_that_lies_below_it(mode: str, large: int) -> None:
+    """And what an image needs behind it, a MiB at the least (head_32.S); a kernel that begins in
+    what is known to be mapped changes nothing of that.
+    """
+    machine = attrs.evolve(_machine(mode), boot_mapped=8 * MIB)
+    for low, high, end in (
+        (100 * large, 101 * large, 102 * large),
+        (8 * MIB, 16 * MIB - MIB, 16 * MIB),
+        (8 * MIB, 16 * MIB - MIB + 1, 16 * MIB + large),
+        (8 * MIB - 1, 16 * MIB - MIB + 1, 8 * MIB),
+    ):
+        kernel = KernelImage(low, high, high, high)
+        state = Native().pvmm_boot_state(attrs.evolve(machine, kernel=kernel))
+        assert state.max_pfn_mapped << 12 == end
+        assert state.tables[1] == ((0, end),)
+        assert state.mapped == ((0, max(end, 16 * MIB)),)
 
 
 def test_tables_that_the_image_brings() -> None:
@@ -120,3 +139,9 @@ def test_platforms_that_are_modelled(
     platform: str, release: str | None, mode: str, spec: str | None
 ) -> None:
     assert Native().pvmm_models_platform(platform, release, mode) == spec
+
+
+def test_the_images_own_tables_are_those_of_four_levels() -> None:
+    subject = attrs.evolve(bundled("qemu-512m"), mode=MODES["x86_64-la57"])
+    run = Scenario.of(subject, "legacy_linear", "native:ident_tables=yes").run()
+    assert str(run.verdict).startswith("rejected: ident_tables: no kernel that has them has")

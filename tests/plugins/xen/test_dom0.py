@@ -353,7 +353,7 @@ def test_words_of_a_recording_name_no_file_and_reach_no_terminal(
 def test_a_machine_that_the_model_does_not_map_is_told(recording: Dom0Recording) -> None:
     """Xen has no place for it: the model's kernel panics before its first step."""
     hole = ((0, 0x9F000, 1), (0x9F000, 1 << 20, 2), (132 << 20, 600 << 20, 1))
-    without = attrs.evolve(recording, e820=hole, pages=0x8000, log=())
+    without = attrs.evolve(recording, e820=hole, pages=0x10000, log=())
     with pytest.raises(InputError, match="the model has no run of it: panic: memory conflicts"):
         compare_dom0(without)
 

@@ -26,6 +26,7 @@ from paravirt_mm import (
     align_up,
     bundled,
 )
+from paravirt_mm.comparison import Row
 from paravirt_mm.engine.trace import TablesAllocated, TablesReserved
 from paravirt_mm.sources.generated import Seeded, any_machine
 from paravirt_mm_xen.backend import Xen
@@ -437,7 +438,7 @@ def test_tables_of_the_kernels_own(mode: str, kernel: str, tables: int) -> None:
         assert len(set(state.table_pages[1])) == len(state.table_pages[1]) == 2 + own
     # An initial mapping may go two whole tables beyond the memory: 512 KiB behind the stack, to
     # the next 4 MiB.
-    machine = _guest(mode, (1 << 20, 0x3A0000), 4 << 8)
+    machine = _guest(mode, (1 << 20, 0x388000), 4 << 8)
     state = Xen(domain=DomainKind.DOMU, kernel=kernel).pvmm_boot_state(machine)
     assert isinstance(state, BootState)
     assert state.direct_mapped == ((0, 8 << 20),)
@@ -545,3 +546,70 @@ def test_no_kernels_domain_reaches_beyond_what_is_looked_at(mode: str) -> None:
                 assert max(arrangement.end, *(span[1] for _, span in parts)) <= limit
                 tried += 1
     assert tried > 50
+
+
+# -- machines at the edge of what can be -----------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("domain", "needed"),
+    # dom0: a chunk of 64 MiB, and the initrd beside it; a guest: up to the end of its boot stack.
+    [(DomainKind.DOM0, (64 << 20) + (5 << 20)), (DomainKind.DOMU, 0x252E000)],
+)
+def test_a_domain_that_is_larger_than_its_memory_is_not_built(
+    domain: DomainKind, needed: int
+) -> None:
+    """Xen: "Domain 0 allocation is too small for kernel image"."""
+    end = 0x2000000
+    for bytes_, fits in ((needed, True), (needed - 4096, False)):
+        machine = attrs.evolve(
+            bundled("qemu-512m"),
+            memory_map=MemoryMap.sanitise([(0, bytes_, E820Type.RAM)]),
+            kernel=KernelImage(16 << 20, end, end, end),
+            initrd=(end, end + (5 << 20)),
+        )
+        state = Xen(domain=domain, kernel="3.2").pvmm_boot_state(machine)
+        assert isinstance(state, Refusal) is not fits
+        if isinstance(state, Refusal):
+            assert f"domain builder: needs {needed:#x} bytes of memory" in state.operation
+            assert state.code == -12
+
+
+def test_a_guest_with_less_memory_than_its_builder_keeps_is_not_built() -> None:
+    machine = _guest("x86_64", (1 << 20, 2 << 20), 8 << 8)
+    state = Xen(domain=DomainKind.DOMU, xen="4.1").pvmm_boot_state(machine)
+    assert isinstance(state, Refusal)
+    assert state.operation.endswith("and has 0 pages")
+
+
+def test_a_guest_older_than_any_dom0_looks_at_nothing_it_stands_on() -> None:
+    hole = [(0, 0x9F000, E820Type.RAM), (32 << 20, 640 << 20, E820Type.RAM)]
+    machine = attrs.evolve(bundled("qemu-512m"), memory_map=MemoryMap.sanitise(hole))
+    guest = Xen(domain=DomainKind.DOMU, kernel="2.6.27")
+    assert isinstance(guest.pvmm_boot_state(machine), BootState)
+
+
+def test_no_guest_stands_on_the_map_of_its_host() -> None:
+    host = MemoryMap.sanitise([(0, 0x9F000, E820Type.RAM)])
+    machine = attrs.evolve(bundled("qemu-512m"), host_map=host)
+    assert isinstance(Xen(domain=DomainKind.DOMU).pvmm_boot_state(machine), BootState)
+    assert isinstance(Xen().pvmm_boot_state(machine), Refusal)
+
+
+def test_a_kernel_that_begins_within_a_page_is_moved_by_whole_pages() -> None:
+    start = (64 << 20) + 5
+    image = KernelImage(start, start + 100, (65 << 20), 66 << 20)
+    machine = attrs.evolve(bundled("qemu-512m"), kernel=image)
+    assert loaded_kernel(machine) == image.at((16 << 20) + 5)
+    assert str(Scenario.of(machine, "incremental", "xen:kernel=6.1").run().verdict) == "ok"
+
+
+def test_of_a_domain_that_is_not_built_there_are_no_figures() -> None:
+    """Not even those that its allocator adds, which say nothing then: no crash kernel is looked for
+    in what was never begun.
+    """
+    machine = attrs.evolve(bundled("qemu-512m"), mode=MODES["i386"])
+    run = Scenario.of(machine, "incremental:kernel=6.1,kaslr=yes", "xen").run()
+    assert run.extra
+    assert not run.figures
+    assert Row.of(run, crashkernels=("256M",)).crashkernels == {}

@@ -570,3 +570,13 @@ def test_entries_of_tables_are_written_in_the_way_that_is_charged(way: TableEntr
         spec = f"incremental:variant=linux,kernel={kernel}", f"xen:kernel={kernel},replay_limit=0"
         found = translate(Scenario.of(guest_machine(64), *spec).run().trace)
         assert {op[5] for op in found.trace.ops if op[0] == "mmu_update"} == {False}
+
+
+@pytest.mark.parametrize("kernel", ["4.18", "4.19", "5.15", "5.16"])
+@pytest.mark.parametrize("allocator", ["incremental", "incremental:variant=hpa", "legacy_linear"])
+def test_ram_that_waits_for_frames_is_not_looked_for(allocator: str, kernel: str) -> None:
+    """Leaf entries go through the hypervisor from 4.19 to 5.15, and are empty there."""
+    backend = f"xen:domain=domU,kernel={kernel}"
+    run = Scenario.of(guest_machine(64), allocator, backend).run(thorough=True)
+    assert str(run.verdict) == "ok"
+    assert run.figures["xen.model"] == "accepts"

@@ -193,7 +193,9 @@ class Given:
 
 
 class TooLarge(InputError):
-    """What is to be mapped at first reaches beyond the end of the guest's addresses."""
+    """What is to be mapped at first reaches beyond the end of the guest's addresses, or takes more
+    memory than there is.
+    """
 
 
 def arrange(given: Given) -> Arrangement:
@@ -244,6 +246,22 @@ def arrange(given: Given) -> Arrangement:
         console,
         high_p2m,
     )
+
+
+def built(given: Given) -> Arrangement:
+    """Lay out a domain that its builder can build. Raises `TooLarge` also where it has too little
+    memory for the parts: the toolstack says so of the one that is too large
+    (xc_dom_alloc_segment), Xen of the chunk and the initrd beside it ("Domain 0 allocation is too
+    small for kernel image").
+    """
+    layout = arrange(given)
+    needed = max(end for _, (_, end) in layout.places)
+    if given.kind is not DomainKind.DOMU:
+        beside = 0 if given.builders.initrd_in_chunk else align_up(given.initrd_bytes, PAGE_SIZE)
+        needed = max(needed, first_allocation(layout.end, given.inserted) + beside)
+    if needed > given.pages * PAGE_SIZE:
+        raise TooLarge(f"needs {needed:#x} bytes of memory, and has {max(given.pages, 0)} pages")
+    return layout
 
 
 def _page_tables(given: Given, start: int) -> tuple[Span, int]:
@@ -370,10 +388,12 @@ def loaded_kernel(machine: Machine) -> KernelImage:
     """Return where the domain builder loads the kernel: at its linked address, never randomised.
 
     A machine whose kernel lies higher than any is linked had it moved there by its boot loader; it
-    goes back to the default (CONFIG_PHYSICAL_START, 16 MiB).
+    goes back to the default (CONFIG_PHYSICAL_START, 16 MiB), by whole pages.
     """
     kernel = machine.kernel
-    return kernel if kernel.start < _HIGHEST_LINK_ADDRESS else kernel.at(_PHYSICAL_START)
+    if kernel.start < _HIGHEST_LINK_ADDRESS:
+        return kernel
+    return kernel.at(_PHYSICAL_START + kernel.start % PAGE_SIZE)
 
 
 def static_tables(
