@@ -331,11 +331,17 @@ class _Forked:
 
     def _reap(self) -> int:
         self._lives = False
-        # While it is there, though dead, nobody else has its number.
-        os.waitid(os.P_PID, self._pid, os.WEXITED | os.WNOWAIT)
+        status = None
+        if hasattr(os, "waitid"):
+            # While it is there, though dead, nobody else has its number.
+            os.waitid(os.P_PID, self._pid, os.WEXITED | os.WNOWAIT)
+        else:  # PyPy: numbers are not given again before all others were
+            status = os.waitpid(self._pid, 0)[1]
         with suppress(ProcessLookupError, PermissionError):  # What it started, and left.
             os.killpg(self._pid, signal.SIGKILL)
-        return os.waitstatus_to_exitcode(os.waitpid(self._pid, 0)[1])
+        if status is None:
+            status = os.waitpid(self._pid, 0)[1]
+        return os.waitstatus_to_exitcode(status)
 
     def close(self) -> None:
         """End it."""
@@ -351,8 +357,9 @@ def _be_the_child(
 ) -> NoReturn:
     """Send what the work yields, then end without any of the parent's duties at exit."""
     code = 0
-    # Else the collector would touch, and so copy, every page of what the parent has.
-    gc.freeze()
+    if hasattr(gc, "freeze"):  # PyPy's collector has none
+        # Else the collector would touch, and so copy, every page of what the parent has.
+        gc.freeze()
     try:
         end_with_parent()
         if limits.wall is not None:
