@@ -35,7 +35,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from functools import partial
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
@@ -114,13 +114,17 @@ class _NoMemory:
     """The item needed more memory than it may have."""
 
 
-def guarded(work: Callable[[int], Iterable[T]], limits: Limits = RUNNING) -> Iterator[T | Stopped]:
+def guarded(
+    work: Callable[[int], Iterable[T]], limits: Limits = RUNNING
+) -> Generator[T | Stopped, None, None]:
     """Yield what ``work(0)`` yields in a child; each item within ``limits``.
 
     Where item n must be given up, a `Stopped` takes its place, and ``work(n + 1)``, which has to
     leave out the first n + 1 items, goes on in a new child. What the work raises is raised here.
     """
-    return (item for _, item in together([work], limits))
+    with closing(together([work], limits)) as items:
+        for _, item in items:
+            yield item
 
 
 def together(
@@ -180,11 +184,11 @@ def _ready(children: dict[int, _Forked], until: float) -> list[int]:
 
 def call(function: Callable[..., T], *args: Any, limits: Limits = RUNNING) -> T:
     """Return what the function returns in a child. Raises what it raises, and `StoppedError`."""
-    for answer in guarded(lambda _: [function(*args)], limits):
-        if isinstance(answer, Stopped):
-            raise StoppedError(answer)
-        return answer
-    raise AssertionError("a call has one answer")
+    with closing(guarded(lambda _: [function(*args)], limits)) as answers:
+        answer = next(answers)
+    if isinstance(answer, Stopped):
+        raise StoppedError(answer)
+    return answer
 
 
 class Asked(Generic[T]):
