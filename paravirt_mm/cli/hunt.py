@@ -141,9 +141,12 @@ def _rate(result: HuntResult) -> str:
 
 
 def _not_found(result: HuntResult, seed: int, as_json: bool) -> str:
+    account = result.account
     if as_json:
-        return json.dumps({"found": False, "tries": result.tries, "seed": seed}, indent=1)
-    return f"not found in {_rate(result)} (seed {seed}); that proves nothing"
+        record = {"found": False, "tries": result.tries, "seed": seed}
+        return json.dumps(record | (account.record() if account else {}), indent=1)
+    head = f"not found in {_rate(result)} (seed {seed}); that proves nothing"
+    return "\n  ".join([head, *(account.lines() if account else ())])
 
 
 def _as_json(found: Found, result: HuntResult, seed: int) -> str:

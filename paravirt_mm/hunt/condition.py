@@ -18,8 +18,8 @@ what they map, in where a table lies, or in a figure (`paravirt_mm.differences`)
 
 What has no value (a figure that does not exist for a run, a division by zero) makes a condition
 neither true nor false, and only what is true is found. `Condition.distance` says how far a run is
-from what is looked for, so that a search can go uphill, and `Condition.ratios` by how much its
-figures would have to grow.
+from what is looked for, so that a search can go uphill, `Condition.leads` which changes of the
+machine may lead there, and an `Account` what of it was true in many runs.
 """
 
 from __future__ import annotations
@@ -29,14 +29,19 @@ import math
 import operator
 import re
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from fractions import Fraction
+from functools import partial
+from itertools import chain
 from typing import Protocol
 
 import attrs
 
 from paravirt_mm.differences import differences
 from paravirt_mm.errors import SpecError
-from paravirt_mm.machine.model import Machine
+from paravirt_mm.hunt.account import Account, Number, Sides, Tally
+from paravirt_mm.hunt.edits import Change
+from paravirt_mm.hunt.facts import FACTS, scaled
 from paravirt_mm.machine.paging import MIB
 from paravirt_mm.measure.crashkernel import LIMITS, SIZES
 from paravirt_mm.measure.figures import FIGURES
@@ -49,17 +54,6 @@ MAX_DEPTH = 40
 
 _BITS = 64
 """The longest gap between figures that are to be equal."""
-
-Number = int | float
-
-FACTS: Mapping[str, Callable[[Machine], int]] = {
-    "ram": lambda machine: machine.memory_map.ram_pages().total,
-    "entries": lambda machine: len(machine.memory_map),
-    "pieces": lambda machine: len(machine.memory_map.ram_pages()),
-    "max_pfn": lambda machine: machine.max_pfn,
-    "reserved": lambda machine: len(machine.reserved),
-}
-"""What can be asked of the machine itself: bytes of RAM, entries of the map, pieces of RAM, ..."""
 
 _FITS = {
     f"crashkernel_{size}m_below_{name}": (limit, size * MIB)
@@ -96,6 +90,31 @@ class Term(Protocol):
         value = self.value(sight)
         return 0.0 if value is not None and bool(value) is wanted else 1.0
 
+    def leads(self, sight: Sight, wanted: bool) -> Iterator[Change]:
+        """Yield changes of the machine that may make the term true, or false."""
+        return iter(())
+
+    def leads_to(self, sight: Sight, goal: Fraction) -> Iterator[Change]:
+        """Yield changes of the machine that may make a number of the term."""
+        return iter(())
+
+    def parts(self) -> Iterator[Term]:
+        """Yield what ``and``, ``or`` and ``not`` are between."""
+        yield self
+
+    def enter(self, tally: Tally, sight: Sight) -> None:
+        """Enter a run in the tally of the term."""
+        tally.enter(self.value(sight), None)
+
+
+class _Measured(Term, Protocol):
+    """What comes of a run, nearly in proportion to something of the machine."""
+
+    def leads_to(self, sight: Sight, goal: Fraction) -> Iterator[Change]:
+        value = self.value(sight)
+        if value is not None and value > 0 and goal > 0:
+            yield partial(scaled, goal / Fraction(value))
+
 
 @attrs.frozen
 class _Literal(Term):
@@ -106,7 +125,7 @@ class _Literal(Term):
 
 
 @attrs.frozen
-class _Figure(Term):
+class _Figure(_Measured):
     name: str
     other: bool
 
@@ -117,7 +136,7 @@ class _Figure(Term):
 
 
 @attrs.frozen
-class _CrashRoom(Term):
+class _CrashRoom(_Measured):
     """Bytes for the largest crash kernel below a limit, to the page."""
 
     limit: int
@@ -133,7 +152,14 @@ class _Fact(Term):
     name: str
 
     def value(self, sight: Sight) -> Number | None:
-        return FACTS[self.name](sight.run.machine)
+        return FACTS[self.name].of(sight.run.machine)
+
+    def leads_to(self, sight: Sight, goal: Fraction) -> Iterator[Change]:
+        fact = FACTS[self.name]
+        # Away from what it is, so that a border is passed.
+        whole = math.ceil(goal) if goal > fact.of(sight.run.machine) else math.floor(goal)
+        if whole >= 0:
+            yield lambda choose, machine: fact.given(choose, machine, whole)
 
 
 @attrs.frozen
@@ -157,12 +183,21 @@ class _Differs(Term):
         return int(next(differences(sight.run, sight.other), None) is not None)
 
 
+_Inverse = Callable[[Fraction, Fraction], Fraction]
+
 _ARITHMETIC: Mapping[str, Callable[[Number, Number], Number]] = {
     "+": operator.add,
     "-": operator.sub,
     "*": operator.mul,
     "/": operator.truediv,
 }
+_UNDONE: Mapping[str, tuple[_Inverse, _Inverse]] = {
+    "+": (operator.sub, operator.sub),
+    "-": (operator.add, lambda goal, left: left - goal),
+    "*": (operator.truediv, operator.truediv),
+    "/": (operator.mul, lambda goal, left: left / goal),
+}
+"""What the left side would have to be, of the goal and the right side; and the other way round."""
 _COMPARISONS: Mapping[str, Callable[[Number, Number], bool]] = {
     "<": operator.lt,
     "<=": operator.le,
@@ -171,6 +206,9 @@ _COMPARISONS: Mapping[str, Callable[[Number, Number], bool]] = {
     ">=": operator.ge,
     ">": operator.gt,
 }
+_DENIED = {"<": ">=", "<=": ">", "==": "!=", "!=": "==", ">=": "<", ">": "<="}
+_BEYOND = {"<": -1, ">": 1, "!=": 1}
+"""By how much the left side must be beyond the right one."""
 
 
 @attrs.frozen
@@ -187,23 +225,37 @@ class _Arithmetic(Term):
             return None
         return _ARITHMETIC[self.sign](left, right)
 
+    def leads_to(self, sight: Sight, goal: Fraction) -> Iterator[Change]:
+        left, right = self.left.value(sight), self.right.value(sight)
+        if left is None or right is None:
+            return
+        of_left, of_right = _UNDONE[self.sign]
+        with suppress(ZeroDivisionError):
+            yield from self.left.leads_to(sight, of_left(goal, Fraction(right)))
+        with suppress(ZeroDivisionError):
+            yield from self.right.leads_to(sight, of_right(goal, Fraction(left)))
+
 
 @attrs.frozen
-class _Comparison:
+class _Comparison(Term):
     left: Term
     sign: str
     right: Term
 
-    def value(self, sight: Sight) -> Number | None:
+    def sides(self, sight: Sight) -> Sides | None:
+        """Return what is compared; None where one of them has no value."""
         left, right = self.left.value(sight), self.right.value(sight)
-        if left is None or right is None:
-            return None
-        return int(_COMPARISONS[self.sign](left, right))
+        return None if left is None or right is None else (left, right)
+
+    def value(self, sight: Sight) -> Number | None:
+        sides = self.sides(sight)
+        return None if sides is None else int(_COMPARISONS[self.sign](*sides))
 
     def distance(self, sight: Sight, wanted: bool) -> float:
-        left, right = self.left.value(sight), self.right.value(sight)
-        if left is None or right is None:
+        sides = self.sides(sight)
+        if sides is None:
             return 1.0
+        left, right = sides
         if _COMPARISONS[self.sign](left, right) is wanted:
             return 0.0
         # In parts of the whole, so that figures of different units can stand in one condition;
@@ -215,21 +267,23 @@ class _Comparison:
             return min(1.0, math.log2(gap + 2) / _BITS)
         return (gap + 1) / (gap + 2 + min(abs(left), abs(right)))
 
-    def ratio(self, sight: Sight) -> Fraction | None:
-        """Return by what the left side, or the right one of a number, would have to grow to make
-        them equal; None where no factor does.
-        """
-        grows, goal = (
-            (self.right, self.left) if isinstance(self.left, _Literal) else (self.left, self.right)
-        )
-        value, wanted = grows.value(sight), goal.value(sight)
-        if value is None or wanted is None or value <= 0 or wanted <= 0 or value == wanted:
-            return None
-        return Fraction(wanted) / Fraction(value)
+    def enter(self, tally: Tally, sight: Sight) -> None:
+        sides = self.sides(sight)
+        value = None if sides is None else int(_COMPARISONS[self.sign](*sides))
+        tally.enter(value, sides)
+
+    def leads(self, sight: Sight, wanted: bool) -> Iterator[Change]:
+        sides = self.sides(sight)
+        if sides is None or _COMPARISONS[self.sign](*sides) is wanted:
+            return
+        left, right = map(Fraction, sides)
+        beyond = _BEYOND.get(self.sign if wanted else _DENIED[self.sign], 0)
+        yield from self.left.leads_to(sight, right + beyond)
+        yield from self.right.leads_to(sight, left - beyond)
 
 
 @attrs.frozen
-class _Not:
+class _Not(Term):
     term: Term
 
     def value(self, sight: Sight) -> Number | None:
@@ -239,9 +293,15 @@ class _Not:
     def distance(self, sight: Sight, wanted: bool) -> float:
         return self.term.distance(sight, not wanted)
 
+    def leads(self, sight: Sight, wanted: bool) -> Iterator[Change]:
+        return self.term.leads(sight, not wanted)
+
+    def parts(self) -> Iterator[Term]:
+        return self.term.parts()
+
 
 @attrs.frozen
-class _Joined:
+class _Joined(Term):
     """Terms of which all must hold (``needs_all``) or one."""
 
     terms: tuple[Term, ...]
@@ -258,17 +318,11 @@ class _Joined:
         each = [term.distance(sight, wanted) for term in self.terms]
         return sum(each) / len(each) if self.needs_all is wanted else min(each)
 
+    def leads(self, sight: Sight, wanted: bool) -> Iterator[Change]:
+        return chain.from_iterable(term.leads(sight, wanted) for term in self.terms)
 
-def _ratios(term: Term, sight: Sight, wanted: bool) -> Iterator[Fraction]:
-    if isinstance(term, _Not):
-        yield from _ratios(term.term, sight, not wanted)
-    elif isinstance(term, _Joined):
-        for one in term.terms:
-            yield from _ratios(one, sight, wanted)
-    elif isinstance(term, _Comparison) and term.distance(sight, wanted):
-        ratio = term.ratio(sight)
-        if ratio is not None:
-            yield ratio
+    def parts(self) -> Iterator[Term]:
+        return chain.from_iterable(term.parts() for term in self.terms)
 
 
 @attrs.frozen
@@ -283,6 +337,8 @@ class Condition:
     needs_extra: bool
     names: frozenset[str]
     """Figures that it speaks of and that the core does not have: a plugin may."""
+    parts: tuple[tuple[str, Term], ...]
+    """What ``and``, ``or`` and ``not`` are between, and its text."""
 
     @classmethod
     def parse(cls, text: str) -> Condition:
@@ -293,7 +349,8 @@ class Condition:
         term = parser.whole()
         names = frozenset(parser.unknown)
         needs_extra = parser.needs_extra or bool(names)
-        return cls(text, term, parser.needs_other, needs_extra, names)
+        parts = tuple((parser.texts[id(part)], part) for part in term.parts())
+        return cls(text, term, parser.needs_other, needs_extra, names, parts)
 
     def holds(self, run: Run, other: Run | None = None) -> bool:
         """Tell whether the condition is true of a run."""
@@ -303,11 +360,22 @@ class Condition:
         """Return how far a run is from the condition: 0 where it holds, at most 1."""
         return self.term.distance(Sight(run, other), True)
 
-    def ratios(self, run: Run, other: Run | None = None) -> list[Fraction]:
-        """Return by what the figures of comparisons would have to grow to meet what they are
-        compared with, where a factor can say it and they are not as they should be.
+    def leads(self, run: Run, other: Run | None = None) -> list[Change]:
+        """Return changes of the machine that may lead to what is looked for: they go by what is
+        compared and is not as it should be.
         """
-        return list(_ratios(self.term, Sight(run, other), True))
+        return list(self.term.leads(Sight(run, other), True))
+
+    def account(self) -> Account:
+        """Return an account of no runs."""
+        return Account([Tally(text) for text, _ in self.parts])
+
+    def enter(self, account: Account, run: Run, other: Run | None = None) -> None:
+        """Enter a run in such an account."""
+        account.enter(run.verdict)
+        sight = Sight(run, other)
+        for tally, (_, part) in zip(account.parts, self.parts, strict=True):
+            part.enter(tally, sight)
 
     def __str__(self) -> str:
         return self.text
@@ -374,6 +442,8 @@ class _Parser:
         self.depth = 0
         self.needs_other = self.needs_extra = False
         self.unknown: set[str] = set()
+        self.texts: dict[int, str] = {}
+        """What was read for a term, by its id."""
 
     def whole(self) -> Term:
         if not self.tokens:
@@ -404,11 +474,13 @@ class _Parser:
         return term
 
     def _comparison(self) -> Term:
-        left = self._sum()
-        sign = self._takes(*_COMPARISONS)
-        if not sign:
-            return left
-        return _Comparison(left, sign, self._sum())
+        first = self.tokens[self.at : self.at + 1]
+        term = self._sum()
+        if sign := self._takes(*_COMPARISONS):
+            term = _Comparison(term, sign, self._sum())
+        last = self.tokens[self.at - 1]
+        self.texts.setdefault(id(term), self.text[first[0].column : last.column + len(last.text)])
+        return term
 
     def _sum(self) -> Term:
         left = self._product()

@@ -6,7 +6,6 @@ Every change returns a machine that could exist: the kernel still lies in RAM.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from fractions import Fraction
 
 import attrs
 
@@ -27,8 +26,6 @@ _FILLINGS = (None, E820Type.RESERVED, E820Type.ACPI, E820Type.NVS, E820Type.UNUS
 MAX_ADDRESS = 64 * TIB
 ROOM_FOR_BRK = MIB
 """Behind a kernel, free: allocators link it with more brk than it has on a machine."""
-MAX_PIECES = 4096
-"""So many more pieces of RAM at the most, of one change."""
 MAX_CROWD = 64
 """Pages that a crowded piece of memory has taken from it."""
 
@@ -49,23 +46,22 @@ def is_sound(machine: Machine, room: int = ROOM_AFTER_KERNEL) -> bool:
     )
 
 
+Change = Callable[[Choices, Machine], Machine]
+"""What makes another machine of one. Raises `InputError` where it would have no RAM."""
+
+
 def changed(
-    choose: Choices,
-    machine: Machine,
-    marks: Sequence[int] = (),
-    ratios: Sequence[Fraction] = (),
+    choose: Choices, machine: Machine, marks: Sequence[int] = (), leads: Sequence[Change] = ()
 ) -> Machine:
     """Return the machine with one to three changes; itself where none of them made sense.
 
     ``marks`` are addresses at which something began or ended when an allocator ran on it: a third
-    of the changes put something there. ``ratios`` say by what figures should grow: as many changes
-    give it that much more or less RAM, or so many times the pieces, reservations or entries.
+    of the changes put something there. As many are of ``leads``, which lead to what is looked for.
     """
     for _ in range(choose.one_of((1, 1, 2, 3))):
         try:
-            if bool(ratios) and choose.one_of(_ONE_IN_THREE):
-                resize = choose.one_of((_resized, _resized, _split_up, _scattered))
-                after = resize(choose, machine, choose.one_of(ratios))
+            if bool(leads) and choose.one_of(_ONE_IN_THREE):
+                after = choose.one_of(leads)(choose, machine)
             elif bool(marks) and choose.one_of(_ONE_IN_THREE):
                 after = _at_mark(choose, machine, marks)
             else:
@@ -77,7 +73,7 @@ def changed(
     return machine
 
 
-def _with_map(machine: Machine, entries: Sequence[tuple[int, int, E820Type]]) -> Machine:
+def with_map(machine: Machine, entries: Sequence[tuple[int, int, E820Type]]) -> Machine:
     """Return the machine with a map of these entries."""
     cut = ((low, min(high, MAX_ADDRESS), kind) for low, high, kind in entries)
     return _with_new_map(machine, MemoryMap.sanitise(cut))
@@ -88,13 +84,14 @@ def _with_new_map(machine: Machine, memory: MemoryMap) -> Machine:
     return attrs.evolve(machine, memory_map=memory, max_pfn_hint=None, max_low_pfn_hint=None)
 
 
-def _with_hole(choose: Choices, machine: Machine, start: int, end: int) -> Machine:
+def with_hole(choose: Choices, machine: Machine, start: int, end: int) -> Machine:
     """Return the machine with no RAM in ``[start, end)``: nothing, or something else."""
     filling = choose.one_of(_FILLINGS)
     return _with_new_map(machine, machine.memory_map.with_range(start, end, E820Type.RAM, filling))
 
 
-def _raw(machine: Machine) -> list[tuple[int, int, E820Type]]:
+def entries_of(machine: Machine) -> list[tuple[int, int, E820Type]]:
+    """Return the entries of the map as they are given to `with_map`."""
     return [(entry.start, entry.end, entry.type) for entry in machine.memory_map]
 
 
@@ -109,7 +106,7 @@ def _size(choose: Choices) -> int:
 
 
 def _move_edge(choose: Choices, machine: Machine) -> Machine:
-    raw = _raw(machine)
+    raw = entries_of(machine)
     number = choose.integer(0, len(raw) - 1)
     start, end, kind = raw[number]
     by = choose.one_of(_NUDGES) * choose.one_of(_UP_OR_DOWN) * choose.integer(1, 8)
@@ -118,16 +115,16 @@ def _move_edge(choose: Choices, machine: Machine) -> Machine:
     else:
         start = max(0, start + by)
     raw[number] = start, end, kind
-    return _with_map(machine, raw)
+    return with_map(machine, raw)
 
 
 def _align_edge(choose: Choices, machine: Machine) -> Machine:
-    raw = _raw(machine)
+    raw = entries_of(machine)
     number = choose.integer(0, len(raw) - 1)
     start, end, kind = raw[number]
     unit = choose.one_of((PAGE_SIZE, 2 * MIB, GIB))
     raw[number] = align_down(start, unit), align_up(end, unit), kind
-    return _with_map(machine, raw)
+    return with_map(machine, raw)
 
 
 def _punch(choose: Choices, machine: Machine) -> Machine:
@@ -138,12 +135,12 @@ def _punch(choose: Choices, machine: Machine) -> Machine:
     start = choose.one_of(
         (entry.end - size, entry.start, entry.start + choose.integer(0, span - size))
     )
-    return _with_hole(choose, machine, start, start + size)
+    return with_hole(choose, machine, start, start + size)
 
 
 def _drop(choose: Choices, machine: Machine) -> Machine:
     gone = _any_entry(choose, machine)
-    return _with_map(
+    return with_map(
         machine, [(e.start, e.end, e.type) for e in machine.memory_map if e is not gone]
     )
 
@@ -155,7 +152,7 @@ def _plain(choose: Choices, machine: Machine) -> Machine:
         (span for span in machine.memory_map.ram() if span[0] <= kernel < span[1]),
         machine.kernel.span,
     )
-    return _with_map(machine, [(choose.one_of((0, min(ISA_END, low), low)), high, E820Type.RAM)])
+    return with_map(machine, [(choose.one_of((0, min(ISA_END, low), low)), high, E820Type.RAM)])
 
 
 def _riddle(choose: Choices, machine: Machine) -> Machine:
@@ -167,7 +164,7 @@ def _riddle(choose: Choices, machine: Machine) -> Machine:
         (start, start + choose.one_of((PAGE_SIZE, 2 * PAGE_SIZE, 64 * KIB)), E820Type.RESERVED)
         for start in range(low, high, unit)[: choose.one_of((3, 9, 25, 60))]
     ]
-    return _with_map(machine, [*_raw(machine), *holes])
+    return with_map(machine, [*entries_of(machine), *holes])
 
 
 def _overlap(choose: Choices, machine: Machine) -> Machine:
@@ -176,14 +173,14 @@ def _overlap(choose: Choices, machine: Machine) -> Machine:
     edge = choose.one_of((entry.start, entry.end))
     start = max(0, edge - _size(choose))
     kind = choose.one_of((*_FILLINGS[1:], E820Type.RAM))
-    return _with_map(machine, [*_raw(machine), (start, edge + _size(choose), kind)])
+    return with_map(machine, [*entries_of(machine), (start, edge + _size(choose), kind)])
 
 
 def _more_memory(choose: Choices, machine: Machine) -> Machine:
     top = max(machine.memory_map.entries[-1].end, 4 * GIB)
     start = top + choose.one_of((0, 0, PAGE_SIZE, 2 * MIB, GIB, 256 * GIB))
     end = min(start + _size(choose), 1 << machine.mode.physical_bits)
-    return _with_map(machine, [*_raw(machine), (start, end, E820Type.RAM)])
+    return with_map(machine, [*entries_of(machine), (start, end, E820Type.RAM)])
 
 
 def _less_memory(choose: Choices, machine: Machine) -> Machine:
@@ -202,7 +199,7 @@ def small(choose: Choices, machine: Machine) -> Machine:
 
 def _until(machine: Machine, end: int) -> Machine:
     """Return the machine with all of its RAM below ``end``, and what was in the rest of it."""
-    shorter = _with_map(
+    shorter = with_map(
         machine,
         [
             (e.start, min(e.end, end) if e.type is E820Type.RAM else e.end, e.type)
@@ -212,74 +209,6 @@ def _until(machine: Machine, end: int) -> Machine:
     taken = tuple(RangeSet(machine.reserved).below(end))
     gone = machine.initrd is not None and machine.initrd[1] > end
     return attrs.evolve(shorter, reserved=taken, initrd=None if gone else machine.initrd)
-
-
-def _resized(choose: Choices, machine: Machine, ratio: Fraction) -> Machine:
-    """Return the machine with so many times its RAM, or with RAM that ends so many times as high:
-    what is missing follows on the last piece, what is too much goes from the end of the last ones
-    or of the largest. Many a figure is nearly in proportion to one of the two, so that a few of
-    these changes come to a number that it should have.
-    """
-    ram = machine.memory_map.ram_pages()
-    end = int(ram.end * ratio)
-    if choose.one_of(_ONE_IN_TWO):
-        wanted = int(ram.total * ratio)
-        if ratio < 1 and choose.one_of(_ONE_IN_TWO):
-            low, high = max(ram, key=lambda span: span[1] - span[0])
-            left = align_down(max(high - low + wanted - ram.total, 0), PAGE_SIZE)
-            return _with_hole(choose, machine, low + left, high)
-        end = ram.end + wanted - ram.total
-        for low, high in ram:
-            if wanted <= high - low:
-                end = low + wanted
-                break
-            wanted -= high - low
-    end = align_down(min(end, 1 << machine.mode.physical_bits), PAGE_SIZE)
-    if end <= ram.end:
-        return _end_at(choose, machine, end)
-    return _with_map(machine, [*_raw(machine), (ram.end, end, E820Type.RAM)])
-
-
-def _split_up(choose: Choices, machine: Machine, ratio: Fraction) -> Machine:
-    """Return the machine with its RAM in so many times as many pieces, or with so many times as
-    many reservations or entries: pages that are missing, that something else has, or that are
-    taken, evenly over one piece or close together below its end.
-    """
-    pieces = machine.memory_map.ram_pages()
-    low, high = choose.one_of(list(pieces))
-    if low <= machine.kernel.start < high:
-        low = align_up(machine.kernel.span[1], PAGE_SIZE) + ROOM_AFTER_KERNEL
-    counted = choose.one_of((len(pieces), len(machine.memory_map), max(1, len(machine.reserved))))
-    more = min(int(counted * (ratio - 1)), MAX_PIECES, (high - low) // PAGE_SIZE // 2 - 1)
-    if more <= 0:
-        return machine
-    evenly = align_down((high - low) // (more + 1), PAGE_SIZE)
-    apart = choose.one_of((evenly, evenly, 2 * PAGE_SIZE, min(evenly, 2 * MIB)))
-    gaps = [(high - n * apart, high - n * apart + PAGE_SIZE) for n in range(more, 0, -1)]
-    if choose.one_of(_ONE_IN_TWO):
-        return _taking(machine, gaps)
-    if choose.one_of(_ONE_IN_TWO):
-        return _with_map(machine, [*_raw(machine), *((*gap, E820Type.RESERVED) for gap in gaps)])
-    ram = machine.memory_map.ram()
-    for gap in gaps:
-        ram.discard(*gap)
-    others = [entry for entry in _raw(machine) if entry[2] is not E820Type.RAM]
-    return _with_map(machine, [*others, *((*span, E820Type.RAM) for span in ram)])
-
-
-def _scattered(choose: Choices, machine: Machine, ratio: Fraction) -> Machine:
-    """Return the machine with its RAM in so many times as many pieces: single pages above the rest,
-    each of them in a table of its own.
-    """
-    apart = machine.mode.table_span(choose.integer(1, machine.mode.root_level - 1))
-    first = align_up(machine.memory_map.entries[-1].end, apart)
-    limit = min(1 << machine.mode.physical_bits, MAX_ADDRESS)
-    wanted = int(len(machine.memory_map.ram_pages()) * (ratio - 1))
-    pages = [
-        (start, start + PAGE_SIZE, E820Type.RAM)
-        for start in range(first, limit, apart)[: max(0, min(wanted, MAX_PIECES))]
-    ]
-    return _with_map(machine, [*_raw(machine), *pages]) if pages else machine
 
 
 def _reserve(choose: Choices, machine: Machine) -> Machine:
@@ -356,7 +285,7 @@ def _take_beside(choose: Choices, machine: Machine) -> Machine:
     edge = choose.one_of(_edges(machine)) + _few(choose) * choose.one_of(_UP_OR_DOWN)
     size = choose.one_of((PAGE_SIZE, PAGE_SIZE, 1, PAGE_SIZE + 1, 64 * KIB, 2 * MIB))
     start = edge - choose.one_of((0, size))
-    return _taking(machine, [(start, start + size)])
+    return taking(machine, [(start, start + size)])
 
 
 def _leave_few(choose: Choices, machine: Machine) -> Machine:
@@ -367,10 +296,10 @@ def _leave_few(choose: Choices, machine: Machine) -> Machine:
     left = PAGE_SIZE + _few(choose)
     start = choose.one_of((low, high - left, align_down((low + high) // 2, PAGE_SIZE)))
     end = machine.kernel.span[1] + choose.one_of((0, ROOM_AFTER_KERNEL))
-    return _taking(machine, [(low, start), (start + left, high)], end)
+    return taking(machine, [(low, start), (start + left, high)], end)
 
 
-def _taking(machine: Machine, spans: Sequence[Span], kernel_end: int = 0) -> Machine:
+def taking(machine: Machine, spans: Sequence[Span], kernel_end: int = 0) -> Machine:
     """Return the machine with more of its RAM taken, but nothing of its kernel up to there."""
     taken, ram = RangeSet(machine.reserved), machine.memory_map.ram()
     for span in spans:
@@ -421,7 +350,7 @@ def _at_mark(choose: Choices, machine: Machine, marks: Sequence[int]) -> Machine
     large = machine.mode.entry_span(2)
     off = choose.one_of((0, 0, 0, PAGE_SIZE, _few(choose), large, large + _few(choose)))
     place = max(PAGE_SIZE, mark + off * choose.one_of((1, 1, -1)))
-    action = choose.one_of((_end_at, _hole_at, _take_at, _initrd_at, None))
+    action = choose.one_of((end_at, _hole_at, _take_at, _initrd_at, None))
     if action is not None:
         return action(choose, machine, place)
     brk = machine.kernel.brk_start
@@ -429,20 +358,21 @@ def _at_mark(choose: Choices, machine: Machine, marks: Sequence[int]) -> Machine
     return _grown(machine, (place - moved) % large)
 
 
-def _end_at(_: Choices, machine: Machine, place: int) -> Machine:
+def end_at(_: Choices, machine: Machine, place: int) -> Machine:
+    """Return the machine with all of its RAM below a place, but for its kernel."""
     return _until(machine, max(place, machine.kernel.span[1]))
 
 
 def _hole_at(choose: Choices, machine: Machine, place: int) -> Machine:
     size = choose.one_of((PAGE_SIZE, 2 * PAGE_SIZE, 64 * KIB, 2 * MIB, GIB))
     start = max(0, place - choose.one_of((0, size)))
-    return _with_hole(choose, machine, start, start + size)
+    return with_hole(choose, machine, start, start + size)
 
 
 def _take_at(choose: Choices, machine: Machine, place: int) -> Machine:
     size = choose.one_of((PAGE_SIZE, PAGE_SIZE, PAGE_SIZE + _few(choose), 2 * MIB, 64 * MIB))
     start = place - choose.one_of((0, size))
-    return _taking(machine, [(start, start + size)])
+    return taking(machine, [(start, start + size)])
 
 
 def _initrd_at(choose: Choices, machine: Machine, place: int) -> Machine:
@@ -477,7 +407,7 @@ def _hole_at_border(choose: Choices, machine: Machine) -> Machine:
 
 def _end_at_border(choose: Choices, machine: Machine) -> Machine:
     """End all RAM there."""
-    return _end_at(choose, machine, _border(choose, machine))
+    return end_at(choose, machine, _border(choose, machine))
 
 
 def _take_the_top(choose: Choices, machine: Machine) -> Machine:
@@ -493,7 +423,7 @@ def _take_the_top(choose: Choices, machine: Machine) -> Machine:
     low, high = next(machine.memory_map.ram_pages().descending(0, machine.map_limit))
     start = high - tables * span + _few(choose) * choose.one_of(_UP_OR_DOWN)
     start = max(align_down(start, choose.one_of((PAGE_SIZE, span))), low)
-    return _taking(machine, [(start, high)], machine.kernel.span[1] + ROOM_AFTER_KERNEL)
+    return taking(machine, [(start, high)], machine.kernel.span[1] + ROOM_AFTER_KERNEL)
 
 
 def _take_nearly_all(choose: Choices, machine: Machine) -> Machine:
@@ -507,7 +437,7 @@ def _take_nearly_all(choose: Choices, machine: Machine) -> Machine:
     for first, last in machine.memory_map.ram_pages().within(low, high):
         left = choose.one_of((0, 0, 1)) * (PAGE_SIZE + _few(choose))
         spans.append(choose.one_of(((first + left, last), (first, last - left))))
-    return _taking(machine, spans, behind)
+    return taking(machine, spans, behind)
 
 
 def _grow_kernel(choose: Choices, machine: Machine) -> Machine:
@@ -529,7 +459,7 @@ def _grown(machine: Machine, by: int) -> Machine:
     return attrs.evolve(machine, kernel=grown)
 
 
-_CHANGES: tuple[Callable[[Choices, Machine], Machine], ...] = (
+_CHANGES: tuple[Change, ...] = (
     _move_edge,
     _move_edge,
     _align_edge,

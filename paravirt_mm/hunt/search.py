@@ -26,6 +26,7 @@ import attrs
 from paravirt_mm.engine.trace import RangeSplit, TablesAllocated
 from paravirt_mm.errors import SpecError
 from paravirt_mm.guard import TRYING, Limits, Stopped, together
+from paravirt_mm.hunt.account import Account
 from paravirt_mm.hunt.condition import Condition
 from paravirt_mm.hunt.edits import ROOM_FOR_BRK, changed, in_mode, is_sound, small
 from paravirt_mm.machine.model import Machine
@@ -52,6 +53,8 @@ _START = -1
 """The number of the batch that has the real machines as they are."""
 _DRAWS = 20
 """So often another machine is drawn in place of one that the batch has tried."""
+_PLUS = 20
+"""Events that a try takes as long as, besides those of its trace."""
 _NOTE = 8
 """Bytes of the note which try a process is at."""
 _SIGN_OF_LIFE = 0.05
@@ -160,7 +163,7 @@ def _parsed(text: str) -> Condition:
 class BatchResult:
     """What a batch found: the machine (None: nothing), after how many tries, how near it came; how
     many tries were errors of a plugin, and what the first one was. ``figures`` are those of plugins
-    that were seen on the machines to start from.
+    that were seen on the machines to start from. ``account`` is of all its runs.
     """
 
     number: int
@@ -170,6 +173,7 @@ class BatchResult:
     errors: int = 0
     error: str = ""
     figures: frozenset[str] = frozenset()
+    account: Account | None = None
 
 
 def run_batch(quarry: Quarry, seed: int, number: int) -> BatchResult:
@@ -224,6 +228,7 @@ def _tried(
     best = _Best()
     errors, error, tries = 0, "", 0
     figures: set[str] = set()
+    account = condition.account()
     started = number == _START
     machines = filter(quarry.counts, quarry.start) if started else _made(quarry, seed, number, best)
     for machine in islice(machines, most):
@@ -239,11 +244,14 @@ def _tried(
         error = error or (str(failed[0].verdict) if failed else "")
         if started and condition.names:
             figures.update(*(_numbers_of_plugins(run) for run in runs if run))
+        condition.enter(account, *runs)
         distance = condition.distance(*runs)
         if distance == 0:
             return BatchResult(number, tries, machine, 0.0, errors, error)
         best.add(distance, runs, machine)
-    return BatchResult(number, tries, None, best.nearest, errors, error, frozenset(figures))
+    return BatchResult(
+        number, tries, None, best.nearest, errors, error, frozenset(figures), account
+    )
 
 
 def _size(number: int) -> int:
@@ -299,11 +307,16 @@ class _Best:
     """The machines of a batch that come nearest to the condition, and do not all do the same.
 
     Of those whose run ends alike after as many events the first is kept. Where there is no slope,
-    that is where all are as far from the condition, any of the others may be changed further.
+    that is where all are as far from the condition, any of the others may be changed further. As
+    much work is done for each, by the events of its run: else nearly all would be for large
+    machines, of which no two do the same.
     """
 
     def __init__(self) -> None:
         self._kept: dict[tuple[float, Outcome, int], _Tried] = {}
+        self._limit = 1.0
+        """What is further away is not kept."""
+        self._weights: list[float] = []
 
     @property
     def kept(self) -> list[_Tried]:
@@ -311,9 +324,9 @@ class _Best:
         return list(self._kept.values())
 
     def changed(self, choose: Seeded, condition: Condition) -> Machine:
-        """Return one of them, changed."""
-        one = choose.one_of(self.kept)
-        return changed(choose, one.machine, one.marks, condition.ratios(*one.runs))
+        """Return one of them, changed: the less work it is, the oftener."""
+        one = choose.in_proportion(self.kept, self._weights)
+        return changed(choose, one.machine, one.marks, condition.leads(*one.runs))
 
     @property
     def nearest(self) -> float:
@@ -322,11 +335,16 @@ class _Best:
 
     def add(self, distance: float, runs: Runs, machine: Machine) -> None:
         """Enter a machine that was tried."""
-        ended, events = runs[0].verdict.outcome, len(runs[0].trace)
-        self._kept.setdefault((distance, ended, events), _Tried(machine, runs))
-        distances = sorted(distance for distance, _, _ in self._kept)
-        limit = distances[min(KEPT, len(distances)) - 1]
-        self._kept = {key: kept for key, kept in self._kept.items() if key[0] <= limit}
+        if distance > self._limit:
+            return
+        key = distance, runs[0].verdict.outcome, len(runs[0].trace)
+        if key in self._kept:
+            return
+        self._kept[key] = _Tried(machine, runs)
+        if len(self._kept) >= KEPT:
+            self._limit = sorted(distance for distance, _, _ in self._kept)[KEPT - 1]
+            self._kept = {key: kept for key, kept in self._kept.items() if key[0] <= self._limit}
+        self._weights = [1 / (_PLUS + events) for _, _, events in self._kept]
 
 
 def _marks(run: Run) -> list[int]:
@@ -364,7 +382,8 @@ class HuntResult:
     ``machine`` is what was found (None: nothing), ``tries`` and ``seconds`` what it took,
     ``nearest`` how near the best machine came (0: it holds). ``errors`` of the tries were faults
     of a plugin, ``error`` is the first. ``figures`` are the plugins' that were seen on the machines
-    to start from, where the condition asks for any.
+    to start from, where the condition asks for any. ``account`` is of the runs of all batches that
+    ended and found nothing.
     """
 
     machine: Machine | None
@@ -374,6 +393,7 @@ class HuntResult:
     errors: int = 0
     error: str = ""
     figures: frozenset[str] = frozenset()
+    account: Account | None = None
 
 
 def hunt(
@@ -395,6 +415,7 @@ def hunt(
     """
     began = time.monotonic()
     result = HuntResult(None, 0, 0.0)
+    account = _parsed(quarry.condition).account()
     width = max(1, min(jobs, os.cpu_count() or 1))
     ways = [_Way(quarry, seed, number + _START, width, max_tries) for number in range(width)]
     waiting: dict[int, BatchResult] = {}
@@ -408,6 +429,8 @@ def hunt(
             while due in waiting:
                 batch = waiting.pop(due)
                 due += 1
+                if batch.account is not None:
+                    account.merge(batch.account)
                 result = HuntResult(
                     batch.found,
                     result.tries + batch.tries,
@@ -416,6 +439,7 @@ def hunt(
                     result.errors + batch.errors,
                     result.error or batch.error,
                     result.figures | batch.figures,
+                    account,
                 )
                 progress(result.tries, result.nearest)
                 if batch.found is not None:

@@ -59,6 +59,10 @@ class Seeded:
         """Return one of the options, all alike."""
         return self._random.choice(options)
 
+    def in_proportion(self, options: Sequence[T], weights: Sequence[float]) -> T:
+        """Return one of the options, each as often as its weight says."""
+        return self._random.choices(options, weights)[0]
+
 
 def generate(n: int, seed: int = 0, modes: Sequence[str] = tuple(MODES)) -> Iterator[Machine]:
     """Yield ``n`` machines, named ``generated-SEED-NUMBER``; equal arguments give equal machines.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from fractions import Fraction
 
+import attrs
 import pytest
 from hypothesis import given, strategies as st
 
@@ -20,7 +21,9 @@ from paravirt_mm import (
     Trace,
     Verdict,
 )
+from paravirt_mm.hunt import condition
 from paravirt_mm.hunt.condition import MAX_DEPTH, MAX_LENGTH
+from paravirt_mm.hunt.facts import FACTS
 
 MIB, RAM = 1 << 20, E820Type.RAM
 FIGURES = {
@@ -145,27 +148,87 @@ def test_how_far_from_true_a_run_is(made, text, distance):
 
 
 @pytest.mark.parametrize(
-    ("text", "ratios"),
+    ("text", "leads"),
     [
-        ("waste > 2400", [2]),
-        ("2400 < waste", [2]),
+        ("waste > 2399", [2]),
+        ("2399 < waste", [2]),
+        ("waste >= 2400", [2]),
         ("not (waste > 400 or panic) and used == 8", [Fraction(1, 3), Fraction(2, 3)]),
-        ("waste == reserved", [Fraction(1212, 1200)]),
+        ("waste == reserved", [Fraction(1212, 1200), Fraction(1200, 1212)]),
         ("flips_per_table == 0.75", [Fraction(1, 2)]),
-        ("machine.ram == 16M", [Fraction(1, 4)]),
         ("crashkernel_512m_below_4g", [2]),
         ("waste == 1", [Fraction(1, 1200)]),
-        ("machine.entries == 3", [3]),
-        ("waste == 1200", []),  # they are equal
+        ("waste != 1200", [Fraction(1201, 1200)]),
+        # Through arithmetic, whatever stands on which side.
+        ("(waste + 1200) / 2 == 2400", [3]),
+        ("3600 - waste == 1200", [2]),
+        ("waste - 1200 == 1200", [2]),
+        ("waste * 2 == 4800", [2]),
+        ("4800 / waste == 2", [2]),
+        ("0 * waste == 1", []),  # by no factor
+        ("waste / overrun == 1", []),
+        # Of the machine a number, beyond what it is less or more than.
+        ("machine.ram == 16M", [("ram", 16 << 20)]),
+        ("machine.entries == 3", [("entries", 3)]),
+        ("machine.entries > 3", [("entries", 4)]),
+        ("3 <= machine.pieces", [("pieces", 3)]),
+        ("not machine.pieces < 3", [("pieces", 3)]),
+        ("machine.reserved != 0", [("reserved", 1)]),
+        ("machine.entries < 1", [("entries", 0)]),
+        ("machine.entries * 2 == 7", [("entries", 4)]),
+        ("machine.entries < 0", []),
+        ("machine.pieces == waste", [("pieces", 1200), Fraction(1, 1200)]),
         # What is as it should be stays as it is.
+        ("waste == 1200", []),
         ("waste > 400 or used == 8", [Fraction(2, 3)]),
         ("not waste < 400 and not not used == 8", [Fraction(2, 3)]),
         ("overrun > 3", []),  # no factor makes something of nothing
-        ("waste == 0 or waste > -1 or -1 > waste or unused.figure > 1 or ok", []),
+        ("waste == 0 or waste > -1 or -1 > waste or unused.figure > 1 or ok or waste", []),
     ],
 )
-def test_by_what_figures_would_have_to_grow(made, text, ratios):
-    assert Condition.parse(text).ratios(made(FIGURES)) == ratios
+def test_what_may_lead_there(made, monkeypatch, text, leads):
+    """Factors for figures, numbers for facts."""
+    monkeypatch.setattr(condition, "scaled", lambda ratio, *_: ratio)
+    for name, fact in FACTS.items():
+        told = attrs.evolve(fact, given=lambda _c, _m, wanted, name=name: (name, wanted))
+        monkeypatch.setitem(FACTS, name, told)
+    found = Condition.parse(text).leads(made(FIGURES))
+    assert [lead(None, None) for lead in found] == leads
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("waste > 2000 and not panic",
+         ["waste > 2000: never true; nearest 1,200 against 2,000", "panic: true in 1 of 3"]),
+        ("( waste==7 )or unused.figure < 1",
+         ["waste==7: never true; nearest 5 against 7 and 12 against 7",
+          "unused.figure < 1: without a value"]),
+        ("waste / 10 > 0.1", ["waste / 10 > 0.1: always true; nearest 0.5 against 0.1"]),
+        ("not (waste <= 12 and panic 'no')", ["waste <= 12: true in 2 of 3",
+                                              "panic 'no': never true"]),
+        ("waste", ["waste: always true"]),
+        ("other.waste > 1 or crashkernel_512m_below_4g",
+         ["other.waste > 1: without a value",
+          "crashkernel_512m_below_4g: never true; nearest 0 against 536,870,912"]),
+    ],
+)  # fmt: skip
+def test_what_is_told_of_runs_in_vain(made, text, says):
+    """What of it was true, and how near the rest came; in batches as in one go."""
+    looked_for = Condition.parse(text)
+    runs = [made({"waste": 12}), made({"waste": 5}, Outcome.PANIC, "ran out"),
+            made({"waste": 1200})]  # fmt: skip
+    whole, parts = looked_for.account(), looked_for.account()
+    for run in runs:
+        looked_for.enter(whole, run)
+        part = looked_for.account()
+        looked_for.enter(part, run)
+        parts.merge(part)
+    ends = ["ended 2 times: ok", "ended once: panic: ran out"]
+    assert list(whole.lines()) == list(parts.lines()) == [*says, *ends]
+    assert whole == parts
+    assert whole.record()["ends"]["panic"] == {"runs": 1, "first": "panic: ran out"}
+    assert [part["text"] for part in whole.record()["parts"]] == [s.split(": ")[0] for s in says]
 
 
 def test_lengths_and_depths_that_are_taken(made):

@@ -6,91 +6,40 @@ what is chosen from, where it may lie and what must stay as it was is.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
-from fractions import Fraction
 from itertools import pairwise
-from typing import Any, TypeVar
+from typing import Any
 
 import attrs
 import pytest
 
-from paravirt_mm import MODES, CpuFeatures, E820Type, KernelImage, Machine, MemoryMap
+from paravirt_mm import MODES, CpuFeatures, E820Type, Machine, MemoryMap
 from paravirt_mm.errors import InputError
 from paravirt_mm.hunt import edits
 from paravirt_mm.hunt.edits import MAX_ADDRESS, MAX_CROWD, changed, in_mode, small
 from paravirt_mm.machine.paging import GIB, KIB, MIB, TIB
 from paravirt_mm.machine.ranges import RangeSet
 from paravirt_mm.sources.generated import Seeded
+from tests.hunt.walks import (
+    END,
+    KERNEL,
+    PAGE,
+    RAM,
+    RESERVED,
+    Walk,
+    every,
+    less,
+    machine,
+    ram,
+    taken,
+)
 
-T = TypeVar("T")
-PAGE = 4096
-RAM, RESERVED = E820Type.RAM, E820Type.RESERVED
 FILLINGS = {None, RESERVED, E820Type.ACPI, E820Type.NVS, E820Type.UNUSABLE}
 FEW = {0, 1, 2, 3, 5, 6, 12, 16, 63, 64, 65, 511, 512}
 """Pages that something may be off: none, one, around a batch of 64 and a table of 512."""
 
 
-class Walk:
-    """Decisions along a path, and what else each could have been; equal options are one."""
-
-    def __init__(self, path: Sequence[int]) -> None:
-        self.path, self.widths = list(path), []
-
-    def _pick(self, options: Sequence[T]) -> T:
-        place = len(self.widths)
-        self.widths.append(len(options))
-        if place == len(self.path):
-            self.path.append(0)
-        return options[self.path[place]]
-
-    def one_of(self, options: Sequence[T]) -> T:
-        return self._pick(list(dict.fromkeys(options)))
-
-    def integer(self, low: int, high: int) -> int:
-        return self._pick(sorted({low, (low + high) // 2, high}))
-
-
-def every(make: Callable[[Walk], T], most: int = 20_000) -> Iterator[T]:
-    """Yield what comes of each way to decide."""
-    path: list[int] = []
-    for _ in range(most):
-        walk = Walk(path)
-        with suppress(InputError):  # no RAM would be left: `changed` passes over it
-            yield make(walk)
-        path = walk.path
-        while path and path[-1] + 1 == walk.widths[len(path) - 1]:
-            path.pop()
-        if not path:
-            return
-        path[-1] += 1
-    raise AssertionError("too many ways")
-
-
-KERNEL = KernelImage(16 * MIB, 20 * MIB, 20 * MIB, 20 * MIB + 64 * PAGE)
-END = 20 * MIB + 64 * PAGE
-
-
-def machine(*entries: tuple[int, int, E820Type], **given: Any) -> Machine:
-    spans = entries or ((0, 0x9F000, RAM), (MIB, 128 * MIB, RAM))
-    return Machine("m", MemoryMap.sanitise(spans), **{"kernel": KERNEL, **given})
-
-
 BOTH = machine((0, 0x9F000, RAM), (MIB, 128 * MIB, RAM), (200 * MIB, 201 * MIB, E820Type.NVS),
                (4 * GIB, 6 * GIB, RAM))  # fmt: skip
-
-
-def ram(one: Machine) -> RangeSet:
-    return RangeSet(one.memory_map.ram())
-
-
-def less(one: Machine, other: Machine) -> list[tuple[int, int]]:
-    """RAM that only the first has."""
-    return list(ram(one).difference(ram(other)))
-
-
-def taken(one: Machine) -> RangeSet:
-    return RangeSet(one.reserved)
 
 
 # -- the map -------------------------------------------------------------------------------------
@@ -134,7 +83,7 @@ def test_an_edge_is_that_of_any_entry() -> None:
     for change in (edits._move_edge, edits._align_edge):
         alone = set()
         for after in every(lambda choose, change=change: change(choose, base)):
-            others = [n for n, raw in enumerate(entries) if raw not in edits._raw(after)]
+            others = [n for n, raw in enumerate(entries) if raw not in edits.entries_of(after)]
             if len(others) == 1:
                 alone |= {*others}
         assert alone == {0, 1, 2}, change.__name__
@@ -284,9 +233,6 @@ def test_behind_a_kernel_is_the_next_whole_page() -> None:
     assert {m.initrd for m in every(lambda c: edits._initrd(c, tight))} == {
         None, (END, END + PAGE),
     }  # fmt: skip
-    split = machine((0, END + 8 * MIB + 4 * PAGE, RAM), kernel=odd)
-    gaps = {m.reserved for m in every(lambda c: edits._split_up(c, split, Fraction(10)))}
-    assert gaps == {(), ((END + 8 * MIB + 2 * PAGE, END + 8 * MIB + 3 * PAGE),)}
 
 
 def test_what_lies_in_memory_that_is_gone_goes_with_it() -> None:
@@ -302,115 +248,8 @@ def test_what_lies_in_memory_that_is_gone_goes_with_it() -> None:
     assert after.reserved == ((MIB, 2 * MIB), (63 * MIB, end))
     assert after.initrd == base.initrd
     assert edits._until(attrs.evolve(base, initrd=(60 * MIB, end + 1)), end).initrd is None
-    assert edits._end_at(Walk([]), base, MIB).memory_map.ram().end == END, "its kernel stays"
-    assert edits._end_at(Walk([]), base, 77 * MIB).memory_map.ram().end == 77 * MIB
-
-
-def test_memory_grows_by_a_ratio_on_its_last_piece() -> None:
-    """In all, or where it ends, to the page; never beyond what the mode can address."""
-    base = machine((0, 64 * MIB, RAM), (128 * MIB, 192 * MIB, RAM))
-    for ratio, found in (
-        (Fraction(3, 2), {(128, 256), (128, 288)}), (Fraction(1), {(128, 192)}),
-        (Fraction(3, 4), {(128, 160), (128, 144), (128, 192)}),
-        (Fraction(1, 2), {(0, 64), (128, 192)}),
-    ):  # fmt: skip
-        last = {[*ram(m)][-1] for m in every(lambda c, r=ratio: edits._resized(c, base, r))}
-        assert last == {(low * MIB, high * MIB) for low, high in found}
-    large = machine((0, 16 * MIB, RAM), (32 * MIB, 96 * MIB, RAM), (GIB, GIB + 16 * MIB, RAM))
-    less_of_it = {tuple(ram(m)) for m in every(lambda c: edits._resized(c, large, Fraction(1, 2)))}
-    assert ((0, 16 * MIB), (32 * MIB, 48 * MIB), (GIB, GIB + 16 * MIB)) in less_of_it, "the largest"
-    odd = Fraction(64 * MIB * 2 + 100, 64 * MIB * 2)
-    assert all(ram(m).end % PAGE == 0 for m in every(lambda c: edits._resized(c, base, odd)))
-    narrow = machine((0, 64 * MIB, RAM), mode=MODES["i386"])
-    for after in every(lambda c: edits._resized(c, narrow, Fraction(10**6))):
-        assert ram(after).end == 1 << MODES["i386"].physical_bits
-
-
-def test_memory_is_split_into_so_many_times_as_many_pieces() -> None:
-    """Or entries, or reservations: by pages that are missing, something else's or taken, evenly
-    apart or close together below the piece's end; no closer than a page between two, nor near the
-    kernel.
-    """
-    base = machine((0, 64 * MIB, RAM), (128 * MIB, 192 * MIB, RAM))
-    room = END + 8 * MIB
-    kinds, aparts = set(), set()
-    for after in every(lambda choose: edits._split_up(choose, base, Fraction(5))):
-        gaps = list(taken(after)) or less(base, after)
-        kinds.add((len(gaps), bool(after.reserved), len(after.memory_map)))
-        assert len(list(ram(after))) == (2 if after.reserved else 2 + len(gaps))
-        assert {high - low for low, high in gaps} == {PAGE}
-        (apart,) = {b - a for (a, _), (b, _) in pairwise(gaps)}
-        last = gaps[-1][0]
-        high = 64 * MIB if last < 64 * MIB else 192 * MIB
-        low = room if high == 64 * MIB else 128 * MIB
-        assert last == high - apart
-        assert gaps[0][0] >= low
-        aparts.add((len(gaps), high, apart))
-    # Of two pieces, or entries, ten; of no reservation as many as of one.
-    assert kinds == {
-        (8, True, 2), (8, False, 2 + 8), (8, False, 2 + 8 + 8),
-        (4, True, 2), (4, False, 2 + 4), (4, False, 2 + 4 + 4),
-    }  # fmt: skip
-    even = {
-        (count, high): size // (count + 1) // PAGE * PAGE
-        for count in (8, 4)
-        for high, size in ((64 * MIB, 64 * MIB - room), (192 * MIB, 64 * MIB))
-    }
-    assert aparts == {
-        (*place, apart) for place, most in even.items() for apart in (most, 2 * PAGE, 2 * MIB)
-    }
-    for ratio in (Fraction(1), Fraction(1, 2), Fraction(5, 4)):
-        assert all(m is base for m in every(lambda c, r=ratio: edits._split_up(c, base, r)))
-    one = machine((0, MIB, RAM), (2 * MIB, GIB, RAM), (2 * GIB, 2 * GIB + 20 * PAGE, RAM))
-    counts = {
-        len(list(taken(m)) or less(one, m))
-        for m in every(lambda c: edits._split_up(c, one, Fraction(10**9)))
-    }
-    assert counts == {256 // 2 - 1, edits.MAX_PIECES, 9}, "a page between two of them"
-    two = {tuple(taken(m)) for m in every(lambda c: edits._split_up(c, base, Fraction(3, 2)))}
-    assert ((160 * MIB, 160 * MIB + PAGE),) in two, "a single one, in the middle"
-    for pages, most in ((3, 0), (4, 1), (5, 1), (6, 2)):
-        tight = machine((MIB, MIB + pages * PAGE, RAM))
-        counts = {
-            len(list(taken(m)) or less(tight, m))
-            for m in every(lambda c, t=tight: edits._split_up(c, t, Fraction(10)))
-        }
-        assert counts == {most}, f"a piece of {pages} pages"
-
-
-def test_single_pages_of_memory_lie_in_tables_of_their_own() -> None:
-    """So many times as many pieces, above all that there is, as far as the mode has addresses."""
-    base = machine((0, 64 * MIB, RAM), (65 * MIB, 66 * MIB, RESERVED))
-    spans = {base.mode.table_span(level) for level in (1, 2, 3)}
-    found = set()
-    for after in every(lambda choose: edits._scattered(choose, base, Fraction(4))):
-        old, *pages = ram(after)
-        assert old == (0, 64 * MIB)
-        assert {high - low for low, high in pages} == {PAGE}
-        assert len(pages) == 3
-        (apart,) = {b - a for (a, _), (b, _) in pairwise(pages)}
-        assert pages[0][0] == apart * -(-66 * MIB // apart)
-        found.add(apart)
-    assert found == spans
-    assert all(m is base for m in every(lambda c: edits._scattered(c, base, Fraction(1))))
-    wide = machine((0, 64 * MIB, RAM), mode=MODES["x86_64-la57"])
-    tops = {[*ram(m)][-1] for m in every(lambda c: edits._scattered(c, wide, Fraction(2)))}
-    assert tops == {(0, 64 * MIB), (0, 64 * MIB + PAGE), (GIB, GIB + PAGE)}, "none at 256 TiB"
-    narrow = machine((0, 63 * MIB, RAM), mode=MODES["i386"])
-    many = {
-        len(list(ram(m))) for m in every(lambda c: edits._scattered(c, narrow, Fraction(10**6)))
-    }
-    assert many == {1 + (4 * GIB - 64 * MIB) // (4 * MIB)}
-
-
-def test_as_many_reservations_more_as_are_asked_for() -> None:
-    base = attrs.evolve(machine((0, GIB, RAM)), reserved=tuple((n, n + 1) for n in (1, 3, 5)))
-    kinds = {
-        (len(after.reserved), len(after.memory_map))
-        for after in every(lambda choose: edits._split_up(choose, base, Fraction(101)))
-    }
-    assert (3 * 101, 1) in kinds
-    assert (3, 101) in kinds
+    assert edits.end_at(Walk([]), base, MIB).memory_map.ram().end == END, "its kernel stays"
+    assert edits.end_at(Walk([]), base, 77 * MIB).memory_map.ram().end == 77 * MIB
 
 
 # -- what is taken -------------------------------------------------------------------------------
@@ -582,11 +421,11 @@ def test_all_of_a_piece_is_taken_but_a_few_pages() -> None:
 
 def test_what_is_taken_spares_the_kernel() -> None:
     base = machine(reserved=((0, PAGE),))
-    after = edits._taking(base, [(MIB, 64 * MIB), (127 * MIB, 999 * MIB)])
+    after = edits.taking(base, [(MIB, 64 * MIB), (127 * MIB, 999 * MIB)])
     assert after.reserved == ((0, PAGE), (MIB, 16 * MIB), (END, 64 * MIB), (127 * MIB, 128 * MIB))
-    after = edits._taking(base, [(MIB, 64 * MIB)], END + MIB)
+    after = edits.taking(base, [(MIB, 64 * MIB)], END + MIB)
     assert after.reserved[1:] == ((MIB, 16 * MIB), (END + MIB, 64 * MIB))
-    assert edits._taking(base, [(MIB, 64 * MIB)], MIB).reserved[1:][0] == (MIB, 16 * MIB)
+    assert edits.taking(base, [(MIB, 64 * MIB)], MIB).reserved[1:][0] == (MIB, 16 * MIB)
 
 
 def test_as_much_of_the_top_is_taken_as_so_many_tables_map(
@@ -847,7 +686,7 @@ def test_every_kind_of_change_occurs_and_the_time_is_kept() -> None:
     for name in ("memory_map", "reserved", "initrd", "features", "mode", "kernel"):
         assert len(seen[name]) > 3, name
     assert len({kernel.brk_start - kernel.start for kernel in seen["kernel"]}) > 3, "it grows"
-    assert len({len(edits._raw(changed(Seeded(n), base))) for n in range(100)}) > 3
+    assert len({len(edits.entries_of(changed(Seeded(n), base))) for n in range(100)}) > 3
     assert {e.type for m in seen["memory_map"] for e in m} >= FILLINGS - {None}
 
 
@@ -887,23 +726,23 @@ def test_one_to_three_changes_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None
         orders.add(tuple(made))
         made.clear()
     assert (0, 1) in orders, "what cannot be made is passed over"
-    # Marks and ratios are used where there are any, and by times only.
+    # Marks and leads are used where there are any, and by times only.
     monkeypatch.setattr(edits, "_CHANGES", (lambda _, one: attrs.evolve(one, name="other"),))
     monkeypatch.setattr(edits, "_at_mark", lambda _c, one, _: attrs.evolve(one, name="mark"))
-    monkeypatch.setattr(edits, "_resized", lambda _c, one, _: attrs.evolve(one, name="ratio"))
-    monkeypatch.setattr(edits, "_split_up", lambda _c, one, _: attrs.evolve(one, name="pieces"))
-    monkeypatch.setattr(edits, "_scattered", lambda _c, one, _: attrs.evolve(one, name="apart"))
-    for marks, ratios, names in (
-        ((), (), {"other"}), ((1,), (), {"other", "mark"}),
-        ((), (2,), {"other", "ratio", "pieces", "apart"}),
-        ((1,), (2,), {"other", "mark", "ratio", "pieces", "apart"}),
+
+    def lead(_: object, one: Machine) -> Machine:
+        return attrs.evolve(one, name="lead")
+
+    for marks, leads, names in (
+        ((), (), {"other"}), ((1,), (), {"other", "mark"}), ((), (lead,), {"other", "lead"}),
+        ((1,), (lead,), {"other", "mark", "lead"}),
     ):  # fmt: skip
-        found = {m.name for m in every(lambda c, m=marks, r=ratios: changed(c, base, m, r))}
+        found = {m.name for m in every(lambda c, m=marks, r=leads: changed(c, base, m, r))}
         assert found == names
 
 
 def test_an_entry_is_cut_where_addresses_end() -> None:
-    after = edits._with_map(machine(max_pfn_hint=5, max_low_pfn_hint=6),
+    after = edits.with_map(machine(max_pfn_hint=5, max_low_pfn_hint=6),
                             [(0, 128 * MIB, RAM), (64 * TIB - PAGE, 65 * TIB, RAM)])  # fmt: skip
     assert list(ram(after)) == [(0, 128 * MIB), (64 * TIB - PAGE, 64 * TIB)]
     assert (after.max_pfn_hint, after.max_low_pfn_hint) == (None, None)

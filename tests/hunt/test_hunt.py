@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import runpy
 
 import attrs
@@ -100,6 +101,13 @@ def test_command_says_that_nothing_was_found():
     assert result.return_value == ExitCode.OK
     assert "not found in" in result.output
     assert "proves nothing" in result.output
+    assert "\n  waste > 0: never true; nearest 0 against 0\n" in result.output
+    assert re.search(r"\n  ended [0-9]+ times: ok\n", result.output)
+    result = command("incremental:variant=hpa", "--for", "waste > 0", "--tries", 60, "--json")
+    record = json.loads(result.output)
+    (part,) = record["parts"]
+    assert (part["text"], part["true"], part["above"]) == ("waste > 0", 0, [0, 0])
+    assert part["runs"] == sum(end["runs"] for end in record["ends"].values()) == record["tries"]
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
@@ -29,6 +30,7 @@ from paravirt_mm.engine.trace import RangeSplit, TablesAllocated, Trace
 from paravirt_mm.errors import SpecError
 from paravirt_mm.guard import Stopped
 from paravirt_mm.hunt import search
+from paravirt_mm.hunt.condition import Condition
 from paravirt_mm.hunt.search import BATCH, KEPT, BatchResult, HuntResult, Quarry, hunt, run_batch
 from paravirt_mm.sources import bundled_machines
 from paravirt_mm.sources.generated import Seeded
@@ -334,6 +336,17 @@ def test_the_nearest_machines_are_kept_and_no_two_that_do_the_same() -> None:
     assert names(falling) == [str(n) for n in range(2, 8)]
     level = best_of(*((0.5, ok, n) for n in range(KEPT + 3)))
     assert len(level.kept) == KEPT + 3, "where there is no slope any of them may be changed"
+
+
+def test_as_much_work_is_done_for_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the events of its run, of which a large machine has thousands."""
+    monkeypatch.setattr(search, "changed", lambda _c, one, *_: one)
+    best = best_of((0.5, Outcome.OK, 0), (0.5, Outcome.PANIC, 0), (0.5, Outcome.OK, 10))
+    condition = Condition.parse("panic")
+    counts = Counter(best.changed(Seeded(n), condition).name for n in range(2000))
+    share = 1 / (1 + 1 + 20 / 30)
+    assert counts["0"] / 2000 == pytest.approx(share, abs=0.05)
+    assert counts["2"] / counts["0"] == pytest.approx(20 / 30, abs=0.1)
 
 
 def test_marks_are_where_a_run_begins_or_ends_something() -> None:
