@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import click
@@ -14,7 +15,7 @@ from paravirt_mm.cli.output import emit
 from paravirt_mm.cli.screen import color_option, paper
 from paravirt_mm.cli.types import Address
 from paravirt_mm.counted import counted
-from paravirt_mm.errors import ExitCode
+from paravirt_mm.errors import ExitCode, InputError
 from paravirt_mm.machine.model import Machine
 from paravirt_mm.machine.paging import MIB
 from paravirt_mm.measure import crashkernel
@@ -30,6 +31,7 @@ from paravirt_mm.report.tables import assumptions, machine_title
 from paravirt_mm.report.tracefile import trace_lines
 from paravirt_mm.report.values import show, size
 from paravirt_mm.run import Outcome, Run
+from paravirt_mm.sources.possible import checked
 from paravirt_mm.view.story import chapters
 
 
@@ -102,7 +104,7 @@ def command(
         emit("\n".join(_wherever(subject, specs, running)), None)
         return ExitCode.OK
     if isinstance(kernel_at, int):
-        subject = subject.with_kernel_at(kernel_at)
+        subject = checked(subject.with_kernel_at(kernel_at), subject.name)
 
     def shown(run: Run) -> tuple[str, str, ExitCode]:
         _write(run, trace_path, image_path)
@@ -200,11 +202,17 @@ def _mib(value: int) -> str:
     return f"{value // MIB}M"
 
 
+def _possible(machines: Iterable[Machine]) -> Iterator[Machine]:
+    for machine in machines:
+        with suppress(InputError):
+            yield checked(machine, machine.name)
+
+
 def _wherever(
     subject: Machine, specs: tuple[str, str], running: scenarios.Running
 ) -> Iterator[str]:
     """Yield what the place of the kernel changes, one line a stretch of places that are alike."""
-    machines = list(subject.kernel_places())
+    machines = list(_possible(subject.kernel_places()))
     count = f"{counted(len(machines), 'place')} for the kernel"
     yield f"{printable(subject.name)}: {count}, {printable(' under '.join(specs))}"
     alike: list[tuple[int, int, str]] = []

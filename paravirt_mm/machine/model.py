@@ -166,7 +166,8 @@ class Machine(Shown):
     def with_kernel_at(self, start: int) -> Machine:
         """Return the machine with its kernel loaded at ``start``, and nothing left where it was.
 
-        Raises InputError where it would not lie in RAM that nothing else has taken.
+        Raises InputError where it would not lie in RAM that the direct map reaches and nothing else
+        has taken.
         """
         kernel = self.kernel.at(start)
         reserved = RangeSet(self.reserved)
@@ -177,6 +178,9 @@ class Machine(Shown):
         low, high = kernel.span
         if not self.memory_map.ram_pages().covers(low, high):
             raise InputError(f"a kernel at {low:#x}-{high:#x} does not lie in RAM", self.name)
+        if high > self.map_limit:
+            limit = f"the end of the direct map, {self.map_limit:#x}"
+            raise InputError(f"a kernel at {low:#x}-{high:#x} lies above {limit}", self.name)
         if taken.overlaps(low, high):
             raise InputError(f"a kernel at {low:#x}-{high:#x} lies on what is taken", self.name)
         told = f"the kernel is loaded at {start:#x} instead"

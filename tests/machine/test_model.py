@@ -231,3 +231,14 @@ def test_modes_are_consistent(mode):
 def test_page_names_are_the_kernels():
     assert [X86_64.page_name(level) for level in (1, 2, 3)] == ["4k", "2M", "1G"]
     assert I386.page_name(2) == "4M"
+
+
+def test_a_kernel_is_not_moved_above_the_end_of_the_direct_map():
+    """32 bits: where lowmem ends there is more RAM, but no address for a kernel."""
+    it = machine((MIB, 1200 * MIB), mode=MODES["i386-pae"])
+    size = it.kernel.span[1] - it.kernel.start
+    assert it.map_limit == 896 * MIB
+    assert it.with_kernel_at(896 * MIB - size).kernel.span[1] == 896 * MIB
+    with pytest.raises(InputError, match="lies above the end of the direct map, 0x38000000"):
+        it.with_kernel_at(896 * MIB - size + 4096)
+    assert max(each.kernel.span[1] for each in it.kernel_places()) <= 896 * MIB

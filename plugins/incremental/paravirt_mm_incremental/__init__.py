@@ -51,6 +51,10 @@ if TYPE_CHECKING:
     import click
 
 
+MOST_BRK_PAGES = 1 << 14
+"""64 MiB of brk: more than any kernel is linked with."""
+
+
 class Variant(StrEnum):
     """Which form of the design."""
 
@@ -94,6 +98,8 @@ class Incremental:
             raise SpecError(f"Linux {self.kernel} does not know movable_node (3.13 and later do)")
         if self.variant is Variant.HPA and (self.movable_node or self.kaslr):
             raise SpecError("movable_node and kaslr are options of variant=linux")
+        if self.brk_pages is not None and not 0 <= self.brk_pages <= MOST_BRK_PAGES:
+            raise SpecError(f"brk_pages={self.brk_pages} is not between 0 and {MOST_BRK_PAGES}")
 
     @cached_property
     def _design(self) -> LinuxSteps | SevenSteps:

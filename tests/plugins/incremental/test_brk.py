@@ -24,6 +24,7 @@ from paravirt_mm import (
     MemoryMap,
     Outcome,
     Scenario,
+    SpecError,
     bundled,
     load_all,
     tables_to_map,
@@ -162,3 +163,14 @@ def _ends_well(subject: Machine, backend: str) -> None:
     assert run.verdict.outcome is Outcome.OK, (subject.name, run.verdict)
     assert run.figures["flips_wasted"] == 0
     assert run.figures["flips_per_table"] == (0 if backend == "native" else 1.0)
+
+
+@pytest.mark.parametrize("variant", ["linux", "hpa"])
+def test_brk_is_no_larger_than_any_kernel_links(variant: str) -> None:
+    spec = f"incremental:variant={variant},brk_pages="
+    for pages in (-1, (1 << 14) + 1):
+        with pytest.raises(SpecError, match=f"brk_pages={pages} is not between 0 and 16384"):
+            Scenario.of(machine(), f"{spec}{pages}", "native").run()
+    for backend in ("native", "xen"):
+        run = Scenario.of(machine(), f"{spec}{1 << 14}", backend).run()
+        assert run.figures["brk_size"] >= 1 << 14, run.verdict
