@@ -16,10 +16,10 @@ allocator's run. An outcome (``ok``, ``panic``, ``rejected``, ``violation``, ``e
 in quotes also asks that the verdict contains it. ``differs``: the two runs differ in their end, in
 what they map, in where a table lies, or in a figure (`paravirt_mm.differences`).
 
-What has no value (a figure that does not exist for a run, a division by zero) makes a condition
-neither true nor false, and only what is true is found. `Condition.distance` says how far a run is
-from what is looked for, so that a search can go uphill, `Condition.leads` which changes of the
-machine may lead there, and an `Account` what of it was true in many runs.
+What has no value (a figure that does not exist for a run, a division by zero, 2^256) makes a
+condition neither true nor false, and only what is true is found. `Condition.distance` says how far
+a run is from what is looked for, so that a search can go uphill, `Condition.leads` which changes of
+the machine may lead there, and an `Account` what of it was true in many runs.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from paravirt_mm.errors import SpecError
 from paravirt_mm.hunt.account import Account, Number, Sides, Tally
 from paravirt_mm.hunt.edits import Change
 from paravirt_mm.hunt.facts import FACTS, scaled
-from paravirt_mm.machine.paging import MIB
+from paravirt_mm.machine.paging import MIB, MODES
 from paravirt_mm.measure.crashkernel import LIMITS, SIZES
 from paravirt_mm.measure.figures import FIGURES
 from paravirt_mm.run import Outcome, Run
@@ -52,6 +52,8 @@ MAX_LENGTH = 1000
 MAX_DEPTH = 40
 """Parentheses and ``not`` within each other, at the most."""
 
+_LARGEST = 1 << 256
+"""What comes of arithmetic and is not smaller has no value; that floats have room for."""
 _BITS = 64
 """The longest gap between figures that are to be equal."""
 
@@ -223,7 +225,11 @@ class _Arithmetic(Term):
         left, right = self.left.value(sight), self.right.value(sight)
         if left is None or right is None or (self.sign == "/" and not right):
             return None
-        return _ARITHMETIC[self.sign](left, right)
+        try:
+            result = _ARITHMETIC[self.sign](left, right)
+        except OverflowError:  # no float has room for it
+            return None
+        return result if abs(result) < _LARGEST else None
 
     def leads_to(self, sight: Sight, goal: Fraction) -> Iterator[Change]:
         left, right = self.left.value(sight), self.right.value(sight)
@@ -397,6 +403,7 @@ _FOREIGN = (
     ("'", "a text ends with the quote that it begins with"),
 )
 """What other languages write, and how it is said here."""
+_WORDS = ("and", "or", "not")
 _SUFFIX = {"k": 10, "m": 20, "g": 30, "t": 40}
 
 
@@ -510,7 +517,7 @@ class _Parser:
                 raise self._error("a ')' is missing")
             self.depth -= 1
             return term
-        if token.kind == "name":
+        if token.kind == "name" and token.text not in _WORDS:
             return self._named(token.text)
         raise self._unexpected(token)
 
@@ -570,6 +577,10 @@ class _Parser:
             meant = "; a text stands behind an outcome: panic 'ran out'"
         elif token.text in _COMPARISONS:
             meant = "; join two comparisons with 'and'"
+        elif token.text in _WORDS:
+            meant = "; a figure, a number or an outcome does"
+        elif token.text.lower() in _SUFFIX:
+            meant = f"; a unit follows its number at once: 16{token.text}"
         elif token.kind != "sign" or token.text == "(":
             meant = "; between two conditions stands 'and' or 'or'"
         return self._error(
@@ -591,6 +602,8 @@ def _close(
     """Return what was meant, in words. ``other``: it is said of the second allocator."""
     if name.lower() in FACTS:
         return f"; did you mean 'machine.{name.lower()}'?"
+    if name == "mode" or name in MODES:
+        return "; --mode keeps to paging modes"
     if name == "differs":
         return "; 'differs' stands alone: it compares with the second allocator"
     known = {str(word).lower(): str(word) for word in (*names, *Outcome)}

@@ -55,6 +55,10 @@ _DRAWS = 20
 """So often another machine is drawn in place of one that the batch has tried."""
 _PLUS = 20
 """Events that a try takes as long as, besides those of its trace."""
+_WORK = 20_000
+"""Events after which a batch has no more fresh machines that are large: some allocators make a step
+of every 2 MiB, and a few machines of many TiB would take nearly all of the time.
+"""
 _NOTE = 8
 """Bytes of the note which try a process is at."""
 _SIGN_OF_LIFE = 0.05
@@ -269,7 +273,7 @@ def _made(quarry: Quarry, seed: int, number: int, best: _Best) -> Iterator[Machi
     for place in range(_size(number)):
         for _ in range(_DRAWS):
             if place < BATCH // 2 or not best.kept:
-                machine = _fresh(choose, quarry, name)
+                machine = _fresh(choose, quarry, name, only_small=best.work > _WORK)
             else:
                 machine = best.changed(choose, _parsed(quarry.condition))
             if not quarry.counts(machine):
@@ -317,6 +321,8 @@ class _Best:
         self._limit = 1.0
         """What is further away is not kept."""
         self._weights: list[float] = []
+        self.work = 0
+        """Events of all runs."""
 
     @property
     def kept(self) -> list[_Tried]:
@@ -335,9 +341,11 @@ class _Best:
 
     def add(self, distance: float, runs: Runs, machine: Machine) -> None:
         """Enter a machine that was tried."""
+        events = len(runs[0].trace)
+        self.work += events
         if distance > self._limit:
             return
-        key = distance, runs[0].verdict.outcome, len(runs[0].trace)
+        key = distance, runs[0].verdict.outcome, events
         if key in self._kept:
             return
         self._kept[key] = _Tried(machine, runs)
@@ -362,8 +370,10 @@ def _marks(run: Run) -> list[int]:
     return sorted(marks)
 
 
-def _fresh(choose: Seeded, quarry: Quarry, name: str) -> Machine:
+def _fresh(choose: Seeded, quarry: Quarry, name: str, *, only_small: bool = False) -> Machine:
     """Return a generated machine, or a real one with a few changes; every other one is small."""
+    if only_small:
+        return small(choose, _fresh(choose, quarry, name))
     if choose.one_of((True, False)):
         machine = any_machine(choose, MODES[choose.one_of(quarry.modes or tuple(MODES))], name)
         if choose.one_of((True, False)):

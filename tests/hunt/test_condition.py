@@ -314,6 +314,10 @@ def test_second_allocator(made):
         "1 / overrun > 0",
         "1 + waste > 0",
         "waste + 1 > 0",
+        # Too large for floats, or to be compared with one.
+        "overrun < " + "99999999999999999999T * " * 10 + "99999999999999999999T / 3",
+        "overrun < 1.5 * " + "99999999999999999999T * " * 10 + "99999999999999999999T",
+        "overrun + 0.5 < " + "65536T * 65536T * " * 2 + "65536T * 65536",
     ],
 )
 def test_without_a_value_nothing_is_found(made, text):
@@ -321,6 +325,8 @@ def test_without_a_value_nothing_is_found(made, text):
     run = made({"overrun": 0})
     assert not Condition.parse(text).holds(run)
     assert not Condition.parse("not " + f"({text})").holds(run)
+    assert Condition.parse(text).distance(run) > 0
+    assert not Condition.parse(text).leads(run)
 
 
 @pytest.mark.parametrize("text", ["my.word > 1", "my.word", "my.word + 1 > 0"])
@@ -389,6 +395,11 @@ def test_what_decides_needs_no_other_value(made):
         ("(ok) and " + "(" * 41 + "ok" + ")" * 41, "nested"),
         ("not panic and " + "not " * 41 + "ok", "nested"),
         ("-1 < 0 and " + "-" * 41 + "1 < 0", "nested"),
+        ("panic and and ok", "'and' in column 11 is not expected there; a figure, a number or"),
+        ("1 + not ok > 2", "'not' in column 5 is not expected there; a figure"),
+        ("waste > 16 M", "'M' in column 12 is not expected there; a unit follows its number at"),
+        ("mode == i386", "there is no figure 'mode'; --mode keeps to paging modes"),
+        ("x86_64", "--mode"),
         ("ok (panic)", "'(' in column 4 is not expected there; between two conditions stands"),
     ],
 )

@@ -106,8 +106,8 @@ def test_each_fourth_batch_is_a_long_one_and_as_many_of_it_are_fresh(
     drawn: list[Machine] = []
     fresh = search._fresh
 
-    def noted(choose: Seeded, quarry: Quarry, name: str) -> Machine:
-        drawn.append(fresh(choose, quarry, name))
+    def noted(choose: Seeded, quarry: Quarry, name: str, **how: bool) -> Machine:
+        drawn.append(fresh(choose, quarry, name, **how))
         return drawn[-1]
 
     monkeypatch.setattr(search, "_fresh", noted)
@@ -255,10 +255,13 @@ class Drawn:
     """Fresh machines in place of chance: so many equal ones, then as many of another, and so on."""
 
     def __init__(self, equal: int) -> None:
-        self.equal, self.count = equal, 0
+        self.equal, self.count, self.small = equal, 0, 0
 
-    def __call__(self, choose: Seeded, quarry: Quarry, name: str) -> Machine:
+    def __call__(
+        self, choose: Seeded, quarry: Quarry, name: str, *, only_small: bool = False
+    ) -> Machine:
         self.count += 1
+        self.small += only_small
         return attrs.evolve(SMALL, max_pfn_hint=1000 + (self.count - 1) // self.equal)
 
 
@@ -289,6 +292,33 @@ def test_the_second_half_of_a_batch_changes_what_is_kept(monkeypatch: pytest.Mon
     assert [m.name for m in machines[: BATCH // 2]] == ["small"] * (BATCH // 2)
     assert {m.name for m in machines[BATCH // 2 :]} == {"0"}
     assert draw.count == BATCH // 2
+
+
+def test_a_batch_in_which_much_has_happened_makes_no_more_large_machines(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of an allocator that makes a step of every 2 MiB, each would take most of a second."""
+    draw, best = Drawn(1), search._Best()
+    monkeypatch.setattr(search, "_fresh", draw)
+    machines = search._made(HPA, 0, 0, best)
+    for work, small in ((0, 0), (20_000, 0), (20_001, 1), (20_001, 2)):
+        best.work = work
+        next(machines)
+        assert draw.small == small
+
+
+def test_fresh_machines_are_small_where_they_have_to_be() -> None:
+    """Little more than what the kernel needs, whatever is generated."""
+    quarry = attrs.evolve(HPA, machines=(SMALL,))
+    sizes = [
+        max(
+            search._fresh(Seeded(n), quarry, "m", only_small=small).memory_map.ram().end
+            for n in range(100)
+        )
+        for small in (False, True)
+    ]
+    assert sizes[0] > 1 << 40
+    assert sizes[1] < 1 << 30
 
 
 def test_a_kernel_of_another_mode_is_tried_where_it_could_start() -> None:
