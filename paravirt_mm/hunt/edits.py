@@ -363,6 +363,15 @@ def end_at(_: Choices, machine: Machine, place: int) -> Machine:
     return _until(machine, max(place, machine.kernel.span[1]))
 
 
+def ending_at(choose: Choices, machine: Machine, end: int) -> Machine:
+    """Return the machine with RAM that ends there, also where there was none."""
+    machine = end_at(choose, machine, end)
+    last = machine.memory_map.ram_pages().end
+    end = min(end, 1 << machine.mode.physical_bits)
+    more = [(last, end, E820Type.RAM)] if last < end else []
+    return with_map(machine, [*entries_of(machine), *more])
+
+
 def _hole_at(choose: Choices, machine: Machine, place: int) -> Machine:
     size = choose.one_of((PAGE_SIZE, 2 * PAGE_SIZE, 64 * KIB, 2 * MIB, GIB))
     start = max(0, place - choose.one_of((0, size)))
@@ -408,6 +417,14 @@ def _hole_at_border(choose: Choices, machine: Machine) -> Machine:
 def _end_at_border(choose: Choices, machine: Machine) -> Machine:
     """End all RAM there."""
     return end_at(choose, machine, _border(choose, machine))
+
+
+def _end_at_power(choose: Choices, machine: Machine) -> Machine:
+    """End RAM at a power of two, where limits are, or a page off it."""
+    lowest = machine.kernel.span[1].bit_length()
+    highest = min(machine.mode.physical_bits, MAX_ADDRESS.bit_length() - 1)
+    off = choose.one_of((0, 0, 0, PAGE_SIZE, -PAGE_SIZE))
+    return ending_at(choose, machine, (1 << choose.one_of(range(lowest, highest + 1))) + off)
 
 
 def _take_the_top(choose: Choices, machine: Machine) -> Machine:
@@ -479,6 +496,7 @@ _CHANGES: tuple[Change, ...] = (
     _hole_at_border,
     _hole_at_border,
     _end_at_border,
+    _end_at_power,
     _take_the_top,
     _take_the_top,
     _take_nearly_all,

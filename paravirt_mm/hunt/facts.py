@@ -12,7 +12,15 @@ from fractions import Fraction
 
 import attrs
 
-from paravirt_mm.hunt.edits import MAX_ADDRESS, end_at, entries_of, taking, with_hole, with_map
+from paravirt_mm.hunt.edits import (
+    MAX_ADDRESS,
+    end_at,
+    ending_at,
+    entries_of,
+    taking,
+    with_hole,
+    with_map,
+)
 from paravirt_mm.machine.e820 import E820Type
 from paravirt_mm.machine.model import Machine, Span
 from paravirt_mm.machine.paging import MIB, PAGE_SHIFT, PAGE_SIZE
@@ -56,7 +64,7 @@ def _with_ram(choose: Choices, machine: Machine, wanted: int) -> Machine:
     ram = machine.memory_map.ram_pages()
     more = wanted - ram.total
     if more > 0:
-        return _ending_at(choose, machine, ram.end + align_up(more, PAGE_SIZE))
+        return ending_at(choose, machine, ram.end + align_up(more, PAGE_SIZE))
     if choose.one_of((True, False)):
         low, high = max(ram, key=lambda span: span[1] - span[0])
         left = max(high - low - align_up(-more, PAGE_SIZE), 0)
@@ -72,16 +80,7 @@ def _with_ram(choose: Choices, machine: Machine, wanted: int) -> Machine:
 
 def _with_end(choose: Choices, machine: Machine, pfn: int) -> Machine:
     """Return the machine with RAM that ends at a page."""
-    return _ending_at(choose, machine, pfn << PAGE_SHIFT)
-
-
-def _ending_at(choose: Choices, machine: Machine, end: int) -> Machine:
-    """Return the machine with RAM that ends there, also where there was none."""
-    machine = end_at(choose, machine, end)
-    last = machine.memory_map.ram_pages().end
-    end = min(end, 1 << machine.mode.physical_bits)
-    more = [(last, end, _RAM)] if last < end else []
-    return with_map(machine, [*entries_of(machine), *more])
+    return ending_at(choose, machine, pfn << PAGE_SHIFT)
 
 
 def _of_pieces(machine: Machine) -> int:

@@ -393,7 +393,7 @@ class HuntResult:
     ``nearest`` how near the best machine came (0: it holds). ``errors`` of the tries were faults
     of a plugin, ``error`` is the first. ``figures`` are the plugins' that were seen on the machines
     to start from, where the condition asks for any. ``account`` is of the runs of all batches that
-    ended and found nothing.
+    ended, where nothing was found.
     """
 
     machine: Machine | None
@@ -449,13 +449,15 @@ def hunt(
                     result.errors + batch.errors,
                     result.error or batch.error,
                     result.figures | batch.figures,
-                    account,
                 )
                 progress(result.tries, result.nearest)
                 if batch.found is not None:
                     return result
     finally:
         items.close()
+    for batch in waiting.values():
+        if batch.account is not None:
+            account.merge(batch.account)
     # What was found in a batch that is ahead of the others counts when there is nothing before it.
     ahead = min((batch.number for batch in waiting.values() if batch.found), default=None)
     machine = None if ahead is None else waiting[ahead].found
@@ -471,6 +473,7 @@ def hunt(
         seconds=time.monotonic() - began,
         errors=result.errors + len(stopped),
         error=result.error or error,
+        account=account,
     )
 
 

@@ -610,6 +610,19 @@ def test_borders_are_where_tables_begin_or_end() -> None:
 # -- kernel, features, mode ----------------------------------------------------------------------
 
 
+def test_memory_ends_at_powers_of_two_and_a_page_off_them() -> None:
+    """From above the kernel to where addresses end, whether there was memory or not."""
+    for mode, highest in (("x86_64", 46), ("i386", 32), ("i386-pae", 36), ("x86_64-la57", 46)):
+        base = machine(mode=MODES[mode])
+        ends = {ram(m).end for m in every(lambda c, m=base: edits._end_at_power(c, m))}
+        assert ends == {
+            (1 << bits) + off
+            for bits in range(25, highest + 1)
+            for off in (0, PAGE, -PAGE)
+            if (bits, off) != (highest, PAGE)
+        }
+
+
 def test_features_are_those_that_the_mode_can_have() -> None:
     for name, pairs in (
         ("x86_64", {(False, False), (True, False), (True, True)}),

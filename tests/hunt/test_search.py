@@ -30,6 +30,7 @@ from paravirt_mm.engine.trace import RangeSplit, TablesAllocated, Trace
 from paravirt_mm.errors import SpecError
 from paravirt_mm.guard import Stopped
 from paravirt_mm.hunt import search
+from paravirt_mm.hunt.account import Account, Tally
 from paravirt_mm.hunt.condition import Condition
 from paravirt_mm.hunt.search import BATCH, KEPT, BatchResult, HuntResult, Quarry, hunt, run_batch
 from paravirt_mm.sources import bundled_machines
@@ -142,6 +143,7 @@ def test_a_plugin_of_others_is_asked_for_figures_always(tmp_path: Any) -> None:
 STRANGER = """
 from paravirt_mm import hookimpl
 from paravirt_mm.hunt import search
+from paravirt_mm.hunt.account import Account, Tally
 from paravirt_mm_xen import Xen
 class Patches(Xen):
     @hookimpl
@@ -612,13 +614,21 @@ def test_batches_are_counted_in_their_order(monkeypatch: pytest.MonkeyPatch) -> 
         told_by(monkeypatch, *items)
         return hunt(quarry, jobs=9, seconds=60, progress=lambda *told: heard.append(told))
 
-    nothing = [BatchResult(n, 10 * n + 20, None, near, n + 1, f"e{n}", frozenset({f"p.{n}"}))
-               for n, near in ((-1, 0.5), (0, 0.25), (1, 0.75))]  # fmt: skip
+    def account(runs: int) -> Account:
+        ended = Counter({Outcome.OK: runs})
+        return Account([Tally("violation", runs, runs)], ended, {Outcome.OK: RUN.verdict})
+
+    nothing = [
+        BatchResult(n, 10 * n + 20, None, near, n + 1, f"e{n}", frozenset({f"p.{n}"}),
+                    account(10 * n + 20))
+        for n, near in ((-1, 0.5), (0, 0.25), (1, 0.75))
+    ]  # fmt: skip
     found = result((0, nothing[0]), (0, nothing[2]), (1, nothing[1]))
     assert heard == [(10, 0.5), (30, 0.25), (60, 0.25)]
     assert (found.machine, found.tries, found.nearest) == (None, 60, 0.25)
     assert (found.errors, found.error) == (3, "e-1")
     assert found.figures == {"p.-1", "p.0", "p.1"}
+    assert found.account == account(60)
     assert 0 <= found.seconds < 5
     hit = BatchResult(1, 7, TOP, 0.0)
     found = result((0, nothing[0]), (0, hit), (1, nothing[1]), (0, nothing[0]))
@@ -628,6 +638,7 @@ def test_batches_are_counted_in_their_order(monkeypatch: pytest.MonkeyPatch) -> 
     none = result((0, nothing[0]), (0, nothing[2]), (1, 5), (1, Stopped("slept")))
     assert (none.machine, none.tries, none.nearest) == (None, 10 + 30 + 5, 0.5)
     assert (none.errors, none.error) == (0 + 1, "e-1")
+    assert none.account == account(10 + 30), "those that are ahead, too"
     quiet = result((1, 5), (1, Stopped("slept")))
     assert quiet.errors == 1
     assert "slept" in quiet.error
