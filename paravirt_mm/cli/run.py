@@ -173,8 +173,8 @@ def _as_text(run: Run, on: Paper, explain: bool) -> Iterator[str]:
     yield from (f"  {printable(str(finding))}" for finding in run.findings[:20])
     yield from (f"{printable(name)}: {printable(str(value))}" for name, value in run.extra.items())
     yield ""
-    if run.figures:
-        yield _figures(run, on)
+    if figures := _figures(run, on):
+        yield figures
         yield ""
     if assumed := assumptions(run.machine, on):
         yield assumed
@@ -254,12 +254,14 @@ def _explained(run: Run, on: Paper) -> Iterator[str]:
 
 
 def _figures(run: Run, on: Paper) -> str:
-    """Return the figures that say something as a table, with their meanings."""
+    """Return the figures that say something as a table, with their meanings; empty: none does."""
     cells = [
         (str(figure.group), name, show(figure, run.figures[name]), figure.meaning)
         for name, figure in FIGURES.items()
         if run.figures.get(name)
     ]
+    if not cells:
+        return ""
     used = sum(max(len(row[column]) for row in cells) + 2 for column in range(3))
     room = on.width - used
     if room < _ROOM:  # `paravirt-mm figures` has what is left out, and its title goes with it

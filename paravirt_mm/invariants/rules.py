@@ -295,8 +295,8 @@ class _Checker:
         if (page := self._readonly.first_outside(self._tables)) is not None:
             self._find(5, number, page, "a page is read-only in the end, and no table")
         for _, run in self._released:
-            # What was given back may have become a table since, like any other free page.
-            idle = RangeSet(self._tables.gaps(*run.span))
+            # What was given back may have become a table since, or be gone, like any free page.
+            idle = RangeSet(self._tables.gaps(*run.span)).difference(self._gone)
             for low, _ in idle.intersection(reserved):
                 self._find(5, number, low, "a page given back is still reserved")
                 break

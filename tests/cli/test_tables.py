@@ -479,3 +479,18 @@ def test_without_any_plugin_it_says_so(paravirt_mm: Run) -> None:
     named = paravirt_mm("plugins", "nonsense")
     assert named.returncode == 2
     assert default_registry().get("native").name in named.stderr
+
+
+def test_where_no_figure_says_anything_there_is_no_table(paravirt_mm: Run, tmp_path: Path) -> None:
+    """RAM that a 32-bit kernel reaches only where it cannot use it: it ends before it begins."""
+    path = tmp_path / "high.toml"
+    path.write_text(
+        'format = "paravirt-mm-machine-1"\nname = "high"\nmode = "i386-pae"\n'
+        'boot_mapped = 0x1c00000\nmemory = [[0xffffffff, 0x8000000000, "usable"]]\n'
+        "[kernel]\nstart = 0x1000000\nend = 0x1000166\n"
+        "brk_start = 0x1001000\nbrk_end = 0x1041000\n"
+    )
+    told = paravirt_mm("run", str(path), "-a", "legacy_linear:kernel=3.6", *NATIVE)
+    assert told.returncode == 0
+    assert "verdict: panic: Cannot allocate trampoline" in told.stdout
+    assert "what it is" not in told.stdout

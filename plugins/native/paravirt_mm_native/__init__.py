@@ -64,7 +64,8 @@ class Native:
         if machine.mode.is_32bit:
             tables[1] = tuple(RangeSet([low]))  # of no bytes there are none
             if machine.mode.root_level == 3:
-                tables[2] = ((0, machine.mode.lowmem_limit or machine.map_limit),)
+                ends = machine.mode.lowmem_limit or 0, machine.map_limit, boot_mapped
+                tables[2] = ((0, max(ends)),)
         elif self.ident_tables:
             if machine.mode.root_level > 4:
                 raise SpecError(f"ident_tables: no kernel that has them has {machine.mode.title}")

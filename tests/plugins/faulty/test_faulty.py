@@ -15,6 +15,7 @@ from paravirt_mm import (
     Scenario,
     SpecError,
     StepStarted,
+    SurplusReleased,
     bundled,
     compare,
 )
@@ -180,3 +181,13 @@ def test_what_is_taken_are_whole_pages_of_memory_that_ends_within_one():
         (span,) = (span for event in found.trace.of(MemoryTaken) for span in event.spans)
         assert taken in (span, None)
         assert span[1] == 32 * MIB - 4096
+
+
+def test_what_was_given_back_may_be_taken_later():
+    memory = MemoryMap.sanitise([(0, 3 << 30, E820Type.RAM), (4 << 30, 6 << 30, E820Type.RAM)])
+    machine = Machine("given back", memory, boot_mapped=8 << 30)
+    found = run("legacy_linear:kernel=3.6", f"faulty:fault=take,step=2,size={1 << 30}", machine)
+    ((low, high),) = (span for event in found.trace.of(MemoryTaken) for span in event.spans)
+    back = [run.span for event in found.trace.of(SurplusReleased) for run in event.pages]
+    assert low <= back[0][0] < back[0][1] <= high
+    assert str(found.verdict) == "ok"

@@ -9,7 +9,7 @@ from paravirt_mm import MODES, Cost, KernelImage, Machine, Scenario, bundled, de
 from paravirt_mm.testing import BackendConformance, generate
 from paravirt_mm_native import Native
 
-MIB = 1 << 20
+MIB, GIB = 1 << 20, 1 << 30
 
 
 class TestNative(BackendConformance):
@@ -107,6 +107,10 @@ def test_tables_that_the_image_brings() -> None:
     assert state.tables[2] == ((0, MODES["i386-pae"].lowmem_limit),)
     small = attrs.evolve(_machine("i386-pae"), max_pfn_hint=0x8000, max_low_pfn_hint=0x8000)
     assert Native().pvmm_boot_state(small).tables[2] == state.tables[2], "however much RAM there is"
+    split = attrs.evolve(_machine("i386-pae"), max_pfn_hint=0x70000, max_low_pfn_hint=0x70000)
+    assert Native().pvmm_boot_state(split).tables[2] == ((0, 0x70000 << 12),), "VMSPLIT_2G has two"
+    mapped = attrs.evolve(_machine("i386-pae"), boot_mapped=GIB + MIB)
+    assert Native().pvmm_boot_state(mapped).tables[2] == ((0, GIB + MIB),)
     assert set(Native().pvmm_boot_state(_machine("i386")).tables) == {1}
     state = Native(ident_tables=True).pvmm_boot_state(_machine("x86_64"))
     assert dict(state.tables) == {2: ((0, 1024 * MIB),), 3: ((0, 512 * 1024 * MIB),)}
