@@ -7,8 +7,8 @@ from __future__ import annotations
 import inspect
 import os
 import sys
-from collections.abc import Callable, Generator, Iterable, Iterator
-from functools import cache
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from functools import cache, lru_cache
 from types import GeneratorType
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
@@ -75,45 +75,33 @@ def parameters_of(hook: str) -> tuple[str, ...]:
     return tuple(inspect.signature(getattr(hookspecs, hook)).parameters)
 
 
-@cache
-def _not_among(hook: str, taken: tuple[str, ...]) -> tuple[str, ...]:
-    return tuple(name for name in parameters_of(hook) if name not in taken)
-
-
 class Hook:
-    """One hook of one plugin, ready to be called."""
+    """One hook of a class of plugins, whose instances can be asked."""
 
-    __slots__ = ("_function", "_not_taken", "_traced", "name", "plugin")
+    __slots__ = ("_not_taken", "name")
 
-    def __init__(
-        self, plugin: str, instance: Any, name: str, parameters: tuple[str, ...], traced: bool
-    ) -> None:
-        self.plugin = plugin
+    def __init__(self, name: str, parameters: tuple[str, ...]) -> None:
         self.name = name
-        self._function: Callable[..., Any] = getattr(instance, name)
-        self._not_taken = _not_among(name, parameters)
-        self._traced = traced
+        self._not_taken = [one for one in parameters_of(name) if one not in parameters]
 
-    def __call__(self, arguments: dict[str, Any]) -> Any:
-        """Call it with those of the arguments that it takes; the others are dropped from them: they
-        were put together for this call, and a copy would cost something at every question. Raises
-        `HookFailed` for whatever it raises, but for a panic in an allocator.
+    def ask(self, plugin: str, instance: Any, arguments: dict[str, Any]) -> Any:
+        """Ask an instance, with those of the arguments that it takes; the others are dropped from
+        them: they were put together for this call, and a copy would cost something at every
+        question. Raises `HookFailed` for whatever it raises, but for a panic in an allocator.
         """
         for name in self._not_taken:
             arguments.pop(name, None)
         try:
-            answer = self._function(**arguments)
+            answer = getattr(instance, self.name)(**arguments)
         except BaseException as error:
             if self._passes(error):
                 raise
-            raise HookFailed(self.plugin, self.name, error) from error
+            raise HookFailed(plugin, self.name, error) from error
         if type(answer) is GeneratorType:
-            answer = self._guarded(answer)
-        if self._traced:
-            self._show(arguments, answer)
+            return self._guarded(plugin, answer)
         return answer
 
-    def _guarded(self, answers: Generator[Any, Any, Any]) -> Generator[Any, Any, Any]:
+    def _guarded(self, plugin: str, answers: Generator[Any, Any, Any]) -> Generator[Any, Any, Any]:
         """Yield what a generator of the plugin yields; what it raises is the plugin's too. (Not
         ``yield from``: a GeneratorExit that it raises is none that was sent to it.)
         """
@@ -127,7 +115,7 @@ class Hook:
                 except BaseException as error:
                     if self._passes(error):
                         raise
-                    raise HookFailed(self.plugin, self.name, error) from error
+                    raise HookFailed(plugin, self.name, error) from error
                 sent = yield item
         finally:
             try:
@@ -135,7 +123,7 @@ class Hook:
             except BaseException as error:
                 if self._passes(error):
                     raise
-                raise HookFailed(self.plugin, self.name, error) from error
+                raise HookFailed(plugin, self.name, error) from error
 
     def _passes(self, error: BaseException) -> bool:
         """Tell whether an exception is none of the plugin's faults."""
@@ -143,34 +131,32 @@ class Hook:
             return not is_child()
         return self.name in _MAY_PANIC and isinstance(error, KernelPanic)
 
-    def _show(self, arguments: dict[str, Any], answer: Any) -> None:
+
+class _ShownHook(Hook):
+    """One whose questions and answers are printed."""
+
+    __slots__ = ()
+
+    def ask(self, plugin: str, instance: Any, arguments: dict[str, Any]) -> Any:
+        answer = super().ask(plugin, instance, arguments)
         given = ", ".join(
             f"{name}={value!r}" for name, value in arguments.items() if name != "boot"
         )
-        print(f"{self.plugin}.{self.name}({given}) -> {answer!r}", file=sys.stderr)
+        print(f"{plugin}.{self.name}({given}) -> {answer!r}", file=sys.stderr)
+        return answer
 
 
-class _Hooks(dict[str, list[Hook]]):
-    """Hooks of some plugins by name, each made when it is first asked for."""
+_Found = Mapping[str, Sequence[tuple[int, Hook]]]
 
-    def __init__(self, plugins: Iterable[tuple[str, Any]], traced: bool) -> None:
-        self._traced = traced
-        self._plugins = [
-            (plugin, instance, implemented(type(instance))) for plugin, instance in plugins
-        ]
 
-    def __missing__(self, name: str) -> list[Hook]:
-        found = self[name] = []
-        for plugin, instance, hooks in self._plugins:
-            if name in hooks:
-                found.append(Hook(plugin, instance, name, hooks[name], self._traced))
-        return found
-
-    def forget(self, gone: str) -> None:
-        """Leave the hooks of a plugin out from now on."""
-        self._plugins = [one for one in self._plugins if one[0] != gone]
-        for hooks in self.values():
-            hooks[:] = [one for one in hooks if one.plugin != gone]
+@lru_cache(maxsize=256)
+def _hooks_of(classes: tuple[type[Any], ...], kind: type[Hook]) -> _Found:
+    """Return every hook, with the place of the class, of those among some classes that have it."""
+    found: dict[str, list[tuple[int, Hook]]] = {name: [] for name in HOOKS}
+    for place, factory in enumerate(classes):
+        for name, parameters in implemented(factory).items():
+            found[name].append((place, kind(name, parameters)))
+    return found
 
 
 class Instances:
@@ -180,18 +166,21 @@ class Instances:
         self, plugins: Iterable[tuple[str, Any]], observers: Iterable[tuple[str, Any]] = ()
     ) -> None:
         watching = list(observers)
-        traced = os.environ.get(TRACE_VARIABLE) == "1"
-        self._hooks = _Hooks([*plugins, *watching], traced)
-        """Those that were asked for."""
+        self._plugins = [*plugins, *watching]
         self._watching = {plugin for plugin, _ in watching}
-        self._observers = self._hooks["pvmm_observe"]
+        kind = _ShownHook if os.environ.get(TRACE_VARIABLE) == "1" else Hook
+        self._hooks = _hooks_of(tuple([type(instance) for _, instance in self._plugins]), kind)
         self.left_out: list[str] = []
         """What observers did to be left out."""
 
     def call(self, hook: str, **arguments: Any) -> Any:
         """Return the answer of the one plugin that implements a hook; None: none does."""
         found = self._hooks[hook]
-        return found[0](arguments) if found else None
+        if not found:
+            return None
+        place, one = found[0]
+        plugin, instance = self._plugins[place]
+        return one.ask(plugin, instance, arguments)
 
     def answers(self, hook: str) -> bool:
         """Tell whether a plugin implements a hook."""
@@ -204,17 +193,18 @@ class Instances:
 
         An observer that fails is left out from then on.
         """
-        for one in list(self._hooks[hook]):
+        for place, one in self._hooks[hook]:
+            plugin, instance = self._plugins[place]
             try:
-                answer = one({**arguments})
+                answer = one.ask(plugin, instance, {**arguments})
                 found = None if answer is None else read(answer)
             except (HookFailed, ContractBroken) as failed:
                 if isinstance(failed, ContractBroken):
-                    failed = HookFailed(one.plugin, hook, failed)
-                self._failed(one.plugin, failed)
+                    failed = HookFailed(plugin, hook, failed)
+                self._failed(plugin, failed)
                 continue
             if found is not None:
-                yield one.plugin, found
+                yield plugin, found
 
     def tell(self, hook: str) -> None:
         """Tell everyone of something that has no answer."""
@@ -223,20 +213,25 @@ class Instances:
 
     def observe(self, event: Any) -> None:
         """Tell the observers of an event; one that fails is left out from then on."""
-        for one in self._observers[:]:
+        for place, one in self._hooks["pvmm_observe"]:
+            plugin, instance = self._plugins[place]
             try:
-                one({"event": event})
+                one.ask(plugin, instance, {"event": event})
             except HookFailed as failed:
-                self._failed(one.plugin, failed)
+                self._failed(plugin, failed)
 
     def _failed(self, plugin: str, failed: HookFailed) -> None:
         """Leave an observer out. Raises what an allocator or backend raised."""
         if plugin not in self._watching:
             raise failed
         self.left_out.append(f"observer {plugin} is left out: {failed}")
-        self._hooks.forget(plugin)
+        self._hooks = {
+            name: [(place, one) for place, one in found if self._plugins[place][0] != plugin]
+            for name, found in self._hooks.items()
+        }
 
     def implementer(self, hook: str) -> str:
         """Return the name of the plugin that a hook's answer came from."""
-        found = self._hooks[hook]
-        return found[0].plugin if found else "?"
+        for place, _ in self._hooks[hook]:
+            return self._plugins[place][0]
+        return "?"
