@@ -18,7 +18,7 @@ from typing import NamedTuple
 import pytest
 
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("counted",),
+    ("counted", "frozen"),
     ("_version", "errors", "printable", "shown", "untouched"),
     ("guard", "options", "machine"),
     ("about", "engine", "sources"),

@@ -7,6 +7,7 @@ from enum import StrEnum
 
 import attrs
 
+from paravirt_mm.frozen import frozen
 from paravirt_mm.machine.model import sealed
 
 
@@ -21,7 +22,7 @@ class Way(StrEnum):
     """A plain store that traps and that the hypervisor carries out."""
 
 
-@attrs.frozen
+@frozen
 class Cost:
     """What an operation took.
 
@@ -44,7 +45,7 @@ class Cost:
     flushes: int = 0
 
 
-@attrs.frozen
+@frozen
 class Refusal:
     """The platform says no: ``operation`` in its own words, ``code`` a negative errno."""
 
@@ -65,7 +66,7 @@ a function there (Python 3.11; later ones do not ask the class of the class).
 """
 
 
-@attrs.frozen
+@frozen
 class EntryWrite:
     """``count`` entries of one kind that are written into tables of ``level``.
 

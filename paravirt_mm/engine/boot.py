@@ -50,6 +50,7 @@ class Boot:
 
     __slots__ = (
         "_fillable",
+        "_oldest_waiting",
         "_reachable",
         "_splits",
         "_standing",
@@ -77,6 +78,7 @@ class Boot:
     ledger: LedgerView
     _standing: Standing
     _waiting: Callable[[], Iterator[Batch]]
+    _oldest_waiting: Callable[[], Batch | None]
     _reachable: Ranges
     _table_pages: Ranges
     _fillable: dict[int, Ranges]
@@ -98,6 +100,7 @@ class Boot:
             "ledger": now.ledger.view(),
             "_standing": now.standing,
             "_waiting": now.waiting,
+            "_oldest_waiting": now.oldest_waiting,
             "_reachable": now.reachable.view(),
             "_table_pages": now.tables.view(),
             "_fillable": {},
@@ -136,7 +139,7 @@ class Boot:
     @property
     def oldest_waiting(self) -> Batch | None:
         """The first of the batches that wait."""
-        return next(self._waiting(), None)
+        return self._oldest_waiting()
 
     def is_reachable(self, start: int, end: int) -> bool:
         """Tell whether the kernel can write all of ``[start, end)`` now."""

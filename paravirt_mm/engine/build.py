@@ -294,7 +294,8 @@ class _Run:
                 owner in self.now.handed_over,
                 kind is LEAF or self.now.ledger.is_readonly(batch.runs),
             )
-            cost = self._ask("pvmm_write_entries", write=write) or _FREE
+            answer = self.hooks.call("pvmm_write_entries", boot=self.boot, write=write)
+            cost = contract.cost("pvmm_write_entries", self.mode, answer) or _FREE
         self._emit(EntriesWritten(batch.index, level, kind, count, owner, cost))
 
     def _map_readonly(self, start: int, end: int) -> tuple[tuple[int, int], ...]:
@@ -333,7 +334,8 @@ class _Run:
             return
         self._emit(SurplusReleased(released))
         # The kernel does not look which of them it had mapped read-only.
-        cost = self._ask("pvmm_make_writable", pages=released)
+        answer = self.hooks.call("pvmm_make_writable", boot=self.boot, pages=released)
+        cost = contract.cost("pvmm_make_writable", self.mode, answer)
         if cost is not None:
             flipped = 0
             for run in released:
@@ -347,12 +349,14 @@ class _Run:
         for life in lives:
             batch = life.batch
             if batch.count and self._is_told:
-                cost = self._ask("pvmm_make_readonly", batch.by_level, tables=batch)
+                answer = self.hooks.call("pvmm_make_readonly", boot=self.boot, tables=batch)
+                cost = contract.cost("pvmm_make_readonly", self.mode, answer, batch.by_level)
                 if cost is not None:
                     for run in batch.runs:
                         self.now.ledger.set_readonly(*run.pfns, readonly=True)
                     self._emit(MadeReadonly(batch, cost))
-                cost = self._ask("pvmm_pin_tables", batch.by_level, tables=batch)
+                answer = self.hooks.call("pvmm_pin_tables", boot=self.boot, tables=batch)
+                cost = contract.cost("pvmm_pin_tables", self.mode, answer, batch.by_level)
                 if cost is not None:
                     life.pinned = frozenset(cost.pinned)
                     self._emit(TablesPinned(batch, cost))
@@ -384,15 +388,6 @@ class _Run:
                 self._write(life.batch, TABLE, entries.level, entries.count, entries.owner)
         life.links = tuple(links)
         self.now.pending.append(life)
-
-    def _ask(
-        self, hook: str, pinnable: Mapping[int, int] | None = None, **arguments: Any
-    ) -> Cost | None:
-        """Return what the backend says that something costs (None: nobody answers). ``pinnable`` is
-        how many tables of which level it is about. Raises `Rejected` where it refuses.
-        """
-        answer = self.hooks.call(hook, boot=self.boot, **arguments)
-        return None if answer is None else contract.cost(hook, self.mode, answer, pinnable)
 
     # -- the other steps ----------------------------------------------------------------------
 
@@ -427,7 +422,8 @@ class _Run:
         return StepResult(tables=_tables(lives))
 
     def _activate(self, _step: ActivateRoot) -> StepResult:
-        cost = self._ask("pvmm_activate_cr3", root=self._root) or _LOADED
+        answer = self.hooks.call("pvmm_activate_cr3", boot=self.boot, root=self._root)
+        cost = contract.cost("pvmm_activate_cr3", self.mode, answer) or _LOADED
         if not self._tree_is_live:
             self._tree_is_live = True
             self.now.reachable.empty()

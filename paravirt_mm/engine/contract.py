@@ -408,11 +408,13 @@ def refusal(told: Answer, answer: Refusal) -> Refusal:
 
 def cost(
     hook: str, mode: PagingMode, answer: Any, pinnable: Mapping[int, int] | None = None
-) -> Cost:
-    """Check what an operation costs. Raises `Rejected` where it is refused.
+) -> Cost | None:
+    """Check what an operation costs; nobody answers: None. Raises `Rejected` where it is refused.
 
     ``pinnable`` is how many tables of which level it is about; None: all there are.
     """
+    if answer is None:
+        return None
     known = _CHECKED.get(id(answer))
     if known is not answer or known is None:
         if isinstance(answer, Refusal):

@@ -8,6 +8,7 @@ in either direction, is one flip of that page (see the definition of ``flips`` i
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from itertools import starmap
 from typing import NamedTuple
 
 from paravirt_mm.engine.pages import PageRun
@@ -33,7 +34,7 @@ class LedgerView:
 
     def is_readonly(self, runs: Iterable[PageRun]) -> bool:
         """Tell whether every page of ``runs`` is read-only."""
-        return all(self._readonly.covers(*run.pfns) for run in runs)
+        return all(starmap(self._readonly.covers, [run.pfns for run in runs]))
 
     def readonly(self, low: int, high: int) -> Iterator[Span]:
         """Yield the read-only pfn ranges inside ``[low, high)``, ascending."""

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from enum import StrEnum
 
-import attrs
-
+from paravirt_mm.frozen import frozen
 from paravirt_mm.machine.paging import PAGE_SHIFT
 
 
-@attrs.frozen
+@frozen
 class PageRun:
     """``count`` pages from pfn ``start`` upward (``step`` 1) or downward (``step`` -1), in that
     order.
@@ -73,7 +72,7 @@ BRK, MEMBLOCK, RESERVATION = Source.BRK, Source.MEMBLOCK, Source.RESERVATION
 """As `paravirt_mm.engine.answers.LEAF`."""
 
 
-@attrs.frozen
+@frozen
 class TablePages:
     """An allocator's answer: one run, and where it came from."""
 

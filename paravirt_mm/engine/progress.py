@@ -89,6 +89,13 @@ class Progress:
         """Yield the batches with tables that wait to be handed over or attached."""
         return (life.batch for life in self.pending if life.batch.count)
 
+    def oldest_waiting(self) -> Batch | None:
+        """Return the first of them."""
+        for life in self.pending:
+            if life.batch.count:
+                return life.batch
+        return None
+
     def take_reserved(self, run: PageRun) -> None:
         """Note that pages of the reservation are used now; the others stay in their order."""
         remaining: list[PageRun] = []

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 from functools import lru_cache
 
-import attrs
-
 from paravirt_mm.engine.memblock import MemblockView
+from paravirt_mm.frozen import frozen
 from paravirt_mm.machine.paging import PAGE_SIZE, PagingMode
 from paravirt_mm.machine.ranges import align_down, align_up
 
 
-@attrs.frozen
+@frozen
 class Piece:
     """Bytes ``[start, end)`` to map with entries of at most ``level`` (1: 4k, 2: 2M, 3: 1G)."""
 

@@ -7,6 +7,7 @@ from enum import StrEnum
 import attrs
 
 from paravirt_mm.engine.split import Piece
+from paravirt_mm.frozen import frozen
 
 
 class HandOver(StrEnum):
@@ -32,7 +33,7 @@ class Promote(StrEnum):
     """Promoted neighbours then stay apart: Linux 3.9."""
 
 
-@attrs.frozen
+@frozen
 class Map:
     """Map physical bytes ``[start, end)``, one call of the kernel's init_memory_mapping.
 
@@ -68,28 +69,28 @@ class Map:
     pieces: tuple[Piece, ...] = ()
 
 
-@attrs.frozen
+@frozen
 class NewRoot:
     """Start a new tree: the root table is allocated like any other; the boot tree stays in CR3."""
 
     label: str = "new root"
 
 
-@attrs.frozen
+@frozen
 class HandOverTables:
     """Call the backend's hooks on every table that waits for it."""
 
     label: str = "hand over"
 
 
-@attrs.frozen
+@frozen
 class AttachTables:
     """Write the entries that attach every waiting table to the tree."""
 
     label: str = "attach"
 
 
-@attrs.frozen
+@frozen
 class ActivateRoot:
     """Load CR3 with the root of the tree."""
 
@@ -99,7 +100,7 @@ class ActivateRoot:
 Step = Map | NewRoot | HandOverTables | AttachTables | ActivateRoot
 
 
-@attrs.frozen
+@frozen
 class StepResult:
     """What a step did: pieces by page size, tables made, end of the last mapping (bytes)."""
 
@@ -108,7 +109,7 @@ class StepResult:
     mapped_end: int = 0
 
 
-@attrs.frozen
+@frozen
 class TableDemand:
     """Tables that one piece needs: ``by_level`` counts, for bytes ``[start, end)``.
 

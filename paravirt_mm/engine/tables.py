@@ -18,6 +18,7 @@ import attrs
 from paravirt_mm.engine.answers import LEAF, TABLE, EntryKind
 from paravirt_mm.engine.pages import PageRun, TablePages, page_count
 from paravirt_mm.engine.split import Piece
+from paravirt_mm.frozen import frozen
 from paravirt_mm.machine.model import Span, sealed
 from paravirt_mm.machine.paging import PAGE_SIZE, PagingMode
 from paravirt_mm.machine.ranges import (
@@ -33,7 +34,7 @@ BOOT_TREE = -1
 """Batch index of the tables that exist since boot."""
 
 
-@attrs.frozen
+@frozen
 class TableRun:
     """``count`` tables of ``level``: the i-th maps from ``base + i * span`` and is page ``pfn + i *
     step``.
@@ -60,7 +61,7 @@ def tables_by_level(
     return tuple(found)
 
 
-@attrs.frozen(eq=False)
+@frozen(eq=False)
 class Batch:
     """The tables that mapping ``[start, end)`` created, and the pages that became them.
 
@@ -144,7 +145,7 @@ class Batch:
         return ((-level, base, count) for base, level, count in found)
 
 
-@attrs.frozen
+@frozen
 class Leaves:
     """New leaf entries: bytes ``[start, end)`` mapped by entries of ``level``."""
 
@@ -153,7 +154,7 @@ class Leaves:
     end: int
 
 
-@attrs.frozen
+@frozen
 class EntryCount:
     """``count`` entries of tables of ``level`` that belong to batch ``owner`` (`BOOT_TREE`: tables
     that exist since boot).

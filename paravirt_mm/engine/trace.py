@@ -16,10 +16,11 @@ from paravirt_mm.engine.pages import PageRun, TablePages
 from paravirt_mm.engine.split import Piece
 from paravirt_mm.engine.steps import HandOver, Step
 from paravirt_mm.engine.tables import Batch, Leaves
+from paravirt_mm.frozen import frozen
 from paravirt_mm.machine.model import BootState, Machine
 
 
-@attrs.frozen
+@frozen
 class RunStarted:
     """The first event: what the run is about; ``promised`` is what the allocator will map."""
 
@@ -30,7 +31,7 @@ class RunStarted:
     promised: tuple[tuple[int, int], ...]
 
 
-@attrs.frozen
+@frozen
 class StepStarted:
     """The allocator's generator yielded a step."""
 
@@ -38,7 +39,7 @@ class StepStarted:
     step: Step
 
 
-@attrs.frozen
+@frozen
 class RangeSplit:
     """A range was split by page size."""
 
@@ -47,35 +48,35 @@ class RangeSplit:
     pieces: tuple[Piece, ...]
 
 
-@attrs.frozen
+@frozen
 class TablesReserved:
     """The allocator set pages aside for tables."""
 
     pages: tuple[PageRun, ...]
 
 
-@attrs.frozen
+@frozen
 class MemoryTaken:
     """The platform took memory away (bytes), between two steps."""
 
     spans: tuple[tuple[int, int], ...]
 
 
-@attrs.frozen
+@frozen
 class PagesTaken:
     """Pages were taken for tables of a piece before one was missing: a panic follows."""
 
     pages: tuple[TablePages, ...]
 
 
-@attrs.frozen
+@frozen
 class TablesAllocated:
     """Pages became the tables of a batch; nothing is written to them yet."""
 
     batch: Batch
 
 
-@attrs.frozen
+@frozen
 class EntriesWritten:
     """Entries of one kind were stored into tables of ``level``.
 
@@ -90,7 +91,7 @@ class EntriesWritten:
     cost: Cost
 
 
-@attrs.frozen
+@frozen
 class RangeMapped:
     """Leaf entries map ``leaves``; of these bytes, ``readonly`` ranges are mapped without RW."""
 
@@ -98,7 +99,7 @@ class RangeMapped:
     readonly: tuple[tuple[int, int], ...]
 
 
-@attrs.frozen
+@frozen
 class MadeReadonly:
     """Tables of a batch were made read-only."""
 
@@ -106,7 +107,7 @@ class MadeReadonly:
     cost: Cost
 
 
-@attrs.frozen
+@frozen
 class TablesPinned:
     """Tables of a batch were pinned: ``cost.pinned`` tells how many of which level."""
 
@@ -114,7 +115,7 @@ class TablesPinned:
     cost: Cost
 
 
-@attrs.frozen
+@frozen
 class TablesAttached:
     """A batch became part of the tree; tables that a typed platform did not pin are validated by
     it.
@@ -130,7 +131,7 @@ class TablesAttached:
     validated: tuple[tuple[int, int], ...]
 
 
-@attrs.frozen
+@frozen
 class RootActivated:
     """CR3 was loaded. ``batch`` holds the root (None: the root that exists since boot)."""
 
@@ -138,14 +139,14 @@ class RootActivated:
     cost: Cost
 
 
-@attrs.frozen
+@frozen
 class SurplusReleased:
     """Pages that were set aside and not used were given back."""
 
     pages: tuple[PageRun, ...]
 
 
-@attrs.frozen
+@frozen
 class MadeWritable:
     """Pages were made writable again; ``flipped`` of them were not."""
 
@@ -154,7 +155,7 @@ class MadeWritable:
     cost: Cost
 
 
-@attrs.frozen
+@frozen
 class Panicked:
     """The modelled kernel gave up; it needed ``missing_tables`` pages beyond its reservation."""
 
@@ -162,7 +163,7 @@ class Panicked:
     missing_tables: int = 0
 
 
-@attrs.frozen
+@frozen
 class OperationRejected:
     """The platform refused an operation."""
 
@@ -170,7 +171,7 @@ class OperationRejected:
     code: int
 
 
-@attrs.frozen
+@frozen
 class RunFinished:
     """The last event of a run that came to its end: memblock's reservations."""
 

@@ -293,12 +293,13 @@ CHECKS: dict[str, tuple[Check, list[Any], list[tuple[Any, str]]]] = {
     "cost": (
         lambda value: contract.cost("pvmm_pin_tables", X86_64, value, {1: 4}),
         [
+            None,
             Cost(),
             Cost({"mmu": 0}),
             Cost({"mmu": MOST}, MOST, {1: 4}, flushes=MOST),
         ],
         [
-            (None, "is not a Cost, a Refusal or None"),
+            (0, "is not a Cost, a Refusal or None"),
             (Cost({"mmu": -1}), r"hypercalls\['mmu'\] is not in"),
             (Cost({"mmu": MOST + 1}), r"hypercalls\['mmu'\] is not in"),
             (Cost({1: 1}), "a kind in Cost.hypercalls is not a str"),  # type: ignore[dict-item]
@@ -337,6 +338,7 @@ def test_what_is_returned() -> None:
     assert contract.features(MACHINE, None) is MACHINE.features
     assert contract.image(MACHINE, None) is MACHINE.kernel
     assert contract.recorded(None) is contract.kernel_file(None) is None
+    assert contract.cost("x", X86_64, None) is None
     assert contract.readonly(None, 0, 1) == contract.taken(None, MACHINE) == ()
     assert contract.readonly(iter([[0, PAGE_SIZE]]), 0, MIB) == ((0, PAGE_SIZE),)
     assert contract.runs("x", [PageRun(5, 0), PageRun(5, 1)]) == (PageRun(5, 1),)

@@ -170,8 +170,7 @@ def _free_pages(boot: Boot, brk: PageRun, count: int) -> list[TablePages]:
     """
     pages = [TablePages(run, Source.BRK) for run in first_pages([brk], count)]
     count -= brk.count
-    oldest = boot.oldest_waiting
-    if count > 0 and (oldest is None or oldest.index > 0):
+    if count > 0 and ((oldest := boot.oldest_waiting) is None or oldest.index > 0):
         for low, high in boot.free_reachable(0, boot.machine.map_limit):
             first, last = align_up(low, PAGE_SIZE) >> PAGE_SHIFT, high >> PAGE_SHIFT
             if first < last:
