@@ -73,24 +73,22 @@ def pair(choose: Choices, machine: Machine) -> tuple[str, str]:
 
 
 def excuse(run: Run) -> str:
-    """Return why a run may break a rule, empty if it may not: the machine contradicts itself, and
-    says so (`paravirt_mm.sources.possible`).
+    """Return why a run may break a rule, empty if it may not: what its machine says of itself does
+    not go together. (Readers tell of it: see `Provenance.assumed`.)
     """
     if not run.trace.begun:
         return ""
     machine = run.trace.start.machine
     kernel = run.trace.start.boot.kernel_of(machine)
-    start, end = kernel.start, max(kernel.loaded[1], kernel.span[1])
+    start, end = kernel.loaded
     if end > machine.map_limit:
         return "the kernel lies above the direct map"
     if not machine.memory_map.ram_pages().covers(
         align_down(start, PAGE_SIZE), align_up(end, PAGE_SIZE)
     ):
         return "the kernel lies outside RAM"
-    if (
-        machine.map_limit < machine.memory_map.end_pfn(machine.mode.physical_end) * PAGE_SIZE
-        and not machine.mode.is_32bit
-    ):
+    ram_end = machine.memory_map.end_pfn(machine.mode.physical_end)
+    if not machine.mode.is_32bit and machine.max_pfn < ram_end:
         return "max_pfn lies below the end of RAM"
     return ""
 
@@ -106,7 +104,7 @@ def unanswered(run: Run) -> str:
 
 
 _MANY_CHUNKS = 16 * GIB
-_ODD = (0, 0, 0, 0, PAGE_SIZE, -PAGE_SIZE, 1, -1, 512, 0x800)
+_NUDGES = (0, 0, 0, 0, PAGE_SIZE, -PAGE_SIZE, 1, -1, 512, 0x800)
 _SIZES = (
     0, 1, PAGE_SIZE, 2 * PAGE_SIZE, 64 * KIB, 640 * KIB, MIB, 2 * MIB, 4 * MIB, 8 * MIB, 16 * MIB,
     30 * MIB, 64 * MIB, 512 * MIB, 896 * MIB, GIB, 3 * GIB, 4 * GIB, 5 * GIB, 64 * GIB, 512 * GIB,
@@ -146,7 +144,7 @@ def _address(choose: Choices, memory: MemoryMap | None, mode: PagingMode) -> int
     if memory is not None:
         ends += [edge for entry in memory.entries[:8] for edge in (entry.start, entry.end)]
     place = choose.one_of((choose.one_of(_SIZES), choose.one_of(ends)))
-    return max(0, place + choose.one_of(_ODD))
+    return max(0, place + choose.one_of(_NUDGES))
 
 
 def _span(choose: Choices, memory: MemoryMap | None, mode: PagingMode) -> Span:
@@ -166,7 +164,6 @@ def _memory(choose: Choices, mode: PagingMode) -> MemoryMap:
     memory = MemoryMap.sanitise(raw)
     if not memory.ram_pages():
         page = align_down(choose.one_of((0, 0, mode.physical_end - 1, 4 * GIB)), PAGE_SIZE)
-        raw = [entry for entry in raw if not entry[0] < page + PAGE_SIZE <= entry[1]]
         memory = MemoryMap.sanitise([(page, page + PAGE_SIZE, E820Type.RAM)])
     return memory
 

@@ -79,18 +79,24 @@ def _iomem() -> tuple[bytes, ...]:
 
 @cache
 def _machine_files() -> tuple[bytes, ...]:
-    return _written("qemu-512m", "lenovo-x230-8g", "asus-l8400-256m")
+    return _written("qemu-512m", "lenovo-x230-8g", "asus-l8400-256m") + _edge_files()
 
 
 @cache
 def _small_machine_files() -> tuple[bytes, ...]:
-    return _written("qemu-512m", "qemu-pae-320m")
+    return _written("qemu-512m", "qemu-pae-320m") + _edge_files()
 
 
 def _written(*names: str) -> tuple[bytes, ...]:
     return tuple(
         write(bundled(name)).encode() for name in names for write in (write_toml, write_json)
     )
+
+
+def _edge_files() -> tuple[bytes, ...]:
+    """A few machines that are odd before they are damaged."""
+    machines = (edge_machine(Seeded(number)) for number in range(24))
+    return tuple(write_toml(machine).encode() for machine in machines)
 
 
 @cache
@@ -386,6 +392,9 @@ TARGETS = {
         "toml", _machine_files, _command("compare", "-f", "html", choosing=BOTH)
     ),
     "run": Target("toml", _small_machine_files, _command("run", choosing=BOTH)),
+    "run explained": Target(
+        "toml", _small_machine_files, _command("run", "--explain", choosing=BOTH), 1
+    ),
     "machines": Target("log", _logs, _command("machines")),
     "inspect": Target("core", _cores, _command("inspect")),
     "verify log": Target("log", _logs, _command("verify", "log")),
