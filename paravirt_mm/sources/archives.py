@@ -124,9 +124,8 @@ class _Body(io.RawIOBase):
         return len(block)
 
     def skip(self) -> None:
-        """Read what is left, up to the next header."""
+        """Read what is left, up to the next header. To be called once."""
         self._left += self._padding
-        self._padding = 0
         while self._left > 0:
             block = self._stream.read(min(self._left, 1 << 16))
             if not block:
