@@ -209,8 +209,10 @@ _COMPARISONS: Mapping[str, Callable[[Number, Number], bool]] = {
     ">": operator.gt,
 }
 _DENIED = {"<": ">=", "<=": ">", "==": "!=", "!=": "==", ">=": "<", ">": "<="}
-_BEYOND = {"<": -1, ">": 1, "!=": 1}
-"""By how much the left side must be beyond the right one."""
+_BEYOND = {"<": Fraction(-1), ">": Fraction(1), "!=": Fraction(1)}
+"""By how much the left side is to be beyond the right one."""
+_FINE = Fraction(1, 1000)
+"""So much of it is enough where not both are whole numbers."""
 
 
 @attrs.frozen
@@ -283,7 +285,9 @@ class _Comparison(Term):
         if sides is None or _COMPARISONS[self.sign](*sides) is wanted:
             return
         left, right = map(Fraction, sides)
-        beyond = _BEYOND.get(self.sign if wanted else _DENIED[self.sign], 0)
+        beyond = _BEYOND.get(self.sign if wanted else _DENIED[self.sign], Fraction(0))
+        if left.denominator != 1 or right.denominator != 1:
+            beyond *= _FINE
         yield from self.left.leads_to(sight, right + beyond)
         yield from self.right.leads_to(sight, left - beyond)
 

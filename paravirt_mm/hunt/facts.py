@@ -50,7 +50,7 @@ def scaled(ratio: Fraction, choose: Choices, machine: Machine) -> Machine:
     have.
     """
     fact = choose.one_of(tuple(FACTS.values()))
-    return fact.given(choose, machine, int(max(1, fact.of(machine)) * ratio))
+    return fact.given(choose, machine, round(max(1, fact.of(machine)) * ratio))
 
 
 def _of_ram(machine: Machine) -> int:

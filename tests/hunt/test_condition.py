@@ -159,6 +159,7 @@ def test_how_far_from_true_a_run_is(made, text, distance):
         ("crashkernel_512m_below_4g", [2]),
         ("waste == 1", [Fraction(1, 1200)]),
         ("waste != 1200", [Fraction(1201, 1200)]),
+        ("flips_per_table > 1.75", [Fraction(1751, 1500)]),
         # Through arithmetic, whatever stands on which side.
         ("(waste + 1200) / 2 == 2400", [3]),
         ("3600 - waste == 1200", [2]),
