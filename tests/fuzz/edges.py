@@ -74,10 +74,12 @@ def pair(choose: Choices, machine: Machine) -> tuple[str, str]:
 
 def excuse(run: Run) -> str:
     """Return why a run may break a rule, empty if it may not: what its machine says of itself does
-    not go together. (Readers tell of it: see `Provenance.assumed`.)
+    not go together (readers tell of it: see `Provenance.assumed`), or the release is at fault.
     """
     if not run.trace.begun:
         return ""
+    if ("kernel", "3.9") in run.allocator.options and run.machine.features.gbpages:
+        return "3.9 maps over pages of 1 GiB (docs/history.md)"
     machine = run.trace.start.machine
     kernel = run.trace.start.boot.kernel_of(machine)
     start, end = kernel.loaded

@@ -83,6 +83,16 @@ STORIES = (
         1,
     ),
     Story(
+        "pages of 1 GiB are mapped over",
+        Quarry(
+            "incremental:variant=linux,kernel=3.9",
+            "native",
+            "violation 'mapped twice' and other.ok",
+            other="incremental:variant=linux,kernel=3.10",
+        ),
+        1,
+    ),
+    Story(
         "no free large page",
         Quarry(
             "incremental:variant=linux,kernel=6.14",

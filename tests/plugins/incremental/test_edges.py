@@ -581,3 +581,19 @@ def test_an_image_of_nothing_is_not_mapped() -> None:
     subject = attrs.evolve(subject, kernel=KernelImage(16 * MIB, *[16 * MIB] * 3))
     found = run(subject, "variant=hpa,brk_pages=0")
     assert found.verdict.outcome is not Outcome.ERROR
+
+
+@pytest.mark.parametrize(
+    ("kernel", "last"), [("3.9", [(2 * MIB, 0x7C000000, 2)]),
+                         ("3.10", [(2 * MIB, GIB, 2), (GIB, 0x7C000000, 3)])]
+)  # fmt: skip
+def test_pages_of_1_gib_are_mapped_over_where_neighbours_are_merged_first(
+    kernel: str, last: list[tuple[int, int, int]]
+) -> None:
+    """2 GiB in one piece: the last step begins at 1 MiB, the two before lie in a page of 1 GiB."""
+    subject = machine((PAGE, 2 * GIB), features=CpuFeatures(gbpages=True))
+    found = run(subject, f"kernel={kernel}")
+    *_, split = found.trace.of(RangeSplit)
+    assert [(piece.start, piece.end, piece.level) for piece in split.pieces[1:]] == last
+    twice = [] if kernel == "3.10" else [(3, GIB)]
+    assert [(finding.rule, finding.address) for finding in found.findings[:1]] == twice
