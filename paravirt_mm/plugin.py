@@ -36,16 +36,17 @@ class Plugin:
     factory: type[Any]
     distribution: str = "unregistered"
     version: str = ""
+    role: Role = attrs.field(init=False, repr=False, eq=False)
+    """What it is in a scenario."""
+
+    @role.default
+    def _role(self) -> Role:
+        return role_of(self.hooks)
 
     @property
     def hooks(self) -> tuple[str, ...]:
         """Names of the hooks it implements, sorted."""
         return tuple(implemented(self.factory))
-
-    @property
-    def role(self) -> Role:
-        """What it is in a scenario."""
-        return role_of(self.hooks)
 
     @property
     def api(self) -> str:

@@ -55,6 +55,9 @@ DESIGNED_UPON = "3.7"
 _map = partial(Map, promote=Promote.BEFORE_MERGE, hand_over=HandOver.LATER)
 """A step of the design: start, end, label."""
 
+_BRK, _MEMBLOCK = Source.BRK, Source.MEMBLOCK
+"""Members cost more to look up in their class, each time, than to use."""
+
 
 @attrs.frozen
 class SevenSteps:
@@ -168,14 +171,14 @@ def _free_pages(boot: Boot, brk: PageRun, count: int) -> list[TablePages]:
     """Return up to ``count`` pages for tables: of ``brk`` first; once the tree is live, mapped
     memory from the top.
     """
-    pages = [TablePages(run, Source.BRK) for run in first_pages([brk], count)]
+    pages = [TablePages(run, _BRK) for run in first_pages([brk], count)]
     count -= brk.count
     if count > 0 and ((oldest := boot.oldest_waiting) is None or oldest.index > 0):
         for low, high in boot.free_reachable(0, boot.machine.map_limit):
             first, last = align_up(low, PAGE_SIZE) >> PAGE_SHIFT, high >> PAGE_SHIFT
             if first < last:
                 taken = min(count, last - first)
-                pages.append(TablePages(PageRun(last - 1, taken, -1), Source.MEMBLOCK))
+                pages.append(TablePages(PageRun(last - 1, taken, -1), _MEMBLOCK))
                 count -= taken
                 if not count:
                     break

@@ -67,6 +67,7 @@ from paravirt_mm_xen.domain.collisions import (
     summary,
 )
 from paravirt_mm_xen.domain.layout import (
+    BOOT_STACK,
     Arrangement,
     DomainKind,
     Given,
@@ -129,6 +130,10 @@ class TableEntries(StrEnum):
     """
     STORE = "store"
     """As the design has it: what is still an ordinary page is written like one."""
+
+
+_LEAF, _STORE = EntryKind.LEAF, TableEntries.STORE
+"""As `paravirt_mm_xen.domain.layout.KERNEL`."""
 
 
 @attrs.frozen
@@ -304,7 +309,7 @@ class Xen:
         }
         # The boot stack is free: the kernel has one of its own from its first instructions on.
         places = layout.places
-        kept = [static, *[span for part, span in places if part is not Part.BOOT_STACK]]
+        kept = [static, *[span for part, span in places if part is not BOOT_STACK]]
         kept += _behind(machine.memory_map, pages)
         if (self._release or ()) >= EXTRA_RESERVED_SINCE:
             kept += extra_memory(machine.memory_map)
@@ -350,7 +355,7 @@ class Xen:
         """
         if self._booted:
             return self._booted[0].charges.written(write)
-        if write.kind is EntryKind.LEAF:
+        if write.kind is _LEAF:
             if write.live and write.level > 1:
                 return Refusal(f"mmu_update: large page in an L{write.level} entry", EINVAL)
             if self._passes_leaves and write.level == 1:
@@ -358,7 +363,7 @@ class Xen:
             if not write.live:
                 return _STORED
             return _EMULATED
-        if not write.live and self.table_entries is TableEntries.STORE:
+        if not write.live and self.table_entries is _STORE:
             return _STORED
         if write.live and not write.readonly_children:
             return Refusal(f"mmu_update: L{write.level} entry to a writable page", EINVAL)

@@ -29,6 +29,8 @@ from paravirt_mm import (
     align_up,
 )
 
+_EACH = HandOver.EACH
+
 
 def cleared_entries(trace: RunTrace) -> Mapping[int, int]:
     """Return, by level, how many empty entries Linux would pass to Xen in the course of a run.
@@ -41,7 +43,7 @@ def cleared_entries(trace: RunTrace) -> Mapping[int, int]:
     if mode.is_32bit:
         return {}
     steps = [event.step for event in trace.of(StepStarted)]
-    calls = [step for step in steps if isinstance(step, Map) and step.hand_over is HandOver.EACH]
+    calls = [step for step in steps if isinstance(step, Map) and step.hand_over is _EACH]
     if not calls:
         return dict.fromkeys(range(2, mode.root_level), 0)
     ram = start.machine.memory_map.ram_pages()

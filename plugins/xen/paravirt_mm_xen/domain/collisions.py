@@ -33,7 +33,7 @@ from paravirt_mm import (
     align_up,
     dotted,
 )
-from paravirt_mm_xen.domain.layout import Part
+from paravirt_mm_xen.domain.layout import BRK, KERNEL, Part
 from paravirt_mm_xen.linux import HIGH_P2M_SINCE, UNMAPPED_INITRD_SINCE
 
 HOLE = "hole"
@@ -141,9 +141,9 @@ def handling(release: Version) -> Handling:
 def apart(places: Iterable[tuple[Part, Span]], kernel: KernelImage) -> Iterator[tuple[Part, Span]]:
     """Yield the parts of a domain with the kernel's brk as one of its own."""
     for part, (start, end) in places:
-        if part is Part.KERNEL and kernel.end < end:
-            yield Part.KERNEL, (start, kernel.end)
-            yield Part.BRK, (kernel.end, end)
+        if part is KERNEL and kernel.end < end:
+            yield KERNEL, (start, kernel.end)
+            yield BRK, (kernel.end, end)
         else:
             yield part, (start, end)
 

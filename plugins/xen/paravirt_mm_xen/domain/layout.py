@@ -80,6 +80,22 @@ class Part(StrEnum):
     BOOT_STACK = "Boot stack"
 
 
+KERNEL, BRK, BOOT_STACK = Part.KERNEL, Part.BRK, Part.BOOT_STACK
+"""For what every run asks for: a member costs ten times as much to look up in its class."""
+
+_PRINTED = (
+    Part.KERNEL,
+    Part.INITRD,
+    Part.P2M,
+    Part.START_INFO,
+    Part.XENSTORE,
+    Part.CONSOLE,
+    Part.PAGE_TABLES,
+    Part.BOOT_STACK,
+)
+"""In the order in which Xen prints them."""
+
+
 @attrs.frozen
 class Arrangement:
     """The layout of a fresh domain: named ranges in guest-physical bytes, and where the initial
@@ -104,17 +120,18 @@ class Arrangement:
     @property
     def places(self) -> tuple[tuple[Part, Span], ...]:
         """The parts that there are, in the order in which Xen prints them."""
-        parts = (
-            (Part.KERNEL, self.kernel),
-            (Part.INITRD, self.initrd),
-            (Part.P2M, self.p2m or self.high_p2m),
-            (Part.START_INFO, self.start_info),
-            (Part.XENSTORE, self.xenstore),
-            (Part.CONSOLE, self.console),
-            (Part.PAGE_TABLES, self.page_tables),
-            (Part.BOOT_STACK, self.boot_stack),
+        spans = (
+            self.kernel,
+            self.initrd,
+            self.p2m or self.high_p2m,
+            self.start_info,
+            self.xenstore,
+            self.console,
+            self.page_tables,
+            self.boot_stack,
         )
-        return tuple([(part, span) for part, span in parts if span is not None])
+        found = zip(_PRINTED, spans, strict=True)
+        return tuple([(part, span) for part, span in found if span is not None])
 
 
 @attrs.frozen(kw_only=True)
