@@ -8,7 +8,6 @@ in either direction, is one flip of that page (see the definition of ``flips`` i
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from itertools import starmap
 from typing import NamedTuple
 
 from paravirt_mm.engine.pages import PageRun
@@ -34,7 +33,10 @@ class LedgerView:
 
     def is_readonly(self, runs: Iterable[PageRun]) -> bool:
         """Tell whether every page of ``runs`` is read-only."""
-        return all(starmap(self._readonly.covers, [run.pfns for run in runs]))
+        for run in runs:  # noqa: SIM110  # most are one: a generator costs more than to look
+            if not self._readonly.covers(*run.pfns):
+                return False
+        return True
 
     def readonly(self, low: int, high: int) -> Iterator[Span]:
         """Yield the read-only pfn ranges inside ``[low, high)``, ascending."""

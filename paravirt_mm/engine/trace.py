@@ -230,7 +230,7 @@ class Trace:
         """What cut the run short; None: it came to its end."""
         # Behind it stands only the event that tells how memory was left.
         for event in self.events[-2:]:
-            if isinstance(event, Panicked | OperationRejected):
+            if isinstance(event, (Panicked, OperationRejected)):
                 return event
         return None
 

@@ -237,7 +237,10 @@ class RangeSet(Ranges):
         first = bisect_left(edges, start)
         last = bisect_right(edges, end, first)
         # An edge that lies in a range, or at its other edge, is none any more.
-        edges[first:last] = (start, end)[first & 1 : 2 - (last & 1)]
+        if first & 1:
+            edges[first:last] = () if last & 1 else (end,)
+        else:
+            edges[first:last] = (start,) if last & 1 else (start, end)
 
     def discard(self, start: int, end: int) -> None:
         """Remove whatever of ``[start, end)`` is in the set."""
