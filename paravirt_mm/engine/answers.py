@@ -7,7 +7,6 @@ from enum import StrEnum
 
 import attrs
 
-from paravirt_mm.frozen import frozen
 from paravirt_mm.machine.model import sealed
 
 
@@ -22,7 +21,7 @@ class Way(StrEnum):
     """A plain store that traps and that the hypervisor carries out."""
 
 
-@frozen
+@attrs.frozen
 class Cost:
     """What an operation took.
 
@@ -45,7 +44,7 @@ class Cost:
     flushes: int = 0
 
 
-@frozen
+@attrs.frozen
 class Refusal:
     """The platform says no: ``operation`` in its own words, ``code`` a negative errno."""
 
@@ -66,7 +65,7 @@ a function there (Python 3.11; later ones do not ask the class of the class).
 """
 
 
-@frozen
+@attrs.frozen
 class EntryWrite:
     """``count`` entries of one kind that are written into tables of ``level``.
 

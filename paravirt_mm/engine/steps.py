@@ -69,28 +69,28 @@ class Map:
     pieces: tuple[Piece, ...] = ()
 
 
-@frozen
+@attrs.frozen
 class NewRoot:
     """Start a new tree: the root table is allocated like any other; the boot tree stays in CR3."""
 
     label: str = "new root"
 
 
-@frozen
+@attrs.frozen
 class HandOverTables:
     """Call the backend's hooks on every table that waits for it."""
 
     label: str = "hand over"
 
 
-@frozen
+@attrs.frozen
 class AttachTables:
     """Write the entries that attach every waiting table to the tree."""
 
     label: str = "attach"
 
 
-@frozen
+@attrs.frozen
 class ActivateRoot:
     """Load CR3 with the root of the tree."""
 

@@ -34,7 +34,7 @@ BOOT_TREE = -1
 """Batch index of the tables that exist since boot."""
 
 
-@frozen
+@attrs.frozen
 class TableRun:
     """``count`` tables of ``level``: the i-th maps from ``base + i * span`` and is page ``pfn + i *
     step``.

@@ -20,7 +20,7 @@ from paravirt_mm.frozen import frozen
 from paravirt_mm.machine.model import BootState, Machine
 
 
-@frozen
+@attrs.frozen
 class RunStarted:
     """The first event: what the run is about; ``promised`` is what the allocator will map."""
 
@@ -48,21 +48,21 @@ class RangeSplit:
     pieces: tuple[Piece, ...]
 
 
-@frozen
+@attrs.frozen
 class TablesReserved:
     """The allocator set pages aside for tables."""
 
     pages: tuple[PageRun, ...]
 
 
-@frozen
+@attrs.frozen
 class MemoryTaken:
     """The platform took memory away (bytes), between two steps."""
 
     spans: tuple[tuple[int, int], ...]
 
 
-@frozen
+@attrs.frozen
 class PagesTaken:
     """Pages were taken for tables of a piece before one was missing: a panic follows."""
 
@@ -131,7 +131,7 @@ class TablesAttached:
     validated: tuple[tuple[int, int], ...]
 
 
-@frozen
+@attrs.frozen
 class RootActivated:
     """CR3 was loaded. ``batch`` holds the root (None: the root that exists since boot)."""
 
@@ -139,14 +139,14 @@ class RootActivated:
     cost: Cost
 
 
-@frozen
+@attrs.frozen
 class SurplusReleased:
     """Pages that were set aside and not used were given back."""
 
     pages: tuple[PageRun, ...]
 
 
-@frozen
+@attrs.frozen
 class MadeWritable:
     """Pages were made writable again; ``flipped`` of them were not."""
 
@@ -155,7 +155,7 @@ class MadeWritable:
     cost: Cost
 
 
-@frozen
+@attrs.frozen
 class Panicked:
     """The modelled kernel gave up; it needed ``missing_tables`` pages beyond its reservation."""
 
@@ -163,7 +163,7 @@ class Panicked:
     missing_tables: int = 0
 
 
-@frozen
+@attrs.frozen
 class OperationRejected:
     """The platform refused an operation."""
 
@@ -171,7 +171,7 @@ class OperationRejected:
     code: int
 
 
-@frozen
+@attrs.frozen
 class RunFinished:
     """The last event of a run that came to its end: memblock's reservations."""
 

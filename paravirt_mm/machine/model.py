@@ -12,7 +12,6 @@ from typing import Any
 import attrs
 
 from paravirt_mm.errors import InputError
-from paravirt_mm.frozen import frozen
 from paravirt_mm.machine.e820 import MemoryMap
 from paravirt_mm.machine.paging import GIB, MIB, PAGE_SHIFT, PAGE_SIZE, X86_64, PagingMode
 from paravirt_mm.machine.ranges import RangeSet, align_up
@@ -55,7 +54,7 @@ class CpuFeatures:
         return 3 if self.gbpages and 3 in mode.large_levels else 2
 
 
-@frozen
+@attrs.frozen
 class KernelImage:
     """Where the kernel lies, in bytes: ``[start, end)`` from text to bss, then its brk area.
 
@@ -234,7 +233,7 @@ class Machine(Shown):
         return next(bases, self.mode.direct_map_base)
 
 
-@frozen
+@attrs.frozen
 class BootState:
     """What exists before an allocator's first step: the answer of ``pvmm_boot_state``.
 
