@@ -143,7 +143,6 @@ def test_a_plugin_of_others_is_asked_for_figures_always(tmp_path: Any) -> None:
 STRANGER = """
 from paravirt_mm import hookimpl
 from paravirt_mm.hunt import search
-from paravirt_mm.hunt.account import Account, Tally
 from paravirt_mm_xen import Xen
 class Patches(Xen):
     @hookimpl
