@@ -256,7 +256,9 @@ class _Comparison(Term):
         return None if left is None or right is None else (left, right)
 
     def value(self, sight: Sight) -> Number | None:
-        sides = self.sides(sight)
+        return self._value_of(self.sides(sight))
+
+    def _value_of(self, sides: Sides | None) -> int | None:
         return None if sides is None else int(_COMPARISONS[self.sign](*sides))
 
     def distance(self, sight: Sight, wanted: bool) -> float:
@@ -277,8 +279,7 @@ class _Comparison(Term):
 
     def enter(self, tally: Tally, sight: Sight) -> None:
         sides = self.sides(sight)
-        value = None if sides is None else int(_COMPARISONS[self.sign](*sides))
-        tally.enter(value, sides)
+        tally.enter(self._value_of(sides), sides)
 
     def leads(self, sight: Sight, wanted: bool) -> Iterator[Change]:
         sides = self.sides(sight)

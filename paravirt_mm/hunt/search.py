@@ -167,7 +167,8 @@ def _parsed(text: str) -> Condition:
 class BatchResult:
     """What a batch found: the machine (None: nothing), after how many tries, how near it came; how
     many tries were errors of a plugin, and what the first one was. ``figures`` are those of plugins
-    that were seen on the machines to start from. ``account`` is of all its runs.
+    that were seen on the machines to start from. ``account`` is of all its runs, where
+    nothing was found.
     """
 
     number: int
@@ -455,7 +456,7 @@ def hunt(
                     return result
     finally:
         items.close()
-    for batch in waiting.values():
+    for _, batch in sorted(waiting.items()):
         if batch.account is not None:
             account.merge(batch.account)
     # What was found in a batch that is ahead of the others counts when there is nothing before it.
